@@ -1,0 +1,1 @@
+"""advsphere: adversarial training on the hypersphere, and an honest measure of what it buys."""

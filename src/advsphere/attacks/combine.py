@@ -1,0 +1,63 @@
+"""Attacks made of attacks: restarts, and the worst case of several. Both have the shape of any attack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from advsphere.classifier import Classifier, fooled
+from advsphere.draws import Draws
+from advsphere.losses import margin
+
+
+class Attack(Protocol):
+    """What every attack is: (model, x, target) -> x_adv, with all else bound by `functools.partial`.
+
+    x: (B, C, H, W) in bounds; target: (B,) labels, or classes to reach. draws address its randomness; an attack without
+    any ignores them.
+    """
+
+    def __call__(self, model: Classifier, x: Tensor, target: Tensor, /, *, draws: Draws | None = None) -> Tensor: ...
+
+
+def worst_case(attacks: Sequence[Attack]) -> Attack:
+    """The first attack that fools an example decides it; later ones see only what still resists.
+
+    Returns the fooling example, else the one with the lowest margin (the clean image is a candidate too: what is
+    misclassified anyway is never attacked).
+    """
+
+    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+        draws = draws or Draws.of(x)
+        with torch.no_grad():
+            logits = model(x)
+        result, best, done = x.clone(), margin(logits, y), fooled(logits, y)
+        for one in attacks:
+            index = (~done).nonzero().squeeze(1)
+            if len(index) == 0:
+                break
+            x_adv = one(model, x[index], y[index], draws=draws.take(index))
+            with torch.no_grad():
+                logits = model(x_adv)
+            value, hit = margin(logits, y[index]), fooled(logits, y[index])
+            better = hit | (value > best[index])
+            result[index[better]], best[index[better]] = x_adv[better], value[better]
+            done[index] = hit
+        return result
+
+    return attack
+
+
+def restarts(attack: Attack, n: int) -> Attack:
+    """The worst case of n runs of an attack, each with draws of its own; n >= 1."""
+
+    def restarted(r: int) -> Attack:
+        def once(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+            return attack(model, x, y, draws=(draws or Draws.of(x)).at(restart=r))
+
+        return once
+
+    return worst_case([restarted(r) for r in range(n)])
