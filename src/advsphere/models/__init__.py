@@ -1,0 +1,9 @@
+"""Networks by name, each with its input normalisation inside."""
+
+from advsphere.models.by_name import build
+from advsphere.models.preact_resnet import PreActResNet18
+from advsphere.models.small_cnn import SmallCNN
+from advsphere.models.statistics import STATISTICS, Statistics
+from advsphere.models.wide_resnet import WideResNet
+
+__all__ = ["STATISTICS", "PreActResNet18", "SmallCNN", "Statistics", "WideResNet", "build"]

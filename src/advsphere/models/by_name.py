@@ -1,0 +1,141 @@
+"""One function from a name to a classifier: our own networks, then every timm and torchvision name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.classifier import PixelClassifier, find_head
+from advsphere.errors import UserError
+from advsphere.models.preact_resnet import PreActResNet18
+from advsphere.models.small_cnn import SmallCNN
+from advsphere.models.wide_resnet import WideResNet
+
+OURS = ("small-cnn", "preactresnet-18", "wrn-10-2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20")
+"""Names to suggest; any wrn-DEPTH-WIDTH exists."""
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pretrained: bool = False,
+    init_seed: int = 0,
+) -> PixelClassifier:
+    """The network of that name, on the CPU and in train mode, behind (x - mean) / std: pixels in [0, 1] -> logits.
+
+    name: `wrn-DEPTH-WIDTH`, `preactresnet-18`, `small-cnn`, `timm:NAME` or `torchvision:NAME`; a bare name that is none
+    of ours is looked up in timm, then in torchvision. image_size: the side of the images; timm's networks of fixed size
+    are built for it. pretrained: the library's published weights, with a new head unless `num_classes` is theirs;
+    `mean` and `std` should then be theirs too. The initial weights are a function of `init_seed` alone, and the random
+    state of the caller is left as it was.
+    Raises UserError for an unknown name (with the nearest ones), for weights that can't be had, and for channels or a
+    size that the network does not take.
+    """
+    if not len(mean) == len(std) == in_channels:
+        raise UserError(
+            f"{in_channels}-channel images need {in_channels} means and stds, got {len(mean)} and {len(std)}"
+        )
+    make = _own(name, num_classes, in_channels)
+    if make is not None and pretrained:
+        raise UserError(f"{name} has no published weights; leave pretrained off, or name a timm or torchvision network")
+    if make is None:
+        make = _library(name, num_classes, in_channels, image_size, pretrained)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(init_seed)  # torch.manual_seed would also reseed the caller's GPUs
+        model = PixelClassifier(make(), mean, std)
+    _check_fit(name, model, torch.zeros(1, in_channels, image_size, image_size, device="cpu"), num_classes)
+    return model
+
+
+def _own(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Module] | None:
+    if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
+        return partial(WideResNet, int(wide[1]), int(wide[2]), num_classes, in_channels=in_channels)
+    if name == "preactresnet-18":
+        return partial(PreActResNet18, num_classes, in_channels=in_channels)
+    if name == "small-cnn":
+        return partial(SmallCNN, num_classes, in_channels=in_channels)
+    return None
+
+
+def _library(
+    name: str, num_classes: int, in_channels: int, image_size: int, pretrained: bool
+) -> Callable[[], nn.Module]:
+    import timm  # here and not at the top: it takes seconds to import
+    import torchvision
+
+    names = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(module=torchvision.models)}
+    library, _, inner = name.rpartition(":")
+    if library in ("", "timm") and timm.is_model(inner):
+        return partial(_timm, inner, num_classes, in_channels, image_size, pretrained)
+    if library in ("", "torchvision") and inner in names["torchvision"]:
+        return partial(_torchvision, inner, num_classes, in_channels, pretrained)
+    known = {*OURS, *(spelling for lib in names for n in names[lib] for spelling in (n, f"{lib}:{n}"))}
+    near = difflib.get_close_matches(name.lower(), sorted(known), n=4)
+    advice = "the nearest are " if near else "any timm or torchvision name will do, and ours: "
+    raise UserError(f"no network is called {name!r}; {advice}{', '.join(near or OURS)}")
+
+
+def _timm(name: str, num_classes: int, in_channels: int, image_size: int, pretrained: bool) -> nn.Module:
+    import timm
+
+    try:
+        config = timm.get_pretrained_cfg(name)
+        size: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+        network: nn.Module = timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_channels, **size)
+        return network
+    except (OSError, RuntimeError) as error:  # no connection; no such weights
+        raise UserError(f"timm can't give {name} (pretrained={pretrained}): {_first_line(error)}") from error
+    except AssertionError as error:
+        raise UserError(f"{name} can't be built for {image_size}x{image_size} images: {_first_line(error)}") from error
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+    import torchvision
+
+    if in_channels != 3:
+        raise UserError(f"torchvision's {name} takes 3 channels, the images have {in_channels}; use a timm network")
+    if not pretrained:
+        network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        return network
+    try:
+        network = torchvision.models.get_model(name, weights="DEFAULT")
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"torchvision can't give the weights of {name}: {_first_line(error)}") from error
+    head_name = find_head(network)
+    head: Any = network.get_submodule(head_name)
+    if head.out_features != num_classes:
+        network.set_submodule(head_name, nn.Linear(head.in_features, num_classes))
+    return network
+
+
+def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -> None:
+    """One forward now, so that images too small for the network are refused here and not in the middle of a run."""
+    size = "x".join(str(side) for side in x.shape[1:])
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(x)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{name} does not take {size} images ({_first_line(error)}); use another size or network"
+        ) from error
+    if logits.shape != (1, num_classes):
+        raise UserError(
+            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); it is no classifier"
+        )
+    model.train()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,103 @@
+"""The forward passes of our own networks against references written from the papers on the bare state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from advsphere.models import PreActResNet18, SmallCNN, WideResNet
+
+State = dict[str, Tensor]
+
+
+def activated(state: State, name: str, x: Tensor) -> Tensor:
+    """ReLU of batch norm with the stored statistics, written out."""
+    mean, var, gain, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+    column = (slice(None), None, None)
+    return ((x - mean[column]) / (var[column] + 1e-5).sqrt() * gain[column] + bias[column]).clamp(min=0)
+
+
+def block(state: State, name: str, x: Tensor, stride: int, shortcut_of: str) -> Tensor:
+    first = activated(state, f"{name}.bn1", x)
+    out = F.conv2d(first, state[f"{name}.conv1.weight"], stride=stride, padding=1)
+    out = F.conv2d(activated(state, f"{name}.bn2", out), state[f"{name}.conv2.weight"], padding=1)
+    if f"{name}.shortcut.weight" in state:
+        source = {"input": x, "activated": first}[shortcut_of]
+        return out + F.conv2d(source, state[f"{name}.shortcut.weight"], stride=stride)
+    return out + x
+
+
+def residual_network(state: State, x: Tensor, groups: dict[str, int], blocks: int, shortcut_of: str) -> Tensor:
+    """groups: name -> stride of its first block."""
+    out = F.conv2d(x, state["conv1.weight"], padding=1)
+    for name, stride in groups.items():
+        for i in range(blocks):
+            out = block(state, f"{name}.{i}", out, stride if i == 0 else 1, shortcut_of)
+    return activated(state, "bn", out).mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+
+
+def wide(state: State, x: Tensor) -> Tensor:
+    return residual_network(state, x, {"group1": 1, "group2": 2, "group3": 2}, 2, "activated")
+
+
+def preact(state: State, x: Tensor) -> Tensor:
+    return residual_network(state, x, {"layer1": 1, "layer2": 2, "layer3": 2, "layer4": 2}, 2, "input")
+
+
+def lively(network: nn.Module) -> nn.Module:
+    """In float64 and eval mode, with all batch norm statistics and gains away from 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
+    return network.double().eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "reference", "side"),
+    [
+        (WideResNet(16, 1, 10), wide, 16),  # width 1: the first group keeps its width and so has no shortcut
+        (WideResNet(16, 2, 5, in_channels=1), wide, 9),
+        (PreActResNet18(10), preact, 16),
+    ],
+)
+def test_forward_equals_a_functional_reference(
+    network: nn.Module, reference: Callable[[State, Tensor], Tensor], side: int
+) -> None:
+    network = lively(network)
+    channels = network.conv1.in_channels
+    x = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), reference(network.state_dict(), x))
+
+
+def test_wide_convolutions_start_from_he_normal_over_their_fan_out() -> None:
+    torch.manual_seed(0)
+    network = WideResNet(10, 4, 10)
+    kernel = network.group3[0].conv2.weight
+    assert kernel.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
+    assert not network.fc.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("network", "pairs"),
+    [
+        (WideResNet(10, 2, 10), 4),
+        (WideResNet(34, 1, 10), 15),
+        (PreActResNet18(10), 8),
+        (SmallCNN(10, in_channels=3), 3),
+    ],
+)
+def test_tracing_finds_every_convolution_that_a_batch_norm_alone_follows(network: nn.Module, pairs: int) -> None:
+    graph, found = fx.symbolic_trace(network), 0
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
+            source = node.args[0]
+            if source.op == "call_module" and len(source.users) == 1:
+                found += isinstance(graph.get_submodule(source.target), nn.Conv2d)
+    assert found == pairs
