@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from advsphere.models import PreActResNet18, SmallCNN, WideResNet
+from advsphere.models import build
 
 State = dict[str, Tensor]
 
@@ -48,6 +48,11 @@ def preact(state: State, x: Tensor) -> Tensor:
     return residual_network(state, x, {"layer1": 1, "layer2": 2, "layer3": 2, "layer4": 2}, 2, "input")
 
 
+def own(name: str, channels: int = 3, side: int = 16) -> nn.Module:
+    unchanged = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    return build(name, num_classes=10, in_channels=channels, image_size=side, **unchanged).network
+
+
 def lively(network: nn.Module) -> nn.Module:
     """In float64 and eval mode, with all batch norm statistics and gains away from 0 and 1."""
     generator = torch.Generator().manual_seed(0)
@@ -59,42 +64,34 @@ def lively(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("network", "reference", "side"),
+    ("name", "reference", "channels", "side"),
     [
-        (WideResNet(16, 1, 10), wide, 16),  # width 1: the first group keeps its width and so has no shortcut
-        (WideResNet(16, 2, 5, in_channels=1), wide, 9),
-        (PreActResNet18(10), preact, 16),
+        ("wrn-16-1", wide, 3, 16),  # width 1: the first group keeps its width and so has no shortcut
+        ("wrn-16-2", wide, 1, 9),
+        ("preactresnet-18", preact, 3, 16),
     ],
 )
 def test_forward_equals_a_functional_reference(
-    network: nn.Module, reference: Callable[[State, Tensor], Tensor], side: int
+    name: str, reference: Callable[[State, Tensor], Tensor], channels: int, side: int
 ) -> None:
-    network = lively(network)
-    channels = network.conv1.in_channels
+    network = lively(own(name, channels, side))
     x = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(network(x), reference(network.state_dict(), x))
 
 
 def test_wide_convolutions_start_from_he_normal_over_their_fan_out() -> None:
-    torch.manual_seed(0)
-    network = WideResNet(10, 4, 10)
+    network = own("wrn-10-4")
     kernel = network.group3[0].conv2.weight
     assert kernel.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.01)
     assert not network.fc.bias.any()
 
 
 @pytest.mark.parametrize(
-    ("network", "pairs"),
-    [
-        (WideResNet(10, 2, 10), 4),
-        (WideResNet(34, 1, 10), 15),
-        (PreActResNet18(10), 8),
-        (SmallCNN(10, in_channels=3), 3),
-    ],
+    ("name", "pairs"), [("wrn-10-2", 4), ("wrn-34-1", 15), ("preactresnet-18", 8), ("small-cnn", 3)]
 )
-def test_tracing_finds_every_convolution_that_a_batch_norm_alone_follows(network: nn.Module, pairs: int) -> None:
-    graph, found = fx.symbolic_trace(network), 0
+def test_tracing_finds_every_convolution_that_a_batch_norm_alone_follows(name: str, pairs: int) -> None:
+    graph, found = fx.symbolic_trace(own(name)), 0
     for node in graph.graph.nodes:
         if node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.BatchNorm2d):
             source = node.args[0]
