@@ -1,4 +1,4 @@
-"""What a model is to us: pixels in [0, 1] -> logits. How to wrap one, freeze one, differentiate one and take one apart."""
+"""What a model is to us: pixels in [0, 1] -> logits. How to wrap, freeze, differentiate and take apart one."""
 
 from __future__ import annotations
 
@@ -83,16 +83,15 @@ def frozen(
     """The model as an attack should see it; everything is put back as it was on leaving.
 
     Weights take no gradient, the modules are all in `mode` (a module's own mode is restored one by one), images are
-    laid out channels last, logits are float32. dtype: autocast to it, e.g. bfloat16. fold: in eval mode, fold each
-    batch norm into the convolution in front of it, where tracing finds such pairs; equal up to rounding and faster.
-    This is the one place for low precision, layout and folding.
+    laid out channels last, logits are float32. Buffers that train mode moves, the running statistics of batch norms
+    above all, are put back too. dtype: autocast to it, e.g. bfloat16. fold: in eval mode, fold each batch norm into the
+    convolution in front of it, where tracing finds such pairs; equal up to rounding and faster. This is the one place
+    for low precision, layout and folding.
     """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    model.train(mode == "train")
-    folded = _fold(model) if fold and mode == "eval" else []
+    buffers = {name: b.clone() for name, b in model.named_buffers()} if mode == "train" else {}
+    folded: list[tuple[str, nn.Module]] = []
     device_type = next((p.device.type for p in model.parameters()), "cpu")
 
     def classify(x: Tensor) -> Tensor:
@@ -103,10 +102,17 @@ def frozen(
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     try:
+        for p in trainable:
+            p.requires_grad_(False)
+        model.train(mode == "train")
+        if fold and mode == "eval":
+            _fold(model, folded)
         yield classify
     finally:
         for name, module in folded:
             model.set_submodule(name, module)
+        for name, value in buffers.items():
+            model.get_buffer(name).copy_(value)
         for p in trainable:
             p.requires_grad_(True)
         for module, training in modes:
@@ -138,7 +144,8 @@ def split(model: nn.Module, head: str | None = None) -> Split:
     `features` runs the whole model and catches what enters the head, so it is right for any architecture. Raises
     UserError as `find_head`.
     """
-    module = model.get_submodule(find_head(model, head))
+    name = find_head(model, head)
+    module = model.get_submodule(name)
 
     def features(x: Tensor) -> Tensor:
         caught: list[Tensor] = []
@@ -147,6 +154,8 @@ def split(model: nn.Module, head: str | None = None) -> Split:
             model(x)
         finally:
             handle.remove()
+        if not caught:
+            raise UserError(f"this {type(model).__name__} never calls {name!r}, so that is not its head; name another")
         return caught[-1]
 
     return Split(features, module, float(getattr(module, "scale", 1.0)))
@@ -182,20 +191,21 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
     return last
 
 
-_PAIRS: WeakKeyDictionary[nn.Module, list[tuple[str, str]]] = WeakKeyDictionary()
+# What was traced, by the names and types of its modules (a head or a norm may be replaced later), and what was found.
+_PAIRS: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, type]], list[tuple[str, str]]]] = WeakKeyDictionary()
 
 
-def _fold(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Swap each conv -> batch norm pair for one convolution; returns the (name, module) pairs to put back."""
-    if model not in _PAIRS:
-        _PAIRS[model] = _conv_bn_pairs(model)
-    originals = []
-    for conv_name, bn_name in _PAIRS[model]:
+def _fold(model: nn.Module, originals: list[tuple[str, nn.Module]]) -> None:
+    """Swap each conv -> batch norm pair for one convolution; notes the (name, module) pairs to put back as it goes."""
+    structure = [(name, type(module)) for name, module in model.named_modules()]
+    if model not in _PAIRS or _PAIRS[model][0] != structure:
+        _PAIRS[model] = structure, _conv_bn_pairs(model)
+    for conv_name, bn_name in _PAIRS[model][1]:
         conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
+        fused = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var]
         originals += [(conv_name, conv), (bn_name, bn)]
-        model.set_submodule(conv_name, fuse_conv_bn_eval(conv, bn))  # type: ignore[type-var]
+        model.set_submodule(conv_name, fused)
         model.set_submodule(bn_name, nn.Identity())
-    return originals
 
 
 class _LeafTracer(fx.Tracer):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import index
 
 import torch
 from torch import Tensor
@@ -78,7 +79,9 @@ def derived_seed(*address: int | str) -> int:
 
 
 def _digest(*address: int | str) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(address).encode(), digest_size=16).digest(), "little")
+    # A NumPy integer is the same address as the Python one.
+    plain = tuple(part if isinstance(part, str) else index(part) for part in address)
+    return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=16).digest(), "little")
 
 
 def _signed(word: int) -> int:

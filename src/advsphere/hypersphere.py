@@ -7,6 +7,7 @@ a sphere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,8 +25,8 @@ class HypersphereHead(nn.Module):
 
     scale: s > 0, a saved buffer. normalize_features, normalize_weights: FN and WN, each to be switched off. There is no
     bias, as in the paper. Computes in float32 (or wider) also under autocast: bfloat16 has 3 digits, too few for an
-    angle. Raises UserError for a scale that is not positive. Differs from the official code, which overwrites W by its
-    normalised rows in every forward: here the gradient passes through the normalisation.
+    angle. Raises UserError for a scale that is not positive and finite. Differs from the official code, which
+    overwrites W by its normalised rows in every forward: here the gradient passes through the normalisation.
     """
 
     scale: Tensor
@@ -40,8 +41,8 @@ class HypersphereHead(nn.Module):
         normalize_weights: bool = True,
     ) -> None:
         super().__init__()
-        if not scale > 0:
-            raise UserError(f"the scale s is {scale}; it must be positive (the paper's code uses 10 to 20)")
+        if not 0 < scale < math.inf:
+            raise UserError(f"the scale s is {scale}; it must be positive and finite (the paper's code uses 10 to 20)")
         self.in_features, self.out_features = in_features, num_classes
         self.normalize_features, self.normalize_weights = normalize_features, normalize_weights
         self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(num_classes, in_features), a=5**0.5))
@@ -52,9 +53,9 @@ class HypersphereHead(nn.Module):
             dtype = torch.promote_types(z.dtype, torch.float32)
             z, weight = z.to(dtype), self.weight.to(dtype)
             if self.normalize_features:
-                z = F.normalize(z, dim=1)
+                z = F.normalize(z, dim=-1)
             if self.normalize_weights:
-                weight = F.normalize(weight, dim=1)
+                weight = F.normalize(weight, dim=-1)
             return F.linear(z, weight) * self.scale
 
     def extra_repr(self) -> str:
@@ -82,13 +83,14 @@ def attach_head(
     old = model.get_submodule(name)
     weight = old.weight.detach()
     assert isinstance(weight, Tensor)
-    new = HypersphereHead(
-        weight.shape[1],
-        weight.shape[0],
-        scale=scale,
-        normalize_features=normalize_features,
-        normalize_weights=normalize_weights,
-    ).to(weight)
+    with torch.random.fork_rng(devices=[]):
+        new = HypersphereHead(
+            weight.shape[1],
+            weight.shape[0],
+            scale=scale,
+            normalize_features=normalize_features,
+            normalize_weights=normalize_weights,
+        ).to(weight)
     with torch.no_grad():
         new.weight.copy_(weight)
     new.train(old.training)

@@ -74,8 +74,10 @@ def kl(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(probabilities || softmax(z)) of each example; probabilities: (B, K), rows that sum to 1 (TRADES, Zhang et al.
     2019, eq. 5).
     """
-    z = _full(logits)
-    return F.kl_div(F.log_softmax(z, 1), probabilities.to(z.dtype), reduction="none").sum(1)
+    log_q = F.log_softmax(_full(logits), 1)
+    p = probabilities.to(log_q.dtype)
+    # Not F.kl_div: where p underflows to 0 (a scale of 60 is enough) its gradient with respect to p is NaN.
+    return (p * (p.clamp(min=torch.finfo(p.dtype).tiny).log() - log_q)).sum(1)
 
 
 def at_scale(loss: Loss, factor: float) -> Loss:

@@ -65,7 +65,10 @@ class ThreatModel:
         if self.norm == "linf":
             return grad.sign()
         if self.norm == "l2":
-            return grad / _per_example(_norms(grad, 2), grad).clamp(min=1e-30)
+            # By the largest entry first: the squares of a gradient of 1e-25 underflow.
+            tiny = torch.finfo(grad.dtype).tiny
+            unit = grad / _per_example(_norms(grad, math.inf), grad).clamp(min=tiny)
+            return unit / _per_example(_norms(unit, 2), grad).clamp(min=tiny)
         low, high = self.bounds
         stuck = ((x_adv >= high) & (grad > 0)) | ((x_adv <= low) & (grad < 0))
         free = grad.masked_fill(stuck, 0.0).flatten(1)
@@ -123,10 +126,11 @@ def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float
 
     The answer is z = x + sign(u) clip(|u| - t, 0, room) with u = x_adv - x and the smallest t >= 0 that meets the
     budget. The length that is left is piecewise linear and falling in t, so t is found by sorting its kinks, |u| - room
-    (slope -1 begins) and |u| (it ends).
+    (slope -1 begins) and |u| (it ends). In float64, since a float32 sum over the pixels is off by more than the
+    tolerance of `contains`.
     """
-    u = (x_adv - x).flatten(1)
-    flat = x.flatten(1)
+    flat = x.flatten(1).double()
+    u = x_adv.flatten(1).double() - flat
     room = torch.where(u > 0, bounds[1] - flat, flat - bounds[0]).clamp(min=0.0)
     size = u.abs()
     starts = (size - room).clamp(min=0.0)
@@ -141,4 +145,8 @@ def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float
     t = kinks.gather(1, last) + (lengths.gather(1, last) - eps).clamp(min=0.0) / slope
     t = torch.where(total > eps, t, torch.zeros_like(t))
     z = u.sign() * torch.minimum((size - t).clamp(min=0.0), room)
-    return (x + z.view_as(x)).clamp(*bounds)
+    nearest = (flat + z).to(x.dtype)
+    # Roundings away from x would add up to a step out of the ball.
+    longer = (nearest.double() - flat).abs() > z.abs()
+    inside = torch.where(longer, torch.nextafter(nearest, flat.to(x.dtype)), nearest)
+    return inside.view_as(x).clamp(*bounds)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advsphere.classifier import Classifier, fooled
 from advsphere.draws import Draws
+from advsphere.errors import UserError
 from advsphere.losses import margin
 
 
@@ -34,7 +35,7 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
         draws = draws or Draws.of(x)
         with torch.no_grad():
             logits = model(x)
-        result, best, done = x.clone(), margin(logits, y), fooled(logits, y)
+        result, best, done = x.detach().clone(), margin(logits, y), fooled(logits, y)
         for one in attacks:
             index = (~done).nonzero().squeeze(1)
             if len(index) == 0:
@@ -52,11 +53,16 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
 
 
 def restarts(attack: Attack, n: int) -> Attack:
-    """The worst case of n runs of an attack, each with draws of its own; n >= 1."""
+    """The worst case of n >= 1 runs of an attack, each with draws of its own, also when nested. Raises UserError for
+    n < 1.
+    """
+    if n < 1:
+        raise UserError(f"an attack can't be run {n} times; restarts are counted from 1")
 
     def restarted(r: int) -> Attack:
         def once(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
-            return attack(model, x, y, draws=(draws or Draws.of(x)).at(restart=r))
+            draws = draws or Draws.of(x)
+            return attack(model, x, y, draws=draws.at(restart=draws.restart * n + r))
 
         return once
 

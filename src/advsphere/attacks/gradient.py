@@ -13,6 +13,7 @@ from torch import Tensor
 
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.draws import Draws
+from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds
 from advsphere.threat import ThreatModel
 
@@ -66,10 +67,14 @@ def pgd(
     (B, K). step_size: in pixel units, along `threat.ascent`. start: a uniform draw from the ball, the clean image, or a
     tensor to begin at. decay: follow the momentum of `mim` instead of the gradient. targeted: descend instead, towards
     `target`. until_fooled: stop each example at its first success (target must be labels). keep: the last iterate, or
-    the one with the highest loss. draws: where the random start comes from (seed 0 and ids 0..B-1 by default). Differs
-    from the paper's code by ascending `log_odds`, which has cross-entropy's direction and never saturates.
+    the one with the highest loss. draws: where the random start comes from (seed 0 and ids 0..B-1 by default). Raises
+    UserError for `until_fooled` with another target than labels. Differs from the paper's code by ascending `log_odds`,
+    which has cross-entropy's direction and never saturates.
     """
+    if until_fooled and target.dim() != 1:
+        raise UserError(f"until_fooled judges success by labels (B,), but the target has shape {tuple(target.shape)}")
     sign = -1.0 if targeted else 1.0
+    x = x.detach()
     x_adv = _begin(x, threat, start, draws)
     result = x_adv.clone()
     active = torch.arange(len(x), device=x.device)
@@ -141,5 +146,5 @@ def mim(
 
 def _begin(x: Tensor, threat: ThreatModel, start: Start, draws: Draws | None) -> Tensor:
     if isinstance(start, Tensor):
-        return threat.project(start, x)
+        return threat.project(start.detach(), x)
     return threat.sample(x, draws or Draws.of(x)) if start == "uniform" else x.clone()
