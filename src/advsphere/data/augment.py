@@ -1,0 +1,59 @@
+"""The order of a training epoch, and augmentation of a whole batch in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advsphere.data.images import as_float
+from advsphere.draws import Draws, permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How training images are varied: a random crop after zero padding by `padding` pixels, a random horizontal flip.
+
+    Calling it on (pixels, draws) is `augment` with these settings. CIFAR's usual setting is padding=4, flip=True.
+    """
+
+    padding: int = 0
+    flip: bool = False
+
+    def __call__(self, pixels: Tensor, draws: Draws) -> Tensor:
+        return augment(pixels, draws, padding=self.padding, flip=self.flip)
+
+
+def augment(pixels: Tensor, draws: Draws, *, padding: int, flip: bool) -> Tensor:
+    """Crop each image at a random place of its zero-padded self, flip half of them; (B,C,H,W) float32 in [0,1].
+
+    pixels: (B,C,H,W) uint8 or floating point in [0,1]; the input is left as it is. All (2 padding + 1)^2 places are
+    equally likely. An example's variation is a function of (seed, id, restart, step), never of its batch mates, and its
+    crop is the same with flips on and off. The result is in channels_last layout, which convolutions want.
+    """
+    if padding or flip:
+        uniform = draws.uniform((3,), "augment").to(pixels.device)
+        # Rounding may carry the largest uniform times (2 padding + 1) up to 2 padding + 1 itself.
+        offset = (uniform[:, :2] * (2 * padding + 1)).long().clamp_(max=2 * padding)
+        mirrored = uniform[:, 2:] < 0.5 if flip else torch.zeros_like(uniform[:, 2:], dtype=torch.bool)
+        pixels = _windows(
+            F.pad(pixels, (padding,) * 4), offset, mirrored, height=pixels.shape[2], width=pixels.shape[3]
+        )
+    return as_float(pixels).contiguous(memory_format=torch.channels_last)
+
+
+def _windows(pixels: Tensor, offset: Tensor, mirrored: Tensor, *, height: int, width: int) -> Tensor:
+    """The (height, width) window at offset (B,2) of each image, mirrored where (B,1) says so, in one gather."""
+    batch, channels, _, padded_width = pixels.shape
+    rows = offset[:, :1] + torch.arange(height, device=pixels.device)
+    columns = torch.arange(width, device=pixels.device).expand(batch, width)
+    columns = offset[:, 1:] + torch.where(mirrored, width - 1 - columns, columns)
+    places = (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, -1).expand(-1, channels, -1)
+    return pixels.flatten(2).gather(2, places).view(batch, channels, height, width)
+
+
+def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The batches of an epoch, (B,) int64 each: n examples in the order of (seed, epoch); the last may be smaller."""
+    return torch.split(permutation(n, seed=seed, epoch=epoch), batch_size)

@@ -1,0 +1,84 @@
+"""Data sets by name, and where they are looked for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from advsphere.data.cifar import LAYOUTS, read_cifar
+from advsphere.data.digits import read_digits
+from advsphere.data.folders import read_folder, read_test_folder
+from advsphere.data.images import Dataset, Images
+from advsphere.errors import UserError
+
+SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
+NAMES = (*SIZES, "imagefolder")
+VARIABLE = "ADVSPHERE_DATA"
+
+
+def load(name: str, root: Path | None = None, *, image_size: int | None = None) -> Dataset:
+    """The data set of that name: "digits" (embedded), "cifar10", "cifar100" or "imagefolder".
+
+    root: the folder itself or, for CIFAR, the one that holds it; without it $ADVSPHERE_DATA and ./data are looked at.
+    image_size: the side of the square that an image folder's images become; the others have a size of their own.
+    Raises UserError where the folder is missing or broken, with what was looked for, where, and how to get it.
+    """
+    _check(name, image_size)
+    if name == "digits":
+        return read_digits()
+    if name in LAYOUTS:
+        return read_cifar(name, _cifar_folder(name, root))
+    return read_folder(_folder(root), image_size)
+
+
+def load_test(name: str, root: Path | None = None, *, image_size: int | None = None) -> Images:
+    """The test part of `load` alone; an image folder's training images are then not decoded, and may be absent."""
+    if name == "imagefolder":
+        return read_test_folder(_folder(root), image_size)
+    return load(name, root, image_size=image_size).test
+
+
+def _check(name: str, image_size: int | None) -> None:
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise UserError(f"there is no data set {name!r}: {hint}known are {', '.join(NAMES)}")
+    if image_size is not None and image_size != SIZES.get(name, image_size):
+        raise UserError(
+            f"{name} is {SIZES[name]}x{SIZES[name]}: leave out image_size={image_size}, which is for imagefolder"
+        )
+
+
+def _places(root: Path | None) -> list[Path]:
+    """Where a data set is looked for, in order."""
+    if root is not None:
+        return [root]
+    variable = os.environ.get(VARIABLE)
+    return [*([Path(variable)] if variable else []), Path("data")]
+
+
+def _looked_in(places: list[Path]) -> str:
+    return " and ".join(str(place.absolute()) for place in places)
+
+
+def _cifar_folder(name: str, root: Path | None) -> Path:
+    layout, places = LAYOUTS[name], _places(root)
+    for place in places:
+        if folder := layout.find(place):
+            return folder
+    raise UserError(
+        f"{name}: no folder {layout.folder} in {_looked_in(places)}: "
+        f"name its place as root, or in ${VARIABLE}; {layout.cure}"
+    )
+
+
+def _folder(root: Path | None) -> Path:
+    places = _places(root)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise UserError(
+        f"imagefolder: there is no folder {_looked_in(places)}; name as root, or in ${VARIABLE}, "
+        "a folder with train/<class>/ and val/<class>/ full of images"
+    )

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from advsphere.data import NAMES, load, load_test
+from advsphere.errors import UserError
+from tests.data.layouts import Cifar
+
+
+def test_the_environment_names_the_place_and_an_explicit_root_wins(
+    cifar: Cifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADVSPHERE_DATA", str(cifar.folder.parent))
+    assert len(load("cifar10").train) == 100
+    with pytest.raises(UserError) as caught:
+        load("cifar10", tmp_path / "elsewhere")
+    assert str(tmp_path / "elsewhere") in str(caught.value) and f"in {cifar.folder.parent}:" not in str(caught.value)
+
+
+def test_without_either_the_folder_data_is_looked_at(cifar: Cifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADVSPHERE_DATA", raising=False)
+    here = cifar.folder.parent
+    (here / "data").mkdir()
+    cifar.folder.rename(here / "data" / "cifar-10-batches-py")
+    monkeypatch.chdir(here)
+    assert len(load_test("cifar10")) == 20
+
+
+def test_all_places_that_were_looked_at_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVSPHERE_DATA", str(tmp_path / "named"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar10", "imagefolder"):
+        with pytest.raises(UserError) as caught:
+            load(name, image_size=None)
+        message = str(caught.value)
+        assert f"{tmp_path / 'named'} and {tmp_path / 'data'}" in message and "$ADVSPHERE_DATA" in message
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match="no data set 'cifar-10': did you mean cifar10"):
+        load("cifar-10")
+    for read in (load, load_test):
+        with pytest.raises(UserError, match=f"no data set 'svhn': known are {', '.join(NAMES)}"):
+            read("svhn")
+
+
+def test_a_size_for_a_set_that_has_its_own_is_refused() -> None:
+    with pytest.raises(UserError, match="digits is 8x8: leave out image_size=32"):
+        load("digits", image_size=32)
+    assert load("digits", image_size=8).test.shape == (1, 8, 8)
+
+
+def test_the_test_part_alone_is_the_test_part() -> None:
+    assert load_test("digits").labels.tolist() == load("digits").test.labels.tolist()
+
+
+def test_importing_the_package_does_not_import_what_is_slow() -> None:
+    code = "import sys, advsphere.data; print([m for m in ('sklearn', 'torchvision', 'timm') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
