@@ -21,11 +21,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "advsphere"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-CORE = {"errors", "draws", "threat", "losses", "schedule", "distributed", "classifier"}
+CORE = {"errors", "files", "draws", "threat", "losses", "schedule", "distributed", "classifier"}
 SETUP = {"config", "data", "models", "hypersphere", "objectives", "training"}  # what a run is made of
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "draws": {"errors"},
     "threat": {"errors", "draws"},
     "losses": {"errors"},
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-TORCH_ONLY = CORE - {"errors"} | {"hypersphere", "attacks", "objectives"}
+TORCH_ONLY = CORE - {"errors", "files"} | {"hypersphere", "attacks", "objectives"}
 """These use torch and the standard library, nothing else."""
 
 HELD_BY = {"torchvision": {"data", "models"}, "timm": {"data", "models"}}

@@ -19,7 +19,7 @@ Classifier = Callable[[Tensor], Tensor]
 Mode = Literal["eval", "train"]
 
 
-@fx.wrap  # type: ignore[untyped-decorator]
+@fx.wrap
 def logits_of(output: Any) -> Tensor:
     """The logits in whatever a network returned: a tensor, a tuple or list (its first entry), a mapping or object with
     "logits".
@@ -202,7 +202,7 @@ def _fold(model: nn.Module, originals: list[tuple[str, nn.Module]]) -> None:
         _PAIRS[model] = structure, _conv_bn_pairs(model)
     for conv_name, bn_name in _PAIRS[model][1]:
         conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
-        fused = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var]
+        fused = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var,arg-type]
         originals += [(conv_name, conv), (bn_name, bn)]
         model.set_submodule(conv_name, fused)
         model.set_submodule(bn_name, nn.Identity())

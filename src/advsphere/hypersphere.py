@@ -81,7 +81,7 @@ def attach_head(
     """
     name = find_head(model, head)
     old = model.get_submodule(name)
-    weight = old.weight.detach()
+    weight = old.weight
     assert isinstance(weight, Tensor)
     with torch.random.fork_rng(devices=[]):
         new = HypersphereHead(

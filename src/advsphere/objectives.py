@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advsphere.attacks import pgd
+from advsphere.attacks import Start, pgd
 from advsphere.classifier import Classifier, Mode, frozen
 from advsphere.draws import Draws
 from advsphere.errors import UserError
@@ -119,7 +119,9 @@ class PGDAT(Objective):
             return self._pgd(classify, x, y, how.draws)
 
     def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, draws: Draws, loss: Loss = log_odds) -> Tensor:
-        start = "uniform" if self.start == "uniform" else x + 0.001 * draws.normal(x.shape[1:], "start").to(x.dtype)
+        start: Start = (
+            "uniform" if self.start == "uniform" else x + 0.001 * draws.normal(x.shape[1:], "start").to(x.dtype)
+        )
         return pgd(
             classify,
             x,

@@ -3,6 +3,6 @@ attacks.
 """
 
 from advsphere.attacks.combine import Attack, restarts, worst_case
-from advsphere.attacks.gradient import fgsm, mim, pgd
+from advsphere.attacks.gradient import Keep, Start, fgsm, mim, pgd
 
-__all__ = ["Attack", "fgsm", "mim", "pgd", "restarts", "worst_case"]
+__all__ = ["Attack", "Keep", "Start", "fgsm", "mim", "pgd", "restarts", "worst_case"]

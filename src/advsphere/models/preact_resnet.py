@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advsphere.models.head import LinearHead
+
 
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each after batch norm and ReLU, beside a shortcut that starts from the raw input."""
@@ -40,7 +42,7 @@ class PreActResNet18(nn.Module):
         self.layer3 = nn.Sequential(PreActBlock(128, 256, 2), PreActBlock(256, 256, 1))
         self.layer4 = nn.Sequential(PreActBlock(256, 512, 2), PreActBlock(512, 512, 1))
         self.bn = nn.BatchNorm2d(512)
-        self.fc = nn.Linear(512, num_classes)
+        self.fc = LinearHead(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advsphere.models.head import LinearHead
+
 
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions, each with batch norm and ReLU, and a linear head on a 2x2 grid of averages.
@@ -20,7 +22,7 @@ class SmallCNN(nn.Module):
         self.bn2 = nn.BatchNorm2d(48)
         self.conv3 = nn.Conv2d(48, 72, 3, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(72)
-        self.fc = nn.Linear(72 * 4, num_classes)
+        self.fc = LinearHead(72 * 4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advsphere.errors import UserError
+from advsphere.models.head import LinearHead
 
 
 class WideBlock(nn.Module):
@@ -49,7 +50,7 @@ class WideResNet(nn.Module):
         self.group2 = _group(blocks, widths[1], widths[2], stride=2)
         self.group3 = _group(blocks, widths[2], widths[3], stride=2)
         self.bn = nn.BatchNorm2d(widths[3])
-        self.fc = nn.Linear(widths[3], num_classes)
+        self.fc = LinearHead(widths[3], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,229 @@
+"""From a config to a trained network in a folder, and back: where data, model, sphere, objective and loop are put
+together.
+
+A run's folder holds config.yaml, provenance.json, last.safetensors, best.safetensors, metrics.jsonl and TensorBoard's
+files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.attacks import pgd
+from advsphere.classifier import find_head, fooled, frozen
+from advsphere.config import Config, differences, from_yaml, to_yaml
+from advsphere.data import Images, load, load_test
+from advsphere.draws import Draws
+from advsphere.errors import UserError
+from advsphere.files import write_atomically
+from advsphere.hypersphere import AngularMargin, HypersphereHead
+from advsphere.losses import cross_entropy
+from advsphere.models import STATISTICS, build
+from advsphere.objectives import Criterion
+from advsphere.provenance import provenance
+from advsphere.threat import ThreatModel
+from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, load_checkpoint, section
+
+
+def device() -> torch.device:
+    """Where networks run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_model(config: Config, images: Images) -> nn.Module:
+    """The network of a config for these images, with its sphere if it has one; initial weights are a function of the
+    seed.
+
+    Raises UserError for an unknown name, and where the last linear layer can't be told.
+    """
+    channels, size, _ = images.shape
+    name = config.model.statistics or ("imagenet" if config.data.name == "imagefolder" else config.data.name)
+    if name not in STATISTICS:
+        raise UserError(f"no pixel statistics are called {name!r}; choose one of {', '.join(STATISTICS)}")
+    model = build(
+        config.model.name,
+        num_classes=len(images.classes),
+        in_channels=channels,
+        image_size=size,
+        mean=STATISTICS[name].mean,
+        std=STATISTICS[name].std,
+        pretrained=config.model.pretrained,
+        init_seed=config.training.seed,
+    )
+    if config.sphere is not None:
+        config.sphere.attach(model, head_name(config))
+    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
+
+
+def head_name(config: Config) -> str | None:
+    """The head that the user named, as it is called inside the wrapper that normalises the input."""
+    return None if config.model.head is None else f"network.{config.model.head}"
+
+
+class Parts(NamedTuple):
+    """What the loop needs besides images: the model, what is minimised, and how the sphere's schedules and margin reach
+    them.
+    """
+
+    model: nn.Module
+    criterion: Criterion
+    before_step: Callable[[float], None]
+    shift: Callable[[Tensor, Tensor], Tensor] | None
+
+
+def assemble(config: Config, images: Images) -> Parts:
+    """Build the model and bind the sphere to it."""
+    model, sphere = build_model(config, images), config.sphere
+    if sphere is None:
+        return Parts(model, cross_entropy, lambda progress: None, None)
+    head = model.get_submodule(find_head(model, head_name(config)))
+    assert isinstance(head, HypersphereHead)
+    criterion = AngularMargin(head, sphere.margin)
+    return Parts(
+        model, criterion, partial(sphere.move, criterion), criterion.shift if sphere.margin_in_attack else None
+    )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Clean and PGD-10 accuracy on held-out training images, which choose the best checkpoint.
+
+    PGD-10 takes steps of eps / 4 from a uniform start, the same draws in every epoch.
+    """
+
+    images: Images
+    threat: ThreatModel
+    dtype: torch.dtype | None
+    batch_size: int = 500
+
+    def __call__(self, model: nn.Module) -> Metrics:
+        attack = partial(pgd, threat=self.threat, steps=10, step_size=self.threat.eps / 4, until_fooled=True)
+        correct = robust = 0
+        with frozen(model, dtype=self.dtype, fold=True) as classify:
+            for index in torch.arange(len(self.images)).split(self.batch_size):
+                x, y = self.images.batch(index)
+                with torch.no_grad():
+                    right = ~fooled(classify(x), y)
+                correct += int(right.sum())
+                index = index.to(right.device)
+                x, y, draws = x[right], y[right], Draws(0, index[right])
+                if len(x):
+                    with torch.no_grad():
+                        robust += int((~fooled(classify(attack(classify, x, y, draws=draws)), y)).sum())
+        return {"clean": correct / len(self.images), "robust": robust / len(self.images)}
+
+
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    on_start: Callable[[Trainer, list[str]], None] = lambda trainer, notes: None,
+    on_tick: Callable[[Tick], None] = lambda tick: None,
+    on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> nn.Module:
+    """Train what the config says into the folder; returns the network as it is after the last epoch.
+
+    resume: go on from the folder's last checkpoint, or begin where there is none yet. on_start: told the trainer and
+    what the user should know. Raises UserError where the folder holds another run, and as `Trainer.fit`;
+    `training.Stopped` when `stop` said so.
+    """
+    begun = _claim(folder, config, resume)
+    data = load(config.data.name, config.data.root, image_size=config.data.image_size)
+    where = device()
+    training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
+    parts = assemble(config, data.train)
+    trainer = Trainer(
+        parts.model.to(where),
+        config.objective,
+        parts.criterion,
+        training_images.to(where),
+        settings=config.training,
+        folder=folder,
+    )
+    notes = [data.note] if data.note else []
+    if begun:
+        notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
+    log = MetricsLog(folder, trainer.cursor.epoch)
+
+    def finished_epoch(metrics: Metrics) -> None:
+        log(metrics)
+        on_epoch(metrics)
+
+    trainer.hooks = Hooks(
+        before_step=parts.before_step,
+        shift=parts.shift,
+        validate=Validation(held_out.to(where), config.threat, trainer.dtype),
+        on_tick=on_tick,
+        on_epoch=finished_epoch,
+        stop=stop,
+    )
+    on_start(trainer, notes)
+    trainer.fit()
+    return trainer.result
+
+
+def _claim(folder: Path, config: Config, resume: bool) -> bool:
+    """Make the folder this run's; True where it already holds a checkpoint to go on from."""
+    kept, begun = folder / "config.yaml", (folder / "last.safetensors").exists()
+    if not kept.exists():
+        write_atomically(kept, to_yaml(config).encode())
+        write_atomically(folder / "provenance.json", json.dumps(provenance(), indent=1).encode())
+        return False
+    changes = differences(read_config(folder), config)
+    if begun and not resume:
+        raise UserError(f"{folder} already holds a run; go on with it by --resume, or name another folder with --out")
+    if begun and changes:
+        raise UserError(
+            f"{folder} holds a run with other settings ({'; '.join(changes)}); resume with those, or use another --out"
+        )
+    write_atomically(kept, to_yaml(config).encode())
+    return begun
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run. Raises UserError where the folder holds none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
+        )
+    return from_yaml(path.read_text(), str(path))
+
+
+class Run(NamedTuple):
+    """A trained network with its config and the test images it is to be judged on."""
+
+    config: Config
+    model: nn.Module
+    test: Images
+
+
+def load_run(folder: Path, which: Literal["best", "last"] = "best", *, data_root: Path | None = None) -> Run:
+    """Read a run back, on the device that `device` names. data_root: where the images lie now, if elsewhere.
+
+    Raises UserError where the run, its checkpoint or its images are missing or broken.
+    """
+    config = read_config(folder)
+    tensors, _ = load_checkpoint(folder / f"{which}.safetensors")
+    test = load_test(config.data.name, data_root or config.data.root, image_size=config.data.image_size)
+    model = build_model(replace(config, model=replace(config.model, pretrained=False)), test)
+    try:
+        model.load_state_dict(section("model", tensors))
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}/{which}.safetensors does not fit the network of its config.yaml: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from error
+    where = device()
+    return Run(config, model.to(where).eval(), test.to(where))

@@ -1,0 +1,74 @@
+"""Recipes of our own for small machines: the digits, which take seconds, and CIFAR-10 with WRN-10-2, which takes an
+hour on a few CPU cores.
+
+Within each pair, plain and -he, everything but the sphere is equal, weight decay included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from advsphere.config import AnyObjective, Config, DataSettings, ModelSettings
+from advsphere.data import Augment
+from advsphere.hypersphere import Sphere, m_he
+from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
+from advsphere.schedule import Linear
+from advsphere.threat import ThreatModel
+from advsphere.training import TrainSettings
+
+CYCLIC = Linear(((0.0, 0.0), (0.5, 1.0), (1.0, 0.0)))
+DIGITS_EPS = ThreatModel(norm="linf", eps=0.2)
+"""At 0.2, standard training keeps almost nothing on the 8x8 digits and adversarial training most."""
+CIFAR_EPS = ThreatModel(norm="linf", eps=8 / 255)
+
+
+def digits(name: str, objective: AnyObjective) -> Config:
+    """The embedded digits with a network of 48,000 weights."""
+    return Config(
+        recipe=f"digits-{name}",
+        data=DataSettings(name="digits", validation=200),
+        model=ModelSettings(name="small-cnn"),
+        objective=objective,
+        training=TrainSettings(epochs=20, lr=0.1, lr_schedule=CYCLIC),
+        threat=DIGITS_EPS,
+    )
+
+
+def cifar10_small(name: str, objective: AnyObjective, epochs: int) -> Config:
+    """CIFAR-10 with WRN-10-2 and the one-cycle schedule of fast_adversarial."""
+    return Config(
+        recipe=f"cifar10-small-{name}",
+        data=DataSettings(name="cifar10", validation=1000),
+        model=ModelSettings(name="wrn-10-2"),
+        objective=objective,
+        training=TrainSettings(epochs=epochs, lr=0.2, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
+        threat=CIFAR_EPS,
+    )
+
+
+def with_he(plain: Config, sphere: Sphere | None = None) -> Config:
+    """The same recipe on the sphere; s = 15 and m = 0.2 are the defaults of the paper's code."""
+    return replace(plain, recipe=f"{plain.recipe}-he", sphere=sphere or Sphere(scale=15.0, margin=0.2))
+
+
+def with_m_he(plain: Config) -> Config:
+    """The same recipe with m-HE (our reading)."""
+    return replace(plain, recipe=f"{plain.recipe}-m-he", sphere=m_he(Sphere(scale=15.0, margin=0.2)))
+
+
+_OF_DIGITS = {
+    "standard": Standard(),
+    "pgd-at": PGDAT(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
+    "alp": ALP(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
+    "trades": TRADES(threat=DIGITS_EPS, step_size=0.05),
+    "fastat": FastAT(threat=DIGITS_EPS, step_size=0.25),
+    "freeat": FreeAT(threat=DIGITS_EPS, step_size=0.2, repeats=4),
+}
+_OF_CIFAR = {
+    "fastat": (FastAT(threat=CIFAR_EPS), 15),
+    "pgd-at": (PGDAT(threat=CIFAR_EPS, step_size=2 / 255, start="uniform"), 7),
+}
+
+PLAIN = [digits(name, objective) for name, objective in _OF_DIGITS.items()]
+PLAIN += [cifar10_small(name, objective, epochs) for name, (objective, epochs) in _OF_CIFAR.items()]
+RECIPES = [variant(plain) for plain in PLAIN for variant in (lambda c: c, with_he, with_m_he)]

@@ -1,0 +1,21 @@
+"""Training: one loop for all objectives, and checkpoints that are data."""
+
+from advsphere.training.checkpoint import load as load_checkpoint
+from advsphere.training.checkpoint import section
+from advsphere.training.log import MetricsLog, read_metrics
+from advsphere.training.loop import Hooks, Metrics, Stopped, Tick, Trainer, TrainStep
+from advsphere.training.settings import TrainSettings
+
+__all__ = [
+    "Hooks",
+    "Metrics",
+    "MetricsLog",
+    "Stopped",
+    "Tick",
+    "TrainSettings",
+    "TrainStep",
+    "Trainer",
+    "load_checkpoint",
+    "read_metrics",
+    "section",
+]

@@ -1,0 +1,84 @@
+"""Checkpoints: safetensors files, written atomically, checked on reading. Loading one never runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor, nn, optim
+
+from advsphere.errors import UserError
+from advsphere.files import write_atomically
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write named tensors and a JSON-able `meta`, with a SHA-256 over both. Raises UserError as `write_atomically`."""
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    text = json.dumps(meta, sort_keys=True)
+    write_atomically(path, serialise(whole, {"meta": text, "sha256": _checksum(whole, text)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, meta) as saved. Raises UserError where the file is missing, truncated, altered or something else."""
+    if not path.is_file():
+        raise UserError(
+            f"there is no checkpoint at {path}; `advsphere train` writes last.safetensors and best.safetensors"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is truncated or no safetensors file ({error}); use another checkpoint of the run"
+        ) from error
+    text = metadata.get("meta", "")
+    if metadata.get("sha256") != _checksum(tensors, text):
+        raise UserError(
+            f"{path} does not match its own checksum: it was altered or not written by advsphere; use another one"
+        )
+    return tensors, json.loads(text)
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names with a prefix: several state dicts in one file."""
+    return {f"{prefix}.{name}": t for name, t in tensors.items()}
+
+
+def section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `prefixed` put there."""
+    return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+
+
+def optimizer_tensors(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """An optimiser's per-parameter state as "parameter/key" -> tensor. Its hyperparameters come from the config."""
+    return {
+        f"{name}/{key}": value
+        for name, p in model.named_parameters()
+        for key, value in optimizer.state[p].items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Undo `optimizer_tensors`; the tensors take each parameter's device and layout."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        p = parameters[parameter]
+        optimizer.state[p][key] = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)

@@ -1,0 +1,264 @@
+"""The training loop: every objective, one loop, resumable at every optimiser step.
+
+Whatever is random is addressed by (seed, epoch, example), and the state is in the checkpoint, so a run that was killed
+and resumed on the same machine ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn, optim
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from advsphere.data import Images, epoch_batches
+from advsphere.draws import Draws, derived_seed
+from advsphere.errors import UserError
+from advsphere.objectives import Crafting, Criterion, Losses, Objective
+from advsphere.training.checkpoint import load, optimizer_tensors, prefixed, restore_optimizer, save, section
+from advsphere.training.settings import TrainSettings
+
+Metrics = dict[str, float]
+
+
+class TrainStep(nn.Module):
+    """Model and objective as one module, (x, x_adv, y) -> Losses: what data parallelism wraps, while crafting uses the
+    bare model.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, criterion: Criterion) -> None:
+        super().__init__()
+        self.model, self.objective, self.criterion = model, objective, criterion
+
+    def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Losses:
+        return self.objective.loss(self.model, x, x_adv, y, criterion=self.criterion)
+
+
+class Cursor(NamedTuple):
+    """The next optimiser step to take."""
+
+    epoch: int = 0
+    batch: int = 0
+    replay: int = 0
+
+
+class Tick(NamedTuple):
+    """What a progress bar may want to know, a few times a second. images: crafted and trained on in this epoch so far,
+    of how many; loss: its mean.
+    """
+
+    epoch: int
+    images: int
+    of: int
+    loss: float
+
+
+class Stopped(Exception):
+    """Training was asked to stop; the checkpoint is written and `--resume` goes on from it."""
+
+
+@dataclass
+class Hooks:
+    """What training needs from outside, so that it imports neither evaluation nor the sphere.
+
+    before_step: called with the progress in [0, 1] before each step (schedules of scale and margin). shift: as in
+    `Crafting`. validate: model -> metrics; "robust" chooses the best checkpoint. on_tick, on_epoch: for progress bars
+    and logs. stop: asked after every step.
+    """
+
+    before_step: Callable[[float], None] = lambda progress: None
+    shift: Callable[[Tensor, Tensor], Tensor] | None = None
+    validate: Callable[[nn.Module], Metrics] = lambda model: {}
+    on_tick: Callable[[Tick], None] = lambda tick: None
+    on_epoch: Callable[[Metrics], None] = lambda metrics: None
+    stop: Callable[[], bool] = lambda: False
+
+
+class Trainer:
+    """One run in one folder. `fit` trains to the end; `resume` first puts back what the folder's last.safetensors
+    holds.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        criterion: Criterion,
+        images: Images,
+        *,
+        settings: TrainSettings,
+        folder: Path,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self.model, self.objective, self.images = model, objective, images
+        self.settings, self.folder, self.hooks = settings, folder, hooks or Hooks()
+        self.step = TrainStep(model, objective, criterion)
+        self.device = images.labels.device
+        self.dtype = settings.dtype(self.device)
+        self.optimizer = optim.SGD(
+            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        averaging = get_ema_multi_avg_fn(settings.ema)
+        self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None
+        self.cursor = Cursor()
+        self.carry: Tensor | None = None
+        # Sums over the epoch of the loss and of the images, kept on the device: reading them every step would stall it.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.seconds = 0.0
+        self.best = -1.0
+
+    @property
+    def result(self) -> nn.Module:
+        """What is validated and kept: the average of the weights where there is one, else the weights."""
+        return self.model if self.ema is None else self.ema.module
+
+    def fit(self) -> None:
+        """Train until the last epoch is over.
+
+        Raises Stopped when asked to stop, UserError when the loss is no longer finite or the disk is full; either way
+        the folder holds the last good checkpoint.
+        """
+        while self.cursor.epoch < self.settings.epochs:
+            self._train_epoch()
+            self._close_epoch()
+
+    def _train_epoch(self) -> None:
+        settings, epoch, replays = self.settings, self.cursor.epoch, self.objective.replays
+        batches = epoch_batches(len(self.images), settings.batch_size, seed=settings.seed, epoch=epoch)
+        saved = ticked = time.monotonic()
+        for b in range(self.cursor.batch, len(batches)):
+            began = time.monotonic()
+            ids = batches[b].to(self.device)
+            pixels, y = self.images.stored(ids)
+            # One augmentation for a batch, shared by its replays: each example has one draw an epoch.
+            draws = Draws(settings.seed, ids, step=epoch)
+            x = settings.augment(pixels, draws)
+            for replay in range(self.cursor.replay, replays):
+                self._take_step(x, y, draws, (epoch + (b + replay / replays) / len(batches)) / settings.epochs)
+                last = replay + 1 == replays
+                self.cursor = Cursor(epoch, b + 1, 0) if last else Cursor(epoch, b, replay + 1)
+                if self.hooks.stop():
+                    self.save()
+                    raise Stopped(
+                        f"stopped in epoch {epoch + 1} after batch {b + 1} of {len(batches)}; go on with --resume"
+                    )
+            now = time.monotonic()
+            self.seconds += now - began
+            if now - ticked > 0.5:
+                self.hooks.on_tick(Tick(epoch, int(self.sums[1]) // replays, len(self.images), self._mean_loss()))
+                ticked = now
+            if now - saved > 60 * settings.checkpoint_minutes:
+                self.save()
+                saved = now
+
+    def _take_step(self, x: Tensor, y: Tensor, draws: Draws, progress: float) -> None:
+        settings = self.settings
+        self.hooks.before_step(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * settings.lr_schedule(progress)
+        # The one place where the global generator is set: networks with dropout draw from it.
+        torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor))
+        how = Crafting(draws, self.carry, self.dtype, settings.fold, self.hooks.shift)
+        x_adv = self.objective.craft(self.model, x, y, how)
+        self.model.train()
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            losses = self.step(x, x_adv, y)
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        self.carry = self.objective.after_backward(x, x_adv, self.carry)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.sums += torch.stack(
+            [losses.total.detach().double() * len(x), torch.tensor(float(len(x)), dtype=torch.float64)]
+        )
+
+    def _mean_loss(self) -> float:
+        total, count = self.sums.tolist()
+        if not math.isfinite(total):
+            epoch, batch, _ = self.cursor
+            raise UserError(
+                f"the loss became {total} in epoch {epoch + 1}, by batch {batch}; the last checkpoint in {self.folder} "
+                "is from before. Train with a lower --lr, a warm-up, or --precision float32"
+            )
+        return float(total / max(count, 1))
+
+    def _close_epoch(self) -> None:
+        """Validate, keep the best, go to the next epoch, write the checkpoint: in this order, so that a kill in between
+        redoes all of it.
+        """
+        epoch = self.cursor.epoch
+        loss, steps_images = self._mean_loss(), float(self.sums[1])
+        metrics = {"epoch": epoch + 1, "loss": loss, "lr": self.optimizer.param_groups[0]["lr"]} | self.hooks.validate(
+            self.result
+        )
+        metrics |= {
+            "seconds": self.seconds,
+            "images_per_second": (epoch + 1) * steps_images / self.objective.replays / self.seconds,
+        }
+        if metrics.get("robust", 0.0) > self.best:
+            self.best = metrics.get("robust", 0.0)
+            save(self.folder / "best.safetensors", prefixed("model", self.result.state_dict()), {"metrics": metrics})
+        self.cursor = Cursor(epoch + 1)
+        self.sums.zero_()
+        self.hooks.on_epoch(metrics)
+        self.save()
+
+    def save(self) -> None:
+        """Write last.safetensors: the model as it is used, and all that a resume needs. Raises UserError rather than
+        store what is not finite.
+        """
+        self._mean_loss()
+        tensors = prefixed("model", self.result.state_dict())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer, self.model))
+        tensors["sums"] = self.sums
+        if self.ema is not None:
+            tensors |= prefixed("raw", self.model.state_dict()) | {"ema.n_averaged": self.ema.n_averaged}
+        if self.carry is not None:
+            tensors["carry"] = self.carry
+        meta = {
+            "cursor": list(self.cursor),
+            "seconds": self.seconds,
+            "best": self.best,
+            "environment": environment(self.device),
+        }
+        save(self.folder / "last.safetensors", tensors, meta)
+
+    def resume(self) -> list[str]:
+        """Go on from last.safetensors. Returns what differs from the environment that wrote it: then equality is up to
+        rounding only.
+        """
+        tensors, meta = load(self.folder / "last.safetensors")
+        self.result.load_state_dict(section("model", tensors))
+        if self.ema is not None:
+            self.model.load_state_dict(section("raw", tensors))
+            self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
+        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors))
+        self.sums.copy_(tensors["sums"])
+        self.carry = tensors["carry"].to(self.device) if "carry" in tensors else None
+        self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
+        now = environment(self.device)
+        return [
+            f"{key}: {value} then, {now.get(key)} now"
+            for key, value in meta["environment"].items()
+            if value != now.get(key)
+        ]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What bit-for-bit equality depends on besides the config."""
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
+        "cpu capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,49 @@
+"""The settings of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from advsphere.classifier import low_precision
+from advsphere.data import Augment
+from advsphere.errors import UserError
+from advsphere.schedule import Constant, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How the weights are fitted, whatever the objective: SGD with momentum, as in all of the paper's recipes.
+
+    epochs: passes over the data (FreeAT takes `replays` steps on each batch of each). lr: at factor 1 of `lr_schedule`.
+    ema: decay of an exponential moving average of the weights, which is then what is validated and kept; 0 for none.
+    precision: "auto" is bfloat16 autocast where the device has it natively. fold: fold batch norm while crafting in
+    eval mode. checkpoint_minutes: time between checkpoints within an epoch; each epoch ends with one anyway.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    lr_schedule: Schedule = field(default_factory=Constant)
+    augment: Augment = field(default_factory=Augment)
+    ema: float = 0.0
+    seed: int = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    fold: bool = True
+    checkpoint_minutes: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
+        if not (self.lr > 0 and 0 <= self.ema < 1):
+            raise UserError(f"lr is {self.lr} and ema {self.ema}; lr must be positive and ema in [0, 1)")
+
+    def dtype(self, device: torch.device) -> torch.dtype | None:
+        """What to autocast to on a device; None for plain float32."""
+        if self.precision == "auto":
+            return low_precision(device)
+        return torch.bfloat16 if self.precision == "bfloat16" else None
