@@ -27,49 +27,48 @@ AnyObjective = Standard | PGDAT | ALP | TRADES | FastAT | FreeAT
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images. root: where they lie (else $ADVSPHERE_DATA or ./data). image_size: side in pixels, for image
-    folders.
-
-    validation: how many training images are held out to choose the best checkpoint; the test set never chooses.
-    """
+    """Which images."""
 
     name: str = "digits"
+    """digits, cifar10, cifar100 or imagefolder."""
     root: Path | None = None
+    """Where they lie; else $ADVSPHERE_DATA or ./data are looked at."""
     image_size: int | None = None
+    """The side of the square that an image folder's images become, in pixels."""
     validation: int = 200
+    """Training images held out to choose the best checkpoint; the test set never chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which network, by name (wrn-34-10, preactresnet-18, small-cnn, any timm or torchvision name).
-
-    pretrained: start from the library's weights. head: dotted name of the last linear layer, where it can't be told.
-    statistics: whose pixel mean and std the input is normalised with; the data set's own by default.
-    """
+    """Which network."""
 
     name: str = "small-cnn"
+    """wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, or a bare name of theirs."""
     pretrained: bool = False
+    """Start from the library's published weights."""
     head: str | None = None
+    """The last linear layer's dotted name, where it can't be told."""
     statistics: str | None = None
+    """Whose pixel mean and std the input is normalised with; the data set's own by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A training run. recipe: the name it started from. threat: what it is validated, and by default evaluated,
-    against.
-
-    sphere: hypersphere embedding, or None for a plain head. notes: sources and what is uncertain, carried along to
-    reports.
-    """
+    """A training run."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
+    """The name it started from."""
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     objective: AnyObjective = field(default_factory=Standard)
     sphere: Sphere | None = None
+    """Hypersphere embedding; None for a plain head."""
     training: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
-    threat: ThreatModel = field(default_factory=lambda: ThreatModel(norm="linf", eps=8 / 255))
+    threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
+    """What the run is validated, and by default evaluated, against; what it is trained against is the objective's."""
     notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Sources, and what is uncertain; carried along to reports."""
 
 
 def _converter() -> cattrs.Converter:

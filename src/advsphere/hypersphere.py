@@ -118,20 +118,23 @@ class AngularMargin:
 
 @dataclass(frozen=True, kw_only=True)
 class Sphere:
-    """Hypersphere embedding as a config. scale, margin: s and m at factor 1 of their schedules.
-
-    margin_in_attack: craft training examples on the margin-shifted logits as well. For cross-entropy under a sign or
-    normalised step that changes nothing, by arithmetic: the shift adds the constant s * m to `log_odds`. It changes
-    TRADES, whose KL is not a function of `log_odds` alone.
-    """
+    """Hypersphere embedding as a config."""
 
     scale: float = 15.0
+    """s, where its schedule is 1."""
     margin: float = 0.2
+    """m, in units of cosine, where its schedule is 1."""
     normalize_features: bool = True
+    """FN."""
     normalize_weights: bool = True
+    """WN."""
     scale_schedule: Schedule = Constant()
     margin_schedule: Schedule = Constant()
     margin_in_attack: bool = False
+    """Craft training examples on the margin-shifted logits as well. For cross-entropy under a sign or normalised step
+    that changes nothing, by arithmetic: the shift adds the constant s * m to `log_odds`. It changes TRADES, whose KL is
+    no function of `log_odds` alone.
+    """
 
     def attach(self, model: nn.Module, head: str | None = None) -> HypersphereHead:
         """Give the model its head (`attach_head`) and return it."""

@@ -100,15 +100,18 @@ class Standard(Objective):
 class PGDAT(Objective):
     """PGD adversarial training (Madry et al. 2018, arXiv 1706.06083): minimise the criterion on PGD examples.
 
-    Defaults are those of the paper's official code (0.031, 10 steps of 0.007). start: "uniform" in the ball, or
-    "normal", x + 0.001 N(0, 1), as in TRADES' and the paper's code. mode: the network's mode while crafting.
+    Defaults are those of the paper's official code.
     """
 
     threat: ThreatModel = ThreatModel(norm="linf", eps=0.031)
+    """What is crafted against."""
     steps: int = 10
     step_size: float = 0.007
+    """In pixel units."""
     start: Literal["uniform", "normal"] = "normal"
+    """uniform in the ball, or normal: x + 0.001 N(0, 1), as in TRADES' and the paper's code."""
     mode: Mode = "eval"
+    """The network's mode while crafting; in train mode crafting also moves the running statistics of batch norm."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.step_size <= 0:
@@ -156,14 +159,14 @@ class FastAT(PGDAT):
 
 @dataclass(frozen=True, kw_only=True)
 class ALP(PGDAT):
-    """Adversarial logit pairing (Kannan et al. 2018, arXiv 1803.06373): half clean, half robust criterion, beta * mean
-    square of the logits' difference.
+    """Adversarial logit pairing (Kannan et al. 2018, arXiv 1803.06373): half clean and half robust criterion, and
+    beta times the mean square of the logits' difference.
 
-    beta weighs ordinary logits. The paper's code with HE pairs bare cosines, so its beta is ours times scale^2
-    (`docs/fidelity.md`).
+    The paper's code with HE pairs bare cosines, so its beta is ours times scale^2 (`docs/fidelity.md`).
     """
 
     beta: float = 0.5
+    """Weight of the pairing of ordinary logits."""
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits, logits_adv = model(x), model(x_adv)
@@ -182,6 +185,7 @@ class TRADES(PGDAT):
     """
 
     beta: float = 6.0
+    """Weight of the KL term."""
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
         with how.view(model, y, self.mode) as classify:
@@ -201,14 +205,15 @@ class FreeAT(Objective):
     """Free adversarial training (Shafahi et al. 2019, arXiv 1904.12843, Algorithm 1): one backward serves the weights
     and the perturbation.
 
-    replays: how often each batch is repeated (m). step_size: of the perturbation's ascent, eps in both official codes.
-    The perturbation is carried from batch to batch by position. Unlike those codes, a carried perturbation is put into
-    the box of its new image at once.
+    The perturbation is carried from batch to batch by position. Unlike in the official codes, a carried perturbation is
+    put into the box of its new image at once.
     """
 
     threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
     step_size: float = 8 / 255
+    """Of the perturbation's ascent, in pixel units; eps in both official codes."""
     repeats: int = 8
+    """How often each batch is repeated, the paper's m."""
 
     @property
     def replays(self) -> int:

@@ -56,7 +56,7 @@ def with_m_he(plain: Config) -> Config:
     return replace(plain, recipe=f"{plain.recipe}-m-he", sphere=m_he(Sphere(scale=15.0, margin=0.2)))
 
 
-_OF_DIGITS = {
+_OF_DIGITS: dict[str, AnyObjective] = {
     "standard": Standard(),
     "pgd-at": PGDAT(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
     "alp": ALP(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
@@ -64,7 +64,7 @@ _OF_DIGITS = {
     "fastat": FastAT(threat=DIGITS_EPS, step_size=0.25),
     "freeat": FreeAT(threat=DIGITS_EPS, step_size=0.2, repeats=4),
 }
-_OF_CIFAR = {
+_OF_CIFAR: dict[str, tuple[AnyObjective, int]] = {
     "fastat": (FastAT(threat=CIFAR_EPS), 15),
     "pgd-at": (PGDAT(threat=CIFAR_EPS, step_size=2 / 255, start="uniform"), 7),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,26 +15,27 @@ from advsphere.schedule import Constant, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How the weights are fitted, whatever the objective: SGD with momentum, as in all of the paper's recipes.
-
-    epochs: passes over the data (FreeAT takes `replays` steps on each batch of each). lr: at factor 1 of `lr_schedule`.
-    ema: decay of an exponential moving average of the weights, which is then what is validated and kept; 0 for none.
-    precision: "auto" is bfloat16 autocast where the device has it natively. fold: fold batch norm while crafting in
-    eval mode. checkpoint_minutes: time between checkpoints within an epoch; each epoch ends with one anyway.
-    """
+    """How the weights are fitted, whatever the objective: SGD with momentum, as in all of the paper's recipes."""
 
     epochs: int = 10
+    """Passes over the data. FreeAT repeats every batch of each."""
     batch_size: int = 128
     lr: float = 0.1
+    """The learning rate where its schedule is 1."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    lr_schedule: Schedule = field(default_factory=Constant)
-    augment: Augment = field(default_factory=Augment)
+    lr_schedule: Schedule = Constant()
+    augment: Augment = Augment()
     ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 for none."""
     seed: int = 0
+    """Decides the initial weights, the order of the data, and every draw."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto is bfloat16 autocast where the device has it natively."""
     fold: bool = True
+    """Fold batch norm into the convolutions while crafting in eval mode; equal up to rounding."""
     checkpoint_minutes: float = 5.0
+    """Time between checkpoints within an epoch; each epoch ends with one anyway."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:

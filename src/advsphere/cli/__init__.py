@@ -1,0 +1,55 @@
+"""The command line: `advsphere COMMAND ...`. Each command parses its arguments, calls the library and prints; nothing
+else lives here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from advsphere.errors import UserError
+
+COMMANDS = {
+    "demo": "train plain and hyperspherical networks on the digits, attack both, write report.html (about a minute)",
+    "recipes": "list the training recipes: the rows of the paper's tables, and small ones",
+    "train": "train a recipe into a run's folder; --he puts any of them on the sphere",
+    "evaluate": "attack a run, or a model of your own, and print what is left, with intervals",
+    "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
+}
+
+USAGE = """usage: advsphere COMMAND [ARGUMENTS]
+
+{commands}
+
+`advsphere COMMAND --help` explains a command. To begin with: `advsphere demo`, then
+`advsphere train digits-pgd-at-he --out runs/first` and `advsphere evaluate runs/first`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for a user's mistake (said in one line), 2 for bad usage, 130 if
+    interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items())))
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        print(f"advsphere: no command is called {name!r}; {hint}there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    # Each command in a module of its own, imported when called: `--help` should not wait for torch.
+    command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
+    try:
+        return command(rest)
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", f"{error}", markup=True)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

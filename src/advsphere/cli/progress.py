@@ -1,0 +1,72 @@
+"""What is shown while a network trains: a bar on a terminal, a line an epoch anywhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from advsphere.config import Config
+from advsphere.training import Metrics, Tick, Trainer
+
+
+class TrainingProgress:
+    """The callbacks of `experiment.train`, drawing on a console. Use it as a context."""
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config, self.console = config, console
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(config.recipe, total=None, note="")
+        self.robust = ""
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, trainer: Trainer, notes: list[str]) -> None:
+        """Say what is trained and on how many images."""
+        settings = trainer.settings
+        weights = sum(p.numel() for p in trainer.model.parameters())
+        precision = "float32" if trainer.dtype is None else "bfloat16"
+        self.console.print(
+            f"[bold]{self.config.recipe}[/]: {self.config.model.name} ({weights:,} weights), "
+            f"{type(self.config.objective).__name__} on {len(trainer.images):,} images of {self.config.data.name}, "
+            f"{settings.epochs} epochs, {precision} on {trainer.device.type}",
+            soft_wrap=True,
+        )
+        for note in (*self.config.notes, *notes):
+            self.console.print(f"note: {note}", style="dim", soft_wrap=True)
+        images = len(trainer.images)
+        self.began, self.done_before = time.monotonic(), trainer.cursor.epoch * images
+        self.bar.update(self.task, total=settings.epochs * images, completed=self.done_before)
+
+    def tick(self, tick: Tick) -> None:
+        """Move the bar."""
+        done = tick.epoch * tick.of + tick.images
+        rate = (done - self.done_before) / (time.monotonic() - self.began)
+        note = f"loss {tick.loss:.3f}  {rate:,.0f} images/s{self.robust}"
+        self.bar.update(self.task, completed=done, note=note)
+
+    def epoch(self, metrics: Metrics) -> None:
+        """A line for the epoch; validation is on held-out training images."""
+        self.robust = f"  robust {metrics['robust']:.1%}"
+        self.console.print(
+            f"epoch {metrics['epoch']:3.0f}/{self.config.training.epochs}  loss {metrics['loss']:.3f}  "
+            f"validation: clean {metrics['clean']:.1%}, robust (PGD-10) {metrics['robust']:.1%}  "
+            f"{metrics['images_per_second']:,.0f} images/s  {metrics['seconds']:,.0f} s",
+            soft_wrap=True,
+        )

@@ -1,0 +1,107 @@
+"""`advsphere train RECIPE`: train a recipe, with typed overrides, into a run's folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from advsphere import experiment
+from advsphere.cli.progress import TrainingProgress
+from advsphere.config import Config
+from advsphere.hypersphere import Sphere
+from advsphere.recipes import recipe
+from advsphere.training import Stopped
+
+HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [OVERRIDES]
+
+Trains a recipe and writes a run's folder: config.yaml, last.safetensors, best.safetensors (chosen on held-out
+training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time; --resume goes on exactly there.
+
+  advsphere train digits-pgd-at-he
+  advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
+  advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
+
+`advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with its values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a network. Every setting of the recipe can be overridden."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """The run's folder; runs/RECIPE by default."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the folder's last checkpoint; begin if there is none yet."""
+    he: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Hypersphere embedding: put the network on the sphere, with s = 15 and m = 0.2 unless --sphere.* says otherwise.
+    """
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, train, and say where the result is."""
+    if not arguments or arguments[0].startswith("-"):
+        print(HELP)
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    name, rest = arguments[0], arguments[1:]
+    config = recipe(name)
+    if "--he" in rest and config.sphere is None:
+        # Before parsing, so that --sphere.scale and the like are known.
+        config = replace(config, sphere=Sphere(), recipe=f"{name}-he")
+    options: Options = tyro.cli(
+        tyro.conf.AvoidSubcommands[Options],
+        default=Options(config=config),
+        args=rest,
+        prog=f"advsphere train {name}",
+    )
+    folder = options.out or Path("runs") / options.config.recipe
+    console = Console(highlight=False)
+    with TrainingProgress(options.config, console) as progress, stopping() as asked:
+        try:
+            experiment.train(
+                options.config,
+                folder,
+                resume=options.resume,
+                on_start=progress.start,
+                on_tick=progress.tick,
+                on_epoch=progress.epoch,
+                stop=lambda: bool(asked),
+            )
+        except Stopped as stopped:
+            console.print(f"{stopped}: advsphere train {name} {' '.join(_resuming(rest, folder))}")
+            return 130
+    console.print(f"trained; next: advsphere evaluate {folder}")
+    return 0
+
+
+def _resuming(rest: list[str], folder: Path) -> list[str]:
+    """The arguments that go on with a run."""
+    out = [] if "--out" in rest else ["--out", str(folder)]
+    return [*rest, *out, *([] if "--resume" in rest else ["--resume"])]
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """A list that holds a signal once SIGINT or SIGTERM came; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("stopping after this step; the checkpoint is being written ...", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
