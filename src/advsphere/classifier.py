@@ -83,14 +83,13 @@ def frozen(
     """The model as an attack should see it; everything is put back as it was on leaving.
 
     Weights take no gradient, the modules are all in `mode` (a module's own mode is restored one by one), images are
-    laid out channels last, logits are float32. Buffers that train mode moves, the running statistics of batch norms
-    above all, are put back too. dtype: autocast to it, e.g. bfloat16. fold: in eval mode, fold each batch norm into the
+    laid out channels last, logits are float32. Only what a forward in train mode moves, the running statistics of batch
+    norm above all, stays moved. dtype: autocast to it, e.g. bfloat16. fold: in eval mode, fold each batch norm into the
     convolution in front of it, where tracing finds such pairs; equal up to rounding and faster. This is the one place
     for low precision, layout and folding.
     """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    buffers = {name: b.clone() for name, b in model.named_buffers()} if mode == "train" else {}
     folded: list[tuple[str, nn.Module]] = []
     device_type = next((p.device.type for p in model.parameters()), "cpu")
 
@@ -111,8 +110,6 @@ def frozen(
     finally:
         for name, module in folded:
             model.set_submodule(name, module)
-        for name, value in buffers.items():
-            model.get_buffer(name).copy_(value)
         for p in trainable:
             p.requires_grad_(True)
         for module, training in modes:
