@@ -215,6 +215,12 @@ class FreeAT(Objective):
     repeats: int = 8
     """How often each batch is repeated, the paper's m."""
 
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.step_size <= 0:
+            raise UserError(
+                f"free training takes {self.repeats} repeats with steps of {self.step_size}; both must be positive"
+            )
+
     @property
     def replays(self) -> int:
         return self.repeats
