@@ -1,0 +1,44 @@
+"""Evaluation that can be trusted and checked again: preflight, attacks, ledger, intervals, verification."""
+
+from advsphere.evaluation.cells import Cell, Cost
+from advsphere.evaluation.engine import evaluate
+from advsphere.evaluation.findings import Finding
+from advsphere.evaluation.intervals import PairedDifference, mcnemar, paired, wilson
+from advsphere.evaluation.ledger import CLEAN, Ledger
+from advsphere.evaluation.preflight import preflight
+from advsphere.evaluation.progress import Progress, progress_bar
+from advsphere.evaluation.provenance import data_checksum, environment, model_checksum
+from advsphere.evaluation.results import WORST, Evaluation, Row, compare, radius
+from advsphere.evaluation.specs import AttackSpec, describe
+from advsphere.evaluation.suites import SUITES, suite
+from advsphere.evaluation.verify import Verification, verify
+
+__all__ = [
+    "CLEAN",
+    "SUITES",
+    "WORST",
+    "AttackSpec",
+    "Cell",
+    "Cost",
+    "Evaluation",
+    "Finding",
+    "Ledger",
+    "PairedDifference",
+    "Progress",
+    "Row",
+    "Verification",
+    "compare",
+    "data_checksum",
+    "describe",
+    "environment",
+    "evaluate",
+    "mcnemar",
+    "model_checksum",
+    "paired",
+    "preflight",
+    "progress_bar",
+    "radius",
+    "suite",
+    "verify",
+    "wilson",
+]

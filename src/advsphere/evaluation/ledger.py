@@ -1,0 +1,251 @@
+"""The ledger: one row for each example and attack in a SQLite file, from which every printed number is a query.
+
+The clean images are the first "attack", called "clean". An example is robust as far as the ledger knows unless a row
+says `fooled`, so robust accuracy is an upper bound. A batch of an attack is one transaction: what was interrupted is
+done again, what was finished stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+
+from advsphere.errors import UserError
+from advsphere.evaluation.cells import Cell, Cost, Status, fingerprint, packed, unpacked
+from advsphere.evaluation.records import canonical, differences
+
+CLEAN = "clean"
+
+_FORMAT = "advsphere ledger 1"
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE environments (value TEXT PRIMARY KEY);
+CREATE TABLE examples (example INTEGER PRIMARY KEY, label INTEGER NOT NULL);
+CREATE TABLE attacks (position INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, settings TEXT NOT NULL);
+CREATE TABLE batches (attack TEXT, batch INTEGER, seconds REAL NOT NULL, forwards INTEGER NOT NULL,
+                      PRIMARY KEY (attack, batch));
+CREATE TABLE cells (attack TEXT, example INTEGER, status TEXT NOT NULL, prediction INTEGER, distance REAL, x_adv BLOB,
+                    PRIMARY KEY (attack, example));
+"""
+_CONTENT = (
+    "SELECT key, value FROM meta ORDER BY key",
+    "SELECT value FROM environments ORDER BY value",
+    "SELECT example, label FROM examples ORDER BY example",
+    "SELECT position, name, settings FROM attacks ORDER BY position",
+    "SELECT attack, batch, forwards FROM batches ORDER BY attack, batch",
+    "SELECT attack, example, status, prediction, distance, x_adv FROM cells ORDER BY attack, example",
+)
+
+
+class Ledger:
+    """An open ledger; a context manager. `create_or_resume` opens one to write, `read` one to look into.
+
+    Raises UserError where the file is no ledger, is damaged, or the disk is full; what was committed stays intact.
+    """
+
+    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+        self.path = path
+        where = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        with self._errors():
+            self._db = sqlite3.connect(where, uri=True, isolation_level=None)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """An existing ledger, for reading alone."""
+        if not path.is_file():
+            raise UserError(f"there is no ledger at {path}; `advsphere evaluate` writes one")
+        ledger = cls(path, read_only=True)
+        with ledger._closed_on_error():
+            ledger._check()
+        return ledger
+
+    @classmethod
+    def create_or_resume(
+        cls, path: Path | None, *, identity: Mapping[str, Any], labels: Sequence[int], environment: Mapping[str, Any]
+    ) -> Self:
+        """A new ledger, or the one at `path` if it is of the same evaluation; None keeps it in memory.
+
+        identity: JSON-able, all that the outcome depends on; its entry "attacks" maps names to settings, in order.
+        environment: where it is run; one that is new is added to those before. Raises UserError that names what
+        differs.
+        """
+        known = path is not None and path.exists() and path.stat().st_size > 0
+        ledger = cls(path)
+        with ledger._closed_on_error():
+            if known:
+                ledger._check()
+                ledger._refuse_another(identity)
+            with ledger._transaction():
+                if not known:
+                    ledger._create(identity, labels)
+                ledger._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (canonical(environment),))
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def record(self, attack: str, batch: int, cells: Sequence[Cell], cost: Cost) -> None:
+        """Write all cells of one attack and batch, or none of them."""
+        rows = [(attack, c.example, c.status, c.prediction, c.distance, packed(c.x_adv)) for c in cells]
+        with self._transaction():
+            self._db.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (attack, batch, cost.seconds, cost.forwards))
+
+    def done(self, attack: str) -> set[int]:
+        """The batches that are finished."""
+        return {int(b) for (b,) in self._rows("SELECT batch FROM batches WHERE attack = ?", attack)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What `create_or_resume` was given."""
+        meta = {k: json.loads(v) for k, v in self._rows("SELECT key, value FROM meta WHERE key != 'format'")}
+        return meta | {"attacks": self.attacks}
+
+    @property
+    def attacks(self) -> dict[str, dict[str, Any]]:
+        """The settings of each attack, in order, without the clean images."""
+        rows = self._rows("SELECT name, settings FROM attacks WHERE name != ? ORDER BY position", CLEAN)
+        return {name: json.loads(settings) for name, settings in rows}
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Where it was run; several if it was continued elsewhere."""
+        return [json.loads(v) for (v,) in self._rows("SELECT value FROM environments ORDER BY value")]
+
+    @property
+    def labels(self) -> list[int]:
+        """The label of each example."""
+        return [int(y) for (y,) in self._rows("SELECT label FROM examples ORDER BY example")]
+
+    def cost(self, attack: str) -> Cost:
+        """What an attack took in all its batches."""
+        (row,) = self._rows("SELECT TOTAL(seconds), TOTAL(forwards) FROM batches WHERE attack = ?", attack)
+        return Cost(float(row[0]), int(row[1]))
+
+    def counts(self, attack: str) -> dict[Status, int]:
+        """How many cells of an attack have each status."""
+        return dict(self._rows("SELECT status, COUNT(*) FROM cells WHERE attack = ? GROUP BY status", attack))
+
+    def accuracy(self, attack: str) -> tuple[int, int]:
+        """(k, n): examples that neither the clean image nor this attack shows to be misclassified."""
+        return self._robust("WHERE attack IN (?, ?)", CLEAN, attack)
+
+    def worst_case(self) -> tuple[int, int]:
+        """(k, n): examples that nothing in the ledger shows to be misclassified."""
+        return self._robust("")
+
+    def outcomes(self, attack: str | None = None) -> str:
+        """A character for each example, "1" robust and "0" not, under one attack or (None) in the worst case."""
+        where, names = ("", ()) if attack is None else ("WHERE attack IN (?, ?)", (CLEAN, attack))
+        sql = f"SELECT MAX(status = 'fooled') FROM cells {where} GROUP BY example ORDER BY example"
+        return "".join("0" if broken else "1" for (broken,) in self._rows(sql, *names))
+
+    def cells(self, attack: str) -> list[Cell]:
+        """The cells of an attack in order of examples, without their adversarial examples."""
+        sql = "SELECT example, status, prediction, distance FROM cells WHERE attack = ? ORDER BY example"
+        return [Cell(*row) for row in self._rows(sql, attack)]
+
+    def adversarial(self, attack: str, example: int) -> Tensor | None:
+        """(C, H, W) float32, what fooled the model; None where nothing did. Raises UserError for unreadable data."""
+        rows = self._rows("SELECT x_adv FROM cells WHERE attack = ? AND example = ?", attack, example)
+        blob = next(iter(list(rows)), (None,))[0]
+        try:
+            return None if blob is None else unpacked(blob, self.identity["data"]["shape"])
+        except ValueError as error:
+            raise UserError(
+                f"the adversarial image {example} of {attack} in {self.path} is damaged ({error})"
+            ) from error
+
+    def checksum(self) -> str:
+        """SHA-256 over all but the times: the same evaluation has the same checksum, interrupted or not."""
+        digest = hashlib.sha256()
+        for sql in _CONTENT:
+            for row in self._rows(sql):
+                values = [fingerprint(v) if isinstance(v, bytes) else v for v in row]
+                digest.update(canonical(values).encode())
+        return digest.hexdigest()
+
+    def _robust(self, where: str, *names: str) -> tuple[int, int]:
+        sql = f"SELECT MAX(status = 'fooled') AS broken FROM cells {where} GROUP BY example"
+        ((k, n),) = self._rows(f"SELECT TOTAL(1 - broken), COUNT(*) FROM ({sql})", *names)
+        return int(k), int(n)
+
+    def _create(self, identity: Mapping[str, Any], labels: Sequence[int]) -> None:
+        for statement in _SCHEMA.split(";"):
+            self._db.execute(statement)
+        meta = {"format": _FORMAT} | {k: v for k, v in identity.items() if k != "attacks"}
+        self._db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, canonical(v)) for k, v in meta.items()])
+        self._db.executemany("INSERT INTO examples VALUES (?, ?)", enumerate(labels))
+        rows = [(i, *pair) for i, pair in enumerate([(CLEAN, {}), *identity["attacks"].items()])]
+        self._db.executemany("INSERT INTO attacks VALUES (?, ?, ?)", [(i, name, canonical(s)) for i, name, s in rows])
+
+    def _check(self) -> None:
+        with self._errors():
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise UserError(f"{self.path} is damaged ({found}); use another copy, or evaluate into a new file")
+            row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
+        if row is None or json.loads(row[0]) != _FORMAT:
+            raise UserError(f"{self.path} is no ledger of this version ({_FORMAT}); evaluate into a new file")
+
+    def _refuse_another(self, identity: Mapping[str, Any]) -> None:
+        held, given = self.identity, json.loads(canonical(identity))
+        changed = differences(held, given)
+        if list(held["attacks"]) != list(identity["attacks"]):
+            changed = changed or ["the attacks are in another order"]
+        if changed:
+            raise UserError(
+                f"{self.path} holds another evaluation: {'; '.join(changed[:4])}. "
+                "Give another file, or delete this one to begin again"
+            )
+
+    def _rows(self, sql: str, *values: object) -> Iterator[Any]:
+        with self._errors():
+            yield from self._db.execute(sql, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            cures = {
+                "full": "free some space and run the same again: every finished batch is safe in it",
+                "locked": "another process is writing it; wait for that one, or give another file",
+                "unable to open": "check that the folder exists and can be written",
+            }
+            cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")
+            raise UserError(f"ledger {self.path}: {error}; {cure}") from error

@@ -1,0 +1,245 @@
+"""Check a finished evaluation from its files: nothing that was printed is taken on trust."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.classifier import Classifier, frozen
+from advsphere.data import Images
+from advsphere.draws import Draws, derived_seed, permutation
+from advsphere.errors import UserError
+from advsphere.evaluation.findings import Finding
+from advsphere.evaluation.judge import exact_float32, strike
+from advsphere.evaluation.ledger import CLEAN, Ledger
+from advsphere.evaluation.preflight import device_of, images_of
+from advsphere.evaluation.provenance import data_checksum, model_checksum
+from advsphere.evaluation.records import content_checksum, differences, read_json
+from advsphere.evaluation.results import FORMAT, Evaluation
+from advsphere.evaluation.specs import AttackSpec
+from advsphere.evaluation.suites import suite as suite_of
+from advsphere.losses import margin
+from advsphere.threat import ThreatModel
+
+_ROUNDING = 1e-4
+"""A margin below this share of the largest logit may change its sign on another machine."""
+
+_ALLOWED_FLIPS = 0.02
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. It passed if no finding failed."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(f.status != "failed" for f in self.findings)
+
+    def __str__(self) -> str:
+        lines = [f"{f.status:>6}  {f.check}: {f.detail}" for f in self.findings]
+        return "\n".join([*lines, "verified" if self.passed else "NOT verified"])
+
+
+def verify(
+    evaluation: Path,
+    ledger: Path,
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: Tensor | None = None,
+    *,
+    suite: Sequence[AttackSpec] | None = None,
+    share: float = 0.05,
+    at_least: int = 20,
+    seed: int | None = None,
+) -> Verification:
+    """Check an evaluation's file against its ledger, and the ledger against the model and the images.
+
+    Every printed number is computed from the ledger once more; every clean and every stored adversarial image is
+    predicted again, and has to keep to the ball; `share` of the resisted cells, but no fewer than `at_least`, are
+    attacked again with the same draws. Those are drawn by `seed`, by default from the ledger's checksum. In other
+    batches than before, rounding alone may flip a few: one, or 2 %, is noted, more fails. labels: the ledger's by
+    default. suite: the attacks, if they were of one's own.
+
+    Raises UserError where there is nothing to check: files that are missing, damaged or of another kind.
+    """
+    written = read_json(evaluation, FORMAT)
+    with Ledger.read(ledger) as book, exact_float32():
+        if labels is None and not isinstance(images, Images):
+            labels = torch.tensor(book.labels)
+        case = _Case(model, images_of(images, labels), book)
+        found = [_file(written), _numbers(written, book), _statuses(book), case.model_is_the_one()]
+        found.append(case.images_are_the_ones())
+        if found[-1].status != "failed":
+            specs = case.specs(suite)
+            found += [case.clean_again(), *(case.stored_again(name) for name in book.attacks)]
+            found.append(case.resisted_again(specs, share, at_least, seed))
+    return Verification(tuple(found))
+
+
+def _file(written: dict[str, Any]) -> Finding:
+    if written.get("checksum") != content_checksum(written):
+        return Finding("file", "failed", "the evaluation's file was changed after it was written")
+    return Finding("file", "ok", "the evaluation's file is as it was written")
+
+
+def _numbers(written: dict[str, Any], book: Ledger) -> Finding:
+    try:
+        findings = [Finding(**f) for f in written["findings"]]
+        expected = Evaluation.of(book, findings).to_dict()
+    except (KeyError, TypeError, UserError) as error:
+        return Finding("numbers", "failed", f"the ledger can't give the printed numbers: {error}")
+    wrong = [d for d in differences(written, expected) if not d.startswith("checksum")]
+    if wrong:
+        return Finding("numbers", "failed", f"printed, but not what the ledger says: {_some(wrong)}")
+    return Finding("numbers", "ok", f"all {len(expected['attacks']) + 2} rows follow from the ledger")
+
+
+def _statuses(book: Ledger) -> Finding:
+    wrong = {cell.example: cell.status == "fooled" for cell in book.cells(CLEAN)}
+    if list(wrong) != list(range(len(book.labels))):
+        return Finding("statuses", "failed", "the clean images are not those that the ledger lists")
+    odd = [
+        f"{name} on {cell.example}"
+        for name in book.attacks
+        for cell in book.cells(name)
+        if (cell.status == "not_run") != wrong.get(cell.example)
+    ]
+    if odd:
+        return Finding("statuses", "failed", f"left out without reason, or run on a misclassified image: {_some(odd)}")
+    return Finding("statuses", "ok", "every attack was run on every image that is classified as labelled")
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The ledger beside the model and the images that it is said to be about."""
+
+    model: nn.Module
+    images: Images
+    book: Ledger
+
+    def model_is_the_one(self) -> Finding:
+        claimed, found = self.book.identity["model"]["checksum"], model_checksum(self.model)
+        if claimed != found:
+            return Finding("model", "failed", f"another model: its checksum is {found[:12]}, not {claimed[:12]}")
+        return Finding("model", "ok", f"the model that was evaluated ({found[:12]})")
+
+    def images_are_the_ones(self) -> Finding:
+        claimed = self.book.identity["data"]
+        found = data_checksum(self.images, self.book.identity["batch_size"])
+        if claimed["checksum"] != found or self.images.labels.tolist() != self.book.labels:
+            return Finding("images", "failed", f"other images or labels than the {claimed['n']} that were evaluated")
+        return Finding("images", "ok", f"the {claimed['n']} images that were evaluated")
+
+    def specs(self, suite: Sequence[AttackSpec] | None) -> tuple[AttackSpec, ...]:
+        """The attacks that were run. Raises UserError where they can't be had."""
+        identity = self.book.identity
+        if suite is None:
+            if identity["suite"] == "own":
+                raise UserError("this evaluation ran attacks of its own; give them as suite=")
+            scale, restarts = identity["model"]["scale"], identity["restarts"]
+            suite = suite_of(identity["suite"], self.threat, scale=scale, restarts=restarts)
+        if changed := differences(self.book.attacks, {spec.name: spec.settings for spec in suite}):
+            raise UserError(f"the attacks are not those of the evaluation: {_some(changed)}; use the same version")
+        return tuple(suite)
+
+    @property
+    def threat(self) -> ThreatModel:
+        threat = self.book.identity["threat"]
+        low, high = threat["bounds"]
+        return ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high))
+
+    def clean_again(self) -> Finding:
+        status = [cell.status == "fooled" for cell in self.book.cells(CLEAN)]
+        unlike: list[str] = []
+        with frozen(self.model) as exact:
+            for index in self._batches(range(len(status))):
+                x, y = self._load(index)
+                wrong, close = _misclassified(exact, x, y)
+                said = torch.tensor([status[i] for i in index.tolist()], device=x.device)
+                unlike += [str(i) for i in index[((wrong != said) & ~close).cpu()].tolist()]
+        if unlike:
+            return Finding(CLEAN, "failed", f"the ledger has {len(unlike)} predictions wrong: images {_some(unlike)}")
+        return Finding(CLEAN, "ok", f"all {len(status)} predictions are as recorded")
+
+    def stored_again(self, name: str) -> Finding:
+        """Every stored adversarial image: in the ball, and misclassified."""
+        fooled = [cell.example for cell in self.book.cells(name) if cell.status == "fooled"]
+        bad: list[str] = []
+        near = 0
+        with frozen(self.model) as exact:
+            for index in self._batches(fooled):
+                try:
+                    stored = [self.book.adversarial(name, i) for i in index.tolist()]
+                except UserError as error:
+                    return Finding(name, "failed", str(error))
+                if any(x is None for x in stored):
+                    return Finding(name, "failed", "an image is said to fool the model, but is not there")
+                x, y = self._load(index)
+                x_adv = torch.stack([s for s in stored if s is not None]).to(x.device)
+                inside = self.threat.contains(x_adv, x)
+                wrong, close = _misclassified(exact, x_adv, y)
+                near += int((~wrong & close).sum())
+                for says, which in (("outside the ball", ~inside), ("not misclassified", ~wrong & ~close)):
+                    bad += [f"image {i} is {says}" for i in index[which.cpu()].tolist()]
+        if bad:
+            return Finding(name, "failed", f"{len(bad)} of {len(fooled)} stored images prove nothing: {_some(bad)}")
+        detail = f"all {len(fooled)} stored images are inside the ball and misclassified"
+        if near:
+            return Finding(name, "noted", f"{detail}, {near} only up to rounding")
+        return Finding(name, "ok", detail)
+
+    def resisted_again(self, specs: Sequence[AttackSpec], share: float, at_least: int, seed: int | None) -> Finding:
+        """Attack a sample of what resisted once more, with the same draws."""
+        cells = [
+            (name, c.example) for name in self.book.attacks for c in self.book.cells(name) if c.status == "resisted"
+        ]
+        count = min(len(cells), max(at_least, math.ceil(share * len(cells))))
+        address = derived_seed(self.book.checksum()) if seed is None else seed
+        chosen = [cells[i] for i in permutation(len(cells), seed=address, epoch=0, purpose="verify")[:count].tolist()]
+        identity = self.book.identity
+        flipped: list[str] = []
+        for spec in specs:
+            for index in self._batches(sorted(i for name, i in chosen if name == spec.name)):
+                x, y = self._load(index)
+                draws = Draws(identity["seed"], index.to(x.device))
+                verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=_PRECISIONS[identity["search"]])
+                flipped += [f"{spec.name} on {i}" for i in index[verdict.fooled.cpu()].tolist()]
+        detail = f"{len(flipped)} of {count} resisted cells were fooled on a second run"
+        if len(flipped) > max(1, _ALLOWED_FLIPS * count):
+            return Finding("resisted", "failed", f"{detail}: {_some(flipped)}")
+        return Finding("resisted", "noted" if flipped else "ok", detail + (f": {_some(flipped)}" if flipped else ""))
+
+    def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.images.batch(index)
+        return x.to(device_of(self.model)), y.to(device_of(self.model))
+
+    def _batches(self, examples: Sequence[int]) -> list[Tensor]:
+        """Examples in the batches of the evaluation, so that the same machine computes the same bits."""
+        size = self.book.identity["batch_size"]
+        batches: dict[int, list[int]] = {}
+        for i in examples:
+            batches.setdefault(i // size, []).append(i)
+        return [torch.tensor(batch) for batch in batches.values()]
+
+
+@torch.no_grad()
+def _misclassified(exact: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(misclassified, too close to tell on another machine), (B,) bool each."""
+    logits = exact(x)
+    lead = margin(logits, y)
+    close = lead.abs() <= _ROUNDING * logits.abs().amax(1)
+    return ~(lead <= 0) | logits.isnan().any(1), close
+
+
+def _some(lines: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(lines) - most} more" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more
