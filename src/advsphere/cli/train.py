@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from advsphere import experiment
+from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.config import Config
 from advsphere.hypersphere import Sphere
@@ -56,12 +57,7 @@ def main(arguments: list[str]) -> int:
     if "--he" in rest and config.sphere is None:
         # Before parsing, so that --sphere.scale and the like are known.
         config = replace(config, sphere=Sphere(), recipe=f"{name}-he")
-    options: Options = tyro.cli(
-        tyro.conf.AvoidSubcommands[Options],
-        default=Options(config=config),
-        args=rest,
-        prog=f"advsphere train {name}",
-    )
+    options = parse(Options, rest, prog=f"advsphere train {name}", default=Options(config=config))
     folder = options.out or Path("runs") / options.config.recipe
     console = Console(highlight=False)
     with TrainingProgress(options.config, console) as progress, stopping() as asked:

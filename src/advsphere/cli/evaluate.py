@@ -1,0 +1,119 @@
+"""`advsphere evaluate`: attack a run or a model of one's own, and print what is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from advsphere import experiment
+from advsphere.cli.arguments import parse
+from advsphere.cli.subject import Subject
+from advsphere.config import Config
+from advsphere.evaluation import evaluate, progress_bar
+from advsphere.threat import Norm, ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Attack a network and print an upper bound of its robust accuracy, with intervals.
+
+    A run:  advsphere evaluate runs/digits-pgd-at-he --suite paper
+    Yours:  advsphere evaluate --model mypackage.nets:build --weights net.safetensors --data photos --image-size 64
+
+    Everything is written down: a ledger with each outcome and each adversarial image, and evaluation.json with each
+    number. Interrupt it at any time; the same command goes on. Then `advsphere verify` checks it.
+    """
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """The folder of a training run."""
+    suite: str = "quick"
+    """Which attacks: quick (FGSM, PGD-20, PGD-100, margin PGD-100) or paper (PGD-50 at s = 1 and at s, margin PGD-50).
+    """
+    checkpoint: Literal["best", "last"] = "best"
+    """Which of the run's checkpoints."""
+    n: int | None = None
+    """The first n test images; all by default."""
+    restarts: int = 1
+    """Of every attack with a random start; the worst case counts."""
+    norm: Norm | None = None
+    """The run's own by default; linf for a model of yours."""
+    eps: float | None = None
+    """Radius in pixel units, e.g. 8/255; the run's own by default, 8/255 for a model of yours."""
+    seed: int = 0
+    """Of the attacks' random starts."""
+    batch_size: int = 250
+    low_precision: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Search in bfloat16 where the machine has it; what is found is always checked in float32."""
+    out: Path | None = None
+    """Where to write; by default a folder in the run's, or runs/own for a model of yours."""
+    model: str | None = None
+    """A model of yours: package.module:function, called without arguments. It takes pixels in [0, 1]; see --mean."""
+    weights: Path | None = None
+    """Its weights: a state dict, as safetensors or from torch.save."""
+    data: Path | None = None
+    """Its images: a folder with val/<class>/ or test/<class>/, or CIFAR. For a run: where its data lie now."""
+    image_size: int | None = None
+    """The side that an image folder's images are brought to."""
+    mean: tuple[float, ...] | None = None
+    """What your model's input is normalised with, if it does not do that itself; one number a channel."""
+    std: tuple[float, ...] | None = None
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, evaluate, print the table and where the evidence lies."""
+    options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
+    subject = Subject(
+        run=None if options.run is None else str(options.run),
+        checkpoint=options.checkpoint,
+        model=options.model,
+        weights=None if options.weights is None else str(options.weights),
+        data=None if options.data is None else str(options.data),
+        image_size=options.image_size,
+        mean=options.mean,
+        std=options.std,
+        n=options.n,
+    )
+    config = None if options.run is None else experiment.read_config(options.run)
+    threat = _threat(options, config)
+    model, images = subject.load()
+    folder = options.out or _folder(options, threat)
+    folder.mkdir(parents=True, exist_ok=True)
+    subject.save(folder)
+    console = Console(highlight=False)
+    with progress_bar() as on_progress:
+        evaluation = evaluate(
+            model,
+            images,
+            threat=threat,
+            suite=options.suite,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            ledger=folder / "ledger.sqlite",
+            restarts=options.restarts,
+            head=None if config is None else experiment.head_name(config),
+            low_precision=options.low_precision,
+            on_progress=on_progress,
+        )
+    evaluation.save(folder / "evaluation.json")
+    console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
+    console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
+    return 0
+
+
+def _threat(options: Options, config: Config | None) -> ThreatModel:
+    own = ThreatModel(norm="linf", eps=8 / 255) if config is None else config.threat
+    return ThreatModel(
+        norm=options.norm or own.norm, eps=own.eps if options.eps is None else options.eps, bounds=own.bounds
+    )
+
+
+def _folder(options: Options, threat: ThreatModel) -> Path:
+    """A folder for each question, so that another question does not meet the ledger of this one."""
+    n = "" if options.n is None else f"-n{options.n}"
+    restarts = "" if options.restarts == 1 else f"-r{options.restarts}"
+    name = f"{options.suite}-{options.checkpoint}-{threat.norm}-{threat.eps:.4g}{n}{restarts}"
+    return (Path("runs/own") if options.run is None else options.run / "evaluations") / name

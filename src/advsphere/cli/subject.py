@@ -1,0 +1,131 @@
+"""What is evaluated: one of our runs, or a model of the user's own. Kept beside its evaluation, so that `verify` finds
+it again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from advsphere import experiment
+from advsphere.classifier import PixelClassifier
+from advsphere.data import Images, load_test
+from advsphere.errors import UserError
+from advsphere.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Either run and checkpoint, or model (package.module:function), weights and data; n: how many test images, all by
+    default.
+    """
+
+    run: str | None = None
+    checkpoint: Literal["best", "last"] = "best"
+    model: str | None = None
+    weights: str | None = None
+    data: str | None = None
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    n: int | None = None
+
+    def load(self) -> tuple[nn.Module, Images]:
+        """The model in eval mode and its test images, on one device. Raises UserError for whatever is missing or does
+        not fit.
+        """
+        model, images = self._run() if self.run is not None else self._own()
+        return model.to(experiment.device()).eval(), images if self.n is None else images.first(self.n)
+
+    def _run(self) -> tuple[nn.Module, Images]:
+        assert self.run is not None
+        root = None if self.data is None else Path(self.data)
+        run = experiment.load_run(Path(self.run), self.checkpoint, data_root=root)
+        return run.model, run.test
+
+    def _own(self) -> tuple[nn.Module, Images]:
+        if self.model is None or self.data is None:
+            raise UserError(
+                "name a run, or a model of your own: --model package.module:function --data DIR [--weights FILE]"
+            )
+        model = _call(self.model)
+        if self.weights is not None:
+            _load_weights(model, Path(self.weights))
+        if (self.mean is None) != (self.std is None):
+            raise UserError("give both --mean and --std, one number a channel, or neither")
+        if self.mean is not None and self.std is not None:
+            model = PixelClassifier(model, self.mean, self.std)
+        images = load_test(_kind_of(Path(self.data)), Path(self.data), image_size=self.image_size)
+        return model, images.to(experiment.device())
+
+    def save(self, folder: Path) -> None:
+        """Write subject.json into an evaluation's folder."""
+        write_atomically(folder / "subject.json", json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Subject:
+        """What `save` wrote. Raises UserError where the folder holds no evaluation."""
+        path = folder / "subject.json"
+        if not path.is_file():
+            raise UserError(f"{folder} holds no evaluation: there is no subject.json; `advsphere evaluate` writes one")
+        return cls(**json.loads(path.read_text()))
+
+
+def _kind_of(folder: Path) -> str:
+    """The name of the data set that lies in a folder."""
+    for name, inside in {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}.items():
+        if folder.name == inside or (folder / inside).is_dir():
+            return name
+    return "imagefolder"
+
+
+def _call(name: str) -> nn.Module:
+    """The model that package.module:function returns; modules in the current folder are found too."""
+    module_name, colon, function = name.partition(":")
+    if not colon:
+        raise UserError(f"--model {name}: write package.module:function, where function() returns the network")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        made: Any = getattr(importlib.import_module(module_name), function)()
+    except ModuleNotFoundError as error:
+        raise UserError(f"--model {name}: {error}; run from the folder that holds it, or install it") from error
+    except AttributeError as error:
+        raise UserError(f"--model {name}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"--model {name}: {function}() returned a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """A state dict from safetensors or torch.save; pickles are read with weights_only, so that they run no code."""
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there are no weights at {path}") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle raises whatever it likes
+        raise UserError(
+            f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
+        ) from error
+    for wrapped in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state.get(wrapped), dict):
+            state = state[wrapped]
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the model: {' '.join(str(error).split())[:300]}") from error

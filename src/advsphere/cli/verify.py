@@ -1,0 +1,59 @@
+"""`advsphere verify`: check evaluations from their files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from advsphere.cli.arguments import parse
+from advsphere.cli.subject import Subject
+from advsphere.errors import UserError
+from advsphere.evaluation import verify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Check an evaluation: recompute every printed number from the ledger, predict every stored adversarial image once
+    more, and attack a random 5 % (at least 20) of the resisted ones again.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """An evaluation's folder, or a run's: then all of its evaluations."""
+    share: float = 0.05
+    """How much of what resisted is attacked again."""
+    seed: int | None = None
+    """Which of it; by default drawn from the ledger's checksum."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print what was found; 1 if an evaluation did not pass."""
+    options = parse(Options, arguments or ["--help"], prog="advsphere verify")
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    passed = True
+    for folder in _evaluations(options.folder):
+        model, images = Subject.read(folder).load()
+        console.print(f"{folder}")
+        result = verify(
+            folder / "evaluation.json",
+            folder / "ledger.sqlite",
+            model,
+            images,
+            share=options.share,
+            seed=options.seed,
+        )
+        console.print(str(result))
+        passed = passed and result.passed
+    return 0 if passed else 1
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    if (folder / "evaluation.json").exists():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob("evaluations/*/evaluation.json"))
+    if not found:
+        raise UserError(f"{folder} holds no finished evaluation; `advsphere evaluate {folder}` makes one")
+    return found
