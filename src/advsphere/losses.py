@@ -84,7 +84,7 @@ def at_scale(loss: Loss, factor: float) -> Loss:
     """The loss on `factor` times the logits: 1 / s attacks a head of scale s on its bare cosines."""
 
     def scaled(logits: Tensor, target: Tensor) -> Tensor:
-        return loss(logits * factor, target)
+        return loss(_full(logits) * factor, target)
 
     return scaled
 
