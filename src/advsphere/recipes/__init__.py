@@ -1,14 +1,39 @@
-"""Recipes: a name for each training run, and the typed config behind it."""
+"""Recipes: a name for each training run, and the typed config behind it; one for each trained row of the paper's
+tables, and some of our own for small machines.
+"""
 
 from __future__ import annotations
 
 import difflib
+from typing import NamedTuple
 
 from advsphere.config import Config
 from advsphere.errors import UserError
-from advsphere.recipes import small
+from advsphere.hypersphere import m_he
+from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
+from advsphere.recipes import cifar10, imagenet, small
 
-RECIPES: dict[str, Config] = {config.recipe: config for config in small.RECIPES}
+OURS = "ours"
+TABLES: dict[str, list[Config]] = {OURS: small.RECIPES, **dict(sorted((cifar10.TABLES | imagenet.TABLES).items()))}
+"""The recipes by the paper's table that their results belong in."""
+RECIPES: dict[str, Config] = {config.recipe: config for configs in TABLES.values() for config in configs}
+
+_OBJECTIVES = {
+    Standard: "standard training",
+    PGDAT: "PGD-AT",
+    ALP: "ALP",
+    TRADES: "TRADES",
+    FastAT: "FastAT",
+    FreeAT: "FreeAT",
+}
+
+
+class Listing(NamedTuple):
+    """A recipe as `advsphere recipes` prints it. table: "Table 2", or "ours". summary: one line."""
+
+    table: str
+    summary: str
+    config: Config
 
 
 def recipe(name: str) -> Config:
@@ -18,3 +43,27 @@ def recipe(name: str) -> Config:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"no recipe is called {name!r}; {hint}`advsphere recipes` lists them all")
     return RECIPES[name]
+
+
+def describe() -> list[Listing]:
+    """Every recipe, in the order of the tables."""
+    return [Listing(table, summary(config), config) for table, configs in TABLES.items() for config in configs]
+
+
+def method(config: Config) -> str:
+    """What the paper's tables call a training method: "PGD-AT", "TRADES+HE", "FastAT+m-HE (our reading)"."""
+    name, sphere = _OBJECTIVES[type(config.objective)], config.sphere
+    if sphere is None:
+        return name
+    return f"{name}+m-HE (our reading)" if sphere == m_he(sphere) else f"{name}+HE"
+
+
+def summary(config: Config) -> str:
+    """A config in one line: method, network, data, length and what sets it apart from others of its kind."""
+    training, sphere = config.training, config.sphere
+    on_sphere = "" if sphere is None else f", s = {sphere.scale:g}, m = {sphere.margin:g}"
+    replays = f" of {config.objective.replays} replays" if config.objective.replays > 1 else ""
+    return (
+        f"{method(config)}{on_sphere}: {config.model.name} on {config.data.name}, {training.epochs} epochs{replays}, "
+        f"weight decay {training.weight_decay:g}"
+    )
