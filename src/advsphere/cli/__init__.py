@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a recipe into a run's folder; --he puts any of them on the sphere",
     "evaluate": "attack a run, or a model of your own, and print what is left, with intervals",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
+    "results": "keep measured rows in a file, and make tables from it",
 }
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]

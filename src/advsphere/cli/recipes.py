@@ -2,6 +2,36 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from advsphere.recipes import describe
+
 HELP = """usage: advsphere recipes [WORD]
 
-Lists the recipes, all or those whose name holds WORD. Train one with `advsphere train RECIPE`."""
+Lists the recipes by the paper's table that they belong to, all or those whose name holds WORD.
+Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all of its settings."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print a line for each recipe, and below it what is uncertain about it."""
+    if arguments and arguments[0].startswith("-"):
+        print(HELP)
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    console = Console(highlight=False)
+    listed = [entry for entry in describe() if all(word in entry.config.recipe for word in arguments)]
+    for table, entries in groupby(listed, key=lambda entry: entry.table):
+        lines = Table(box=None, show_header=False, title=f"[bold]{table}[/]", title_justify="left")
+        for entry in entries:
+            notes = entry.config.notes if arguments else ()
+            lines.add_row(f"[cyan]{entry.config.recipe}[/]", "\n".join(map(escape, (entry.summary, *notes))))
+        console.print(lines)
+    if not listed:
+        console.print(f"no recipe's name holds {' '.join(arguments)!r}; `advsphere recipes` lists them all")
+        return 1
+    if not arguments:
+        console.print("\nSources, and what is uncertain: advsphere recipes WORD")
+    return 0

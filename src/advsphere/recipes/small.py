@@ -19,7 +19,7 @@ from advsphere.training import TrainSettings
 CYCLIC = Linear(((0.0, 0.0), (0.5, 1.0), (1.0, 0.0)))
 DIGITS_EPS = ThreatModel(norm="linf", eps=0.2)
 """At 0.2, standard training keeps almost nothing on the 8x8 digits and adversarial training most."""
-CIFAR_EPS = ThreatModel(norm="linf", eps=8 / 255)
+EPS = ThreatModel(norm="linf", eps=8 / 255)
 
 
 def digits(name: str, objective: AnyObjective) -> Config:
@@ -42,7 +42,19 @@ def cifar10_small(name: str, objective: AnyObjective, epochs: int) -> Config:
         model=ModelSettings(name="wrn-10-2"),
         objective=objective,
         training=TrainSettings(epochs=epochs, lr=0.2, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
-        threat=CIFAR_EPS,
+        threat=EPS,
+    )
+
+
+def folder(name: str, objective: AnyObjective) -> Config:
+    """A folder of one's own images at 64 pixels, with timm's ResNet-18; --data.root says where it is."""
+    return Config(
+        recipe=f"folder-{name}",
+        data=DataSettings(name="imagefolder", image_size=64, validation=500),
+        model=ModelSettings(name="timm:resnet18"),
+        objective=objective,
+        training=TrainSettings(epochs=15, lr=0.1, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
+        threat=EPS,
     )
 
 
@@ -64,11 +76,10 @@ _OF_DIGITS: dict[str, AnyObjective] = {
     "fastat": FastAT(threat=DIGITS_EPS, step_size=0.25),
     "freeat": FreeAT(threat=DIGITS_EPS, step_size=0.2, repeats=4),
 }
-_OF_CIFAR: dict[str, tuple[AnyObjective, int]] = {
-    "fastat": (FastAT(threat=CIFAR_EPS), 15),
-    "pgd-at": (PGDAT(threat=CIFAR_EPS, step_size=2 / 255, start="uniform"), 7),
-}
+_FASTAT = FastAT(threat=EPS)
+_PGDAT = PGDAT(threat=EPS, step_size=2 / 255, start="uniform")
 
 PLAIN = [digits(name, objective) for name, objective in _OF_DIGITS.items()]
-PLAIN += [cifar10_small(name, objective, epochs) for name, (objective, epochs) in _OF_CIFAR.items()]
+PLAIN += [cifar10_small("fastat", _FASTAT, 15), cifar10_small("pgd-at", _PGDAT, 7)]
+PLAIN += [folder("standard", Standard()), folder("fastat", _FASTAT), folder("pgd-at", _PGDAT)]
 RECIPES = [variant(plain) for plain in PLAIN for variant in (lambda c: c, with_he, with_m_he)]

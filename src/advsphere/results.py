@@ -1,0 +1,167 @@
+"""Measured rows: one JSON line for each run and attack, with all that is needed to believe it, and tables made from
+them.
+
+A row keeps its outcomes, a character for each test image, so that intervals and paired differences can be computed from
+the file alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from advsphere.config import differences
+from advsphere.errors import UserError
+from advsphere.evaluation import Evaluation, PairedDifference, paired, radius, wilson
+from advsphere.experiment import read_config
+from advsphere.files import write_atomically
+from advsphere.recipes import recipe
+from advsphere.training import read_metrics
+
+Row = dict[str, Any]
+
+
+def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> list[Row]:
+    """The rows of an evaluation of a run; the arguments are their folders. data_name: what the images are to be called.
+
+    paper and source are None: these networks and images are in no table of the paper. Raises UserError where a file is
+    missing or broken.
+    """
+    config, result = read_config(run), Evaluation.load(evaluation / "evaluation.json")
+    trained = json.loads((run / "provenance.json").read_text())
+    subject = json.loads((evaluation / "subject.json").read_text())
+    epochs = read_metrics(run)
+    shared = {
+        "recipe": config.recipe,
+        "overrides": differences(_origin(config.recipe, config), config),
+        "network": config.model.name,
+        "objective": type(config.objective).__name__,
+        "scale": config.sphere.scale if config.sphere else None,
+        "margin": config.sphere.margin if config.sphere else None,
+        "weight_decay": config.training.weight_decay,
+        "epochs": config.training.epochs,
+        "seed": config.training.seed,
+        "checkpoint": subject["checkpoint"],
+        "data": data_name or config.data.name,
+        "threat": f"{result.identity['threat']['norm']} {radius(result.identity['threat']['eps'])}",
+        "trained": trained | {"seconds": round(epochs[-1]["seconds"], 1)},
+        "evaluated": result.provenance,
+        "paper": None,
+        "source": None,
+    }
+    return [
+        shared
+        | {
+            "attack": row.name,
+            "n": row.n,
+            "k": row.k,
+            "accuracy": row.accuracy,
+            "interval": list(row.interval),
+            "attack_seconds": round(row.seconds, 2),
+            "settings": dict(row.settings),
+            "outcomes": row.outcomes,
+        }
+        for row in result.rows
+    ]
+
+
+def _origin(name: str, fallback: Any) -> Any:
+    """The recipe as it stands now; a run of a recipe that is no longer listed has no overrides to show."""
+    try:
+        return recipe(name)
+    except UserError:
+        return fallback
+
+
+def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes two rows the same measurement, to be replaced and not repeated."""
+    return tuple(
+        str(row[key]) for key in ("recipe", "overrides", "seed", "checkpoint", "data", "threat", "attack", "n")
+    )
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, none where there is no file. Raises UserError for a line that is no row."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            identity(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is no row of results ({error}); take the line out") from error
+        rows.append(row)
+    return rows
+
+
+def add(path: Path, rows: Sequence[Row]) -> None:
+    """Put rows into a file; measurements that it has already are replaced."""
+    kept = {identity(row): row for row in (*read(path), *rows)}
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept.values()).encode())
+
+
+def difference(rows: Sequence[Row], base: str, method: str, attack: str) -> PairedDifference:
+    """How much better one recipe's checkpoint is than another's under an attack, on the same images."""
+    found = [_row(rows, name, attack) for name in (method, base)]
+    if None in found:
+        raise UserError(f"{base} and {method} do not both have a row under {attack}")
+    a, b = ([c == "1" for c in row["outcomes"]] for row in found if row is not None)
+    return paired(a, b)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for each data set, threat and n: a line for each recipe, a column for each attack, 95 % intervals.
+
+    Below it, where the rows hold a recipe and the same one with -he, their paired differences: of these two
+    checkpoints, not of the method.
+    """
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["threat"], row["n"]), []).append(row)
+    return "\n\n".join(_table(*key, group) for key, group in groups.items())
+
+
+def _table(data: str, threat: str, n: int, rows: Sequence[Row]) -> str:
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    attacks = list(dict.fromkeys(row["attack"] for row in rows))
+    attacks.sort(key=lambda attack: attack == "worst case")  # stable: last
+    lines = [
+        f"{data}, first {n:,} test images, {threat}. Accuracy in %, with its 95 % interval; under attack it is an upper bound.",
+        "",
+        "| recipe | network | epochs | " + " | ".join(attacks) + " |",
+        "|---" * (3 + len(attacks)) + "|",
+    ]
+    for name in recipes:
+        first = next(row for row in rows if row["recipe"] == name)
+        cells = [_cell(_row(rows, name, attack)) for attack in attacks]
+        lines.append(f"| `{name}` | {first['network']} | {first['epochs']} | " + " | ".join(cells) + " |")
+    for base in recipes:
+        if f"{base}-he" in recipes:
+            shared = [a for a in attacks if _row(rows, base, a) and _row(rows, f"{base}-he", a)]
+            gains = [f"{attack} {difference(rows, base, f'{base}-he', attack)}" for attack in shared]
+            lines += ["", f"`{base}-he` minus `{base}`, these two checkpoints, paired: " + "; ".join(gains) + "."]
+    return "\n".join(lines)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    low, high = wilson(row["k"], row["n"])
+    return f"{100 * row['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _row(rows: Sequence[Row], name: str, attack: str) -> Row | None:
+    """A recipe's row under an attack; a plain head has s = 1, so "PGD-50 (s = 1)" is its PGD-50."""
+    own = {row["attack"]: row for row in rows if row["recipe"] == name}
+    plain = own.get(attack.removesuffix(" (s = 1)"))
+    return own.get(attack) or (plain if plain is not None and plain["scale"] is None else None)
+
+
+def replace_between(text: str, content: str, *, begin: str = "<!-- results -->", end: str = "<!-- /results -->") -> str:
+    """A page with what stands between two markers replaced. Raises UserError where it lacks them."""
+    before, found, rest = text.partition(begin)
+    _, also, after = rest.partition(end)
+    if not (found and also):
+        raise UserError(f"the page has no place for a table; put the lines {begin} and {end} where it should go")
+    return f"{before}{begin}\n{content}\n{end}{after}"
