@@ -80,6 +80,8 @@ def attach_head(
     dotted name where `find_head` can't tell; its UserError says so.
     """
     name = find_head(model, head)
+    if not name:
+        raise UserError(f"this {type(model).__name__} is nothing but its head; put it into an nn.Sequential first")
     old = model.get_submodule(name)
     weight = old.weight
     assert isinstance(weight, Tensor)
