@@ -77,9 +77,9 @@ class Ledger:
         environment: where it is run; one that is new is added to those before. Raises UserError that names what
         differs.
         """
-        known = path is not None and path.exists() and path.stat().st_size > 0
         ledger = cls(path)
         with ledger._closed_on_error():
+            known = any(ledger._rows("SELECT 1 FROM sqlite_master"))
             if known:
                 ledger._check()
                 ledger._refuse_another(identity)
@@ -204,7 +204,8 @@ class Ledger:
 
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         held, given = self.identity, json.loads(canonical(identity))
-        changed = differences(held, given)
+        # Settings of attacks are long, and follow from what is named before them.
+        changed = sorted(differences(held, given), key=lambda line: line.startswith("attacks"))
         if list(held["attacks"]) != list(identity["attacks"]):
             changed = changed or ["the attacks are in another order"]
         if changed:

@@ -99,8 +99,7 @@ def _logits(classify: Classifier, x: Tensor) -> Tensor:
     except UserError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
-        shape = tuple(x.shape[1:])
-        raise UserError(f"the model can't take images of shape {shape} (channels, height, width): {error}") from error
+        raise UserError(f"the model can't take {len(x)} images of shape {tuple(x.shape[1:])}: {error}") from error
 
 
 def _outputs(logits: Tensor) -> Finding:
@@ -133,16 +132,15 @@ def _labels(labels: Tensor, classes: int) -> Finding:
     return Finding("labels", "ok", f"{low} to {high} for {classes} outputs")
 
 
-@torch.no_grad()
 def _repeatable(classify: Classifier, x: Tensor, logits: Tensor) -> Finding:
     allowed = _TOLERANCE * float(logits.abs().max())
-    twice = float((classify(x) - logits).abs().max())
+    twice = float((_logits(classify, x) - logits).abs().max())
     if not twice <= allowed:
         raise UserError(
             f"the model answers the same images differently each time (logits differ by {twice:.2g}); "
             "switch off what it draws at random, or fix its draws"
         )
-    alone = max(float((classify(x[i : i + 1]) - logits[i]).abs().max()) for i in range(min(4, len(x))))
+    alone = max(float((_logits(classify, x[i : i + 1]) - logits[i]).abs().max()) for i in range(min(4, len(x))))
     if not alone <= allowed:
         raise UserError(
             f"the model answers an image differently alone and in a batch (logits differ by {alone:.2g}), also in eval "

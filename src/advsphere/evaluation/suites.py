@@ -2,8 +2,9 @@
 to add one, write the function and put it into SUITES.
 
 Steps are eps / 4 long: 2/255 at 8/255, the field's usual step for 10 to 100 steps (Madry et al. 2018; Wong et al. 2020
-for PGD-50). It is a proportion of eps so that a suite means the same at any radius. All attacks keep their best iterate
-and stop at the first success, and all ascend losses that never saturate.
+for PGD-50). It is a proportion of eps so that a suite means the same at any radius; on adversarially trained digits
+networks it fooled more than eps / 10 and 2.5 eps / steps did. All attacks keep their best iterate and stop at the first
+success, and all ascend losses that never saturate.
 """
 
 from __future__ import annotations

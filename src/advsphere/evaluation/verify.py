@@ -198,10 +198,9 @@ class _Case:
         return Finding(name, "ok", detail)
 
     def resisted_again(self, specs: Sequence[AttackSpec], share: float, at_least: int, seed: int | None) -> Finding:
-        """Attack a sample of what resisted once more, with the same draws."""
-        cells = [
-            (name, c.example) for name in self.book.attacks for c in self.book.cells(name) if c.status == "resisted"
-        ]
+        """Attack a sample of what counts as resisted once more, with the same draws."""
+        counted = ("resisted", "invalid")
+        cells = [(name, c.example) for name in self.book.attacks for c in self.book.cells(name) if c.status in counted]
         count = min(len(cells), max(at_least, math.ceil(share * len(cells))))
         address = derived_seed(self.book.checksum()) if seed is None else seed
         chosen = [cells[i] for i in permutation(len(cells), seed=address, epoch=0, purpose="verify")[:count].tolist()]

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advsphere.classifier import PixelClassifier
+from advsphere.data import ImageSet
+from advsphere.errors import UserError
+from advsphere.evaluation import CLEAN, AttackSpec, Evaluation, Ledger, Progress, evaluate, progress_bar
+from advsphere.hypersphere import attach_head
+from advsphere.threat import ThreatModel
+from tests.evaluation.cases import FEW, SHAPE, THREAT, Fused, do_nothing, leave_the_ball, linear, pgd_spec, robust
+from tests.laws import assert_same_state, global_randomness_untouched, state_of
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.05, 0.1, 0.3])
+def test_finds_the_exact_robust_accuracy_of_a_linear_model(eps: float) -> None:
+    known, threat = linear(200, wrong=20), ThreatModel(norm="linf", eps=eps)
+    exact = robust(known, threat)
+    result = evaluate(*known, threat=threat, suite="quick", batch_size=64)
+    assert result.clean.k == 180 and result.clean.n == 200
+    for row in (*result.attacks, result.worst):
+        assert [c == "1" for c in row.outcomes] == exact.tolist(), row.name
+    assert result.flags == ()
+
+
+def test_eps_zero_is_clean_accuracy() -> None:
+    result = evaluate(*linear(), threat=ThreatModel(norm="linf", eps=0.0))
+    assert {row.outcomes for row in result.rows} == {result.clean.outcomes} and result.clean.k == 54
+
+
+def test_the_worst_case_is_taken_for_each_example() -> None:
+    known = linear(classes=4)
+
+    def half(remainder: int) -> AttackSpec:
+        """Finds what there is to find, but for every other example."""
+        attack = pgd_spec().attack
+
+        def some(model, x, y, /, *, draws=None):  # type: ignore[no-untyped-def]
+            x_adv = attack(model, x, y, draws=draws)
+            skipped = draws.ids % 2 != remainder
+            x_adv[skipped] = x[skipped]
+            return x_adv
+
+        return AttackSpec(f"half {remainder}", some)
+
+    result = evaluate(*known, threat=THREAT, suite=[half(0), half(1)])
+    even, odd = result.attacks
+    both = evaluate(*known, threat=THREAT, suite=[pgd_spec()]).worst
+    assert result.worst.outcomes == both.outcomes
+    assert result.worst.k < min(even.k, odd.k) < (even.k + odd.k) / 2 + 1
+
+
+def test_statuses_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    result = evaluate(*linear(), threat=THREAT, ledger=path, batch_size=16)
+    with Ledger.read(path) as book:
+        assert book.counts(CLEAN) == {"fooled": 6, "resisted": 54}
+        for row in result.attacks:
+            counts = book.counts(row.name)
+            assert sum(counts.values()) == row.n == 60 and counts["not_run"] == 6
+            assert row.k == counts["resisted"] and (row.k, row.n) == book.accuracy(row.name)
+            cells = book.cells(row.name)
+            fooled = [c for c in cells if c.status == "fooled"]
+            assert len(fooled) == 54 - row.k > 0
+            for cell in fooled:
+                assert book.adversarial(row.name, cell.example) is not None
+                assert cell.prediction != book.labels[cell.example]
+                assert cell.distance is not None and cell.distance <= THREAT.eps + 1e-6
+        assert book.worst_case() == (result.worst.k, 60)
+
+
+def test_an_attack_that_leaves_the_ball_has_not_succeeded_and_is_flagged() -> None:
+    result = evaluate(*linear(), threat=THREAT, suite=[AttackSpec("cheat", leave_the_ball), pgd_spec()])
+    cheat, honest = result.attacks
+    assert cheat.invalid == 54 and cheat.outcomes == result.clean.outcomes
+    assert result.flags == ("cheat: 54 results left the ball or the pixel range; counted as resisted",)
+    assert "! cheat: 54 results" in result.table()
+    assert result.worst.outcomes == honest.outcomes and honest.invalid == 0
+
+
+def test_an_attack_that_lies_is_found_out() -> None:
+    result = evaluate(*linear(), threat=THREAT, suite=[AttackSpec("nothing", do_nothing)])
+    assert result.attacks[0].outcomes == result.clean.outcomes and result.flags == ()
+
+
+def run(model: Fused, path: Path | None = None) -> Evaluation:
+    _, images, labels = linear()
+    return evaluate(model, images, labels, threat=THREAT, suite=FEW, batch_size=16, ledger=path)
+
+
+def calls_of(path: Path | None = None) -> int:
+    model = Fused(linear().model)
+    run(model, path)
+    return model.seen
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8, 0.99])
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(share: float, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.sqlite", tmp_path / "cut.sqlite"
+    calls = calls_of(whole)
+    model = Fused(linear().model)
+    model.calls = int(share * calls)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, cut)
+    with Ledger.read(cut) as book:
+        finished = sum(len(book.done(name)) for name in (CLEAN, *book.attacks))
+    assert 0 < finished < 12
+    model.calls, model.seen = None, 0
+    resumed = run(model, cut)
+    assert model.seen < calls
+    with Ledger.read(whole) as one, Ledger.read(cut) as other:
+        assert one.checksum() == other.checksum() == resumed.ledger
+        assert one.outcomes() == other.outcomes() == resumed.worst.outcomes
+    # A third time there is nothing left to do.
+    assert run(model, cut) == resumed
+
+
+def test_a_ledger_of_another_evaluation_is_refused(tmp_path: Path) -> None:
+    known, path = linear(), tmp_path / "ledger.sqlite"
+    evaluate(*known, threat=THREAT, ledger=path)
+    other = linear(classes=3)
+    for changed, named in [
+        ({"threat": ThreatModel(norm="linf", eps=0.2)}, "threat.eps"),
+        ({"seed": 1}, "seed: 0 is not 1"),
+        ({"batch_size": 10}, "batch_size"),
+        ({"suite": "paper"}, 'suite: "quick" is not "paper"'),
+        ({"restarts": 2}, "restarts"),
+        ({"model": other.model}, "model.checksum"),
+        ({"labels": known.labels.roll(1)}, "data.checksum"),
+        ({"images": known.images.clamp(max=0.9)}, "data.checksum"),
+    ]:
+        settings = {"model": known.model, "images": known.images, "labels": known.labels, "threat": THREAT} | changed
+        with pytest.raises(UserError, match=named):
+            evaluate(**settings, ledger=path)  # type: ignore[arg-type]
+
+
+def test_results_do_not_depend_on_the_batches() -> None:
+    known = linear(classes=4)
+    outcomes = [
+        [row.outcomes for row in evaluate(*known, threat=THREAT, suite=FEW, batch_size=size).rows]
+        for size in (7, 60, 250)
+    ]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def test_more_steps_of_the_same_attack_never_help_the_defender() -> None:
+    """PGD-100 walks the path of PGD-20 and goes on."""
+    known = linear(100, classes=5)
+    for eps in (0.02, 0.05, 0.1):
+        result = evaluate(*known, threat=ThreatModel(norm="linf", eps=eps))
+        short, long = result.row("PGD-20").outcomes, result.row("PGD-100").outcomes
+        assert all(b <= a for a, b in zip(short, long, strict=True))
+
+
+def test_model_and_global_randomness_are_left_as_they_were() -> None:
+    known = linear()
+    model = nn.Sequential(known.model, nn.Dropout(0.5)).train()
+    known.model.eval()
+    before = state_of(model)
+    with global_randomness_untouched():
+        result = evaluate(model, known.images, known.labels, threat=THREAT, suite=FEW)
+    assert_same_state(before, state_of(model))
+    assert model.training and not model[0].training
+    assert result.clean.k == 54 and any(f.status == "fixed" for f in result.findings)
+
+
+def test_takes_a_set_of_images_as_well() -> None:
+    model, images, labels = linear()
+    pixels = (images * 255).round().to(torch.uint8)
+    named = ImageSet(pixels, labels, ("a", "b"), name="few")
+    by_set = evaluate(model, named, threat=THREAT, suite=FEW)
+    by_tensor = evaluate(model, pixels.float() / 255, labels, threat=THREAT, suite=FEW)
+    assert by_set.identity["data"]["name"] == "few"
+    assert [r.outcomes for r in by_set.rows] == [r.outcomes for r in by_tensor.rows]
+    assert by_set.identity["data"]["checksum"] == by_tensor.identity["data"]["checksum"]
+
+
+def test_the_scale_of_a_hypersphere_head_reaches_the_suite() -> None:
+    model, images, _ = linear()
+    attach_head(model, scale=12.0)
+    labels = model(images).argmax(1)
+    result = evaluate(model, images, labels, threat=THREAT, suite="paper")
+    assert result.identity["model"]["scale"] == 12.0
+    assert result.attacks[0].settings["loss"] == {"factor": 1 / 12, "loss": "log_odds", "name": "at_scale"}
+
+
+def test_a_network_without_a_linear_head_is_attacked_as_it_is() -> None:
+    model, images, labels = linear()
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    with torch.no_grad():
+        plain[0].weight.copy_(model[1].weight.view(2, *SHAPE))  # type: ignore[index]
+        plain[0].bias.copy_(model[1].bias)  # type: ignore[index]
+    result = evaluate(plain, images, labels, threat=THREAT)
+    assert result.identity["model"]["scale"] == 1.0
+    assert any("no linear layer" in f.detail for f in result.findings) and result.flags == ()
+    with pytest.raises(UserError, match="'fc' is no linear layer"):
+        evaluate(plain, images, labels, threat=THREAT, head="fc")
+
+
+def test_names_and_restarts_of_own_attacks() -> None:
+    known = linear()
+    for suite, message in [
+        ([pgd_spec("a"), pgd_spec("a")], "'a' is used twice"),
+        ([pgd_spec("clean")], "'clean' is used twice or reserved"),
+        ([pgd_spec("worst case")], "reserved"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            evaluate(*known, threat=THREAT, suite=suite)
+    with pytest.raises(UserError, match="restarts=n"):
+        evaluate(*known, threat=THREAT, suite=[pgd_spec()], restarts=2)
+
+
+def test_preflight_comes_first(tmp_path: Path) -> None:
+    model, images, labels = linear()
+    with pytest.raises(UserError, match="probabilities"):
+        evaluate(nn.Sequential(model, nn.Softmax(1)), images, labels, threat=THREAT, ledger=tmp_path / "ledger.sqlite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_says_how_far_it_is() -> None:
+    seen: list[Progress] = []
+    result = evaluate(*linear(), threat=THREAT, suite=FEW, batch_size=25, on_progress=seen.append)
+    assert [(p.attack, p.done) for p in seen[:4]] == [(CLEAN, 25), (CLEAN, 50), (CLEAN, 60), ("PGD-5", 25)]
+    for row in result.rows[:-1]:
+        assert [p.robust for p in seen if p.attack == row.name][-1] == row.k
+    assert "images/s" in str(seen[0]) and f"{100 * seen[0].robust / 25:.1f} %" in str(seen[0])
+
+
+def test_the_bar_shows_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar() as show:
+        result = evaluate(*linear(), threat=THREAT, suite=FEW, on_progress=show)
+    out = capsys.readouterr().out
+    assert all(row.name in out for row in result.rows[:-1]) and "60/60" in out
+
+
+def test_a_search_in_low_precision_reaches_the_same_verdict_and_is_recorded() -> None:
+    known = linear(200, wrong=20)
+    conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in conv.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+    labels = conv.eval()(known.images).argmax(1)
+    model = PixelClassifier(conv, mean=[0.5], std=[0.25]).eval()
+    labels = model(known.images).argmax(1)
+    low, full = (
+        evaluate(model, known.images, labels, threat=ThreatModel(norm="linf", eps=0.03), low_precision=flag)
+        for flag in (True, False)
+    )
+    assert full.identity["search"] == "float32"
+    assert low.identity["search"] == "bfloat16" or "no bfloat16" in low.flags[0]
+    assert 0 < full.worst.k < 200 and abs(low.worst.k - full.worst.k) <= 4
+
+
+def test_an_evaluation_is_of_a_whole_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    model = Fused(linear().model)
+    model.calls = int(0.6 * calls_of())
+    with pytest.raises(KeyboardInterrupt):
+        run(model, path)
+    with Ledger.read(path) as book, pytest.raises(UserError, match="of 60 images; run the same evaluation again"):
+        Evaluation.of(book)

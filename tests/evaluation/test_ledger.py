@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advsphere.errors import UserError
+from advsphere.evaluation import CLEAN, Cell, Cost, Ledger
+from tests.evaluation.cases import change
+
+IDENTITY: dict[str, Any] = {
+    "model": {"checksum": "ab"},
+    "data": {"name": "few", "shape": [1, 2, 2]},
+    "seed": 0,
+    "attacks": {"second": {"steps": 1}, "first": {"steps": 2}},
+}
+HERE = {"torch": "2.11", "threads": 1}
+X = torch.linspace(0, 1, 4).view(1, 2, 2) / 3
+BATCHES: list[tuple[str, int, list[Cell]]] = [
+    (CLEAN, 0, [Cell(0, "fooled", 1, 0.0), Cell(1, "resisted", 0, 0.0)]),
+    (CLEAN, 1, [Cell(2, "resisted", 0, 0.0), Cell(3, "resisted", 1, 0.0)]),
+    ("second", 0, [Cell(0, "not_run"), Cell(1, "fooled", 1, 0.1, X)]),
+    ("second", 1, [Cell(2, "resisted", 0, 0.1), Cell(3, "invalid", None, 0.7)]),
+    ("first", 0, [Cell(0, "not_run"), Cell(1, "resisted", 0, 0.1)]),
+    ("first", 1, [Cell(2, "fooled", -1, 0.1, X + 0.5), Cell(3, "resisted", 1, 0.1)]),
+]
+
+
+def begin(path: Path | None, identity: dict[str, Any] = IDENTITY, environment: dict[str, Any] = HERE) -> Ledger:
+    return Ledger.create_or_resume(path, identity=identity, labels=[0, 0, 0, 1], environment=environment)
+
+
+def write(ledger: Ledger, batches: list[tuple[str, int, list[Cell]]] = BATCHES, seconds: float = 0.5) -> None:
+    for attack, batch, cells in batches:
+        ledger.record(attack, batch, cells, Cost(seconds, 7))
+
+
+@pytest.mark.parametrize("kept", ["in a file", "in memory"])
+def test_every_number_is_a_query(kept: str, tmp_path: Path) -> None:
+    with begin(tmp_path / "ledger.sqlite" if kept == "in a file" else None) as ledger:
+        write(ledger)
+        assert ledger.accuracy(CLEAN) == (3, 4)
+        assert ledger.accuracy("second") == (2, 4) and ledger.outcomes("second") == "0011"
+        assert ledger.accuracy("first") == (2, 4) and ledger.outcomes("first") == "0101"
+        assert ledger.worst_case() == (1, 4) and ledger.outcomes() == "0001"
+        assert ledger.counts("second") == {"not_run": 1, "fooled": 1, "resisted": 1, "invalid": 1}
+        assert ledger.cost("first") == Cost(1.0, 14)
+        assert ledger.labels == [0, 0, 0, 1] and ledger.environments == [HERE]
+        assert ledger.identity == IDENTITY and list(ledger.attacks) == ["second", "first"]
+
+
+def test_an_adversarial_image_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    with begin(tmp_path / "ledger.sqlite") as ledger:
+        write(ledger)
+    with Ledger.read(tmp_path / "ledger.sqlite") as ledger:
+        stored = ledger.adversarial("second", 1)
+        assert stored is not None and torch.equal(stored, X)
+        assert ledger.adversarial("first", 1) is None
+        assert ledger.cells("first")[2] == Cell(2, "fooled", -1, 0.1)
+
+
+def test_a_batch_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with begin(tmp_path / "ledger.sqlite") as ledger:
+        write(ledger, BATCHES[:2])
+        before = ledger.checksum()
+        with pytest.raises(UserError):
+            ledger.record("second", 0, [Cell(0, "not_run"), Cell(1, "resisted"), Cell(1, "resisted")], Cost(0, 0))
+        assert ledger.checksum() == before and ledger.done("second") == set()
+
+
+def test_the_checksum_is_of_the_content_alone(tmp_path: Path) -> None:
+    with begin(tmp_path / "a.sqlite") as one, begin(None) as other:
+        write(one)
+        # Another order, other times, and an interruption.
+        write(other, BATCHES[3:], seconds=9.0)
+        write(other, BATCHES[:3], seconds=1.0)
+        assert one.checksum() == other.checksum()
+    change(tmp_path / "a.sqlite", "UPDATE cells SET status = 'resisted' WHERE attack = 'first' AND example = 2")
+    with Ledger.read(tmp_path / "a.sqlite") as one, begin(None) as other:
+        write(other)
+        assert one.checksum() != other.checksum()
+
+
+def test_resumes_with_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with begin(path) as ledger:
+        write(ledger, BATCHES[:3])
+    with begin(path) as ledger:
+        assert [ledger.done(name) for name in (CLEAN, "second", "first")] == [{0, 1}, {0}, set()]
+        write(ledger, BATCHES[3:])
+        assert ledger.worst_case() == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"model": {"checksum": "cd"}}, r'model.checksum: "ab" is not "cd"'),
+        ({"seed": 1}, "seed: 0 is not 1"),
+        ({"data": {"name": "few", "shape": [1, 2, 3]}}, r"data.shape\[2\]: 2 is not 3"),
+        ({"attacks": {"second": {"steps": 5}, "first": {"steps": 2}}}, "attacks.second.steps: 1 is not 5"),
+        ({"attacks": {"first": {"steps": 2}, "second": {"steps": 1}}}, "another order"),
+    ],
+)
+def test_another_evaluation_is_refused_by_what_differs(changed: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with begin(path) as ledger:
+        write(ledger)
+        before = ledger.checksum()
+    with pytest.raises(UserError, match=named):
+        begin(path, IDENTITY | changed)
+    with Ledger.read(path) as ledger:
+        assert ledger.checksum() == before
+
+
+def test_another_environment_is_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    for environment in (HERE, HERE | {"threads": 2}, HERE):
+        begin(path, environment=environment).close()
+    with Ledger.read(path) as ledger:
+        assert ledger.environments == [HERE, HERE | {"threads": 2}]
+
+
+def test_a_full_disk_leaves_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    big = torch.rand(1, 300, 300, generator=torch.Generator().manual_seed(0))
+    with begin(path) as ledger:
+        write(ledger, BATCHES[:2])
+        before = ledger.checksum()
+        (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+        ledger._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(UserError, match="full; free some space"):
+            ledger.record("second", 0, [Cell(0, "not_run"), Cell(1, "fooled", 1, 0.1, big)], Cost(0, 0))
+        assert ledger.checksum() == before
+    with begin(path) as ledger:
+        write(ledger, BATCHES[2:])
+        assert ledger.worst_case() == (1, 4)
+
+
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
+    text, other = tmp_path / "notes.txt", tmp_path / "other.sqlite"
+    text.write_text("my notes " * 1000)
+    with sqlite3.connect(other) as db:
+        db.execute("CREATE TABLE mine (value)")
+    db.close()
+    for path in (text, other):
+        before = path.read_bytes()
+        for open_ in (begin, Ledger.read):
+            with pytest.raises(UserError, match="no ledger"):
+                open_(path)
+        assert path.read_bytes() == before
+    with pytest.raises(UserError, match="there is no ledger at"):
+        Ledger.read(tmp_path / "nothing.sqlite")
+    assert not (tmp_path / "nothing.sqlite").exists()
+    with pytest.raises(UserError, match="check that the folder exists"):
+        begin(tmp_path / "no folder" / "ledger.sqlite")
+
+
+def test_a_truncated_ledger_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with begin(path) as ledger:
+        write(ledger)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        Ledger.read(path)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with begin(path) as ledger:
+        write(ledger)
+    change(path, "UPDATE cells SET x_adv = ? WHERE attack = 'second' AND example = 1", b"not compressed")
+    with Ledger.read(path) as ledger, pytest.raises(UserError, match="image 1 of second"):
+        ledger.adversarial("second", 1)
