@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import difflib
 import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cattrs
 import tyro
@@ -73,11 +76,59 @@ class Config:
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook(Path, lambda value, _: Path(value))
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _scalar)
+    converter.register_structure_hook(Path, lambda value, _: Path(_scalar(value, str)))
     converter.register_unstructure_hook(Path, str)
+    lists = partial(_list, structure=converter.structure)
+    converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is tuple, lists)
+    converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Literal, _choice)
     for union in (AnyObjective, Schedule):
         configure_tagged_union(union, converter, tag_name="kind")
+        converter.register_structure_hook(union, partial(_tagged, structure=converter.get_structure_hook(union)))
     return converter
+
+
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """YAML's own types, without Python's conversions, by which "false" is True and 1.9 is 1."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is float and type(value) is str:  # YAML takes 5e-4 for text
+        with suppress(ValueError):
+            return float(value)
+    if type(value) is not kind:
+        raise UserError(f"{value!r} is not {_SCALARS[kind]}")
+    return value
+
+
+def _choice(value: Any, literal: Any) -> Any:
+    choices = typing.get_args(literal)
+    if value not in choices:
+        raise UserError(f"{value!r} is none of {', '.join(choices)}")
+    return value
+
+
+def _list(value: Any, kind: Any, *, structure: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
+    kinds = typing.get_args(kind)
+    if not isinstance(value, list):  # a text would be taken apart into its letters
+        raise UserError(f"{value!r} is not a list")
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise UserError(f"{value!r} is not a list of {len(kinds)}")
+    return tuple(structure(v, k) for v, k in zip(value, kinds, strict=True))
+
+
+def _tagged(value: Any, union: Any, *, structure: Callable[[Any, Any], Any]) -> Any:
+    """One of several kinds of settings, told apart by their key `kind`."""
+    kinds = [member.__name__ for member in typing.get_args(union)]
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind not in kinds:
+        raise UserError(f"no `kind` is called {kind!r}{_nearest(str(kind), kinds)}; it is one of {', '.join(kinds)}")
+    return structure(value, union)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -91,37 +142,51 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def from_yaml(text: str, source: str = "config") -> Config:
+def from_yaml(text: str | bytes, source: str = "config") -> Config:
     """Read a config, strictly. Raises UserError naming each unknown key (with the nearest known one) or value that does
-    not fit.
+    not fit, and where it stands.
     """
     try:
-        return _converter().structure(yaml.safe_load(text), Config)
+        plain = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{source} does not hold the settings of a run, such as a line `recipe: digits-pgd-at`")
+    try:
+        return _converter().structure(plain, Config)
     except cattrs.BaseValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(map(_with_nearest, cattrs.transform_error(error)))) from error
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{source} does not hold the settings of a run: {error}") from error
+        problems = (problem.rpartition(" @ $") for problem in cattrs.transform_error(error, format_exception=_problem))
+        found = "; ".join(f"{path.strip('.') or 'top level'}: {problem}" for problem, _, path in problems)
+        raise UserError(f"{source}: {found}") from error
 
 
-def _with_nearest(message: str) -> str:
-    _, _, unknown = message.partition("extra fields found (")
-    if not unknown:
-        return message
-    hints = [
-        f"{key} (did you mean {near[0]}?)" if (near := difflib.get_close_matches(key, _keys(Config))) else key
-        for key in unknown.split(")")[0].split(", ")
-    ]
-    return f"unknown {', '.join(hints)} {unknown.partition(') ')[2]}".strip()
+def _problem(error: BaseException, _: Any) -> str:
+    """What is wrong at one place."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        known = [f.name for f in fields(error.cl)]
+        return ", ".join(f"there is no {key}{_nearest(str(key), known)}" for key in error.extra_fields)
+    if isinstance(error, KeyError):
+        return "is missing"
+    return "its settings are expected here, one `name: value` a line"
 
 
-def _keys(kind: Any) -> set[str]:
-    """All field names of a config type, nested ones too."""
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """A hint at a name that is known here or, where it is one that belongs elsewhere, at that place."""
+    places = difflib.get_close_matches(name, known, n=1) or [p for p in _paths(Config) if p.endswith(f".{name}")]
+    return f" (did you mean {places[0]}?)" if places else ""
+
+
+def _paths(kind: Any, path: str = "") -> Iterator[str]:
+    """The dotted path of each setting in a config type, with all that its unions may hold."""
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        return {key for part in typing.get_args(kind) for key in _keys(part)}
-    hints = typing.get_type_hints(kind)
-    return {f.name for f in fields(kind)} | {key for f in fields(kind) for key in _keys(hints[f.name])}
+        for part in typing.get_args(kind):
+            yield from _paths(part, path)
+        return
+    for name, hint in typing.get_type_hints(kind).items():
+        yield f"{path}.{name}".strip(".")
+        yield from _paths(hint, f"{path}.{name}".strip("."))
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from advsphere.models import STATISTICS, build
 from advsphere.objectives import Criterion
 from advsphere.provenance import provenance
 from advsphere.threat import ThreatModel
-from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, load_checkpoint, section
+from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, load_checkpoint, restore_model, section
 
 
 def device() -> torch.device:
@@ -150,44 +151,46 @@ def train(
         training_images.to(where),
         settings=config.training,
         folder=folder,
+        environment=provenance(),
     )
     notes = [data.note] if data.note else []
     if begun:
         notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
-    log = MetricsLog(folder, trainer.cursor.epoch)
+    with closing(MetricsLog(folder, trainer.cursor.epoch)) as log:
 
-    def finished_epoch(metrics: Metrics) -> None:
-        log(metrics)
-        on_epoch(metrics)
+        def finished_epoch(metrics: Metrics) -> None:
+            log(metrics)
+            on_epoch(metrics)
 
-    trainer.hooks = Hooks(
-        before_step=parts.before_step,
-        shift=parts.shift,
-        validate=Validation(held_out.to(where), config.threat, trainer.dtype),
-        on_tick=on_tick,
-        on_epoch=finished_epoch,
-        stop=stop,
-    )
-    on_start(trainer, notes)
-    trainer.fit()
+        trainer.hooks = Hooks(
+            before_step=parts.before_step,
+            shift=parts.shift,
+            validate=Validation(held_out.to(where), config.threat, trainer.dtype),
+            on_tick=on_tick,
+            on_epoch=finished_epoch,
+            stop=stop,
+        )
+        on_start(trainer, notes)
+        trainer.fit()
     return trainer.result
 
 
 def _claim(folder: Path, config: Config, resume: bool) -> bool:
     """Make the folder this run's; True where it already holds a checkpoint to go on from."""
     kept, begun = folder / "config.yaml", (folder / "last.safetensors").exists()
-    if not kept.exists():
-        write_atomically(kept, to_yaml(config).encode())
-        write_atomically(folder / "provenance.json", json.dumps(provenance(), indent=1).encode())
-        return False
-    changes = differences(read_config(folder), config)
     if begun and not resume:
         raise UserError(f"{folder} already holds a run; go on with it by --resume, or name another folder with --out")
+    # Reading it also refuses to write over a config.yaml that is somebody else's.
+    changes = differences(read_config(folder), config) if begun or kept.exists() else []
     if begun and changes:
         raise UserError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}); resume with those, or use another --out"
         )
-    write_atomically(kept, to_yaml(config).encode())
+    for half_written in folder.glob(".*.safetensors.*"):  # by a process that was killed
+        half_written.unlink()
+    if not begun:
+        write_atomically(kept, to_yaml(config).encode())
+        write_atomically(folder / "provenance.json", json.dumps(provenance(), indent=1).encode())
     return begun
 
 
@@ -198,7 +201,7 @@ def read_config(folder: Path) -> Config:
         raise UserError(
             f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
         )
-    return from_yaml(path.read_text(), str(path))
+    return from_yaml(path.read_bytes(), str(path))
 
 
 class Run(NamedTuple):
@@ -215,15 +218,10 @@ def load_run(folder: Path, which: Literal["best", "last"] = "best", *, data_root
     Raises UserError where the run, its checkpoint or its images are missing or broken.
     """
     config = read_config(folder)
-    tensors, _ = load_checkpoint(folder / f"{which}.safetensors")
+    path = folder / f"{which}.safetensors"
+    tensors, _ = load_checkpoint(path)
     test = load_test(config.data.name, data_root or config.data.root, image_size=config.data.image_size)
     model = build_model(replace(config, model=replace(config.model, pretrained=False)), test)
-    try:
-        model.load_state_dict(section("model", tensors))
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder}/{which}.safetensors does not fit the network of its config.yaml: "
-            f"{str(error).splitlines()[-1].strip()}"
-        ) from error
+    restore_model(model, section("model", tensors), path)
     where = device()
     return Run(config, model.to(where).eval(), test.to(where))

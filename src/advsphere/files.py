@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from advsphere.errors import UserError
@@ -13,22 +15,29 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises UserError where the disk is full or not writable; what stood at `path` before is then untouched.
     """
-    temporary = None
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # only there if something went wrong, Ctrl-C included
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Around writing `path`: an OSError becomes a UserError that says what could not be written, and why."""
+    try:
+        yield
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        kept = f"; {path.name} as it was before is intact" if path.exists() else ""
+        kept = f"; {path.name} as it was before is intact" if path.is_file() else ""
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Mend that and try again") from error

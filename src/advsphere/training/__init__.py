@@ -1,7 +1,7 @@
 """Training: one loop for all objectives, and checkpoints that are data."""
 
 from advsphere.training.checkpoint import load as load_checkpoint
-from advsphere.training.checkpoint import section
+from advsphere.training.checkpoint import restore_model, section
 from advsphere.training.log import MetricsLog, read_metrics
 from advsphere.training.loop import Hooks, Metrics, Stopped, Tick, Trainer, TrainStep
 from advsphere.training.settings import TrainSettings
@@ -17,5 +17,6 @@ __all__ = [
     "Trainer",
     "load_checkpoint",
     "read_metrics",
+    "restore_model",
     "section",
 ]

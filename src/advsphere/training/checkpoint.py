@@ -65,6 +65,20 @@ def section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
 
 
+def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give a model its state dict back. Raises UserError, naming the file at `path`, where it is another network's."""
+    ours, theirs = ({name: tuple(t.shape) for name, t in state.items()} for state in (model.state_dict(), tensors))
+    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{path} holds another network than the run's config.yaml says: {len(differing)} tensors differ, e.g. "
+            f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here; "
+            "use the checkpoint of this run"
+        )
+    model.load_state_dict(tensors)
+
+
 def optimizer_tensors(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """An optimiser's per-parameter state as "parameter/key" -> tensor. Its hyperparameters come from the config."""
     return {

@@ -5,34 +5,41 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from advsphere.files import write_atomically
+from advsphere.files import disk_errors, write_atomically
 from advsphere.training.loop import Metrics
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to TensorBoard's files in a run's folder.
+    """Appends to `metrics.jsonl` and to TensorBoard's files in a run's folder; `close` it at the end.
 
     from_epoch: the epoch a resumed run begins with; lines from there on belong to work that was lost, and are dropped.
+    Raises UserError where the disk is full or not writable.
     """
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        self.path = folder / "metrics.jsonl"
-        kept = [m for m in read_metrics(folder) if m["epoch"] <= from_epoch]
-        self._write(kept)
-        self._lines = kept
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_epoch + 1)
+        self.path, self.board_folder = folder / "metrics.jsonl", folder / "tensorboard"
+        self.lines = [m for m in read_metrics(folder) if m["epoch"] <= from_epoch]
+        self._write()
+        with disk_errors(self.board_folder):
+            self.board = SummaryWriter(str(self.board_folder), purge_step=from_epoch + 1)
 
     def __call__(self, metrics: Metrics) -> None:
-        self._lines.append(metrics)
-        self._write(self._lines)
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, metrics["epoch"])
-        self.board.flush()
+        self.lines.append(metrics)
+        self._write()
+        with disk_errors(self.board_folder):
+            for name, value in metrics.items():
+                self.board.add_scalar(name, value, metrics["epoch"])
+            self.board.flush()
 
-    def _write(self, lines: list[Metrics]) -> None:
-        write_atomically(self.path, "".join(json.dumps(m) + "\n" for m in lines).encode())
+    def close(self) -> None:
+        """Let TensorBoard's file and thread go."""
+        with disk_errors(self.board_folder):
+            self.board.close()
+
+    def _write(self) -> None:
+        write_atomically(self.path, "".join(json.dumps(m) + "\n" for m in self.lines).encode())
 
 
 def read_metrics(folder: Path) -> list[Metrics]:

@@ -7,9 +7,8 @@ and resumed on the same machine ends with the same bits as one that was not.
 from __future__ import annotations
 
 import math
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,15 @@ from advsphere.data import Images, epoch_batches
 from advsphere.draws import Draws, derived_seed
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Losses, Objective
-from advsphere.training.checkpoint import load, optimizer_tensors, prefixed, restore_optimizer, save, section
+from advsphere.training.checkpoint import (
+    load,
+    optimizer_tensors,
+    prefixed,
+    restore_model,
+    restore_optimizer,
+    save,
+    section,
+)
 from advsphere.training.settings import TrainSettings
 
 Metrics = dict[str, float]
@@ -84,6 +91,9 @@ class Hooks:
 class Trainer:
     """One run in one folder. `fit` trains to the end; `resume` first puts back what the folder's last.safetensors
     holds.
+
+    environment: what bit-for-bit equality depends on besides the config. It is kept in the checkpoint, for a resume to
+    name what differs.
     """
 
     def __init__(
@@ -95,10 +105,12 @@ class Trainer:
         *,
         settings: TrainSettings,
         folder: Path,
+        environment: Mapping[str, Any] | None = None,
         hooks: Hooks | None = None,
     ) -> None:
         self.model, self.objective, self.images = model, objective, images
-        self.settings, self.folder, self.hooks = settings, folder, hooks or Hooks()
+        self.settings, self.folder = settings, folder
+        self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
         self.step = TrainStep(model, objective, criterion)
         self.device = images.labels.device
         self.dtype = settings.dtype(self.device)
@@ -122,8 +134,8 @@ class Trainer:
     def fit(self) -> None:
         """Train until the last epoch is over.
 
-        Raises Stopped when asked to stop, UserError when the loss is no longer finite or the disk is full; either way
-        the folder holds the last good checkpoint.
+        Raises Stopped when asked to stop, UserError when training diverges or the disk is full; either way the folder
+        holds the last good checkpoint.
         """
         while self.cursor.epoch < self.settings.epochs:
             self._train_epoch()
@@ -142,17 +154,17 @@ class Trainer:
             x = settings.augment(pixels, draws)
             for replay in range(self.cursor.replay, replays):
                 self._take_step(x, y, draws, (epoch + (b + replay / replays) / len(batches)) / settings.epochs)
-                last = replay + 1 == replays
-                self.cursor = Cursor(epoch, b + 1, 0) if last else Cursor(epoch, b, replay + 1)
+                self.cursor = Cursor(epoch, b, replay + 1) if replay + 1 < replays else Cursor(epoch, b + 1)
+                now = time.monotonic()
+                self.seconds, began = self.seconds + now - began, now
                 if self.hooks.stop():
                     self.save()
                     raise Stopped(
                         f"stopped in epoch {epoch + 1} after batch {b + 1} of {len(batches)}; go on with --resume"
                     )
-            now = time.monotonic()
-            self.seconds += now - began
             if now - ticked > 0.5:
-                self.hooks.on_tick(Tick(epoch, int(self.sums[1]) // replays, len(self.images), self._mean_loss()))
+                loss, images = self._mean_loss(), int(self.sums[1]) // replays
+                self.hooks.on_tick(Tick(epoch, images, len(self.images), loss))
                 ticked = now
             if now - saved > 60 * settings.checkpoint_minutes:
                 self.save()
@@ -176,37 +188,33 @@ class Trainer:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.sums += torch.stack(
-            [losses.total.detach().double() * len(x), torch.tensor(float(len(x)), dtype=torch.float64)]
-        )
+        self.sums[0] += losses.total.detach().double() * len(x)
+        self.sums[1] += len(x)
 
     def _mean_loss(self) -> float:
+        """Of this epoch so far. Raises UserError where it or a weight is no longer finite, before that is kept."""
         total, count = self.sums.tolist()
-        if not math.isfinite(total):
-            epoch, batch, _ = self.cursor
-            raise UserError(
-                f"the loss became {total} in epoch {epoch + 1}, by batch {batch}; the last checkpoint in {self.folder} "
-                "is from before. Train with a lower --lr, a warm-up, or --precision float32"
-            )
-        return float(total / max(count, 1))
+        if math.isfinite(total) and all(p.isfinite().all() for p in self.model.parameters()):
+            return float(total / max(count, 1))
+        last = self.folder / "last.safetensors"
+        raise UserError(
+            f"training diverged in epoch {self.cursor.epoch + 1}, by batch {self.cursor.batch}: its loss or weights are "
+            f"no longer finite{f'; {last} is from before' if last.exists() else ''}. Train with a lower --lr, a "
+            "warm-up, or --precision float32"
+        )
 
     def _close_epoch(self) -> None:
         """Validate, keep the best, go to the next epoch, write the checkpoint: in this order, so that a kill in between
         redoes all of it.
         """
-        epoch = self.cursor.epoch
-        loss, steps_images = self._mean_loss(), float(self.sums[1])
-        metrics = {"epoch": epoch + 1, "loss": loss, "lr": self.optimizer.param_groups[0]["lr"]} | self.hooks.validate(
-            self.result
-        )
-        metrics |= {
-            "seconds": self.seconds,
-            "images_per_second": (epoch + 1) * steps_images / self.objective.replays / self.seconds,
-        }
+        epochs = self.cursor.epoch + 1
+        metrics = {"epoch": epochs, "loss": self._mean_loss(), "lr": self.optimizer.param_groups[0]["lr"]}
+        metrics |= self.hooks.validate(self.result)
+        metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         if metrics.get("robust", 0.0) > self.best:
             self.best = metrics.get("robust", 0.0)
             save(self.folder / "best.safetensors", prefixed("model", self.result.state_dict()), {"metrics": metrics})
-        self.cursor = Cursor(epoch + 1)
+        self.cursor = Cursor(epochs)
         self.sums.zero_()
         self.hooks.on_epoch(metrics)
         self.save()
@@ -225,40 +233,30 @@ class Trainer:
             tensors["carry"] = self.carry
         meta = {
             "cursor": list(self.cursor),
+            "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": self.seconds,
             "best": self.best,
-            "environment": environment(self.device),
+            "environment": self.environment,
         }
         save(self.folder / "last.safetensors", tensors, meta)
 
     def resume(self) -> list[str]:
         """Go on from last.safetensors. Returns what differs from the environment that wrote it: then equality is up to
-        rounding only.
+        rounding only. Raises UserError where the file is broken or of another run.
         """
-        tensors, meta = load(self.folder / "last.safetensors")
-        self.result.load_state_dict(section("model", tensors))
+        path = self.folder / "last.safetensors"
+        tensors, meta = load(path)
+        if "cursor" not in meta:
+            raise UserError(f"{path} is no checkpoint to go on from: it holds only a network, as best.safetensors does")
+        restore_model(self.result, section("model", tensors), path)
         if self.ema is not None:
-            self.model.load_state_dict(section("raw", tensors))
+            restore_model(self.model, section("raw", tensors), path)
             self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
         restore_optimizer(self.optimizer, self.model, section("optimizer", tensors))
         self.sums.copy_(tensors["sums"])
         self.carry = tensors["carry"].to(self.device) if "carry" in tensors else None
         self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
-        now = environment(self.device)
-        return [
-            f"{key}: {value} then, {now.get(key)} now"
-            for key, value in meta["environment"].items()
-            if value != now.get(key)
-        ]
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What bit-for-bit equality depends on besides the config."""
-    return {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "cpu capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
+        for group in self.optimizer.param_groups:
+            group["lr"] = meta["lr"]
+        then, now = meta["environment"], self.environment
+        return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]

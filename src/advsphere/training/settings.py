@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,8 +41,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
-        if not (self.lr > 0 and 0 <= self.ema < 1):
-            raise UserError(f"lr is {self.lr} and ema {self.ema}; lr must be positive and ema in [0, 1)")
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise UserError(f"lr is {self.lr} and weight_decay {self.weight_decay}; neither may be negative, nor lr 0")
+        if not (0 <= self.momentum < 1 and 0 <= self.ema < 1):
+            raise UserError(f"momentum is {self.momentum} and ema {self.ema}; both must be in [0, 1)")
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """What to autocast to on a device; None for plain float32."""
