@@ -1,0 +1,127 @@
+"""Combinators: the worst case of several attacks, and restarts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from advsphere.attacks import Attack, fgsm, pgd, restarts, worst_case
+from advsphere.classifier import Classifier, fooled
+from advsphere.draws import Draws
+from advsphere.errors import UserError
+from advsphere.losses import margin
+from advsphere.threat import ThreatModel
+from tests.laws import conv_net, images
+
+LINF = ThreatModel(norm="linf", eps=0.006)
+
+
+def brightness(x: Tensor) -> Tensor:
+    """Logits (0, mean pixel - 0.5): class 1 is a bright image."""
+    bright = x.flatten(1).mean(1) - 0.5
+    return torch.stack([torch.zeros_like(bright), bright], 1)
+
+
+def adds(amount: float, log: list[tuple[float, list[int], int]]) -> Attack:
+    """Brightens by a constant, and notes whom it was shown and with which restart."""
+
+    def attack(model: Classifier, x: Tensor, target: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+        assert draws is not None and len(draws.ids) == len(x) == len(target)
+        log.append((amount, draws.ids.tolist(), draws.restart))
+        return x + amount
+
+    return attack
+
+
+def flat(*levels: float) -> tuple[Tensor, Tensor]:
+    """Grey images of class 0 (dark)."""
+    x = torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    return x, torch.zeros(len(levels), dtype=torch.long)
+
+
+def test_the_first_success_decides_and_later_attacks_see_the_rest() -> None:
+    log: list[tuple[float, list[int], int]] = []
+    x, y = flat(0.6, 0.45, 0.35, 0.1)
+    attack = worst_case([adds(0.1, log), adds(0.2, log), adds(0.3, log)])
+    x_adv = attack(brightness, x, y, draws=Draws(0, torch.tensor([10, 11, 12, 13])))
+    assert log == [(0.1, [11, 12, 13], 0), (0.2, [12, 13], 0), (0.3, [13], 0)]
+    assert (x_adv - x)[:, 0, 0, 0].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert fooled(brightness(x_adv), y).tolist() == [True, True, True, False]
+
+
+def test_without_a_success_the_closest_counts_and_the_clean_image_is_a_candidate() -> None:
+    log: list[tuple[float, list[int], int]] = []
+    x, y = flat(0.2, 0.3)
+    attack = worst_case([adds(0.05, log), adds(0.15, log), adds(0.1, log)])
+    assert (attack(brightness, x, y, draws=None) - x).flatten().tolist() == pytest.approx([0.15] * 8)
+    assert torch.equal(worst_case([adds(-0.1, log)])(brightness, x, y), x)
+
+
+def test_when_all_have_fallen_the_others_are_not_run() -> None:
+    log: list[tuple[float, list[int], int]] = []
+    x, y = flat(0.45, 0.48)
+    worst_case([adds(0.1, log), adds(0.2, log)])(brightness, x, y)
+    assert [amount for amount, *_ in log] == [0.1]
+    assert torch.equal(worst_case([])(brightness, x, y), x)
+
+
+def test_an_answer_that_is_no_number_counts_as_a_success() -> None:
+    x, y = flat(0.2, 0.3)
+    x_adv = worst_case([lambda model, x, y, /, *, draws=None: x * torch.nan])(brightness, x, y)
+    assert x_adv.isnan().all(), "to be judged by the threat model, not hidden"
+
+
+def test_restarts_have_draws_of_their_own_also_when_nested() -> None:
+    log: list[tuple[float, list[int], int]] = []
+    x, y = flat(0.1)
+    restarts(adds(0.0, log), 3)(brightness, x, y)
+    assert [restart for *_, restart in log] == [0, 1, 2]
+    log.clear()
+    restarts(restarts(adds(0.0, log), 2), 3)(brightness, x, y)
+    assert sorted(restart for *_, restart in log) == [0, 1, 2, 3, 4, 5]
+    log.clear()
+    for outer in (0, 1):
+        restarts(adds(0.0, log), 2)(brightness, x, y, draws=Draws.of(x).at(restart=outer))
+    assert len({restart for *_, restart in log}) == 4
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_restart_at_all_is_refused(n: int) -> None:
+    with pytest.raises(UserError, match="restarts are counted from 1"):
+        restarts(partial(fgsm, threat=LINF), n)
+
+
+def test_the_worst_case_is_no_better_for_the_defender_than_any_of_its_attacks() -> None:
+    model, x = conv_net().eval(), images(24)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    single = [
+        partial(fgsm, threat=LINF),
+        partial(pgd, threat=LINF, steps=5, step_size=0.002),
+        partial(pgd, threat=LINF, steps=5, step_size=0.002, loss=margin),
+    ]
+    draws = Draws.of(x)
+    with torch.no_grad():
+        worst = model(worst_case(single)(model, x, y, draws=draws))
+        alone = [model(attack(model, x, y, draws=draws)) for attack in single]
+    assert torch.equal(fooled(worst, y), torch.stack([fooled(z, y) for z in alone]).any(0))
+    held = ~fooled(worst, y)
+    assert 0 < held.sum() < 24
+    closest = torch.stack([margin(z, y) for z in alone]).amax(0)
+    assert torch.allclose(margin(worst, y)[held], closest[held], atol=1e-5)
+
+
+def test_more_restarts_lose_no_success() -> None:
+    model, x = conv_net().eval(), images(24)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    one = partial(pgd, threat=LINF, steps=1, step_size=0.003)
+    before = torch.zeros(24, dtype=torch.bool)
+    for n in (1, 2, 5, 10):
+        now = fooled(model(restarts(one, n)(model, x, y, draws=Draws.of(x))), y)
+        assert (before <= now).all()
+        before = now
+    assert before.sum() > fooled(model(one(model, x, y, draws=Draws.of(x))), y).sum()
