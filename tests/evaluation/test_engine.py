@@ -221,6 +221,14 @@ def test_preflight_comes_first(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_no_evaluation_can_be_of_is_refused() -> None:
+    model, images, labels = linear()
+    with pytest.raises(UserError, match="did you mean eps / 255"):
+        evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8))
+    with pytest.raises(UserError, match="function; wrap it in a"):
+        evaluate(lambda x: model(x), images, labels, threat=THREAT)  # type: ignore[arg-type]
+
+
 def test_says_how_far_it_is() -> None:
     seen: list[Progress] = []
     result = evaluate(*linear(), threat=THREAT, suite=FEW, batch_size=25, on_progress=seen.append)

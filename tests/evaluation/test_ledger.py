@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,27 @@ def test_a_full_disk_leaves_what_was_written(tmp_path: Path) -> None:
         assert ledger.checksum() == before
     with begin(path) as ledger:
         write(ledger, BATCHES[2:])
+        assert ledger.worst_case() == (1, 4)
+
+
+def test_a_power_cut_leaves_what_was_written(tmp_path: Path) -> None:
+    """The files as they lie on the disk in the middle of a transaction, half of it written over the old content."""
+    path, after = tmp_path / "ledger.sqlite", tmp_path / "after.sqlite"
+    noise = torch.rand(1, 300, 300, generator=torch.Generator().manual_seed(0))
+    with begin(path) as ledger:
+        write(ledger, BATCHES[:3])
+        before = ledger.checksum()
+        ledger._db.execute("PRAGMA cache_size = 1")
+        with ledger._transaction():
+            ledger._db.execute("UPDATE cells SET x_adv = ?", (noise.numpy().tobytes(),))
+            shutil.copy(path, after)
+            shutil.copy(f"{path}-journal", f"{after}-journal")
+    assert after.stat().st_size > 300_000 and Path(f"{after}-journal").stat().st_size > 0
+    with pytest.raises(UserError, match="run the same evaluation again to complete it"):
+        Ledger.read(after)
+    with begin(after) as ledger:
+        assert ledger.checksum() == before
+        write(ledger, BATCHES[3:])
         assert ledger.worst_case() == (1, 4)
 
 

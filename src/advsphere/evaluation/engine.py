@@ -57,10 +57,11 @@ def evaluate(
 
     Raises UserError for what `preflight` refuses, an unknown suite, and a ledger that holds another evaluation.
     """
-    images = images_of(images, labels)
+    images, device = images_of(images, labels), device_of(model)
+    if threat.eps > threat.bounds[1] - threat.bounds[0] and threat.norm == "linf":
+        raise UserError(f"eps is {threat.eps:g}, more than there is between black and white; did you mean eps / 255?")
     scale, notes = _scale(model, head)
     specs = _specs(suite, threat, scale, restarts)
-    device = device_of(model)
     dtype = native_low_precision(device) if low_precision else None
     if low_precision and dtype is None:
         notes.append(Finding("precision", "noted", f"this {device.type} has no bfloat16, so the search ran in float32"))

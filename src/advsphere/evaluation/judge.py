@@ -41,7 +41,7 @@ class Verdict:
             self.fooled.tolist(),
             self.prediction.tolist(),
             self.distance.tolist(),
-            self.x_adv,
+            self.x_adv.cpu(),
             strict=True,
         )
         return [

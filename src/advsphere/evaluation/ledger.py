@@ -246,6 +246,7 @@ class Ledger:
             cures = {
                 "full": "free some space and run the same again: every finished batch is safe in it",
                 "locked": "another process is writing it; wait for that one, or give another file",
+                "readonly": "it was interrupted while it wrote; run the same evaluation again to complete it",
                 "unable to open": "check that the folder exists and can be written",
             }
             cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")

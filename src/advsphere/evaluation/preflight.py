@@ -43,13 +43,11 @@ def preflight(
     labels that don't map to its outputs; an attack that can't run on it or does harm at eps = 0. Findings say what was
     checked, fixed ("fixed": train mode) and to be known ("noted").
     """
-    images = images_of(images, labels)
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module")
+    images, device = images_of(images, labels), device_of(model)
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it must be at least 1")
     ids = permutation(len(images), seed=0, epoch=0, purpose="preflight")[:batch_size].sort().values
-    x, y = (t.to(device_of(model)) for t in images.batch(ids))
+    x, y = (t.to(device) for t in images.batch(ids))
     found = [_images(x), _mode(model)]
     with frozen(model) as classify:
         logits = _logits(classify, x)
@@ -75,7 +73,9 @@ def images_of(images: Images | Tensor, labels: Tensor | None) -> Images:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are."""
+    """Where the model's weights are. Raises UserError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module")
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 

@@ -36,7 +36,7 @@ def data_checksum(images: Images, batch_size: int) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """All that may change a result by rounding: machine type, versions, device, threads."""
+    """All that may change a result by rounding: machine type, versions, kernels, device, threads."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "advsphere": version("advsphere"),
@@ -44,6 +44,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{sys.platform} {platform.machine()}",
         "processor": _processor(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
         "device": gpu or device.type,
         "threads": torch.get_num_threads(),
     }
