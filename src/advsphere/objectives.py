@@ -71,6 +71,11 @@ class Objective(ABC):
         """Optimiser steps for each batch."""
         return 1
 
+    @property
+    def chosen_by(self) -> str:
+        """The validation metric that chooses the best checkpoint."""
+        return "robust"
+
     @abstractmethod
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
         """The images to train on: (B, C, H, W) in bounds, (B,) labels -> (B, C, H, W)."""
@@ -87,6 +92,11 @@ class Objective(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Standard(Objective):
     """Training on clean images, the reference without defence."""
+
+    @property
+    def chosen_by(self) -> str:
+        """Clean accuracy: what is left under attack is next to nothing, and says nothing."""
+        return "clean"
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
         return x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -28,15 +28,10 @@ class Options:
     number. Interrupt it at any time; the same command goes on. Then `advsphere verify` checks it.
     """
 
-    run: Annotated[Path | None, tyro.conf.Positional] = None
-    """The folder of a training run."""
+    subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
     suite: str = "quick"
     """Which attacks: quick (FGSM, PGD-20, PGD-100, margin PGD-100) or paper (PGD-50 at s = 1 and at s, margin PGD-50).
     """
-    checkpoint: Literal["best", "last"] = "best"
-    """Which of the run's checkpoints."""
-    n: int | None = None
-    """The first n test images; all by default."""
     restarts: int = 1
     """Of every attack with a random start; the worst case counts."""
     norm: Norm | None = None
@@ -50,34 +45,13 @@ class Options:
     """Search in bfloat16 where the machine has it; what is found is always checked in float32."""
     out: Path | None = None
     """Where to write; by default a folder in the run's, or runs/own for a model of yours."""
-    model: str | None = None
-    """A model of yours: package.module:function, called without arguments. It takes pixels in [0, 1]; see --mean."""
-    weights: Path | None = None
-    """Its weights: a state dict, as safetensors or from torch.save."""
-    data: Path | None = None
-    """Its images: a folder with val/<class>/ or test/<class>/, or CIFAR. For a run: where its data lie now."""
-    image_size: int | None = None
-    """The side that an image folder's images are brought to."""
-    mean: tuple[float, ...] | None = None
-    """What your model's input is normalised with, if it does not do that itself; one number a channel."""
-    std: tuple[float, ...] | None = None
 
 
 def main(arguments: list[str]) -> int:
     """Parse, evaluate, print the table and where the evidence lies."""
     options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
-    subject = Subject(
-        run=None if options.run is None else str(options.run),
-        checkpoint=options.checkpoint,
-        model=options.model,
-        weights=None if options.weights is None else str(options.weights),
-        data=None if options.data is None else str(options.data),
-        image_size=options.image_size,
-        mean=options.mean,
-        std=options.std,
-        n=options.n,
-    )
-    config = None if options.run is None else experiment.read_config(options.run)
+    subject = options.subject
+    config = None if subject.run is None else experiment.read_config(subject.run)
     threat = _threat(options, config)
     model, images = subject.load()
     folder = options.out or _folder(options, threat)
@@ -113,7 +87,8 @@ def _threat(options: Options, config: Config | None) -> ThreatModel:
 
 def _folder(options: Options, threat: ThreatModel) -> Path:
     """A folder for each question, so that another question does not meet the ledger of this one."""
-    n = "" if options.n is None else f"-n{options.n}"
+    subject = options.subject
+    n = "" if subject.n is None else f"-n{subject.n}"
     restarts = "" if options.restarts == 1 else f"-r{options.restarts}"
-    name = f"{options.suite}-{options.checkpoint}-{threat.norm}-{threat.eps:.4g}{n}{restarts}"
-    return (Path("runs/own") if options.run is None else options.run / "evaluations") / name
+    name = f"{options.suite}-{subject.checkpoint}-{threat.norm}-{threat.eps:.4g}{n}{restarts}"
+    return (Path("runs/own") if subject.run is None else subject.run / "evaluations") / name

@@ -9,9 +9,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import cattrs
 import torch
+import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -25,19 +27,25 @@ from advsphere.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Either run and checkpoint, or model (package.module:function), weights and data; n: how many test images, all by
-    default.
-    """
+    """Either a run, or a model of the user's own with its images."""
 
-    run: str | None = None
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """The folder of a training run."""
     checkpoint: Literal["best", "last"] = "best"
+    """Which of the run's checkpoints."""
     model: str | None = None
-    weights: str | None = None
-    data: str | None = None
+    """A model of yours: package.module:function, called without arguments. It takes pixels in [0, 1]; see --mean."""
+    weights: Path | None = None
+    """Its weights: a state dict, as safetensors or from torch.save."""
+    data: Path | None = None
+    """Its images: a folder with val/<class>/ or test/<class>/, or CIFAR. For a run: where its data lie now."""
     image_size: int | None = None
+    """The side that an image folder's images are brought to."""
     mean: tuple[float, ...] | None = None
+    """What your model's input is normalised with, if it does not do that itself; one number a channel."""
     std: tuple[float, ...] | None = None
     n: int | None = None
+    """The first n test images; all by default."""
 
     def load(self) -> tuple[nn.Module, Images]:
         """The model in eval mode and its test images, on one device. Raises UserError for whatever is missing or does
@@ -48,8 +56,7 @@ class Subject:
 
     def _run(self) -> tuple[nn.Module, Images]:
         assert self.run is not None
-        root = None if self.data is None else Path(self.data)
-        run = experiment.load_run(Path(self.run), self.checkpoint, data_root=root)
+        run = experiment.load_run(self.run, self.checkpoint, data_root=self.data)
         return run.model, run.test
 
     def _own(self) -> tuple[nn.Module, Images]:
@@ -59,17 +66,17 @@ class Subject:
             )
         model = _call(self.model)
         if self.weights is not None:
-            _load_weights(model, Path(self.weights))
+            _load_weights(model, self.weights)
         if (self.mean is None) != (self.std is None):
             raise UserError("give both --mean and --std, one number a channel, or neither")
         if self.mean is not None and self.std is not None:
             model = PixelClassifier(model, self.mean, self.std)
-        images = load_test(_kind_of(Path(self.data)), Path(self.data), image_size=self.image_size)
+        images = load_test(_kind_of(self.data), self.data, image_size=self.image_size)
         return model, images.to(experiment.device())
 
     def save(self, folder: Path) -> None:
         """Write subject.json into an evaluation's folder."""
-        write_atomically(folder / "subject.json", json.dumps(asdict(self), indent=1).encode())
+        write_atomically(folder / "subject.json", json.dumps(asdict(self), indent=1, default=str).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Subject:
@@ -77,7 +84,8 @@ class Subject:
         path = folder / "subject.json"
         if not path.is_file():
             raise UserError(f"{folder} holds no evaluation: there is no subject.json; `advsphere evaluate` writes one")
-        return cls(**json.loads(path.read_text()))
+        subject: Subject = cattrs.structure(json.loads(path.read_text()), cls)
+        return subject
 
 
 def _kind_of(folder: Path) -> str:

@@ -76,8 +76,8 @@ class Hooks:
     """What training needs from outside, so that it imports neither evaluation nor the sphere.
 
     before_step: called with the progress in [0, 1] before each step (schedules of scale and margin). shift: as in
-    `Crafting`. validate: model -> metrics; "robust" chooses the best checkpoint. on_tick, on_epoch: for progress bars
-    and logs. stop: asked after every step.
+    `Crafting`. validate: model -> metrics, of which the objective's `chosen_by` chooses the best checkpoint. on_tick,
+    on_epoch: for progress bars and logs. stop: asked after every step.
     """
 
     before_step: Callable[[float], None] = lambda progress: None
@@ -211,8 +211,9 @@ class Trainer:
         metrics = {"epoch": epochs, "loss": self._mean_loss(), "lr": self.optimizer.param_groups[0]["lr"]}
         metrics |= self.hooks.validate(self.result)
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
-        if metrics.get("robust", 0.0) > self.best:
-            self.best = metrics.get("robust", 0.0)
+        chosen_by = metrics.get(self.objective.chosen_by, 0.0)
+        if chosen_by >= self.best:  # of equals the later one, which is the last where nothing is validated
+            self.best = chosen_by
             save(self.folder / "best.safetensors", prefixed("model", self.result.state_dict()), {"metrics": metrics})
         self.cursor = Cursor(epochs)
         self.sums.zero_()
