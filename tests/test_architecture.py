@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"errors", "classifier", "hypersphere"},
     "training": CORE | {"attacks", "objectives", "data"},
     "evaluation": CORE | {"attacks", "data"},
-    "analysis": CORE | {"attacks", "data", "hypersphere"},
+    "analysis": CORE | {"attacks", "data", "evaluation", "hypersphere"},
     "report": CORE | {"evaluation", "analysis"},
     "config": CORE | {"data", "models", "hypersphere", "objectives", "training"},
     "recipes": CORE | SETUP,

@@ -1,0 +1,79 @@
+"""Pictures of clean, perturbation and adversarial image, as data, chosen by a rule and not by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advsphere.data import Images
+from advsphere.evaluation import Evaluation, Ledger
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Picture:
+    """One image, and what fooled a model that classified the clean one as labelled.
+
+    example: its number in the set. label, prediction: names of classes. clean, adversarial: (C, H, W) float32 in
+    [0, 1].
+    """
+
+    example: int
+    label: str
+    prediction: str
+    clean: Tensor
+    adversarial: Tensor
+
+    @property
+    def perturbation(self) -> Tensor:
+        """(C, H, W), the difference that the attack made."""
+        return self.adversarial - self.clean
+
+    def scaled(self, size: float) -> Tensor:
+        """The perturbation to be looked at, (C, H, W) in [0, 1]: grey where nothing changed, black at -size and white
+        at +size or beyond.
+        """
+        return (0.5 + self.perturbation / (2 * size)).clamp(0, 1)
+
+
+def strongest(evaluations: Sequence[Evaluation]) -> str:
+    """The attack of all the evaluations that left the fewest examples, summed over the models; the first of equals."""
+    names = [row.name for row in evaluations[0].attacks]
+    shared = [name for name in names if all(any(row.name == name for row in e.attacks) for e in evaluations)]
+    return min(shared, key=lambda name: sum(e.row(name).k for e in evaluations))
+
+
+def fooled_by(ledgers: Sequence[Ledger], attack: str) -> list[int]:
+    """Of each class, in order, the first example with which the attack fooled all of the models; a class without one is
+    passed over.
+    """
+    columns = [{cell.example for cell in ledger.cells(attack) if cell.status == "fooled"} for ledger in ledgers]
+    first: dict[int, int] = {}
+    for example in sorted(set.intersection(*columns)):
+        first.setdefault(ledgers[0].labels[example], example)
+    return [first[label] for label in sorted(first)]
+
+
+def pictures(ledger: Ledger, images: Images, attack: str, examples: Sequence[int]) -> tuple[Picture, ...]:
+    """The pictures of these examples out of a ledger; each has to be one that the attack fooled the model with.
+
+    images: those that were evaluated. Raises UserError for damaged data.
+    """
+    cells = {cell.example: cell for cell in ledger.cells(attack)}
+    found = []
+    for example in examples:
+        x, y = images.batch(torch.tensor([example]))
+        adversarial, prediction = ledger.adversarial(attack, example), cells[example].prediction
+        assert adversarial is not None and prediction is not None, f"{attack} did not fool the model on {example}"
+        found.append(
+            Picture(
+                example=example,
+                label=images.classes[int(y)],
+                prediction=images.classes[prediction] if prediction >= 0 else "no number",
+                clean=x[0].cpu(),
+                adversarial=adversarial,
+            )
+        )
+    return tuple(found)

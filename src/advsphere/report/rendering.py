@@ -1,0 +1,39 @@
+"""Templates, and how they write numbers and names."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def render(template: str, **values: object) -> Markup:
+    """A fragment of HTML; whatever is not markup already is escaped."""
+    return Markup(_environment().get_template(f"{template}.html.j2").render(**values))
+
+
+def stylesheet() -> Markup:
+    """The page's CSS."""
+    return Markup(files(__package__).joinpath("templates", "style.css").read_text())
+
+
+def typographic(text: str) -> str:
+    """Plain text with minus signs and unbreakable percents as they are printed; hyphens in names stay."""
+    text = re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text)
+    return re.sub(r"(?<=\d) %", "\u00a0%", text)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("advsphere.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["typographic"] = typographic
+    return environment

@@ -1,0 +1,162 @@
+"""The sections that a reader looks at first. Each is a function from data to a piece of the page, or None where there
+is nothing to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from advsphere.analysis import Picture, curve_figure
+from advsphere.evaluation import WORST, PairedDifference, Row, compare, radius
+from advsphere.report import numbers
+from advsphere.report.figures import png, svg
+from advsphere.report.judged import Judged, Pictures
+from advsphere.report.rendering import render
+
+EN_DASH = "\u2013"
+
+
+@dataclass(frozen=True)
+class Section:
+    """id: what links point to. html: the content without its heading."""
+
+    id: str
+    title: str
+    html: Markup
+
+
+class Cell(NamedTuple):
+    """A number of the table with its interval; both "" where the attack was not run."""
+
+    number: str = ""
+    interval: str = ""
+
+
+class Difference(NamedTuple):
+    """A paired difference; bar: (no difference, low, value, high) in per mille of an axis that all rows share."""
+
+    number: str
+    interval: str
+    tells: bool
+    bar: list[int]
+
+
+def threat_of(model: Judged) -> str:
+    """The threat in words: "linf, eps = 8/255"."""
+    threat = model.evaluation.identity["threat"]
+    return f"{threat['norm']}, eps = {radius(threat['eps'])}"
+
+
+def rows_of(models: Sequence[Judged]) -> list[tuple[str, list[Row | None]]]:
+    """Every row that any of the models has, worst case last, with None where a model has none."""
+    names = list(dict.fromkeys(row.name for model in models for row in model.evaluation.rows if row.name != WORST))
+    by_name = [{row.name: row for row in model.evaluation.rows} for model in models]
+    return [(name, [rows.get(name) for rows in by_name]) for name in (*names, WORST)]
+
+
+def differences(models: Sequence[Judged]) -> list[tuple[str, list[PairedDifference | None]]]:
+    """For every row, how much better each model after the first is than the first; None where one was not run.
+
+    Raises UserError where they were judged on other images or under another threat.
+    """
+    first, others = models[0].evaluation, [model.evaluation for model in models[1:]]
+    table = []
+    for name, (row, *rest) in rows_of(models):
+        pairs = zip(others, rest, strict=True)
+        table.append((name, [compare(o, first, name) if row and found else None for o, found in pairs]))
+    return table
+
+
+def accuracy(models: Sequence[Judged]) -> Section:
+    """The table: accuracy with its interval under each attack, and the paired differences."""
+    compared = differences(models)
+    found = [d for _, row in compared for d in row if d is not None]
+    ends = [0.0, *(d.low for d in found), *(d.high for d in found)]
+    rows = [
+        (
+            name,
+            [Cell(numbers.percent(r.accuracy), numbers.limits(r.interval, EN_DASH)) if r else Cell() for r in row],
+            [d and _difference(d, min(ends), max(ends)) for d in pairs],
+        )
+        for (name, row), (_, pairs) in zip(rows_of(models), compared, strict=True)
+    ]
+    html = render(
+        "accuracy",
+        models=models,
+        rows=rows,
+        worst=WORST,
+        threat=threat_of(models[0]),
+        n=models[0].evaluation.worst.n,
+        data=models[0].evaluation.identity["data"]["name"],
+    )
+    return Section("accuracy", "Accuracy under attack", html)
+
+
+def curves(models: Sequence[Judged]) -> Section | None:
+    """Accuracy against eps, as a figure and as the numbers behind it."""
+    known = {model.name: model.curve for model in models if model.curve is not None}
+    if not known:
+        return None
+    figure = curve_figure(known, {model.name: model.evaluation for model in models if model.name in known})
+    radii = sorted({eps for curve in known.values() for eps in curve.eps})
+    rows = [
+        (
+            radius(eps),
+            [
+                Cell(numbers.percent(curve.accuracy[i]), numbers.limits(curve.intervals[i], EN_DASH))
+                if (i := _position(curve.eps, eps)) is not None
+                else Cell()
+                for curve in known.values()
+            ],
+        )
+        for eps in radii
+    ]
+    title = (
+        f"Accuracy against eps, from 0 to {radius(radii[-1])}, of {', '.join(known)}. Every curve falls; the table "
+        "below has its numbers."
+    )
+    drawing = Markup(svg(figure, name="curves", title=title))
+    curve = next(iter(known.values()))
+    html = render("curves", figure=drawing, names=list(known), rows=rows, steps=curve.steps, n=curve.n)
+    return Section("curves", "Accuracy against eps", html)
+
+
+def pictures(found: Pictures | None) -> Section | None:
+    """Clean image, perturbation and adversarial image of the same examples for each model."""
+    if found is None or not any(found.of.values()):
+        return None
+    cards = [
+        (same[0], [_Tiles.of(name, picture, found.scale) for name, picture in zip(found.of, same, strict=True)])
+        for same in zip(*found.of.values(), strict=True)
+    ]
+    html = render("pictures", cards=cards, attack=found.attack, scale=radius(found.scale), several=len(found.of) > 1)
+    return Section("pictures", "Perturbations", html)
+
+
+class _Tiles(NamedTuple):
+    """A picture as images to embed."""
+
+    name: str
+    prediction: str
+    clean: str
+    perturbation: str
+    adversarial: str
+
+    @classmethod
+    def of(cls, name: str, picture: Picture, scale: float) -> _Tiles:
+        images = (picture.clean, picture.scaled(scale), picture.adversarial)
+        return cls(name, picture.prediction, *map(png, images))
+
+
+def _position(eps: Sequence[float], value: float) -> int | None:
+    return eps.index(value) if value in eps else None
+
+
+def _difference(d: PairedDifference, left: float, right: float) -> Difference:
+    length = (right - left) or 1.0
+    bar = [round(1000 * (v - left) / length) for v in (0.0, d.low, d.difference, d.high)]
+    return Difference(numbers.points(d.difference), numbers.span(d), not d.cannot_tell, bar)
