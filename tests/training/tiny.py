@@ -1,0 +1,133 @@
+"""Runs that take a fraction of a second, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from advsphere import experiment, provenance
+from advsphere.config import Config
+from advsphere.data import Dataset, ImageSet, load
+from advsphere.losses import cross_entropy
+from advsphere.objectives import Criterion, Objective
+from advsphere.recipes import recipe
+from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint
+from tests.laws import conv_net
+
+TIME_FIELDS = {"seconds", "images_per_second"}
+"""The only ones in which two equal runs may differ."""
+
+
+def few_images(n: int = 22) -> ImageSet:
+    """(n, 3, 8, 8) uint8 images of four classes that a network can tell apart, for `conv_net`."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(n) % 4
+    pixels = torch.randint(0, 120, (n, 3, 8, 8), generator=generator) + 40 * labels[:, None, None, None]
+    return ImageSet(pixels.to(torch.uint8), labels, ("a", "b", "c", "d"))
+
+
+def tiny_trainer(
+    folder: Path,
+    objective: Objective,
+    *,
+    criterion: Criterion = cross_entropy,
+    images: ImageSet | None = None,
+    hooks: Hooks | None = None,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> Trainer:
+    """Two epochs of three batches (8, 8 and 6 images), in float32 unless `settings` say otherwise."""
+    chosen = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "float32"} | settings
+    model = conv_net(dropout=dropout)
+    return Trainer(
+        model,
+        objective,
+        criterion,
+        few_images() if images is None else images,
+        settings=TrainSettings(**chosen),
+        folder=folder,
+        hooks=hooks,
+    )
+
+
+def tiny_config(name: str, **settings: Any) -> Config:
+    """A digits recipe for the images of `few_digits`: two epochs of two batches (16 and 9 images), short attacks."""
+    config = recipe(f"digits-{name}")
+    objective = config.objective
+    if hasattr(objective, "steps"):
+        objective = replace(objective, steps=min(objective.steps, 2))
+    if hasattr(objective, "repeats"):
+        objective = replace(objective, repeats=3)
+    chosen = {"epochs": 2, "batch_size": 16} | settings
+    return replace(
+        config,
+        data=replace(config.data, validation=15),
+        objective=objective,
+        training=replace(config.training, **chosen),
+    )
+
+
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every experiment load 40 digits to train on and 20 to test on, whatever the config's data; nor does it ask
+    git for the commit, which takes longer than the training.
+    """
+    digits = load("digits")
+    few = Dataset(digits.train.first(40), digits.test.first(20))
+    monkeypatch.setattr(experiment, "load", lambda name, root=None, *, image_size=None: few)
+    monkeypatch.setattr(provenance, "commit", lambda: "0123456789ab")
+    monkeypatch.setattr(experiment, "load_test", lambda name, root=None, *, image_size=None: few.test)
+
+
+def stopping_after(steps: int) -> Callable[[], bool]:
+    """A `stop` hook that says so after this many optimiser steps."""
+    taken = 0
+
+    def stop() -> bool:
+        nonlocal taken
+        taken += 1
+        return taken == steps
+
+    return stop
+
+
+def train_in_pieces(config: Config, folder: Path, *, steps: int) -> int:
+    """Train to the end, stopped after every so many steps and resumed; returns how often it was stopped."""
+    for stops in range(1000):
+        try:
+            experiment.train(config, folder, resume=stops > 0, stop=stopping_after(steps))
+        except Stopped:
+            continue
+        return stops
+    raise AssertionError("it never ends")
+
+
+def left_behind(folder: Path) -> dict[str, Any]:
+    """All that a run wrote, but for the time it took: tensors as bytes by name, numbers, the lines of metrics.jsonl."""
+    found: dict[str, Any] = {}
+    for which in ("last", "best"):
+        tensors, meta = load_checkpoint(folder / f"{which}.safetensors")
+        found |= {f"{which} {name}": (t.dtype, t.flatten().tolist()) for name, t in tensors.items()}
+        found |= {f"{which} {key}": without_time(value) for key, value in without_time(meta).items()}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return found | {f"line {i}": without_time(json.loads(line)) for i, line in enumerate(lines)}
+
+
+def without_time(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k not in TIME_FIELDS} if isinstance(value, dict) else value
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = left_behind(one), left_behind(other)
+    differing = sorted(key for key in a.keys() | b.keys() if key not in a or key not in b or a[key] != b[key])
+    assert not differing, f"{len(differing)} differ: {differing[:9]}"
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names of a run's files; TensorBoard's folder counts as one."""
+    return {path.name for path in folder.iterdir()}
