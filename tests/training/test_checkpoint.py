@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn, optim
+
+from advsphere.errors import UserError
+from advsphere.training.checkpoint import (
+    load,
+    optimizer_tensors,
+    prefixed,
+    restore_model,
+    restore_optimizer,
+    save,
+    section,
+)
+
+TENSORS = {
+    "weight": torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0)),
+    "channels last": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    "strided": torch.arange(12.0).view(3, 4).t(),
+    "half": torch.rand(7).bfloat16(),
+    "double": torch.tensor([1 / 3, -0.0, float("inf")], dtype=torch.float64),
+    "scalar": torch.tensor(15.0),
+    "count": torch.tensor(2**40),
+    "flags": torch.tensor([True, False]),
+    "nothing": torch.empty(0, 3),
+}
+META = {"cursor": [1, 2, 3], "best": 0.1, "environment": {"processor": "Ünïcode", "commit": None}}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save(tmp_path / "last.safetensors", TENSORS, META)
+    return tmp_path / "last.safetensors"
+
+
+def refused(file: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(file)
+    message = str(caught.value)
+    assert str(file) in message and "\n" not in message
+    return message
+
+
+def test_what_was_saved_is_loaded(file: Path) -> None:
+    tensors, meta = load(file)
+    assert meta == META and tensors.keys() == TENSORS.keys()
+    for name, t in TENSORS.items():
+        assert tensors[name].dtype == t.dtype and torch.equal(tensors[name], t), name
+    assert [path.name for path in file.parent.iterdir()] == ["last.safetensors"]
+
+
+def test_a_flipped_bit_is_noticed(file: Path) -> None:
+    """Wherever it is: in the length, a sample of those of the header (names, types, shapes, meta) and of the tensors."""
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    assert 500 < header < len(whole) - 1000
+    chance = random.Random(0)
+    places = [
+        *range(64),
+        *chance.sample(range(64, 8 * header), 300),
+        *chance.sample(range(8 * header, 8 * len(whole)), 50),
+    ]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        refused(file)
+    file.write_bytes(whole)
+    load(file)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 100, -1])
+def test_a_truncated_file(file: Path, kept: int) -> None:
+    file.write_bytes(file.read_bytes()[:kept])
+    assert "truncated or no safetensors file" in refused(file)
+
+
+def test_a_file_with_more_at_its_end(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\0")
+    refused(file)
+
+
+class Shell:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch.save"])
+def test_a_pickle_under_our_name_is_refused_and_never_run(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "best.safetensors"
+    file.write_bytes(pickle.dumps(Shell())) if how == "pickle" else torch.save({"w": Shell()}, file)
+    assert "no safetensors file" in refused(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "theirs.safetensors", {"format": "pt"})
+    assert "not written by advsphere" in refused(tmp_path / "theirs.safetensors")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert "there is no checkpoint" in refused(tmp_path / "last.safetensors")
+    assert "there is no checkpoint" in refused(tmp_path)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file.read_bytes()
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(UserError, match=r"No space left on device; last\.safetensors as it was before is intact"):
+        save(file, {"w": torch.zeros(1000)}, {})
+    assert file.read_bytes() == before and load(file)[1] == META
+    assert [path.name for path in file.parent.iterdir()] == ["last.safetensors"]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_prefixes_keep_apart() -> None:
+    tensors = prefixed("model", {"w": torch.ones(1), "model.w": torch.ones(2)}) | {"models.w": torch.ones(3)}
+    assert {name: len(t) for name, t in section("model", tensors).items()} == {"w": 1, "model.w": 2}
+    assert section("raw", tensors) == {}
+
+
+def test_a_state_of_another_network_is_named() -> None:
+    net, path = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), Path("run/best.safetensors")
+    before = net[0].weight.clone()
+    wider = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5)).state_dict()
+    deeper = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 4)).state_dict()
+    for state, found in {
+        "wider": (wider, "2 tensors differ, e.g. 1.bias is (5,) there and (4,) here"),
+        "deeper": (deeper, "2 tensors differ, e.g. 2.bias is (4,) there and missing here"),
+        "empty": ({}, "4 tensors differ, e.g. 0.bias is missing there and (3,) here"),
+    }.values():
+        with pytest.raises(UserError) as caught:
+            restore_model(net, state, path)
+        assert found in str(caught.value) and str(path) in str(caught.value)
+    assert torch.equal(net[0].weight, before), "nothing is taken over by half"
+
+
+def trained(net: nn.Module, optimizer: optim.Optimizer, steps: int) -> list[Tensor]:
+    for step in range(steps):
+        x = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=0.1),
+        lambda parameters: optim.SGD(parameters, lr=1e-3),
+        lambda parameters: optim.Adam(parameters, lr=1e-3),
+    ],
+    ids=["momentum", "plain", "adam"],
+)
+def test_an_optimiser_goes_on_as_if_it_had_never_stopped(make: object, file: Path) -> None:
+    def fresh() -> tuple[nn.Module, optim.Optimizer]:
+        torch.default_generator.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).to(memory_format=torch.channels_last)
+        return net, make(net.parameters())
+
+    with torch.random.fork_rng():
+        (net, optimizer), (other, resumed) = fresh(), fresh()
+    trained(net, optimizer, 3)
+    save(file, prefixed("optimizer", optimizer_tensors(optimizer, net)), {})
+    other.load_state_dict(net.state_dict())
+    restore_optimizer(resumed, other, section("optimizer", load(file)[0]))
+    for p in other.parameters():
+        for value in resumed.state[p].values():
+            assert value.shape != p.shape or value.stride() == p.stride(), "the layout is the parameter's"
+    assert all(map(torch.equal, trained(net, optimizer, 3), trained(other, resumed, 3)))
