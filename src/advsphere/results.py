@@ -127,7 +127,8 @@ def _table(data: str, threat: str, n: int, rows: Sequence[Row]) -> str:
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     attacks.sort(key=lambda attack: attack == "worst case")  # stable: last
     lines = [
-        f"{data}, first {n:,} test images, {threat}. Accuracy in %, with its 95 % interval; under attack it is an upper bound.",
+        f"{data}, first {n:,} test images, {threat}. "
+        "Accuracy in % with its 95 % interval; under attack it is an upper bound.",
         "",
         "| recipe | network | epochs | " + " | ".join(attacks) + " |",
         "|---" * (3 + len(attacks)) + "|",

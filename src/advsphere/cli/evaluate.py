@@ -22,6 +22,7 @@ class Options:
     """Attack a network and print an upper bound of its robust accuracy, with intervals.
 
     A run:  advsphere evaluate runs/digits-pgd-at-he --suite paper
+
     Yours:  advsphere evaluate --model mypackage.nets:build --weights net.safetensors --data photos --image-size 64
 
     Everything is written down: a ledger with each outcome and each adversarial image, and evaluation.json with each

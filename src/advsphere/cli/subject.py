@@ -107,8 +107,8 @@ def _call(name: str) -> nn.Module:
         made: Any = getattr(importlib.import_module(module_name), function)()
     except ModuleNotFoundError as error:
         raise UserError(f"--model {name}: {error}; run from the folder that holds it, or install it") from error
-    except AttributeError as error:
-        raise UserError(f"--model {name}: {error}") from error
+    except Exception as error:  # the user's own code may raise anything
+        raise UserError(f"--model {name} could not be called: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"--model {name}: {function}() returned a {type(made).__name__}, not a torch.nn.Module")
     return made

@@ -1,0 +1,248 @@
+"""The command line: what it does, and that a user's mistake gets one clear line and no traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from advsphere import results
+from advsphere.cli import COMMANDS, main
+from advsphere.cli.arguments import number
+from advsphere.cli.evaluate import Options as EvaluateOptions
+from advsphere.cli.subject import Subject
+from advsphere.cli.train import Options as TrainOptions
+from advsphere.cli.verify import Options as VerifyOptions
+
+QUICK_TRAIN = ["train", "digits-fastat-he", "--epochs", "2", "--out"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training run, evaluated on 40 images."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main([*QUICK_TRAIN, str(folder)]) == 0
+    assert main(["evaluate", str(folder), "--n", "40", "--suite", "paper"]) == 0
+    return folder
+
+
+def evaluation_of(run: Path) -> Path:
+    (folder,) = (run / "evaluations").iterdir()
+    return folder
+
+
+def test_a_run_is_trained_evaluated_and_verified(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl"}
+    assert {path.name for path in evaluation_of(run).iterdir()} >= {"evaluation.json", "ledger.sqlite", "subject.json"}
+    assert main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("verified")
+
+
+def test_the_same_evaluation_again_finds_the_ledger_complete(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (evaluation_of(run) / "evaluation.json").read_bytes()
+    assert main(["evaluate", str(run), "--n", "40", "--suite", "paper"]) == 0
+    assert (evaluation_of(run) / "evaluation.json").read_bytes() == before
+    assert "PGD-50 (s = 1)" in capsys.readouterr().out
+
+
+def test_verify_fails_on_a_changed_number(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = evaluation_of(run)
+    for path in source.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = json.loads((tmp_path / "evaluation.json").read_text())
+    text["worst"]["k"] += 1
+    (tmp_path / "evaluation.json").write_text(json.dumps(text))
+    assert main(["verify", str(tmp_path)]) == 1
+    assert "NOT verified" in capsys.readouterr().out
+
+
+def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    for _ in range(2):
+        assert main(["results", str(file), str(run), "--data-name", "the digits", "--into", str(page)]) == 0
+    rows = results.read(file)
+    assert [row["attack"] for row in rows] == ["clean", "PGD-50 (s = 1)", "PGD-50", "margin PGD-50", "worst case"]
+    assert all(row["n"] == 40 and row["k"] == row["outcomes"].count("1") for row in rows)
+    assert rows[0]["overrides"] == ["training.epochs: 20 -> 2"]
+    assert rows[0]["data"] == "the digits" and rows[0]["evaluated"]["ledger"] and rows[0]["trained"]["torch"]
+    text = page.read_text()
+    assert text.startswith("before") and text.rstrip().endswith("after") and "old" not in text
+    assert "`digits-fastat-he`" in text and "upper bound" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["trian"], 2, "did you mean 'train'"),
+        (["train", "digits-pgd"], 1, "digits-pgd-at"),
+        (["train", "digits-pgd-at", "--epoch", "3"], 2, "--epochs"),
+        (["train", "digits-pgd-at", "--objective.stepsize", "3"], 2, "--objective.step-size"),
+        (["train", "digits-pgd-at", "--objective.threat.eps", "8/x"], 2, "--objective.threat.eps"),
+        (["train", "digits-pgd-at", "--objective.steps", "0"], 2, "both must be"),
+        (["train", "cifar10-fastat", "--data.root", "nowhere"], 1, "cifar-10-batches-py"),
+        (["train", "digits-pgd-at", "--model.name", "resnet17"], 1, "resnet18"),
+        (["evaluate", "nowhere"], 1, "config.yaml"),
+        (["evaluate", "--model", "nowhere:build", "--data", "nowhere"], 1, "nowhere"),
+        (["evaluate", "--model", "torch:nn", "--data", "nowhere"], 1, "torch:nn"),
+        (["evaluate"], 0, "--suite"),
+        (["verify", "nowhere"], 1, "advsphere evaluate"),
+        (["results", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(
+    arguments: list[str],
+    status: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ADVSPHERE_DATA", raising=False)
+    try:
+        found = main(arguments)
+    except SystemExit as exit_:  # the parser's own way
+        found = exit_.code if isinstance(exit_.code, int) else 1
+    shown = "".join(capfd.readouterr())
+    assert found == status
+    assert says in shown and "Traceback" not in shown
+
+
+def test_evaluate_refuses_what_does_not_fit(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, says in (
+        (["--suite", "quik"], "did you mean 'quick'"),
+        (["--eps=-1"], "not negative"),
+        (["--checkpoint", "best", "--n", "0"], "image"),
+    ):
+        assert main(["evaluate", str(run), *arguments]) == 1
+        shown = "".join(capfd.readouterr())
+        assert says in shown and "Traceback" not in shown
+
+
+def test_a_second_run_does_not_overwrite_the_first(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (run / "last.safetensors").read_bytes()
+    assert main([*QUICK_TRAIN, str(run)]) == 1
+    assert "--resume" in "".join(capfd.readouterr())
+    assert main([*QUICK_TRAIN, str(run), "--resume", "--lr", "0.3"]) == 1
+    assert "training.lr: 0.1 -> 0.3" in "".join(capfd.readouterr())
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_run_goes_on_with_resume(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "advsphere",
+        "train",
+        "digits-pgd-at",
+        "--epochs",
+        "3",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume" in shown and "Traceback" not in shown, shown
+    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_model_that_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "theirs.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))\n"
+    )
+    for label, grey in enumerate((60, 200)):
+        folder = tmp_path / "photos" / "val" / f"class{label}"
+        folder.mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (grey + i,) * 3).save(folder / f"{i}.png")
+    weights = {
+        "1.weight": torch.stack([-torch.ones(192), torch.ones(192)]),
+        "1.bias": torch.tensor([192.0, -192.0]) / 2,
+    }
+    torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "net.pt")
+    monkeypatch.chdir(tmp_path)
+    own = ["--model", "theirs:build", "--weights", "net.pt", "--data", "photos", "--image-size", "8", "--out", "found"]
+    assert main(["evaluate", *own, "--eps", "40/255"]) == 0
+    evaluation = json.loads(Path("found/evaluation.json").read_text())
+    # The grey levels are 60..65 and 200..205, the boundary is 127.5: 40/255 reaches none.
+    assert evaluation["worst"]["k"] == 12 and evaluation["clean"]["k"] == 12
+    assert main(["verify", "found"]) == 0
+    assert main(["evaluate", *own[:-1], "more", "--eps", "65/255"]) == 0
+    # 65 reaches those at 63, 64 and 65 from below (127.5 - 62.5) and none from above.
+    assert json.loads(Path("more/evaluation.json").read_text())["worst"]["k"] == 9
+    capsys.readouterr()
+
+
+def test_weights_that_hold_code_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    (tmp_path / "net.pt").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "theirs.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--model", "theirs:build", "--weights", "net.pt", "--data", "photos"]) == 1
+    assert "net.pt" in "".join(capfd.readouterr())
+    assert not (tmp_path / "owned").exists()
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    for name in COMMANDS:
+        try:
+            status = main([name, "--help"])
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        shown = capsys.readouterr().out
+        assert status == 0 and f"advsphere {name}" in shown
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; from advsphere.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_the_flags_are_these() -> None:
+    """A flag is a promise: one more, or one less, is to be decided here."""
+
+    def names(kind: type) -> set[str]:
+        return {field.name for field in dataclasses.fields(kind)}
+
+    assert names(TrainOptions) == {"config", "out", "resume", "he"}
+    assert names(EvaluateOptions) == {
+        "subject", "suite", "restarts", "norm", "eps", "seed", "batch_size", "low_precision", "out",
+    }  # fmt: skip
+    assert names(Subject) == {"run", "checkpoint", "model", "weights", "data", "image_size", "mean", "std", "n"}
+    assert names(VerifyOptions) == {"folder", "share", "seed"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5", 0.5), ("1e-3", 1e-3), ("2", 2.0)])
+def test_radii_are_read_as_people_write_them(text: str, value: float) -> None:
+    assert number(text) == pytest.approx(value, rel=1e-15)

@@ -1,0 +1,65 @@
+"""The examples and the README run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advsphere.cli import COMMANDS
+from advsphere.cli.arguments import parse
+from advsphere.cli.train import Options
+from advsphere.recipes import recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "verified" in run.stdout if "attack" in example.stem else "'robust'" in run.stdout
+
+
+def test_the_readme_s_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, 3, 8, 8, generator=generator)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    with torch.no_grad():
+        nn.init.normal_(network[0].weight, generator=generator)
+        nn.init.normal_(network[3].weight, generator=generator)
+    given = {"my_network": network, "x": images[:4], "y": torch.arange(4), "images": images}
+    # Labels that an untrained network gets right, so that there is something to attack.
+    with torch.no_grad():
+        nn.init.zeros_(network[3].bias)
+        features = network[:3](images)
+        weight = network[3].weight
+        given["labels"] = (nn.functional.normalize(features) @ nn.functional.normalize(weight).T).argmax(1)
+    exec(compile(code, "README.md", "exec"), given)
+    assert "worst case" in capsys.readouterr().out
+    assert given["threat"].contains(given["x_adv"], given["x"]).all()
+
+
+def test_the_readme_s_commands_exist() -> None:
+    lines = re.findall(r"^    (advsphere .*)$", README, re.MULTILINE)
+    commands = [shlex.split(part) for line in lines for part in line.split("&&")]
+    assert {words[1] for words in commands} >= {"train", "evaluate", "verify"}
+    for words in commands:
+        assert words[1] in COMMANDS
+        if words[1] == "train":
+            parse(Options, [w for w in words[3:] if w != "--he"], prog="", default=Options(config=recipe(words[2])))
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) >= 8
+    assert [link for link in links if not (ROOT / link).exists()] == []
