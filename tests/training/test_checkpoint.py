@@ -57,7 +57,7 @@ def test_what_was_saved_is_loaded(file: Path) -> None:
 
 
 def test_a_flipped_bit_is_noticed(file: Path) -> None:
-    """Wherever it is: in the length, a sample of those of the header (names, types, shapes, meta) and of the tensors."""
+    """In the length, in the header (names, types, shapes, numbers) and in the tensors; a sample of the last two."""
     whole = file.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     assert 500 < header < len(whole) - 1000

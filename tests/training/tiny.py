@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from advsphere import experiment, provenance
 from advsphere.config import Config
@@ -28,7 +29,7 @@ def few_images(n: int = 22) -> ImageSet:
     """(n, 3, 8, 8) uint8 images of four classes that a network can tell apart, for `conv_net`."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(n) % 4
-    pixels = torch.randint(0, 120, (n, 3, 8, 8), generator=generator) + 40 * labels[:, None, None, None]
+    pixels = torch.randint(0, 196, (n, 3, 8, 8), generator=generator) + 20 * labels[:, None, None, None]
     return ImageSet(pixels.to(torch.uint8), labels, ("a", "b", "c", "d"))
 
 
@@ -39,14 +40,13 @@ def tiny_trainer(
     criterion: Criterion = cross_entropy,
     images: ImageSet | None = None,
     hooks: Hooks | None = None,
-    dropout: float = 0.0,
+    model: nn.Module | None = None,
     **settings: Any,
 ) -> Trainer:
-    """Two epochs of three batches (8, 8 and 6 images), in float32 unless `settings` say otherwise."""
-    chosen = {"epochs": 2, "batch_size": 8, "lr": 0.02, "precision": "float32"} | settings
-    model = conv_net(dropout=dropout)
+    """`conv_net` for two epochs of three batches (8, 8 and 6 images), in float32 unless `settings` say otherwise."""
+    chosen = {"epochs": 2, "batch_size": 8, "lr": 0.01, "precision": "float32"} | settings
     return Trainer(
-        model,
+        conv_net() if model is None else model,
         objective,
         criterion,
         few_images() if images is None else images,

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advsphere.data import Augment, ImageSet
+from advsphere.draws import derived_seed, permutation
+from advsphere.errors import UserError
+from advsphere.hypersphere import AngularMargin, Sphere
+from advsphere.losses import cross_entropy
+from advsphere.models import build
+from advsphere.objectives import PGDAT, Crafting, FastAT, FreeAT, Objective, Standard
+from advsphere.schedule import Linear
+from advsphere.training import Hooks, Metrics, Tick, TrainStep, load_checkpoint, section
+from tests.laws import OBJECTIVES, conv_net
+from tests.training.tiny import few_images, names_in, tiny_trainer
+
+RAMP = Linear(((0.0, 0.0), (1.0, 1.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched(FreeAT):
+    """FreeAT that notes the images and the carried perturbation of each craft."""
+
+    seen: tuple[list[Tensor], list[Tensor | None]] = field(default_factory=lambda: ([], []))
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
+        self.seen[0].append(x)
+        self.seen[1].append(how.carry)
+        return super().craft(model, x, y, how)
+
+
+State = dict[str, Tensor]
+
+
+def state(model: nn.Module) -> State:
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def kept(folder: Path, which: str, part: str = "model") -> State:
+    return section(part, load_checkpoint(folder / f"{which}.safetensors")[0])
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def batches(seed: int, epoch: int, n: int = 22, size: int = 8) -> list[Tensor]:
+    return list(permutation(n, seed=seed, epoch=epoch).split(size))
+
+
+# What a run computes, against loops written out by hand.
+
+
+def by_hand(objective: Objective, *, epochs: int = 2, seed: int = 0) -> nn.Module:
+    """Standard and free adversarial training as in their papers, in plain PyTorch."""
+    net, data = conv_net(), few_images()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    delta = torch.zeros(8, 3, 8, 8)
+    for epoch in range(epochs):
+        for index in batches(seed, epoch):
+            x, y = data.pixels[index] / 255.0, data.labels[index]
+            for _ in range(objective.replays):
+                x_adv = (x + delta[: len(x)]).clamp(0, 1).requires_grad_(True)
+                optimizer.zero_grad()
+                F.cross_entropy(net(x_adv), y).backward()
+                if isinstance(objective, FreeAT):
+                    eps, stepped = objective.threat.eps, x_adv.detach() + objective.step_size * x_adv.grad.sign()
+                    delta[: len(x)] = stepped.clamp(x - eps, x + eps).clamp(0, 1) - x
+                optimizer.step()
+    return net
+
+
+@pytest.mark.parametrize("objective", [Standard(), FreeAT(repeats=3)], ids=["Standard", "FreeAT"])
+def test_the_weights_are_those_of_a_loop_by_hand(objective: Objective, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, objective)
+    trainer.fit()
+    expected = by_hand(objective)
+    torch.testing.assert_close(state(trainer.model), state(expected), rtol=1e-3, atol=1e-4)
+    assert (state(expected)["8.weight"] - state(conv_net())["8.weight"]).abs().max() > 0.01, "it would not show"
+
+
+def test_free_training_carries_its_perturbation_by_position(tmp_path: Path) -> None:
+    """Over batches of 8, 8 and 6: the last two places wait for the next full batch."""
+    objective = Watched(repeats=3)
+    trainer = tiny_trainer(tmp_path, objective)
+    taken = []
+    trainer.optimizer.register_step_post_hook(lambda *_: taken.append(trainer.cursor))
+    trainer.fit()
+    xs, carries = objective.seen
+    assert [(c.epoch, c.batch, c.replay) for c in taken] == [
+        (e, b, r) for e in range(2) for b in range(3) for r in range(3)
+    ]
+    assert [len(x) for x in xs] == [8] * 6 + [6] * 3 + [8] * 6 + [6] * 3
+    assert carries[0] is None and all(len(c) == 8 for c in carries[1:])
+    for i in (7, 8, 9):  # after each step on the six images
+        assert torch.equal(carries[i][6:], carries[6][6:]) and not torch.equal(carries[i][:6], carries[6][:6])
+    assert trainer.carry.abs().max() <= objective.threat.eps + 1e-6 and trainer.carry.abs().max() > 0.01
+
+
+def test_one_augmentation_is_shared_by_a_batch_s_replays_and_drawn_anew_each_epoch(tmp_path: Path) -> None:
+    objective = Watched(repeats=3)
+    tiny_trainer(tmp_path, objective, augment=Augment(padding=2, flip=True), batch_size=22).fit()
+    xs, order = objective.seen[0], [permutation(22, seed=0, epoch=e).argsort() for e in range(2)]
+    assert all(torch.equal(xs[0], x) for x in xs[:3]) and all(torch.equal(xs[3], x) for x in xs[3:])
+    first, second = xs[0][order[0]], xs[3][order[1]]
+    assert (first != second).flatten(1).any(1).sum() > 15, "the same images, cut differently"
+
+
+# Schedules, steps, order.
+
+
+@pytest.mark.parametrize("objective", [Standard(), FreeAT(repeats=3)], ids=["Standard", "FreeAT"])
+def test_the_learning_rate_and_the_hook_follow_the_progress_of_every_step(objective: Objective, tmp_path: Path) -> None:
+    rates: list[float] = []
+    progress: list[float] = []
+    trainer = tiny_trainer(
+        tmp_path, objective, hooks=Hooks(before_step=progress.append), lr=0.01, lr_schedule=RAMP, epochs=3
+    )
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    trainer.fit()
+    steps = 3 * 3 * objective.replays
+    assert progress == pytest.approx([i / steps for i in range(steps)])
+    assert rates == pytest.approx([0.01 * i / steps for i in range(steps)])
+
+
+def test_scale_and_margin_are_set_before_the_step_that_uses_them(tmp_path: Path) -> None:
+    sphere = Sphere(scale=10.0, margin=0.4, scale_schedule=Linear(((0.0, 0.5), (1.0, 1.0))), margin_schedule=RAMP)
+    trainer = tiny_trainer(tmp_path, Standard())
+    criterion = AngularMargin(sphere.attach(trainer.model), sphere.margin)
+    seen = []
+
+    def watching(logits: Tensor, y: Tensor) -> Tensor:
+        seen.append((float(criterion.head.scale), criterion.margin))
+        return criterion(logits, y)
+
+    trainer.step = TrainStep(trainer.model, Standard(), watching)
+    trainer.hooks.before_step = lambda progress: sphere.move(criterion, progress)
+    trainer.fit()
+    assert [scale for scale, _ in seen] == pytest.approx([5 + 5 * i / 6 for i in range(6)])
+    assert [margin for _, margin in seen] == pytest.approx([0.4 * i / 6 for i in range(6)])
+
+
+class Noted(ImageSet):
+    """Images that note which were asked for."""
+
+    asked: list[list[int]]
+
+    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        if hasattr(self, "asked"):
+            self.asked.append(index.tolist())
+        return super().stored(index)
+
+
+def order_of(folder: Path, seed: int, precision: str = "float32") -> list[list[int]]:
+    few = few_images()
+    data = Noted(few.pixels, few.labels, few.classes)
+    object.__setattr__(data, "asked", [])
+    tiny_trainer(folder, Standard(), images=data, seed=seed, precision=precision).fit()
+    return data.asked
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
+    first = order_of(tmp_path / "a", seed=0)
+    assert [len(b) for b in first] == [8, 8, 6] * 2
+    epochs = [[i for batch in part for i in batch] for part in (first[:3], first[3:])]
+    assert all(sorted(epoch) == list(range(22)) for epoch in epochs) and epochs[0] != epochs[1]
+    assert epochs == [permutation(22, seed=0, epoch=e).tolist() for e in range(2)]
+    torch.manual_seed(99)
+    assert order_of(tmp_path / "b", seed=0) == first != order_of(tmp_path / "c", seed=1)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_seed_decides_the_run(name: str, tmp_path: Path) -> None:
+    def run(folder: str, seed: int) -> State:
+        net, objective = conv_net(dropout=0.3), OBJECTIVES[name].objective
+        trainer = tiny_trainer(tmp_path / folder, objective, model=net, seed=seed, augment=Augment(padding=1))
+        trainer.fit()
+        return state(trainer.model)
+
+    torch.manual_seed(1)
+    first = run("first", 0)
+    torch.manual_seed(2)
+    assert same(first, run("again", 0))
+    assert not same(first, run("other", 1))
+
+
+def test_the_global_generator_is_set_once_a_step_and_never_read_otherwise(tmp_path: Path) -> None:
+    """Crafting, validation and checkpoints leave it alone."""
+    states: list[Tensor] = []
+    trainer = tiny_trainer(tmp_path, PGDAT(steps=2), checkpoint_minutes=0.0)
+    trainer.hooks.before_step = lambda progress: states.append(torch.get_rng_state())
+    trainer.optimizer.register_step_post_hook(lambda *_: states.append(torch.get_rng_state()))
+    torch.manual_seed(7)
+    outside = torch.get_rng_state()
+    trainer.fit()
+    assert torch.equal(states[0], outside)
+    for i, (e, b) in enumerate((e, b) for e in range(2) for b in range(3)):
+        expected = torch.Generator().manual_seed(derived_seed(0, "step", e, b, 0)).get_state()
+        assert torch.equal(states[2 * i + 1], expected), "nothing drew from it during the step"
+        assert i == 5 or torch.equal(states[2 * i + 2], expected), "nor between steps"
+
+
+# What is kept.
+
+
+def test_the_average_is_validated_and_kept(tmp_path: Path) -> None:
+    validated: list[State] = []
+    trainer = tiny_trainer(tmp_path, FastAT(), ema=0.6)
+    trainer.hooks.validate = lambda model: validated.append(state(model)) or {"robust": 1 / len(validated)}
+    average: dict[str, Tensor] = {}
+
+    def follow(*_: object) -> None:
+        for name, value in trainer.model.state_dict().items():
+            if value.is_floating_point():
+                average[name] = 0.6 * average[name] + 0.4 * value if name in average else value.clone()
+
+    trainer.optimizer.register_step_post_hook(follow)
+    trainer.fit()
+    last = kept(tmp_path, "last")
+    torch.testing.assert_close({name: last[name] for name in average}, average, rtol=1e-4, atol=1e-6)
+    assert same(last, state(trainer.result)) and same(last, validated[1])
+    assert same(kept(tmp_path, "best"), validated[0])
+    raw = kept(tmp_path, "last", "raw")
+    assert same(raw, state(trainer.model)) and not torch.allclose(raw["8.weight"], last["8.weight"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("objective", "chosen_by"), [(PGDAT(steps=1), "robust"), (Standard(), "clean")])
+def test_best_is_the_last_of_those_that_validate_best(objective: Objective, chosen_by: str, tmp_path: Path) -> None:
+    values, seen = iter([0.3, 0.5, 0.5, 0.4]), []
+    trainer = tiny_trainer(tmp_path, objective, epochs=4)
+
+    def validate(model: nn.Module) -> Metrics:
+        seen.append(state(model))
+        other = len(seen) / 4  # would choose the last epoch
+        return {"clean": other, "robust": other} | {chosen_by: next(values)}
+
+    trainer.hooks.validate = validate
+    trainer.fit()
+    assert same(kept(tmp_path, "best"), seen[2]) and same(kept(tmp_path, "last"), seen[3])
+    tensors, meta = load_checkpoint(tmp_path / "best.safetensors")
+    assert meta["metrics"]["epoch"] == 3 and meta["metrics"][chosen_by] == 0.5
+    assert tensors.keys() == {f"model.{name}" for name in seen[1]}, "what one may want to publish, and no more"
+    meta = load_checkpoint(tmp_path / "last.safetensors")[1]
+    assert meta["best"] == 0.5 and meta["cursor"] == [4, 0, 0]
+
+
+@pytest.mark.parametrize("metrics", [{"clean": 0.1, "robust": 0.0}, {}])
+def test_there_is_a_best_even_where_nothing_is_resisted_or_validated(metrics: Metrics, tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, PGDAT(steps=1), hooks=Hooks(validate=lambda model: metrics))
+    trainer.fit()
+    assert same(kept(tmp_path, "best"), kept(tmp_path, "last"))
+
+
+def test_metrics_and_ticks_say_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("advsphere.training.loop.time.monotonic", lambda: float(next(clock)))
+    ticks: list[Tick] = []
+    epochs: list[Metrics] = []
+    losses: list[float] = []
+    hooks = Hooks(validate=lambda model: {"robust": 0.25}, on_tick=ticks.append, on_epoch=epochs.append)
+
+    def criterion(logits: Tensor, y: Tensor) -> Tensor:
+        losses.extend(cross_entropy(logits, y).tolist())
+        return cross_entropy(logits, y)
+
+    tiny_trainer(tmp_path, FreeAT(repeats=2), criterion=criterion, hooks=hooks, lr_schedule=RAMP).fit()
+    assert [(t.epoch, t.images, t.of) for t in ticks] == [(e, n, 22) for e in range(2) for n in (8, 16, 22)]
+    assert ticks[0].loss == pytest.approx(sum(losses[:16]) / 16)
+    assert [m["epoch"] for m in epochs] == [1, 2] and all(m["robust"] == 0.25 for m in epochs)
+    assert [m["loss"] for m in epochs] == pytest.approx([sum(losses[:44]) / 44, sum(losses[44:]) / 44])
+    assert [m["lr"] for m in epochs] == pytest.approx([0.01 * 5 / 12, 0.01 * 11 / 12]), "of the epoch's last step"
+    assert epochs[1]["seconds"] == 12 and epochs[1]["images_per_second"] == pytest.approx(44 / 12)
+
+
+# What goes wrong.
+
+
+def turning_bad(after: int, value: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy that becomes `value` after this many calls."""
+    calls = Counter[str]()
+
+    def criterion(logits: Tensor, y: Tensor) -> Tensor:
+        calls["all"] += 1
+        return cross_entropy(logits, y) * (1.0 if calls["all"] <= after else value)
+
+    return criterion
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("after", [3, 5])
+def test_a_loss_that_is_not_finite_names_epoch_and_cure_and_spoils_nothing(
+    value: float, after: int, tmp_path: Path
+) -> None:
+    good = tiny_trainer(tmp_path / "good", Standard(), epochs=1)
+    good.fit()
+    hooks = Hooks(
+        validate=lambda model: {"robust": 0.5}, on_epoch=lambda m: pytest.fail("said") if m["epoch"] == 2 else None
+    )
+    bad = tiny_trainer(tmp_path / "bad", Standard(), criterion=turning_bad(after, value), hooks=hooks)
+    with pytest.raises(
+        UserError, match=r"diverged in epoch 2, by batch \d.*last\.safetensors is from before.*--lr"
+    ) as e:
+        bad.fit()
+    assert "\n" not in str(e.value)
+    assert same(kept(tmp_path / "bad", "last"), state(good.model))
+    assert same(kept(tmp_path / "bad", "best"), state(good.model))
+    assert names_in(tmp_path / "bad") == {"last.safetensors", "best.safetensors"}
+    again = tiny_trainer(tmp_path / "bad", Standard())
+    again.resume()
+    assert again.cursor == (1, 0, 0) and same(state(again.model), state(good.model))
+
+
+@pytest.mark.parametrize("minutes", [0.0, 5.0])
+def test_weights_that_blow_up_in_an_epoch_s_last_step_are_not_kept(minutes: float, tmp_path: Path) -> None:
+    """Its loss was still finite, so that alone would not show it."""
+    trainer = tiny_trainer(tmp_path, Standard(), checkpoint_minutes=minutes)
+    trainer.hooks.validate = lambda model: pytest.fail("validated") if trainer.cursor.epoch == 1 else {"robust": 0.5}
+    steps = Counter[str]()
+
+    def blow_up(*_: object) -> None:
+        steps["all"] += 1
+        if steps["all"] == 6:
+            trainer.model[0].weight.data[0] = math.inf
+
+    trainer.optimizer.register_step_post_hook(blow_up)
+    with pytest.raises(UserError, match="diverged in epoch 2, by batch 3"):
+        trainer.fit()
+    for which in ("last", "best"):
+        assert all(t.isfinite().all() for t in load_checkpoint(tmp_path / f"{which}.safetensors")[0].values())
+
+
+def test_no_checkpoint_is_promised_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="diverged in epoch 1") as caught:
+        tiny_trainer(tmp_path, Standard(), criterion=turning_bad(0, math.nan)).fit()
+    assert "safetensors" not in str(caught.value) and not any(tmp_path.iterdir())
+
+
+def test_divergence_is_noticed_at_the_next_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("advsphere.training.loop.time.monotonic", lambda: float(next(clock)))
+    trainer = tiny_trainer(tmp_path, Standard(), criterion=turning_bad(1, math.nan), epochs=100)
+    with pytest.raises(UserError, match="diverged in epoch 1, by batch 2"):
+        trainer.fit()
+
+
+# Precision.
+
+
+def test_bfloat16_sees_the_same_data_and_learns_the_same(tmp_path: Path) -> None:
+    assert order_of(tmp_path / "a", 0, "float32") == order_of(tmp_path / "b", 0, "bfloat16")
+    found: dict[str, list[float]] = {}
+    for precision in ("float32", "bfloat16"):
+        losses = found[precision] = []
+        net = build("small-cnn", num_classes=4, image_size=8, mean=(0.4,) * 3, std=(0.25,) * 3)
+        hooks = Hooks(on_epoch=lambda metrics, losses=losses: losses.append(metrics["loss"]))
+        settings = {"precision": precision, "epochs": 3, "lr": 0.05}
+        tiny_trainer(tmp_path / precision, PGDAT(steps=3), model=net, hooks=hooks, **settings).fit()
+    assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02) and found["bfloat16"] != found["float32"]
+    assert found["float32"][-1] < 0.8 * found["float32"][0], "it learned something"
+
+
+def test_under_bfloat16_weights_averages_losses_and_the_sphere_stay_float32(tmp_path: Path) -> None:
+    net, dtypes = conv_net(), set()
+    head = Sphere().attach(net)
+    head.register_forward_hook(lambda _, inputs, logits: dtypes.add((inputs[0].dtype, logits.dtype)))
+    net[3].register_forward_hook(lambda _, inputs, output: dtypes.add(("convolution", output.dtype)))
+    criterion = AngularMargin(head, 0.2)
+    tiny_trainer(tmp_path, FreeAT(), model=net, criterion=criterion, precision="bfloat16", ema=0.5, epochs=1).fit()
+    assert dtypes == {(torch.bfloat16, torch.float32), ("convolution", torch.bfloat16)}
+    tensors, _ = load_checkpoint(tmp_path / "last.safetensors")
+    assert {t.dtype for name, t in tensors.items() if not name.endswith("tracked")} == {torch.float32, torch.float64}
+
+
+def test_the_model_trains_in_train_mode_and_every_parameter_gets_its_turn(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, PGDAT(steps=2))
+    before, modes = copy.deepcopy(trainer.model), []
+    trainer.optimizer.register_step_pre_hook(lambda *_: modes.append([m.training for m in trainer.model.modules()]))
+    trainer.fit()
+    assert all(all(each) for each in modes)
+    assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.model.parameters(), strict=True))
+    assert torch.equal(trainer.model.state_dict()["1.num_batches_tracked"], torch.tensor(6)), "crafting does not count"
