@@ -108,10 +108,12 @@ def accuracy_against_eps(
     Every result is judged as in an evaluation: inside its own ball, and misclassified in float32. on_progress: told
     (radii done, radii in all), over all batches.
 
-    Raises UserError for images or labels that make no sense, as `evaluate` does.
+    Raises UserError for radii, images or labels that make no sense.
     """
     images = images_of(images, labels)
     radii = tuple(sorted({0.0, *([threat.eps * share for share in GRID] if eps is None else map(float, eps))}))
+    if radii[0] < 0 or len(radii) == 1:
+        raise UserError(f"a curve needs radii above 0, not {', '.join(map(radius, radii))}")
     device, broken = device_of(model), torch.full((len(images),), len(radii))
     batches = torch.arange(len(images)).split(batch_size)
     with exact_float32():
@@ -140,15 +142,16 @@ def accuracy_against_eps(
 
 
 def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluation] | None = None) -> Figure:
-    """Curves with their 95 % bands, by the models' names; as many as there are colours. evaluations: by the same names,
-    adds each one's worst case at its own eps, as a hollow marker with its interval.
+    """Curves with their 95 % bands, by the models' names. evaluations: by the same names, adds each one's worst case at
+    its own eps, as a hollow marker with its interval.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     highest = max(curve.eps[-1] for curve in curves.values())
-    for colour, marker, (name, curve) in zip(SERIES, MARKERS, curves.items(), strict=False):
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, marker = SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)]
         percent = [100 * a for a in curve.accuracy]
         low, high = zip(*curve.intervals, strict=True)
         axes.fill_between(
@@ -163,7 +166,7 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
         axes.axvline(eps, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     ticks = next(iter(curves.values())).eps[::2]
     axes.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(0, 101), xticks=ticks, yticks=range(0, 101, 20))
-    axes.set_xticklabels([radius(e) if e else "0" for e in ticks])
+    axes.set_xticklabels([radius(e) for e in ticks])
     axes.set_xlabel("eps", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     axes.tick_params(colors=SOFT, length=0, labelsize=9)
@@ -171,7 +174,8 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
     axes.set_axisbelow(True)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=9)
+    for text in axes.legend(loc="best", frameon=False, labelcolor=INK, fontsize=9).get_texts():
+        text.set_parse_math(False)  # a name is a name, also with a $ in it
     return figure
 
 

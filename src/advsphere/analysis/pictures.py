@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from advsphere.data import Images
+from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger
 
 
@@ -39,9 +40,13 @@ class Picture:
 
 
 def strongest(evaluations: Sequence[Evaluation]) -> str:
-    """The attack of all the evaluations that left the fewest examples, summed over the models; the first of equals."""
+    """The attack that left the fewest examples, summed over the models; the first of equals. Raises UserError where the
+    evaluations have none in common.
+    """
     names = [row.name for row in evaluations[0].attacks]
     shared = [name for name in names if all(any(row.name == name for row in e.attacks) for e in evaluations)]
+    if not shared:
+        raise UserError("these evaluations share no attack; run the same suite on all of them")
     return min(shared, key=lambda name: sum(e.row(name).k for e in evaluations))
 
 

@@ -31,6 +31,9 @@ def svg(figure: Figure, *, name: str, title: str) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(out.getvalue())
+    for defs in root.iter(f"{{{_SVG}}}defs"):
+        for sheet in defs.findall(f"{{{_SVG}}}style"):  # it would hold for the whole page
+            defs.remove(sheet)
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{_SVG}}}")
         element.attrib = {
@@ -38,7 +41,7 @@ def svg(figure: Figure, *, name: str, title: str) -> str:
         }
     for key in ("width", "height"):
         del root.attrib[key]
-    root.attrib |= {"role": "img", "aria-label": title, "class": "figure"}
+    root.attrib |= {"role": "img", "aria-label": title, "class": "figure", "style": "stroke-linejoin: round"}
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
 
 

@@ -119,7 +119,7 @@ def curves(models: Sequence[Judged]) -> Section | None:
         f"Accuracy against eps, from 0 to {radius(radii[-1])}, of {', '.join(known)}. Every curve falls; the table "
         "below has its numbers."
     )
-    drawing = Markup(svg(figure, name="curves", title=title))
+    drawing = Markup(svg(figure, name="curves-figure", title=title))
     curve = next(iter(known.values()))
     html = render("curves", figure=drawing, names=list(known), rows=rows, steps=curve.steps, n=curve.n)
     return Section("curves", "Accuracy against eps", html)

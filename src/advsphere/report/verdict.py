@@ -53,7 +53,7 @@ def undecided(models: Sequence[Judged]) -> str:
     rows = [row.name for row in second.evaluation.rows if row.name != WORST]
     shared = [name for name in rows if any(row.name == name for row in first.evaluation.rows)]
     open_ = [name for name in shared if compare(second.evaluation, first.evaluation, name).cannot_tell]
-    return f"The sample cannot tell the two apart on: {', '.join(open_)}." if open_ else ""
+    return f"In these rows the sample cannot tell the two apart: {', '.join(open_)}." if open_ else ""
 
 
 def _alone(model: Judged) -> Verdict:

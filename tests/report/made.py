@@ -1,0 +1,95 @@
+"""Evaluations with numbers that are known, for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from advsphere.analysis import Curve, Picture
+from advsphere.evaluation import WORST, Evaluation, Finding, Row
+from advsphere.report import Command, Judged, Pictures
+
+N = 200
+COUNTS = {"clean": 190, "FGSM": 150, "PGD-20": 121, WORST: 119}
+SETTINGS = {"name": "pgd", "steps": 20, "step_size": 0.05, "restarts": 1, "until_fooled": True, "decay": None}
+
+
+def outcomes(k: int, *, shift: int = 0, n: int = N) -> str:
+    """k times "1" among n; shift moves them along, so that two columns can differ."""
+    column = "1" * k + "0" * (n - k)
+    return column[-shift:] + column[:-shift] if shift else column
+
+
+def row(name: str, column: str, settings: Mapping[str, Any] | None = None) -> Row:
+    return Row(name=name, outcomes=column, settings=settings or {}, invalid=0, seconds=1.25, forwards=4321)
+
+
+def evaluation(
+    counts: Mapping[str, int] = COUNTS, *, shift: int = 0, model: str = "m" * 64, eps: float = 0.2, **changes: Any
+) -> Evaluation:
+    rows = [row(name, outcomes(k, shift=shift), SETTINGS) for name, k in counts.items()]
+    found = Evaluation(
+        clean=rows[0],
+        attacks=tuple(rows[1:-1]),
+        worst=rows[-1],
+        identity={
+            "model": {"type": "PixelClassifier", "checksum": model, "scale": 15.0},
+            "data": {"name": "digits", "checksum": "d" * 64, "n": N, "shape": [1, 8, 8]},
+            "threat": {"norm": "linf", "eps": eps, "bounds": [0.0, 1.0]},
+            "suite": "quick",
+            "attacks": {r.name: r.settings for r in rows[1:-1]},
+            "restarts": 1,
+            "seed": 17,
+            "batch_size": 250,
+            "search": "float32",
+        },
+        environments=({"advsphere": "0.1.0", "torch": "2.11.0", "processor": "a processor", "threads": 4},),
+        ledger="f" * 64,
+        findings=(Finding("labels", "ok", "0 to 9 for 10 outputs"),),
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def curve(model: str = "m" * 64) -> Curve:
+    """A quarter of the examples is lost at each of four radii."""
+    return Curve(
+        norm="linf",
+        eps=(0.0, 0.1, 0.2, 0.3),
+        broken=tuple(i % 4 + 1 for i in range(N)),
+        steps=20,
+        seed=0,
+        model=model,
+        data="d" * 64,
+    )
+
+
+def judged(name: str, evaluation_: Evaluation | None = None, **changes: Any) -> Judged:
+    return Judged(name=name, evaluation=evaluation_ or evaluation(), **changes)
+
+
+def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[Judged]:
+    """Two models, of which the second is better in every row but the clean one."""
+    better = {"clean": 190, "FGSM": 170, "PGD-20": 150, WORST: 149}
+    training = {"recipe": "plain", "sphere": None, "training": {"epochs": 20, "seed": 0}}
+    sphere = {"recipe": "plain-he", "sphere": {"scale": 15.0, "margin": 0.2}, "training": {"epochs": 20, "seed": 0}}
+    return [
+        judged(first, curve=curve(), training=training),
+        judged(second, evaluation(better), curve=curve(), training=sphere),
+    ]
+
+
+def picture(example: int = 7, prediction: str = "3") -> Picture:
+    clean = torch.linspace(0, 1, 64).view(1, 8, 8)
+    return Picture(
+        example=example, label="5", prediction=prediction, clean=clean, adversarial=(clean + 0.2).clamp(0, 1)
+    )
+
+
+def pictures(*names: str) -> Pictures:
+    return Pictures(attack="PGD-20", scale=0.2, of={name: (picture(), picture(9)) for name in names})
+
+
+COMMANDS = [Command("Check it", "advsphere verify runs/a")]

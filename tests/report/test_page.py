@@ -1,0 +1,116 @@
+"""The page as a whole: self-contained, well formed, accessible, small, deterministic, and safe with any name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from advsphere.errors import UserError
+from advsphere.report import page, report
+from tests.report import made
+from tests.report.parsed import Node, parse
+
+LOADS = {"src", "href", "xlink:href", "srcset", "poster", "data", "action", "background", "formaction"}
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return page(made.pair(), pictures=made.pictures("PGD-AT", "PGD-AT+HE"), commands=made.COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def tree(html: str) -> Node:
+    return parse(html)
+
+
+def test_nothing_is_fetched_from_anywhere(html: str, tree: Node) -> None:
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html)
+    assert not {"script", "iframe", "object", "embed", "base", "form"} & {node.tag for node in tree.all()}
+    values = [value or "" for node in tree.all() for name, value in node.attributes.items() if name in LOADS]
+    assert values and all(value.startswith(("#", "data:")) for value in values)
+    (policy,) = [n for n in tree.all("meta") if n.attributes.get("http-equiv") == "Content-Security-Policy"]
+    assert "default-src 'none'" in str(policy.attributes["content"])
+
+
+def test_links_lead_somewhere_and_ids_are_unique(tree: Node) -> None:
+    ids = Counter(node.attributes["id"] for node in tree.all() if "id" in node.attributes)
+    assert max(ids.values()) == 1
+    targets = [str(n.attributes["href"]) for n in tree.all() if str(n.attributes.get("href")).startswith("#")]
+    referred = [reference for n in tree.all() for v in n.attributes.values() for reference in _urls(v)]
+    assert len(tree.all("a")) > 5 and {t.removeprefix("#") for t in targets} | {*referred} <= ids.keys()
+    labelled = {node.attributes["aria-labelledby"] for node in tree.all() if "aria-labelledby" in node.attributes}
+    assert labelled and labelled <= ids.keys()
+
+
+def _urls(value: str | None) -> list[str]:
+    return re.findall(r"url\(#(.+?)\)", value or "")
+
+
+def test_it_can_be_read_without_eyes(tree: Node) -> None:
+    images = tree.all("img")
+    assert len(images) == 12 and all(image.attributes.get("alt") for image in images)
+    for drawing in tree.all("svg"):
+        named = drawing.attributes.get("role") == "img" and drawing.attributes.get("aria-label")
+        assert named or drawing.attributes.get("aria-hidden") == "true"
+    for table in tree.all("table"):
+        assert table.children and table.all("caption")[0].text
+        assert all(th.attributes.get("scope") for th in table.all("th"))
+    scrolled = [n for n in tree.all("div") if n.attributes.get("class") == "scroll"]
+    assert all(n.attributes.get("tabindex") == "0" and n.attributes.get("aria-label") for n in scrolled)
+    levels = [int(n.tag[1]) for n in tree.all() if re.fullmatch("h[1-6]", n.tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    assert tree.all("html")[0].attributes["lang"] == "en"
+
+
+def test_a_figure_takes_its_colours_from_the_page(tree: Node) -> None:
+    (figure,) = [n for n in tree.all("svg") if n.attributes.get("role") == "img"]
+    colours = {c for n in figure.all() for c in re.findall(r"#[0-9a-f]{6}", str(n.attributes.get("style")))}
+    assert not colours
+    used = {v for n in figure.all() for v in re.findall(r"var\((--[\w-]+)\)", str(n.attributes.get("style")))}
+    style = tree.all("style")[0].text
+    assert {"--series-1", "--series-2"} <= used
+    for scheme in re.split(r"@media", style)[:2]:  # light, then dark
+        assert used <= {*re.findall(r"(--[\w-]+):", scheme)}
+
+
+def test_it_is_small_and_the_same_each_time(html: str, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    report(made.pair(), path, pictures=made.pictures("PGD-AT", "PGD-AT+HE"), commands=made.COMMANDS)
+    assert path.read_text() == html
+    assert path.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("name", ['<script>alert("1")</script>', 'a & b\'s "net"', "cost $x$ $", "{{ 7 * 7 }}"])
+def test_names_are_text_whatever_they_look_like(name: str) -> None:
+    tree = parse(page(made.pair(second=name), pictures=made.pictures("PGD-AT", name)))
+    assert not tree.all("script")
+    headings = [" ".join(th.text.split()) for th in tree.one("accuracy").all("th")]
+    assert name in headings
+    legend = [n.text for n in tree.one("curves").all("text")]
+    assert name in legend
+
+
+def test_one_model_alone_and_several_beside_a_first() -> None:
+    alone = parse(page([made.judged("mine")]))
+    assert "keeps at most 59.5 % of these images" in alone.all("h1")[0].text
+    assert "difference" not in alone.one("accuracy").text.lower()
+    others = [made.judged(name, made.evaluation(shift=i)) for i, name in enumerate("abc")]
+    several = parse(page(others))
+    assert len(several.one("accuracy").all("thead")[0].all("th")) == 1 + 3 + 2
+    assert "these three checkpoints" in several.all("header")[0].text
+
+
+def test_what_can_t_be_put_on_one_page_is_refused() -> None:
+    with pytest.raises(UserError, match="a name of its own"):
+        page([])
+    with pytest.raises(UserError, match="a name of its own"):
+        page([made.judged("same"), made.judged("same")])
+    with pytest.raises(UserError, match="can't be compared"):
+        page([made.judged("a"), made.judged("b", made.evaluation(eps=0.1))])
+    with pytest.raises(UserError, match="another model"):
+        made.judged("a", curve=made.curve(model="other"))

@@ -1,0 +1,70 @@
+"""What is said of two models follows from the interval of the paired difference, and from nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from advsphere.evaluation import WORST, Evaluation, compare
+from advsphere.report import Judged, verdicts
+from advsphere.report.verdict import cautions, undecided
+from tests.report import made
+
+
+def with_worst(name: str, column: str) -> Judged:
+    base: Evaluation = made.evaluation()
+    worst = made.row(WORST, column)
+    return made.judged(name, made.evaluation(worst=worst, attacks=base.attacks))
+
+
+ODD = made.outcomes(100)
+CASES = {
+    "the same outcomes": (ODD, ODD, None),
+    "as many, but others": (ODD, made.outcomes(100, shift=7), None),
+    "two more": (ODD, made.outcomes(102), None),
+    "twenty more": (ODD, made.outcomes(120), "second"),
+    "twenty fewer": (made.outcomes(120), ODD, "first"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_better_one_is_named_only_where_the_sample_can_tell(case: str) -> None:
+    a, b, better = CASES[case]
+    models = [with_worst("first", a), with_worst("second", b)]
+    (verdict,) = verdicts(models)
+    difference = compare(models[1].evaluation, models[0].evaluation)
+    assert verdict.tells == (better is not None) == (not difference.cannot_tell)
+    assert ("cannot tell" in verdict.headline) == (better is None)
+    if better:
+        assert verdict.headline.startswith(f"The {better} checkpoint withstands more")
+        assert "by 10.0 points" in verdict.headline
+    assert f"from {100 * difference.low:+.1f} to {100 * difference.high:+.1f}".replace("+0.0", "0.0") in verdict.detail
+
+
+def test_an_interval_beside_zero_is_not_enough_when_the_exact_test_disagrees() -> None:
+    """Five against none: Newcombe's interval stays above 0, McNemar's p is 0.0625."""
+    models = [with_worst("first", made.outcomes(100)), with_worst("second", made.outcomes(105))]
+    difference = compare(models[1].evaluation, models[0].evaluation)
+    assert difference.low > 0 and difference.p_value > 0.05
+    (verdict,) = verdicts(models)
+    assert not verdict.tells and "0.062" in verdict.detail
+
+
+def test_each_model_is_compared_with_the_first() -> None:
+    models = [with_worst(name, made.outcomes(k)) for name, k in (("a", 100), ("b", 101), ("c", 150))]
+    found = verdicts(models)
+    assert [v.tells for v in found] == [False, True]
+    assert "b checkpoint from the a one" in found[0].headline and "c checkpoint" in found[1].headline
+
+
+def test_two_checkpoints_are_never_the_method() -> None:
+    models = made.pair()
+    said = " ".join([*cautions(models), *(f"{v.headline} {v.detail}" for v in verdicts(models))])
+    assert "these two checkpoints" in said and "several seeds" in said and "upper bound" in said
+
+
+def test_the_rows_that_leave_it_open_are_named() -> None:
+    assert undecided(made.pair()).endswith("two apart: clean.")
+    same = [made.judged("a"), made.judged("b")]
+    assert undecided(same).endswith("clean, FGSM, PGD-20.")
+    apart = {"clean": 100, "FGSM": 100, WORST: 100}, {"clean": 150, "FGSM": 150, WORST: 150}
+    assert undecided([made.judged(n, made.evaluation(c)) for n, c in zip("ab", apart, strict=True)]) == ""
