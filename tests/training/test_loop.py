@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,17 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.data import Augment, ImageSet
+from advsphere.data import Augment
 from advsphere.draws import derived_seed, permutation
-from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, Sphere
 from advsphere.losses import cross_entropy
-from advsphere.models import build
 from advsphere.objectives import PGDAT, Crafting, FastAT, FreeAT, Objective, Standard
 from advsphere.schedule import Linear
-from advsphere.training import Hooks, Metrics, Tick, TrainStep, load_checkpoint, section
+from advsphere.training import Hooks, Metrics, Tick, TrainStep, load_checkpoint
 from tests.laws import OBJECTIVES, conv_net
-from tests.training.tiny import few_images, names_in, tiny_trainer
+from tests.training.tiny import State, few_images, kept, order_of, same, state, tiny_trainer
 
 RAMP = Linear(((0.0, 0.0), (1.0, 1.0)))
 
@@ -37,21 +32,6 @@ class Watched(FreeAT):
         self.seen[0].append(x)
         self.seen[1].append(how.carry)
         return super().craft(model, x, y, how)
-
-
-State = dict[str, Tensor]
-
-
-def state(model: nn.Module) -> State:
-    return {name: t.clone() for name, t in model.state_dict().items()}
-
-
-def kept(folder: Path, which: str, part: str = "model") -> State:
-    return section(part, load_checkpoint(folder / f"{which}.safetensors")[0])
-
-
-def same(a: State, b: State) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def batches(seed: int, epoch: int, n: int = 22, size: int = 8) -> list[Tensor]:
@@ -148,25 +128,6 @@ def test_scale_and_margin_are_set_before_the_step_that_uses_them(tmp_path: Path)
     trainer.fit()
     assert [scale for scale, _ in seen] == pytest.approx([5 + 5 * i / 6 for i in range(6)])
     assert [margin for _, margin in seen] == pytest.approx([0.4 * i / 6 for i in range(6)])
-
-
-class Noted(ImageSet):
-    """Images that note which were asked for."""
-
-    asked: list[list[int]]
-
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        if hasattr(self, "asked"):
-            self.asked.append(index.tolist())
-        return super().stored(index)
-
-
-def order_of(folder: Path, seed: int, precision: str = "float32") -> list[list[int]]:
-    few = few_images()
-    data = Noted(few.pixels, few.labels, few.classes)
-    object.__setattr__(data, "asked", [])
-    tiny_trainer(folder, Standard(), images=data, seed=seed, precision=precision).fit()
-    return data.asked
 
 
 def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
@@ -280,105 +241,6 @@ def test_metrics_and_ticks_say_what_was_measured(tmp_path: Path, monkeypatch: py
     assert [m["loss"] for m in epochs] == pytest.approx([sum(losses[:44]) / 44, sum(losses[44:]) / 44])
     assert [m["lr"] for m in epochs] == pytest.approx([0.01 * 5 / 12, 0.01 * 11 / 12]), "of the epoch's last step"
     assert epochs[1]["seconds"] == 12 and epochs[1]["images_per_second"] == pytest.approx(44 / 12)
-
-
-# What goes wrong.
-
-
-def turning_bad(after: int, value: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy that becomes `value` after this many calls."""
-    calls = Counter[str]()
-
-    def criterion(logits: Tensor, y: Tensor) -> Tensor:
-        calls["all"] += 1
-        return cross_entropy(logits, y) * (1.0 if calls["all"] <= after else value)
-
-    return criterion
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("after", [3, 5])
-def test_a_loss_that_is_not_finite_names_epoch_and_cure_and_spoils_nothing(
-    value: float, after: int, tmp_path: Path
-) -> None:
-    good = tiny_trainer(tmp_path / "good", Standard(), epochs=1)
-    good.fit()
-    hooks = Hooks(
-        validate=lambda model: {"robust": 0.5}, on_epoch=lambda m: pytest.fail("said") if m["epoch"] == 2 else None
-    )
-    bad = tiny_trainer(tmp_path / "bad", Standard(), criterion=turning_bad(after, value), hooks=hooks)
-    with pytest.raises(
-        UserError, match=r"diverged in epoch 2, by batch \d.*last\.safetensors is from before.*--lr"
-    ) as e:
-        bad.fit()
-    assert "\n" not in str(e.value)
-    assert same(kept(tmp_path / "bad", "last"), state(good.model))
-    assert same(kept(tmp_path / "bad", "best"), state(good.model))
-    assert names_in(tmp_path / "bad") == {"last.safetensors", "best.safetensors"}
-    again = tiny_trainer(tmp_path / "bad", Standard())
-    again.resume()
-    assert again.cursor == (1, 0, 0) and same(state(again.model), state(good.model))
-
-
-@pytest.mark.parametrize("minutes", [0.0, 5.0])
-def test_weights_that_blow_up_in_an_epoch_s_last_step_are_not_kept(minutes: float, tmp_path: Path) -> None:
-    """Its loss was still finite, so that alone would not show it."""
-    trainer = tiny_trainer(tmp_path, Standard(), checkpoint_minutes=minutes)
-    trainer.hooks.validate = lambda model: pytest.fail("validated") if trainer.cursor.epoch == 1 else {"robust": 0.5}
-    steps = Counter[str]()
-
-    def blow_up(*_: object) -> None:
-        steps["all"] += 1
-        if steps["all"] == 6:
-            trainer.model[0].weight.data[0] = math.inf
-
-    trainer.optimizer.register_step_post_hook(blow_up)
-    with pytest.raises(UserError, match="diverged in epoch 2, by batch 3"):
-        trainer.fit()
-    for which in ("last", "best"):
-        assert all(t.isfinite().all() for t in load_checkpoint(tmp_path / f"{which}.safetensors")[0].values())
-
-
-def test_no_checkpoint_is_promised_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="diverged in epoch 1") as caught:
-        tiny_trainer(tmp_path, Standard(), criterion=turning_bad(0, math.nan)).fit()
-    assert "safetensors" not in str(caught.value) and not any(tmp_path.iterdir())
-
-
-def test_divergence_is_noticed_at_the_next_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(1000))
-    monkeypatch.setattr("advsphere.training.loop.time.monotonic", lambda: float(next(clock)))
-    trainer = tiny_trainer(tmp_path, Standard(), criterion=turning_bad(1, math.nan), epochs=100)
-    with pytest.raises(UserError, match="diverged in epoch 1, by batch 2"):
-        trainer.fit()
-
-
-# Precision.
-
-
-def test_bfloat16_sees_the_same_data_and_learns_the_same(tmp_path: Path) -> None:
-    assert order_of(tmp_path / "a", 0, "float32") == order_of(tmp_path / "b", 0, "bfloat16")
-    found: dict[str, list[float]] = {}
-    for precision in ("float32", "bfloat16"):
-        losses = found[precision] = []
-        net = build("small-cnn", num_classes=4, image_size=8, mean=(0.4,) * 3, std=(0.25,) * 3)
-        hooks = Hooks(on_epoch=lambda metrics, losses=losses: losses.append(metrics["loss"]))
-        settings = {"precision": precision, "epochs": 3, "lr": 0.05}
-        tiny_trainer(tmp_path / precision, PGDAT(steps=3), model=net, hooks=hooks, **settings).fit()
-    assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02) and found["bfloat16"] != found["float32"]
-    assert found["float32"][-1] < 0.8 * found["float32"][0], "it learned something"
-
-
-def test_under_bfloat16_weights_averages_losses_and_the_sphere_stay_float32(tmp_path: Path) -> None:
-    net, dtypes = conv_net(), set()
-    head = Sphere().attach(net)
-    head.register_forward_hook(lambda _, inputs, logits: dtypes.add((inputs[0].dtype, logits.dtype)))
-    net[3].register_forward_hook(lambda _, inputs, output: dtypes.add(("convolution", output.dtype)))
-    criterion = AngularMargin(head, 0.2)
-    tiny_trainer(tmp_path, FreeAT(), model=net, criterion=criterion, precision="bfloat16", ema=0.5, epochs=1).fit()
-    assert dtypes == {(torch.bfloat16, torch.float32), ("convolution", torch.bfloat16)}
-    tensors, _ = load_checkpoint(tmp_path / "last.safetensors")
-    assert {t.dtype for name, t in tensors.items() if not name.endswith("tracked")} == {torch.float32, torch.float64}
 
 
 def test_the_model_trains_in_train_mode_and_every_parameter_gets_its_turn(tmp_path: Path) -> None:

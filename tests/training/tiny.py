@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advsphere import experiment, provenance
 from advsphere.config import Config
 from advsphere.data import Dataset, ImageSet, load
 from advsphere.losses import cross_entropy
-from advsphere.objectives import Criterion, Objective
+from advsphere.objectives import Criterion, Objective, Standard
 from advsphere.recipes import recipe
-from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint
+from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint, section
 from tests.laws import conv_net
 
 TIME_FIELDS = {"seconds", "images_per_second"}
@@ -131,3 +131,39 @@ def assert_same_run(one: Path, other: Path) -> None:
 def names_in(folder: Path) -> set[str]:
     """The names of a run's files; TensorBoard's folder counts as one."""
     return {path.name for path in folder.iterdir()}
+
+
+State = dict[str, Tensor]
+"""A network's, by name."""
+
+
+def state(model: nn.Module) -> State:
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def kept(folder: Path, which: str, part: str = "model") -> State:
+    """What a run's last or best checkpoint holds of its network."""
+    return section(part, load_checkpoint(folder / f"{which}.safetensors")[0])
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@dataclass(frozen=True, eq=False)
+class Noted(ImageSet):
+    """Images that note which were asked for."""
+
+    asked: list[list[int]] = field(default_factory=list)
+
+    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        self.asked.append(index.tolist())
+        return super().stored(index)
+
+
+def order_of(folder: Path, **settings: Any) -> list[list[int]]:
+    """The numbers of the images in each batch of a run."""
+    few = few_images()
+    images = Noted(few.pixels, few.labels, few.classes)
+    tiny_trainer(folder, Standard(), images=images, **settings).fit()
+    return images.asked
