@@ -43,7 +43,7 @@ def commit() -> str | None:
 
     tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
     head = git("rev-parse", "--short=12", "HEAD") if tracked else None
-    return head and head + ("+changes" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
+    return head and head + ("" if git("status", "--porcelain", ".") == "" else "+changes")
 
 
 def processor() -> str:

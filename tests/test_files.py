@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from advsphere.errors import UserError
+from advsphere.files import disk_errors, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_writes_replaces_and_makes_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "c.bin"
+    for data in (b"first\r\n\0", b"", b"x" * 3_000_000):
+        write_atomically(path, data)
+        assert path.read_bytes() == data and names(path.parent) == ["c.bin"]
+
+
+def test_all_is_on_the_disk_before_the_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order is file, fsync, rename, fsync of the folder; until the rename a reader finds the old content."""
+    path, steps = tmp_path / "c.bin", []
+    path.write_bytes(b"old")
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(number: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else f"file {path.read_text()}")
+        fsync(number)
+
+    def watched_replace(source: Path, target: Path) -> None:
+        steps.append(f"{Path(source).read_text()} over {Path(target).read_text()}")
+        assert Path(source).parent == path.parent, "a rename within one folder is atomic"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    write_atomically(path, b"new")
+    assert steps == ["file old", "new over old", "folder"]
+
+
+class FullFile:
+    """An open file on a disk that is full."""
+
+    def __init__(self, file: object) -> None:
+        self.file = file
+
+    def __enter__(self) -> FullFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def write_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: FullFile(opened(path, mode)))
+
+
+FAILURES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "write": write_fails,
+    "fsync": lambda monkeypatch: monkeypatch.setattr(os, "fsync", no_space),
+    "rename": lambda monkeypatch: monkeypatch.setattr(os, "replace", no_space),
+}
+
+
+@pytest.mark.parametrize("fails", FAILURES)
+def test_a_full_disk_leaves_what_was_there_and_nothing_else(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "last.bin", tmp_path / "new.bin"
+    old.write_bytes(b"precious")
+    with monkeypatch.context() as patch:
+        FAILURES[fails](patch)
+        with pytest.raises(UserError) as caught:
+            write_atomically(old, b"x" * 100)
+        said = f"could not write {old}: No space left on device; last.bin as it was before is intact. Mend that and try"
+        assert str(caught.value) == f"{said} again"
+        with pytest.raises(UserError) as caught:
+            write_atomically(new, b"x" * 100)
+        assert str(caught.value) == f"could not write {new}: No space left on device. Mend that and try again"
+    assert old.read_bytes() == b"precious" and names(tmp_path) == ["last.bin"]
+    write_atomically(old, b"x")
+    assert old.read_bytes() == b"x"
+
+
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.bin"
+    write_atomically(path, b"precious")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"precious" and names(tmp_path) == ["last.bin"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB; only root may have one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
+    path = tiny_disk / "last.bin"
+    write_atomically(path, b"a" * 30_000)
+    with pytest.raises(UserError, match=r"No space left on device; last\.bin as it was before is intact"):
+        write_atomically(path, b"b" * 50_000)
+    assert path.read_bytes() == b"a" * 30_000 and names(tiny_disk) == ["last.bin"]
+    write_atomically(path, b"c" * 10_000)
+    assert path.read_bytes() == b"c" * 10_000
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    (tmp_path / "folder").mkdir()
+    for path, reason in {
+        tmp_path / "file" / "below": "File exists|Not a directory",
+        tmp_path / "file" / "below" / "it": "Not a directory",
+        tmp_path / "folder": "Is a directory",
+        tmp_path / ("n" * 250): "File name too long",
+    }.items():
+        with pytest.raises(UserError, match=f"could not write .*({reason})") as caught:
+            write_atomically(path, b"x")
+        assert "intact" not in str(caught.value)
+    assert names(tmp_path) == ["file", "folder"] and (tmp_path / "file").read_bytes() == b"precious"
+
+
+def test_only_the_disk_s_errors_become_the_user_s(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"could not write {tmp_path}: odd"), disk_errors(tmp_path):
+        raise OSError("odd")
+    with pytest.raises(ZeroDivisionError), disk_errors(tmp_path):
+        raise ZeroDivisionError
