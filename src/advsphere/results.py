@@ -22,6 +22,8 @@ from advsphere.training import read_metrics
 
 Row = dict[str, Any]
 
+_CHECKPOINTS = {"best": "the checkpoint that was best on held-out training images", "last": "the last checkpoint"}
+
 
 def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> list[Row]:
     """The rows of an evaluation of a run; the arguments are their folders. data_name: what the images are to be called.
@@ -111,23 +113,24 @@ def difference(rows: Sequence[Row], base: str, method: str, attack: str) -> Pair
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for each data set, threat and n: a line for each recipe, a column for each attack, 95 % intervals.
+    """A table for each data set, threat, n and choice of checkpoint: a line for each recipe, a column for each attack,
+    95 % intervals.
 
     Below it, where the rows hold a recipe and the same one with -he, their paired differences: of these two
     checkpoints, not of the method.
     """
-    groups: dict[tuple[str, str, int], list[Row]] = {}
+    groups: dict[tuple[str, str, int, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["data"], row["threat"], row["n"]), []).append(row)
+        groups.setdefault((row["data"], row["threat"], row["n"], row["checkpoint"]), []).append(row)
     return "\n\n".join(_table(*key, group) for key, group in groups.items())
 
 
-def _table(data: str, threat: str, n: int, rows: Sequence[Row]) -> str:
+def _table(data: str, threat: str, n: int, checkpoint: str, rows: Sequence[Row]) -> str:
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     attacks.sort(key=lambda attack: attack == "worst case")  # stable: last
     lines = [
-        f"{data}, first {n:,} test images, {threat}. "
+        f"{data}, first {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}. "
         "Accuracy in % with its 95 % interval; under attack it is an upper bound.",
         "",
         "| recipe | network | epochs | " + " | ".join(attacks) + " |",
