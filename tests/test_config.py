@@ -184,7 +184,11 @@ def test_a_value_that_makes_no_sense_says_why(path: str, value: Any, said: str) 
             "TRADES",
             "training.lr_schedule: no `kind` is called 'TRADES'; it is one of Constant,",
         ),
-        ("objective.kind", "FreeAT", "objective: there is no beta"),
+        (
+            "objective.kind",
+            "FreeAT",
+            "objective: there is no beta (did you mean objective.beta of ALP?), there is no mode",
+        ),
     ],
 )
 def test_a_kind_that_is_none_or_another_s(path: str, value: Any, said: str) -> None:

@@ -167,7 +167,8 @@ def _problem(error: BaseException, _: Any) -> str:
         return str(error)
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         known = [f.name for f in fields(error.cl)]
-        return ", ".join(f"there is no {key}{_nearest(str(key), known)}" for key in error.extra_fields)
+        keys = sorted(map(str, error.extra_fields))
+        return ", ".join(f"there is no {key}{_nearest(key, known)}" for key in keys)
     if isinstance(error, KeyError):
         return "is missing"
     return "its settings are expected here, one `name: value` a line"
@@ -175,19 +176,20 @@ def _problem(error: BaseException, _: Any) -> str:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     """A hint at a name that is known here or, where it is one that belongs elsewhere, at that place."""
-    places = difflib.get_close_matches(name, known, n=1) or [p for p in _paths(Config) if p.endswith(f".{name}")]
+    places = difflib.get_close_matches(name, known, n=1) or [place for key, place in _places(Config) if key == name]
     return f" (did you mean {places[0]}?)" if places else ""
 
 
-def _paths(kind: Any, path: str = "") -> Iterator[str]:
-    """The dotted path of each setting in a config type, with all that its unions may hold."""
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        for part in typing.get_args(kind):
-            yield from _paths(part, path)
-        return
-    for name, hint in typing.get_type_hints(kind).items():
-        yield f"{path}.{name}".strip(".")
-        yield from _paths(hint, f"{path}.{name}".strip("."))
+def _places(kind: Any, path: str = "", of: str = "") -> Iterator[tuple[str, str]]:
+    """The name of each setting in a config type, and where it belongs."""
+    members = [part for part in typing.get_args(kind) if isinstance(part, type) and is_dataclass(part)]
+    for member in members:
+        yield from _places(member, path, f" of {member.__name__}" if len(members) > 1 else "")
+    if is_dataclass(kind):
+        for name, hint in typing.get_type_hints(kind).items():
+            here = f"{path}.{name}".strip(".")
+            yield name, here + of
+            yield from _places(hint, here)
 
 
 def differences(old: Config, new: Config) -> list[str]:
