@@ -93,6 +93,18 @@ def test_frozen_restores_after_an_exception_while_it_sets_up(monkeypatch: pytest
     assert_same_state(before, state_of(model))
 
 
+def test_frozen_restores_modes_of_modules_that_have_their_own_idea_of_train() -> None:
+    class AlwaysEval(nn.BatchNorm2d):
+        def train(self, mode: bool = True) -> nn.Module:
+            return super().train(False)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), AlwaysEval(4), nn.Flatten(), nn.Linear(256, 4))
+    model[1].training = True
+    with frozen(model):
+        assert not model[1].training
+    assert model[1].training
+
+
 def test_frozen_inside_frozen() -> None:
     model = mixed(conv_net())
     before = state_of(model)

@@ -90,7 +90,8 @@ def test_nothing_is_touched(row, norm):
     draws = Draws.of(x, seed=1)
     before, x_before, y_before, ids = state_of(model), x.detach().clone(), y.clone(), draws.ids.clone()
     with global_randomness_untouched():
-        row.make(ThreatModel(norm=norm, eps=RADII[norm]))(model, x, y, draws=draws)
+        x_adv = row.make(ThreatModel(norm=norm, eps=RADII[norm]))(model, x, y, draws=draws)
+    assert not x_adv.requires_grad
     assert_same_state(before, state_of(model))
     assert torch.equal(x, x_before) and torch.equal(y, y_before) and torch.equal(draws.ids, ids)
     assert x.requires_grad and torch.equal(x.grad, torch.ones_like(x))
