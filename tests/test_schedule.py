@@ -41,6 +41,7 @@ def test_a_step_falls_on_the_first_batch_of_its_epoch(epochs: int, batches: int)
     for epoch in range(1, epochs):
         schedule = Steps((epoch / epochs,))
         assert schedule((epoch * batches) / (epochs * batches)) == pytest.approx(0.1)
+        assert schedule(epoch * (1 / epochs)) == pytest.approx(0.1)
         assert schedule((epoch * batches - 1) / (epochs * batches)) == 1.0
 
 
