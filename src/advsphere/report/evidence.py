@@ -48,7 +48,8 @@ def training(models: Sequence[Judged]) -> Section | None:
     known = [model.training for model in models]
     if not any(known):
         return None
-    differ = [_entry(label, models, values) for label, values in _differing(known)]
+    names = [model.name for model in models]
+    differ = [_entry(label, models, dict(zip(names, values, strict=True))) for label, values in _differing(known)]
     same = [Entry(label, [("", text_of(value))]) for label, value in _same(known).items()]
     return Section("training", "Training", render("training", differ=differ, same=same, several=len(models) > 1))
 
@@ -107,19 +108,21 @@ def text_of(value: Any) -> str:
 
 
 def _entries(models: Sequence[Judged], facts: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    """The facts about each model under each label."""
+    """The facts about each model under each label; a model without that label is left out."""
     labels = list(dict.fromkeys(label for known in facts for label in known))
-    return [_entry(label, models, [known.get(label) for known in facts]) for label in labels]
+    return [
+        _entry(label, models, {m.name: known[label] for m, known in zip(models, facts, strict=True) if label in known})
+        for label in labels
+    ]
 
 
-def _entry(label: str, models: Sequence[Judged], values: Sequence[Any]) -> Entry:
-    """One value for each model; models that agree are put together."""
+def _entry(label: str, models: Sequence[Judged], values: Mapping[str, Any]) -> Entry:
+    """A value for each model by name; models that agree are put together."""
     holders: dict[str, list[str]] = {}
-    for model, value in zip(models, values, strict=True):
-        holders.setdefault(text_of(value), []).append(model.name)
-    if len(holders) == 1:
-        return Entry(label, [("", text) for text in holders])
-    return Entry(label, [(", ".join(names), text) for text, names in holders.items()])
+    for name, value in values.items():
+        holders.setdefault(text_of(value), []).append(name)
+    shared = list(holders.values()) == [[model.name for model in models]]
+    return Entry(label, [("" if shared else ", ".join(names), text) for text, names in holders.items()])
 
 
 def _differing(values: Sequence[Any], path: str = "") -> list[tuple[str, list[Any]]]:
