@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
@@ -207,6 +207,7 @@ def test_names_and_restarts_of_own_attacks() -> None:
         ([pgd_spec("a"), pgd_spec("a")], "'a' is used twice"),
         ([pgd_spec("clean")], "'clean' is used twice or reserved"),
         ([pgd_spec("worst case")], "reserved"),
+        ([pgd_spec(threat=ThreatModel(norm="linf", eps=0.05))], r"eps=0\.05.*bind the same one"),
     ]:
         with pytest.raises(UserError, match=message):
             evaluate(*known, threat=THREAT, suite=suite)
@@ -245,23 +246,43 @@ def test_the_bar_shows_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row.name in out for row in result.rows[:-1]) and "60/60" in out
 
 
-def test_a_search_in_low_precision_reaches_the_same_verdict_and_is_recorded() -> None:
-    known = linear(200, wrong=20)
-    conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2))
+class Noting(nn.Module):
+    """Notes for each call whether it computes in low precision."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.low: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.low.append(torch.is_autocast_enabled("cpu"))
+        logits: Tensor = self.model(x)
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_a_search_in_low_precision_is_recorded_and_reaches_the_same_verdict(
+    dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advsphere.evaluation.engine.native_low_precision", lambda device: dtype)
+    conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in conv.parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
-    labels = conv.eval()(known.images).argmax(1)
-    model = PixelClassifier(conv, mean=[0.5], std=[0.25]).eval()
-    labels = model(known.images).argmax(1)
-    low, full = (
-        evaluate(model, known.images, labels, threat=ThreatModel(norm="linf", eps=0.03), low_precision=flag)
-        for flag in (True, False)
-    )
-    assert full.identity["search"] == "float32"
-    assert low.identity["search"] == "bfloat16" or "no bfloat16" in low.flags[0]
+    model = Noting(PixelClassifier(conv, mean=[0.5], std=[0.25]).eval())
+    images = linear(200).images
+    labels, threat = model(images).argmax(1), ThreatModel(norm="linf", eps=0.03)
+    few = [pgd_spec(threat=threat, steps=5)]
+    full = evaluate(model, images, labels, threat=threat, suite=few)
+    assert full.identity["search"] == "float32" and not any(model.low)
+    low = evaluate(model, images, labels, threat=threat, suite=few, low_precision=True)
     assert 0 < full.worst.k < 200 and abs(low.worst.k - full.worst.k) <= 4
+    if dtype is None:
+        assert low.identity["search"] == "float32" and "no bfloat16" in low.flags[0] and not any(model.low)
+    else:
+        assert low.identity["search"] == "bfloat16" and low.flags == ()
+        assert sum(model.low) >= 6  # every step of the search, and the look at its last iterate
 
 
 def test_an_evaluation_is_of_a_whole_ledger(tmp_path: Path) -> None:

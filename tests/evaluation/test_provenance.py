@@ -21,6 +21,12 @@ def test_a_model_is_known_by_all_its_weights_and_buffers() -> None:
     assert len({before, moved, model_checksum(model), model_checksum(model.double())}) == 4
 
 
+def test_the_same_numbers_in_another_shape_are_another_model() -> None:
+    wide, high = nn.Linear(2, 4, bias=False), nn.Linear(4, 2, bias=False)
+    high.weight.data = wide.weight.data.view(2, 4)
+    assert model_checksum(wide) != model_checksum(high)
+
+
 def test_data_is_known_by_pixels_labels_and_order_whatever_the_batch() -> None:
     _, images, labels = linear()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -168,6 +169,10 @@ def _specs(
     taken = [n for n in {*names} if names.count(n) > 1 or n in (CLEAN, WORST)]
     if taken:
         raise UserError(f"the name {taken[0]!r} is used twice or reserved; give each attack a name of its own")
+    for spec in specs:
+        bound = spec.attack.keywords.get("threat", threat) if isinstance(spec.attack, partial) else threat
+        if bound != threat:  # a smaller ball would flatter the model without a sign
+            raise UserError(f"{spec.name} is bound to {bound}, but this evaluation is of {threat}; bind the same one")
     return specs
 
 

@@ -142,11 +142,13 @@ class Ledger:
 
     def accuracy(self, attack: str) -> tuple[int, int]:
         """(k, n): examples that neither the clean image nor this attack shows to be misclassified."""
-        return self._robust("WHERE attack IN (?, ?)", CLEAN, attack)
+        outcomes = self.outcomes(attack)
+        return outcomes.count("1"), len(outcomes)
 
     def worst_case(self) -> tuple[int, int]:
         """(k, n): examples that nothing in the ledger shows to be misclassified."""
-        return self._robust("")
+        outcomes = self.outcomes()
+        return outcomes.count("1"), len(outcomes)
 
     def outcomes(self, attack: str | None = None) -> str:
         """A character for each example, "1" robust and "0" not, under one attack or (None) in the worst case."""
@@ -162,7 +164,7 @@ class Ledger:
     def adversarial(self, attack: str, example: int) -> Tensor | None:
         """(C, H, W) float32, what fooled the model; None where nothing did. Raises UserError for unreadable data."""
         rows = self._rows("SELECT x_adv FROM cells WHERE attack = ? AND example = ?", attack, example)
-        blob = next(iter(list(rows)), (None,))[0]
+        blob = next(rows, (None,))[0]
         try:
             return None if blob is None else unpacked(blob, self.identity["data"]["shape"])
         except ValueError as error:
@@ -179,19 +181,14 @@ class Ledger:
                 digest.update(canonical(values).encode())
         return digest.hexdigest()
 
-    def _robust(self, where: str, *names: str) -> tuple[int, int]:
-        sql = f"SELECT MAX(status = 'fooled') AS broken FROM cells {where} GROUP BY example"
-        ((k, n),) = self._rows(f"SELECT TOTAL(1 - broken), COUNT(*) FROM ({sql})", *names)
-        return int(k), int(n)
-
     def _create(self, identity: Mapping[str, Any], labels: Sequence[int]) -> None:
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
         meta = {"format": _FORMAT} | {k: v for k, v in identity.items() if k != "attacks"}
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, canonical(v)) for k, v in meta.items()])
         self._db.executemany("INSERT INTO examples VALUES (?, ?)", enumerate(labels))
-        rows = [(i, *pair) for i, pair in enumerate([(CLEAN, {}), *identity["attacks"].items()])]
-        self._db.executemany("INSERT INTO attacks VALUES (?, ?, ?)", [(i, name, canonical(s)) for i, name, s in rows])
+        attacks = [(name, canonical(settings)) for name, settings in [(CLEAN, {}), *identity["attacks"].items()]]
+        self._db.executemany("INSERT INTO attacks (name, settings) VALUES (?, ?)", attacks)
 
     def _check(self) -> None:
         with self._errors():
