@@ -78,7 +78,7 @@ formulas = pytest.mark.parametrize(("loss", "naive", "target"), FORMULAS.values(
 
 def test_every_loss_has_a_formula() -> None:
     ours = {name for name, value in vars(losses).items() if getattr(value, "__module__", "") == "advsphere.losses"}
-    assert {name for name in ours if not name.startswith("_")} == {*FORMULAS, "at_scale"}
+    assert {name for name in ours if not name.startswith("_")} == {*FORMULAS, "at_scale", "widen"}
 
 
 @formulas

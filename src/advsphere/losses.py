@@ -25,7 +25,7 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     1000), the gradient of l is intact. Hence it is what attacks ascend by default wherever a paper says
     "cross-entropy".
     """
-    z = _full(logits)
+    z = widen(logits)
     return _without(z, y).logsumexp(1) - z.gather(1, y[:, None]).squeeze(1)
 
 
@@ -38,7 +38,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max_{j != y} z_j - z_y: positive exactly where y is not predicted (Carlini & Wagner 2017, arXiv 1608.04644, f_6).
     y: (B,) int64.
     """
-    z = _full(logits)
+    z = widen(logits)
     return _without(z, y).amax(1) - z.gather(1, y[:, None]).squeeze(1)
 
 
@@ -50,7 +50,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """
     if logits.shape[1] < 3:
         raise UserError(f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use the margin loss")
-    top = _full(logits).topk(3, dim=1).values
+    top = widen(logits).topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
 
 
@@ -64,7 +64,7 @@ def dlr_targeted(logits: Tensor, pair: Tensor) -> Tensor:
         raise UserError(
             f"the targeted DLR loss needs at least 4 classes, the model has {logits.shape[1]}; use the margin loss"
         )
-    z = _full(logits)
+    z = widen(logits)
     own, goal = z.gather(1, pair).unbind(1)
     top = z.topk(4, dim=1).values
     return (goal - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp(min=1e-12)
@@ -74,7 +74,7 @@ def kl(logits: Tensor, probabilities: Tensor) -> Tensor:
     """KL(probabilities || softmax(z)) of each example; probabilities: (B, K), rows that sum to 1 (TRADES, Zhang et al.
     2019, eq. 5).
     """
-    log_q = F.log_softmax(_full(logits), 1)
+    log_q = F.log_softmax(widen(logits), 1)
     p = probabilities.to(log_q.dtype)
     # Not F.kl_div: where p underflows to 0 (a scale of 60 is enough) its gradient with respect to p is NaN.
     return (p * (p.clamp(min=torch.finfo(p.dtype).tiny).log() - log_q)).sum(1)
@@ -84,13 +84,13 @@ def at_scale(loss: Loss, factor: float) -> Loss:
     """The loss on `factor` times the logits: 1 / s attacks a head of scale s on its bare cosines."""
 
     def scaled(logits: Tensor, target: Tensor) -> Tensor:
-        return loss(_full(logits) * factor, target)
+        return loss(widen(logits) * factor, target)
 
     return scaled
 
 
-def _full(logits: Tensor) -> Tensor:
-    """At least float32: bfloat16 has too few digits for a difference of logits."""
+def widen(logits: Tensor) -> Tensor:
+    """Logits in at least float32: bfloat16 has too few digits for their differences."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

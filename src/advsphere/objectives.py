@@ -21,7 +21,7 @@ from advsphere.attacks import Start, pgd
 from advsphere.classifier import Classifier, Mode, frozen
 from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.losses import Loss, kl, log_odds
+from advsphere.losses import Loss, kl, log_odds, widen
 from advsphere.threat import ThreatModel
 
 Criterion = Loss
@@ -181,7 +181,7 @@ class ALP(PGDAT):
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits, logits_adv = model(x), model(x_adv)
         clean, robust = criterion(logits, y).mean(), criterion(logits_adv, y).mean()
-        pairing = (logits.float() - logits_adv.float()).square().mean()
+        pairing = (widen(logits) - widen(logits_adv)).square().mean()
         return Losses((clean + robust) / 2 + self.beta * pairing, clean=clean, robust=robust)
 
 
@@ -206,7 +206,7 @@ class TRADES(PGDAT):
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits = model(x)
         clean = criterion(logits, y).mean()
-        robust = kl(model(x_adv), logits.float().softmax(1)).mean()
+        robust = kl(model(x_adv), widen(logits).softmax(1)).mean()
         return Losses(clean + self.beta * robust, clean=clean, robust=robust)
 
 

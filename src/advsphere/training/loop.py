@@ -197,10 +197,10 @@ class Trainer:
         if math.isfinite(total) and all(p.isfinite().all() for p in self.model.parameters()):
             return float(total / max(count, 1))
         last = self.folder / "last.safetensors"
+        kept = f"; {last} is from before" if last.exists() else ""
         raise UserError(
-            f"training diverged in epoch {self.cursor.epoch + 1}, by batch {self.cursor.batch}: its loss or weights are "
-            f"no longer finite{f'; {last} is from before' if last.exists() else ''}. Train with a lower --lr, a "
-            "warm-up, or --precision float32"
+            f"training diverged in epoch {self.cursor.epoch + 1}, by batch {self.cursor.batch}: its loss or weights "
+            f"are no longer finite{kept}. Train with a lower --lr, a warm-up, or --precision float32"
         )
 
     def _close_epoch(self) -> None:
