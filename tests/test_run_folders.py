@@ -1,0 +1,154 @@
+"""A run and its folder: what is refused, what a full disk costs, what broken files say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advsphere import experiment
+from advsphere.errors import UserError
+from advsphere.experiment import load_run, read_config, train
+from advsphere.hypersphere import Sphere
+from tests.training.tiny import (
+    assert_same_run,
+    few_digits,
+    left_behind,
+    names_in,
+    tiny_config,
+)
+
+FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
+
+
+@pytest.fixture(autouse=True)
+def _few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_digits(monkeypatch)
+
+
+def test_a_folder_holds_one_run(tmp_path: Path) -> None:
+    config, folder = tiny_config("fastat"), tmp_path / "run"
+    train(config, folder)
+    before = left_behind(folder)
+    for other in (config, tiny_config("trades")):
+        with pytest.raises(UserError, match="already holds a run; go on with it by --resume, or name another folder"):
+            train(other, folder)
+    with pytest.raises(UserError) as caught:
+        train(replace(tiny_config("fastat", epochs=7, lr=0.5), sphere=Sphere()), folder, resume=True)
+    for change in ("training.epochs: 2 -> 7", "training.lr: 0.1 -> 0.5", "sphere.scale: None -> 15.0"):
+        assert change in str(caught.value)
+    assert "objective" not in str(caught.value)
+    assert left_behind(folder) == before and read_config(folder) == config
+
+
+def test_resume_begins_where_there_is_nothing_yet(tmp_path: Path) -> None:
+    train(tiny_config("fastat"), tmp_path / "new", resume=True)
+    train(tiny_config("fastat"), tmp_path / "plain")
+    assert_same_run(tmp_path / "new", tmp_path / "plain")
+
+
+def test_a_run_that_never_reached_a_checkpoint_gives_way(tmp_path: Path) -> None:
+    """With other settings too: nothing is lost. What is said of its provenance is then the new one's."""
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config("fastat"), folder, stop=lambda: 1 // 0)
+    assert names_in(folder) == FILES - {"last.safetensors", "best.safetensors"}
+    (folder / "provenance.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    train(tiny_config("trades"), folder)
+    train(tiny_config("trades"), tmp_path / "plain")
+    assert_same_run(folder, tmp_path / "plain")
+    assert read_config(folder) == tiny_config("trades") and (folder / "provenance.json").read_text() != "{}"
+
+
+def test_somebody_else_s_config_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("site: my homepage\n")
+    with pytest.raises(UserError, match=r"config\.yaml: .*there is no site"):
+        train(tiny_config("fastat"), tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "site: my homepage\n" and names_in(tmp_path) == {"config.yaml"}
+
+
+def test_folders_without_a_run_and_broken_ones(tmp_path: Path) -> None:
+    for call in (read_config, load_run):
+        with pytest.raises(UserError, match=r"holds no run: there is no config\.yaml"):
+            call(tmp_path / "nothing")
+    train(tiny_config("standard"), tmp_path / "run")
+    for name, damage, said in (
+        ("best.safetensors", None, "there is no checkpoint at"),
+        ("last.safetensors", lambda data: data[:-5], "truncated or no safetensors file"),
+        ("config.yaml", lambda data: data.replace(b"small-cnn", b"wrn-10-1"), "holds another network than"),
+        ("config.yaml", lambda data: data.replace(b"small-cnn", b"tiny-cnn"), "no network is called 'tiny-cnn'"),
+        ("config.yaml", lambda data: b"\x80\x81", "is not YAML"),
+    ):
+        file = tmp_path / "run" / name
+        whole = file.read_bytes()
+        file.unlink() if damage is None else file.write_bytes(damage(whole))
+        with pytest.raises(UserError, match=said) as caught:
+            load_run(tmp_path / "run", "last" if name == "last.safetensors" else "best")
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+
+
+def test_a_run_is_read_back_with_images_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny_config("standard"), tmp_path / "run")
+    asked, found = [], experiment.load_test
+    monkeypatch.setattr(experiment, "load_test", lambda name, root, **_: asked.append((name, root)) or found(name))
+    load_run(tmp_path / "run", data_root=Path("elsewhere"))
+    assert asked == [("digits", Path("elsewhere"))]
+
+
+@pytest.mark.parametrize("which", ["best", "metrics", "last"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_disk_that_fills_up_costs_nothing_already_written(
+    which: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once there is room again, a resume ends where an undisturbed run does."""
+    config, folder, writes = tiny_config("freeat", ema=0.5), tmp_path / "run", Counter()
+
+    def full(path: Path, data: bytes, *, write: object = experiment.write_atomically) -> None:
+        writes[path.name.split(".")[0]] += bool(data)
+        if writes[which] == epoch and path.name.startswith(which):
+            with monkeypatch.context() as patch:
+                patch.setattr("os.fsync", no_space)
+                write(path, data)
+        write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advsphere.training.checkpoint.write_atomically", full)
+        patch.setattr("advsphere.training.log.write_atomically", full)
+        with pytest.raises(UserError, match=f"could not write .*{which}.*No space left on device"):
+            train(config, folder)
+    assert names_in(folder) <= FILES and (epoch == 1 or "last.safetensors" in names_in(folder))
+    train(config, folder, resume=True)
+    train(config, tmp_path / "plain")
+    assert_same_run(folder, tmp_path / "plain")
+
+
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread, at 8 kB
+@pytest.mark.parametrize("kilobytes", [8, 300, 600])
+def test_a_disk_that_is_really_full(kilobytes: int, tmp_path: Path) -> None:
+    """Full at TensorBoard's first byte, at the first checkpoint, at the second; then it grows."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        config = tiny_config("standard")
+        with pytest.raises(UserError, match=r"could not write .*: No space left on device"):
+            train(config, folder / "run")
+        assert not [path for path in (folder / "run").iterdir() if path.name.startswith(".")]
+        subprocess.run(["mount", "-o", "remount,size=9m", str(folder)], check=True, capture_output=True)
+        train(config, folder / "run", resume=True)
+        train(config, tmp_path / "plain")
+        assert_same_run(folder / "run", tmp_path / "plain")
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
