@@ -21,12 +21,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "advsphere"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-CORE = {"errors", "files", "draws", "threat", "losses", "schedule", "distributed", "classifier"}
+CORE = {"errors", "files", "provenance", "draws", "threat", "losses", "schedule", "distributed", "classifier"}
 SETUP = {"config", "data", "models", "hypersphere", "objectives", "training"}  # what a run is made of
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
+    "provenance": set(),
     "draws": {"errors"},
     "threat": {"errors", "draws"},
     "losses": {"errors"},
@@ -46,11 +47,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipes": CORE | SETUP,
     "experiment": CORE | SETUP | {"attacks", "recipes"},
     "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report"},
-    "cli": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo"},
+    "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
+    "cli": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo", "results"},
     "__main__": {"cli"},
 }
 
-TORCH_ONLY = CORE - {"errors", "files"} | {"hypersphere", "attacks", "objectives"}
+TORCH_ONLY = CORE - {"errors"} | {"hypersphere", "attacks", "objectives"}
 """These use torch and the standard library, nothing else."""
 
 HELD_BY = {"torchvision": {"data", "models"}, "timm": {"data", "models"}}

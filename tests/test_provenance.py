@@ -61,9 +61,10 @@ def test_without_git_there_is_no_commit(checkout: Path, monkeypatch: pytest.Monk
 
 
 def test_the_facts_are_plain_data_and_true() -> None:
-    facts = provenance.provenance()
+    facts = provenance.environment(torch.device("cpu"))
     assert json.loads(json.dumps(facts)) == facts
     assert facts["torch"] == torch.__version__ and facts["python"] == platform.python_version()
+    assert facts["device"] == "cpu"
     assert facts["threads"] == torch.get_num_threads()
     assert facts["processor"] and "\n" not in facts["processor"]
     assert facts["commit"] is None or len(facts["commit"].removesuffix("+changes")) == 12

@@ -29,7 +29,7 @@ from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
 from advsphere.models import STATISTICS, build
 from advsphere.objectives import Criterion
-from advsphere.provenance import provenance
+from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
 from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, load_checkpoint, restore_model, section
 
@@ -151,7 +151,7 @@ def train(
         training_images.to(where),
         settings=config.training,
         folder=folder,
-        environment=provenance(),
+        environment=environment(device()),
     )
     notes = [data.note] if data.note else []
     if begun:
@@ -190,7 +190,7 @@ def _claim(folder: Path, config: Config, resume: bool) -> bool:
         half_written.unlink()
     if not begun:
         write_atomically(kept, to_yaml(config).encode())
-        write_atomically(folder / "provenance.json", json.dumps(provenance(), indent=1).encode())
+        write_atomically(folder / "provenance.json", json.dumps(environment(device()), indent=1).encode())
     return begun
 
 

@@ -1,11 +1,15 @@
-"""Writing files so that nothing is ever half written."""
+"""Files that are never half written, and checksums of what is in them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from advsphere.errors import UserError
 
@@ -41,3 +45,13 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         kept = f"; {path.name} as it was before is intact" if path.is_file() else ""
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Mend that and try again") from error
+
+
+def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 over a text and the names, types, shapes and values of tensors, wherever and however they lie."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

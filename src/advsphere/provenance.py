@@ -12,18 +12,20 @@ from typing import Any
 import torch
 
 
-def provenance() -> dict[str, Any]:
-    """JSON-able facts: advsphere's version and commit (with "+changes" where files differ from it), libraries,
-    processor, threads.
+def environment(device: torch.device) -> dict[str, Any]:
+    """JSON-able facts of the code and the machine: all that may change a result besides its settings and inputs.
+
+    commit: with "+changes" where the package's files differ from it.
     """
     return {
         "advsphere": version("advsphere"),
         "commit": commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
+        "platform": f"{sys.platform} {platform.machine()}",
         "processor": processor(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
 

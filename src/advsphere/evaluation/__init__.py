@@ -1,13 +1,13 @@
 """Evaluation that can be trusted and checked again: preflight, attacks, ledger, intervals, verification."""
 
 from advsphere.evaluation.cells import Cell, Cost
+from advsphere.evaluation.checksums import data_checksum, model_checksum
 from advsphere.evaluation.engine import evaluate
 from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.intervals import PairedDifference, mcnemar, paired, wilson
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.preflight import preflight
 from advsphere.evaluation.progress import Progress, progress_bar
-from advsphere.evaluation.provenance import data_checksum, environment, model_checksum
 from advsphere.evaluation.results import WORST, Evaluation, Row, compare, radius
 from advsphere.evaluation.specs import AttackSpec, describe
 from advsphere.evaluation.suites import SUITES, suite
@@ -30,7 +30,6 @@ __all__ = [
     "compare",
     "data_checksum",
     "describe",
-    "environment",
     "evaluate",
     "mcnemar",
     "model_checksum",

@@ -17,15 +17,16 @@ from advsphere.data import Images
 from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.evaluation.cells import Cell, Cost
+from advsphere.evaluation.checksums import data_checksum, model_checksum
 from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.judge import exact_float32, predict, strike
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.preflight import device_of, images_of, preflight
 from advsphere.evaluation.progress import Progress
-from advsphere.evaluation.provenance import data_checksum, environment, model_checksum
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.specs import AttackSpec, describe
 from advsphere.evaluation.suites import suite as suite_of
+from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
 
 OnProgress = Callable[[Progress], None]

@@ -15,11 +15,11 @@ from advsphere.classifier import Classifier, frozen
 from advsphere.data import Images
 from advsphere.draws import Draws, derived_seed, permutation
 from advsphere.errors import UserError
+from advsphere.evaluation.checksums import data_checksum, model_checksum
 from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.judge import exact_float32, strike
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.preflight import device_of, images_of
-from advsphere.evaluation.provenance import data_checksum, model_checksum
 from advsphere.evaluation.records import content_checksum, differences, read_json
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.specs import AttackSpec

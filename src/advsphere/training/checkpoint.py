@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +13,14 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn, optim
 
 from advsphere.errors import UserError
-from advsphere.files import write_atomically
+from advsphere.files import tensor_checksum, write_atomically
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON-able `meta`, with a SHA-256 over both. Raises UserError as `write_atomically`."""
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
-    write_atomically(path, serialise(whole, {"meta": text, "sha256": _checksum(whole, text)}))
+    write_atomically(path, serialise(whole, {"meta": text, "sha256": tensor_checksum(whole, text)}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -39,20 +38,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is truncated or no safetensors file ({error}); use another checkpoint of the run"
         ) from error
     text = metadata.get("meta", "")
-    if metadata.get("sha256") != _checksum(tensors, text):
+    if metadata.get("sha256") != tensor_checksum(tensors, text):
         raise UserError(
             f"{path} does not match its own checksum: it was altered or not written by advsphere; use another one"
         )
     return tensors, json.loads(text)
-
-
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        t = tensors[name]
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        digest.update(t.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

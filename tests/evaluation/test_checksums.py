@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from advsphere.data import ImageSet
-from advsphere.evaluation import data_checksum, environment, model_checksum
+from advsphere.evaluation import data_checksum, model_checksum
 from tests.evaluation.cases import linear
 
 
@@ -41,8 +41,3 @@ def test_data_is_known_by_pixels_labels_and_order_whatever_the_batch() -> None:
     relabelled[5] = 1 - labels[5]
     changed = {checksum(other, labels), checksum(images, relabelled), checksum(images.flip(0), labels.flip(0))}
     assert len(changed | {before, checksum(images[:50], labels[:50])}) == 5
-
-
-def test_the_environment_names_what_changes_results_by_rounding() -> None:
-    here = environment(torch.device("cpu"))
-    assert here["torch"] == torch.__version__ and here["threads"] == torch.get_num_threads() and here["device"] == "cpu"
