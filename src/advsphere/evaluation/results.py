@@ -218,9 +218,9 @@ def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedD
 
 
 def radius(eps: float) -> str:
-    """A radius as people write it: 8/255, else a plain number."""
+    """A radius as people write it: 8/255 where it is a few whole grey levels, else a plain number."""
     steps = eps * 255
-    return f"{round(steps)}/255" if steps >= 0.5 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
+    return f"{round(steps)}/255" if 0.5 <= steps < 32.5 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
 
 
 def _row(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
