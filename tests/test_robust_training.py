@@ -38,7 +38,7 @@ def kept_under_pgd_100(config: Config, folder: Path) -> float:
         return 1 - float(fooled(classify(x_adv), y).float().mean())
 
 
-@pytest.mark.parametrize("variant", ["", "-he", "-m-he"])
+@pytest.mark.parametrize("variant", ["", "-he", "-m-he"], ids=["plain", "he", "m-he"])
 @pytest.mark.parametrize("objective", ["standard", "pgd-at", "alp", "trades", "fastat", "freeat"])
 def test_what_is_left_under_pgd_100(objective: str, variant: str, tmp_path: Path) -> None:
     config = recipe(f"digits-{objective}{variant}")
