@@ -15,9 +15,9 @@ from advsphere.hypersphere import AngularMargin, Sphere
 from advsphere.losses import cross_entropy
 from advsphere.objectives import PGDAT, Crafting, FastAT, FreeAT, Objective, Standard
 from advsphere.schedule import Linear
-from advsphere.training import Hooks, Metrics, Tick, TrainStep, load_checkpoint
+from advsphere.training import Hooks, Metrics, Stopped, Tick, TrainStep, load_checkpoint
 from tests.laws import OBJECTIVES, conv_net
-from tests.training.tiny import State, few_images, kept, order_of, same, state, tiny_trainer
+from tests.training.tiny import State, few_images, kept, order_of, same, state, stopping_after, tiny_trainer
 
 RAMP = Linear(((0.0, 0.0), (1.0, 1.0)))
 
@@ -215,6 +215,19 @@ def test_best_is_the_last_of_those_that_validate_best(objective: Objective, chos
     assert meta["best"] == 0.5 and meta["cursor"] == [4, 0, 0]
 
 
+def test_a_best_from_before_a_resume_stays_the_best(tmp_path: Path) -> None:
+    values = iter([0.5, 0.4])
+    hooks = Hooks(validate=lambda model: {"robust": next(values)}, stop=stopping_after(4))
+    with pytest.raises(Stopped):
+        tiny_trainer(tmp_path, PGDAT(steps=1), hooks=hooks).fit()
+    first = kept(tmp_path, "best")
+    hooks.stop = lambda: False
+    resumed = tiny_trainer(tmp_path, PGDAT(steps=1), hooks=hooks)
+    resumed.resume()
+    resumed.fit()
+    assert same(kept(tmp_path, "best"), first) and not same(kept(tmp_path, "last"), first)
+
+
 @pytest.mark.parametrize("metrics", [{"clean": 0.1, "robust": 0.0}, {}])
 def test_there_is_a_best_even_where_nothing_is_resisted_or_validated(metrics: Metrics, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, PGDAT(steps=1), hooks=Hooks(validate=lambda model: metrics))
@@ -245,6 +258,8 @@ def test_metrics_and_ticks_say_what_was_measured(tmp_path: Path, monkeypatch: py
 
 def test_the_model_trains_in_train_mode_and_every_parameter_gets_its_turn(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, PGDAT(steps=2))
+    trainer.hooks.validate = lambda model: {"robust": float(model.eval().training)}  # leaves it in eval mode
+    trainer.model.eval()
     before, modes = copy.deepcopy(trainer.model), []
     trainer.optimizer.register_step_pre_hook(lambda *_: modes.append([m.training for m in trainer.model.modules()]))
     trainer.fit()
