@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,18 @@ def test_free_training_carries_its_perturbation_by_position(tmp_path: Path) -> N
     assert trainer.carry.abs().max() <= objective.threat.eps + 1e-6 and trainer.carry.abs().max() > 0.01
 
 
-def test_one_augmentation_is_shared_by_a_batch_s_replays_and_drawn_anew_each_epoch(tmp_path: Path) -> None:
-    objective = Watched(repeats=3)
-    tiny_trainer(tmp_path, objective, augment=Augment(padding=2, flip=True), batch_size=22).fit()
-    xs, order = objective.seen[0], [permutation(22, seed=0, epoch=e).argsort() for e in range(2)]
-    assert all(torch.equal(xs[0], x) for x in xs[:3]) and all(torch.equal(xs[3], x) for x in xs[3:])
-    first, second = xs[0][order[0]], xs[3][order[1]]
-    assert (first != second).flatten(1).any(1).sum() > 15, "the same images, cut differently"
+def test_one_augmentation_is_shared_by_replays_and_drawn_anew_by_epoch_and_seed(tmp_path: Path) -> None:
+    cut = {}
+    for seed in range(2):
+        objective = Watched(repeats=3)
+        augment = Augment(padding=2, flip=True)
+        tiny_trainer(tmp_path / f"{seed}", objective, augment=augment, batch_size=22, seed=seed).fit()
+        xs = objective.seen[0]
+        assert all(torch.equal(xs[0], x) for x in xs[:3]) and all(torch.equal(xs[3], x) for x in xs[3:])
+        for epoch in range(2):
+            cut[seed, epoch] = xs[3 * epoch][permutation(22, seed=seed, epoch=epoch).argsort()]
+    for a, b in combinations(cut.values(), 2):
+        assert (a != b).flatten(1).any(1).sum() > 15, "the same images, cut differently"
 
 
 # Schedules, steps, order.
