@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,6 +27,8 @@ class Options:
     """Runs whose finished evaluations are added; a measurement that the file has already is replaced."""
     data_name: str | None = None
     """What the images are called in the rows; the data set's name by default."""
+    checkpoint: Literal["best", "last"] | None = None
+    """Show the rows of these checkpoints alone."""
     into: Path | None = None
     """A page to write the table into, between the lines <!-- results --> and <!-- /results -->."""
 
@@ -42,7 +44,8 @@ def main(arguments: list[str]) -> int:
             results.add(options.file, results.rows_of(run, evaluation, data_name=options.data_name))
     if not options.file.exists():
         raise UserError(f"there is no file {options.file}; name runs whose rows are to be put into it")
-    table = results.markdown(results.read(options.file))
+    rows = results.read(options.file)
+    table = results.markdown([row for row in rows if options.checkpoint in (None, row["checkpoint"])])
     print(table)
     if options.into is not None:
         page = results.replace_between(options.into.read_text(), table)
