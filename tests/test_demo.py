@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from advsphere.analysis import Curve
 from advsphere.cli import main
@@ -34,7 +35,14 @@ def short(epochs: int = 1) -> list[Config]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, list[Progress]]:
     told: list[Progress] = []
     out: Path = tmp_path_factory.mktemp("demo") / "out"
-    return demo(out, configs=short(), on_progress=told.append), told
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        result = demo(out, configs=short(), on_progress=told.append)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    return result, told
 
 
 def test_everything_is_under_the_folder(made: tuple[Demo, list[Progress]]) -> None:
@@ -58,6 +66,12 @@ def test_everything_is_under_the_folder(made: tuple[Demo, list[Progress]]) -> No
 def test_the_evidence_lies_where_evaluate_would_put_it(made: tuple[Demo, list[Progress]]) -> None:
     for config, arm in zip(short(), made[0].arms, strict=True):
         assert _folder(Options(subject=Subject(run=arm.run)), config.threat) == arm.evaluation
+
+
+def test_the_numbers_do_not_depend_on_the_number_of_cores(made: tuple[Demo, list[Progress]]) -> None:
+    for model in made[0].judged:
+        (environment,) = model.evaluation.environments
+        assert environment["threads"] == model.training["trained with"]["threads"] == 1
 
 
 def test_the_networks_have_their_names_and_sphere(made: tuple[Demo, list[Progress]]) -> None:

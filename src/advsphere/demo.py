@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import torch
 
 from advsphere import experiment
 from advsphere.analysis import accuracy_against_eps, fooled_by, pictures, strongest
@@ -67,20 +69,34 @@ def demo(
     """Train, attack, compare, report: all of it under `out`.
 
     A demo that was interrupted goes on; one that is finished, or of other settings, begins afresh in the same folder.
-    configs: what to train, the baseline first; the digits recipes by default, plain and on the hypersphere. Raises
-    UserError where `out` holds something else.
+    configs: what to train, the baseline first; the digits recipes by default, plain and on the hypersphere. Runs on one
+    thread of the processor. Raises UserError where `out` holds something else.
     """
     configs = [recipe(name) for name in RECIPES] if configs is None else configs
     _claim(out, configs)
     arms, images = [], None
-    for config in configs:
-        arm, images = _arm(config, out / config.recipe, on_progress)
-        arms.append(arm)
+    with _one_thread():
+        for config in configs:
+            arm, images = _arm(config, out / config.recipe, on_progress)
+            arms.append(arm)
     assert images is not None
     page = out / "report.html"
     report([arm.judged for arm in arms], page, pictures=_pictures(arms, images), commands=_commands(out, arms))
     _mark(out, configs, finished=True)
     return Demo(tuple(arms), page)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small leave several threads waiting for each other, many times over on a busy machine; and one
+    thread gives the same numbers on any number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> tuple[Arm, Images]:

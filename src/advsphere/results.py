@@ -113,11 +113,9 @@ def difference(rows: Sequence[Row], base: str, method: str, attack: str) -> Pair
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for each data set, threat, n and choice of checkpoint: a line for each recipe, a column for each attack,
-    95 % intervals.
+    """A table for each data set, threat, n and choice of checkpoint: a line for each recipe, a column for each attack.
 
-    Below it, where the rows hold a recipe and the same one with -he, their paired differences: of these two
-    checkpoints, not of the method.
+    Below a recipe X-he whose plain X is there too, a line of their paired differences, with 95 % intervals.
     """
     groups: dict[tuple[str, str, int, str], list[Row]] = {}
     for row in rows:
@@ -127,25 +125,33 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _table(data: str, threat: str, n: int, checkpoint: str, rows: Sequence[Row]) -> str:
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    attacks.sort(key=lambda attack: attack == "worst case")  # stable: last
+    longest = max(recipes, key=lambda name: sum(row["recipe"] == name for row in rows))  # its order is the suite's
+    attacks = list(dict.fromkeys(row["attack"] for row in sorted(rows, key=lambda row: row["recipe"] != longest)))
     lines = [
-        f"{data}, first {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}. "
-        "Accuracy in % with its 95 % interval; under attack it is an upper bound.",
+        f"{data}, first {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}. Accuracy in % with its 95 % interval; "
+        "under attack it is an upper bound. Differences are in points, paired, and of these two checkpoints.",
         "",
-        "| recipe | network | epochs | " + " | ".join(attacks) + " |",
-        "|---" * (3 + len(attacks)) + "|",
+        "| recipe | epochs | " + " | ".join(attacks) + " |",
+        "|---" * (2 + len(attacks)) + "|",
     ]
     for name in recipes:
-        first = next(row for row in rows if row["recipe"] == name)
-        cells = [_cell(_row(rows, name, attack)) for attack in attacks]
-        lines.append(f"| `{name}` | {first['network']} | {first['epochs']} | " + " | ".join(cells) + " |")
-    for base in recipes:
-        if f"{base}-he" in recipes:
-            shared = [a for a in attacks if _row(rows, base, a) and _row(rows, f"{base}-he", a)]
-            gains = [f"{attack} {difference(rows, base, f'{base}-he', attack)}" for attack in shared]
-            lines += ["", f"`{base}-he` minus `{base}`, these two checkpoints, paired: " + "; ".join(gains) + "."]
+        epochs = next(row["epochs"] for row in rows if row["recipe"] == name)
+        lines.append(_line(f"`{name}`", epochs, [_cell(_row(rows, name, attack)) for attack in attacks]))
+        base = name.removesuffix("-he")
+        if base != name and base in recipes:
+            lines.append(_line("*difference*", "", [_difference(rows, base, name, attack) for attack in attacks]))
     return "\n".join(lines)
+
+
+def _line(name: str, epochs: Any, numbers: Sequence[str]) -> str:
+    return f"| {name} | {epochs} | " + " | ".join(numbers) + " |"
+
+
+def _difference(rows: Sequence[Row], base: str, method: str, attack: str) -> str:
+    if not (_row(rows, base, attack) and _row(rows, method, attack)):
+        return ""
+    d = difference(rows, base, method, attack)
+    return f"*{100 * d.difference:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f}){', cannot tell' * d.cannot_tell}*"
 
 
 def _cell(row: Row | None) -> str:
