@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from advsphere import experiment
 from advsphere.attacks import pgd
@@ -20,6 +21,7 @@ from advsphere.draws import Draws
 from advsphere.experiment import Validation, build_model, load_run, read_config, train
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
+from advsphere.schedule import Constant, Linear
 from advsphere.threat import ThreatModel
 from advsphere.training import Stopped, load_checkpoint, read_metrics
 from tests.data.layouts import write_image
@@ -94,6 +96,33 @@ def test_only_the_loop_sets_the_global_generator(tmp_path: Path) -> None:
         load_run(tmp_path / "other")
 
 
+def test_the_seed_decides_the_initial_weights() -> None:
+    def initial(seed: int) -> dict[str, Tensor]:
+        return build_model(tiny_config("standard-he", seed=seed), load("digits").train).state_dict()
+
+    first, again, other = initial(0), initial(0), initial(1)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["network.conv1.weight"], other["network.conv1.weight"])
+    assert not torch.equal(first["network.fc.weight"], other["network.fc.weight"])
+
+
+def test_the_sphere_s_schedules_and_its_margin_in_the_attack_reach_the_loop(tmp_path: Path) -> None:
+    config = tiny_config("trades-m-he")
+    assert config.sphere.margin_in_attack
+    moving = replace(config.sphere, scale_schedule=Linear(((0.0, 0.4), (1.0, 1.0))))
+    for name, sphere in {
+        "m-he": config.sphere,
+        "outside": replace(config.sphere, margin_in_attack=False),
+        "steady": replace(config.sphere, margin_schedule=Constant()),
+        "moving": moving,
+    }.items():
+        train(replace(config, sphere=sphere), tmp_path / name)
+    left = {name: left_behind(tmp_path / name) for name in ("m-he", "outside", "steady", "moving")}
+    assert len({str(each["last model.network.fc.weight"]) for each in left.values()}) == 4, "each trains differently"
+    assert left["m-he"]["last model.network.fc.scale"][1] == [15.0]
+    assert left["moving"]["last model.network.fc.scale"][1] == pytest.approx([15 * moving.scale_schedule(3 / 4)])
+
+
 class Untouchable:
     """A test set that must not be looked at."""
 
@@ -157,6 +186,20 @@ def test_validation_counts_what_no_iterate_fools_and_leaves_the_model_alone() ->
             fell |= fooled(classify(x_adv), y)
     assert found["robust"] == pytest.approx(1 - float(fell.float().mean()), abs=1 / 40)
     assert 0.1 < found["robust"] < found["clean"] == 35 / 40
+
+
+def test_validation_draws_by_example_and_not_by_who_else_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    attacked: list[int] = []
+
+    def noted(model: object, x: Tensor, y: Tensor, *, draws: Draws, **settings: object) -> Tensor:
+        attacked.extend(draws.ids.tolist())
+        return pgd(model, x, y, draws=draws, **settings)
+
+    monkeypatch.setattr(experiment, "pgd", noted)
+    weight, y = torch.eye(4, 192), torch.tensor([0, 3, 0, 0, 2, 0, 1, 0])
+    few = ImageSet(torch.zeros(8, 3, 8, 8), y, tuple("abcd"))
+    Validation(few, ThreatModel(norm="linf", eps=0.1), None, batch_size=3)(linear_net(weight))
+    assert attacked == [0, 2, 3, 5, 7], "those of class 0, which it predicts for black"
 
 
 def test_validation_where_everything_is_wrong() -> None:
