@@ -92,7 +92,7 @@ def test_wide_convolutions_start_from_he_normal_over_their_fan_out() -> None:
     ("name", "pairs"), [("wrn-10-2", 4), ("wrn-34-1", 15), ("preactresnet-18", 8), ("small-cnn", 3)]
 )
 def test_folding_finds_every_convolution_that_a_batch_norm_alone_follows(name: str, pairs: int) -> None:
-    model = own(name)
+    model = own(name).eval()
     folded: list[tuple[str, nn.Module]] = []
     _fold(model, folded)
     kinds = [type(module) for _, module in folded]
