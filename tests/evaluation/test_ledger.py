@@ -131,10 +131,15 @@ def test_another_evaluation_is_refused_by_what_differs(changed: dict[str, Any], 
 
 def test_another_environment_is_written_down(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    for environment in (HERE, HERE | {"threads": 2}, HERE):
-        begin(path, environment=environment).close()
+    for environment, batches in (
+        (HERE, BATCHES[:1]),
+        (HERE | {"threads": 2}, BATCHES[1:]),
+        (HERE | {"threads": 9}, []),
+    ):
+        with begin(path, environment=environment) as ledger:
+            write(ledger, batches)
     with Ledger.read(path) as ledger:
-        assert ledger.environments == [HERE, HERE | {"threads": 2}]
+        assert ledger.environments == [HERE, HERE | {"threads": 2}], "where nothing was computed does not count"
 
 
 def test_a_full_disk_leaves_what_was_written(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class Ledger:
         where = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         with self._errors():
             self._db = sqlite3.connect(where, uri=True, isolation_level=None)
+        self._environment = canonical({})
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -74,8 +75,8 @@ class Ledger:
         """A new ledger, or the one at `path` if it is of the same evaluation; None keeps it in memory.
 
         identity: JSON-able, all that the outcome depends on; its entry "attacks" maps names to settings, in order.
-        environment: where it is run; one that is new is added to those before. Raises UserError that names what
-        differs.
+        environment: where it is run; one in which something is recorded is added to those before. Raises UserError
+        that names what differs.
         """
         ledger = cls(path)
         with ledger._closed_on_error():
@@ -83,10 +84,10 @@ class Ledger:
             if known:
                 ledger._check()
                 ledger._refuse_another(identity)
-            with ledger._transaction():
-                if not known:
+            if not known:
+                with ledger._transaction():
                     ledger._create(identity, labels)
-                ledger._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (canonical(environment),))
+        ledger._environment = canonical(environment)
         return ledger
 
     def __enter__(self) -> Self:
@@ -104,6 +105,7 @@ class Ledger:
         with self._transaction():
             self._db.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (attack, batch, cost.seconds, cost.forwards))
+            self._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (self._environment,))
 
     def done(self, attack: str) -> set[int]:
         """The batches that are finished."""
