@@ -92,6 +92,7 @@ def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pyt
         (["train", "cifar10-fastat", "--data.root", "nowhere"], 1, "cifar-10-batches-py"),
         (["train", "digits-pgd-at", "--model.name", "resnet17"], 1, "resnet18"),
         (["evaluate", "nowhere"], 1, "config.yaml"),
+        (["evaluate", "no[/where]"], 1, "no[/where] holds no run"),
         (["evaluate", "--model", "nowhere:build", "--data", "nowhere"], 1, "nowhere"),
         (["evaluate", "--model", "torch:nn", "--data", "nowhere"], 1, "torch:nn"),
         (["evaluate"], 0, "--suite"),

@@ -47,7 +47,7 @@ def test_every_recipe_survives_its_yaml(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [Constant(), Linear(((0.0, 0.1), (1.0, 1 / 3))), Steps((0.5, 0.75), 0.2), Cosine()]
+    "schedule", [Constant(), Linear(((0.0, 0.1), (1.0, 1 / 3))), Steps((0.5, 0.75), 0.2), Cosine(1.0, 0.1)]
 )
 def test_every_kind_of_value_survives_its_yaml(schedule: Any) -> None:
     config = Config(

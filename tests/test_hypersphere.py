@@ -265,3 +265,8 @@ def test_why_only_a_kl_sees_the_shift() -> None:
         (shifted,) = torch.autograd.grad(loss(criterion.shift(z, y), target).sum(), z)
         assert torch.allclose(plain, shifted) != moves
     assert torch.equal(criterion.shift(z, y), z - 3.0 * F.one_hot(y, 4))
+
+
+def test_a_schedule_may_not_take_the_scale_to_nothing() -> None:
+    with pytest.raises(UserError, match="positive"):
+        Sphere(scale_schedule=Linear(((0.0, 0.0), (1.0, 1.0))))

@@ -175,6 +175,10 @@ def train(
     return trainer.result
 
 
+_WITHOUT_EFFECT = ("data.root:", "training.checkpoint_minutes:")
+"""Settings that a resume may change: where the images lie now, and how often it is written."""
+
+
 def _claim(folder: Path, config: Config, resume: bool) -> bool:
     """Make the folder this run's; True where it already holds a checkpoint to go on from."""
     kept, begun = folder / "config.yaml", (folder / "last.safetensors").exists()
@@ -182,6 +186,7 @@ def _claim(folder: Path, config: Config, resume: bool) -> bool:
         raise UserError(f"{folder} already holds a run; go on with it by --resume, or name another folder with --out")
     # Reading it also refuses to write over a config.yaml that is somebody else's.
     changes = differences(read_config(folder), config) if begun or kept.exists() else []
+    changes = [change for change in changes if not change.startswith(_WITHOUT_EFFECT)]
     if begun and changes:
         raise UserError(
             f"{folder} holds a run with other settings ({'; '.join(changes)}); resume with those, or use another --out"

@@ -138,6 +138,12 @@ class Sphere:
     no function of `log_odds` alone.
     """
 
+    def __post_init__(self) -> None:
+        if not all(0 < self.scale * self.scale_schedule(i / 100) < float("inf") for i in range(101)):
+            raise UserError(
+                f"s = {self.scale} times its schedule must stay positive and finite; at 0 nothing is learnt"
+            )
+
     def attach(self, model: nn.Module, head: str | None = None) -> HypersphereHead:
         """Give the model its head (`attach_head`) and return it."""
         name = find_head(model, head)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from advsphere.data import Augment, as_float, augment, epoch_batches
 from advsphere.draws import Draws
+from advsphere.errors import UserError
 
 
 def random_images(batch: int, height: int = 6, width: int = 9) -> Tensor:
@@ -116,3 +117,15 @@ def test_epoch_batches_hold_each_example_once_in_the_order_of_seed_and_epoch() -
     assert torch.equal(torch.cat(epoch_batches(100, 7, seed=0, epoch=3)), order)
     assert not torch.equal(torch.cat(epoch_batches(100, 32, seed=0, epoch=4)), order)
     assert not torch.equal(torch.cat(epoch_batches(100, 32, seed=1, epoch=3)), order)
+
+
+def test_a_single_example_that_is_left_over_joins_the_batch_before() -> None:
+    assert [len(b) for b in epoch_batches(9, 4, seed=0, epoch=0)] == [4, 5]
+    assert [len(b) for b in epoch_batches(10, 4, seed=0, epoch=0)] == [4, 4, 2]
+    assert [len(b) for b in epoch_batches(1, 4, seed=0, epoch=0)] == [1]
+    assert [len(b) for b in epoch_batches(3, 1, seed=0, epoch=0)] == [1, 1, 1]
+
+
+def test_padding_cannot_be_negative() -> None:
+    with pytest.raises(UserError, match="-3"):
+        Augment(padding=-3)

@@ -97,3 +97,10 @@ def test_folding_finds_every_convolution_that_a_batch_norm_alone_follows(name: s
     _fold(model, folded)
     kinds = [type(module) for _, module in folded]
     assert kinds.count(nn.Conv2d) == kinds.count(nn.BatchNorm2d) == pairs
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "timm:resnet18", "torchvision:resnet18"])
+def test_a_plain_head_computes_in_float32_under_autocast(name: str) -> None:
+    model = build(name, num_classes=10, image_size=32, mean=[0.5] * 3, std=[0.25] * 3).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.zeros(2, 3, 32, 32)).dtype == torch.float32

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.markup import escape
 
 from advsphere.errors import UserError
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return command(rest)
     except UserError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", f"{error}", markup=True)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from advsphere.data.images import as_float
 from advsphere.draws import Draws, permutation
+from advsphere.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,10 @@ class Augment:
 
     padding: int = 0
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise UserError(f"a crop is padded by {self.padding} pixels; give 0 for none, 4 is usual at 32 pixels")
 
     def __call__(self, pixels: Tensor, draws: Draws) -> Tensor:
         return augment(pixels, draws, padding=self.padding, flip=self.flip)
@@ -55,5 +60,11 @@ def _windows(pixels: Tensor, offset: Tensor, mirrored: Tensor, *, height: int, w
 
 
 def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """The batches of an epoch, (B,) int64 each: n examples in the order of (seed, epoch); the last may be smaller."""
-    return torch.split(permutation(n, seed=seed, epoch=epoch), batch_size)
+    """The batches of an epoch, (B,) int64 each: n examples in the order of (seed, epoch); the last may be smaller.
+
+    A single example that is left over joins the batch before: batch norm has no variance of one value.
+    """
+    *batches, last = torch.split(permutation(n, seed=seed, epoch=epoch), batch_size)
+    if len(last) == 1 < batch_size and batches:
+        return *batches[:-1], torch.cat([batches[-1], last])
+    return *batches, last

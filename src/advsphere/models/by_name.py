@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier, find_head
 from advsphere.errors import UserError
+from advsphere.models.head import LinearHead
 from advsphere.models.preact_resnet import PreActResNet18
 from advsphere.models.small_cnn import SmallCNN
 from advsphere.models.wide_resnet import WideResNet
@@ -53,7 +54,7 @@ def build(
         make = _library(name, num_classes, in_channels, image_size, pretrained)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(init_seed)  # torch.manual_seed would also reseed the caller's GPUs
-        model = PixelClassifier(make(), mean, std)
+        model = _with_exact_head(PixelClassifier(make(), mean, std))
     _check_fit(name, model, torch.zeros(1, in_channels, image_size, image_size, device="cpu"), num_classes)
     return model
 
@@ -117,6 +118,18 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
     if head.out_features != num_classes:
         network.set_submodule(head_name, nn.Linear(head.in_features, num_classes))
     return network
+
+
+def _with_exact_head(model: PixelClassifier) -> PixelClassifier:
+    """With a head that computes in float32 also under autocast, where the network ends in a linear layer."""
+    try:
+        name = find_head(model)
+    except UserError:
+        return model
+    head = model.get_submodule(name)
+    if type(head) is nn.Linear:
+        model.set_submodule(name, LinearHead.of(head))
+    return model
 
 
 def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""The plain head of our own networks."""
+"""The plain head of the networks that are built by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ class LinearHead(nn.Linear):
 
     With bfloat16 logits a plain network would be attacked and trained on coarser numbers than one with a sphere.
     """
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> LinearHead:
+        """The same layer, with the same parameters."""
+        head = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        head.weight, head.bias = linear.weight, linear.bias
+        return head
 
     def forward(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
