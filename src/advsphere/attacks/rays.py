@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.smallest import Smallest
 from advsphere.classifier import Classifier, fooled
 from advsphere.draws import Draws
 from advsphere.errors import UserError
@@ -36,8 +37,9 @@ def rays(
     x: (B, C, H, W) in bounds -> the adversarial image of the smallest linf norm that was found, the clean image where
     none was. y: (B,) labels. queries: the most images of one example that the model sees, >= 1. tolerance: where the
     binary search ends, as the published length of the ray, ||x_adv - x||_2 before the box: tolerance / sqrt(C H W) in
-    pixel units. eps: a verdict at one radius: an example is done as soon as it is fooled within eps. draws: not needed,
-    nothing is random. Raises UserError for queries < 1.
+    pixel units. eps: for a verdict at this radius: an example is done once it is fooled within eps, and what is larger
+    is not returned. draws: not needed, nothing is random. Raises UserError for queries < 1, and for bounds or eps that
+    make no sense.
 
     The search of one example never waits for another's: in each forward, every example that is not done asks its own
     next question. Differs from the official code (github.com/uclaml/RayS): a misclassified image is its own answer; the
@@ -46,23 +48,23 @@ def rays(
     """
     if queries < 1:
         raise UserError(f"RayS can't work with {queries} queries; it needs at least 1, and 10000 is usual")
-    x, result = x.detach(), x.detach().clone()
-    size = x.shape[1:].numel()
-    active = (~fooled(model(x), y)).nonzero().squeeze(1)
-    x, y, search = x[active], y[active], _begin(x[active])
+    found = Smallest(x, norm="linf", bounds=bounds, eps=eps)
+    index = found.open()
+    found.offer(index, found.x, fooled(model(found.x), y))
+    index = found.open()
+    x, y, search = found.x[index], y[index], _begin(found.x[index])
     for _ in range(queries - 1):
-        finished = search.converged if eps is None else search.converged | (search.best <= eps)
-        if finished.any():
-            rest = ~finished
-            result[active[finished]] = _image(x, search.sign, search.best, bounds)[finished]
-            active, x, y, search = active[rest], x[rest], y[rest], _Search(*(part[rest] for part in search))
-        if len(active) == 0:
+        if len(index) == 0:
             break
         radius = _question(search, bounds[1] - bounds[0])
-        hit = fooled(model(_image(x, search.attempt, radius, bounds)), y)
-        search = _answered(search, radius, hit, tolerance / math.sqrt(size))
-    result[active] = _image(x, search.sign, search.best, bounds)
-    return result
+        candidate = (x + (search.attempt * radius[:, None]).view_as(x)).clamp(*bounds)
+        hit = fooled(model(candidate), y)
+        found.offer(index[hit], candidate[hit], hit[hit])
+        search = _answered(search, radius, hit, tolerance / math.sqrt(x[0].numel()))
+        rest = ~(search.converged | found.done[index])
+        if not rest.all():
+            index, x, y, search = index[rest], x[rest], y[rest], _Search(*(part[rest] for part in search))
+    return found.result()
 
 
 class _Search(NamedTuple):
@@ -134,9 +136,3 @@ def _flipped(sign: Tensor, level: Tensor, block: Tensor) -> Tensor:
     _, length = _blocks(level, sign.shape[1])
     first = (block * length)[:, None]
     return torch.where((pixel >= first) & (pixel < first + length[:, None]), -sign, sign)
-
-
-def _image(x: Tensor, sign: Tensor, radius: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """The point at `radius` on the ray, in the box; the clean image where no radius was found."""
-    length = torch.where(radius.isfinite(), radius, 0.0)
-    return (x + (sign * length[:, None]).view_as(x)).clamp(*bounds)
