@@ -14,6 +14,9 @@ from torch import Tensor
 
 from advsphere.threat import ThreatModel
 
+TRACE = 1e-6
+"""As a share of eps: what rounding may leave of a pixel that a projection put back, or of its distance from a bound."""
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -119,6 +122,9 @@ class Halving(_Rows):
 class Thinning(_Rows):
     """The pace for l1: steps along the signs of the `count` (b,) largest entries of the gradient, ever fewer. spread:
     (b,) how many pixels the best iterate changes, at the last checkpoint.
+
+    Differs from the official code: pixels that stand at the bound they are pushed to are passed over, which would use
+    up the step, and counts are rounded down, so that two pixels can become one.
     """
 
     step: Tensor
@@ -128,7 +134,7 @@ class Thinning(_Rows):
     @classmethod
     def from_start(cls, x: Tensor, start: Tensor, eps: float) -> Self:
         size = x.shape[1:].numel()
-        spread = _changed(start, x)
+        spread = _changed(start, x, eps)
         spread = torch.where(spread == 0, size, spread)
         # A start that is sparse already, from a larger ball, goes on from there.
         return cls(x.new_full((len(x),), eps), _two_thirds(spread).clamp(max=max(-(-size // 5), 1)), spread)
@@ -141,26 +147,30 @@ class Thinning(_Rows):
 
     def checked(self, at: Path, enough: float, eps: float) -> tuple[Self, Tensor]:
         """Long steps again wherever the best has become sparser, else shorter ones."""
-        spread = _changed(at.best_x, at.x)
+        spread = _changed(at.best_x, at.x, eps)
         sparser = spread < 0.95 * self.spread
         step = torch.where(sparser, eps, (self.step / 1.5).clamp(min=eps / 10))
         return type(self)(step, _two_thirds(spread), spread), sparser
 
     def moved(self, at: Path, threat: ThreatModel, momentum: bool) -> Tensor:
-        size = at.grad.abs().flatten(1)
+        room = torch.where(at.grad > 0, threat.bounds[1] - at.x_adv, at.x_adv - threat.bounds[0])
+        stuck = room <= TRACE * threat.eps
+        free = at.grad.masked_fill(stuck, 0.0).flatten(1)
+        size = free.abs()
         least = size.sort(1, descending=True).values.gather(1, self.count[:, None] - 1)
-        signs = at.grad.flatten(1).sign() * (size >= least)
+        signs = free.sign() * (size >= least)
         step = self.step[:, None] * signs / signs.abs().sum(1, keepdim=True).clamp(min=1)
         return threat.project(at.x_adv + step.view_as(at.x), at.x)
 
 
-def _changed(x_adv: Tensor, x: Tensor) -> Tensor:
-    return (x_adv != x).flatten(1).sum(1)
+def _changed(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """How many pixels differ: (b,) int64."""
+    return ((x_adv - x).abs() > TRACE * eps).flatten(1).sum(1)
 
 
 def _two_thirds(spread: Tensor) -> Tensor:
-    """Rounded up, and at least one."""
-    return ((2 * spread + 2) // 3).clamp(min=1)
+    """Rounded down, and at least one."""
+    return (2 * spread // 3).clamp(min=1)
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ It needs the logits alone, so it sees through networks whose gradients are maske
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -60,6 +61,9 @@ def square(
         raise UserError(f"queries is {queries} and p is {p}; queries must be at least 1 and p in (0, 1]")
     sign = -1.0 if targeted else 1.0
     x, draws = x.detach(), draws or Draws.of(x)
+    if threat.norm == "l1":
+        # It changes every pixel, and the roundings of so many to float32 add up.
+        threat = replace(threat, eps=threat.eps * (1 - 1e-5))
     propose, first = (_recoloured, _stripes) if threat.norm == "linf" else (_rearranged, _tiles)
     candidate = threat.project(x + first(x, threat, draws), x)
     result, x_best = candidate.clone(), candidate
