@@ -131,9 +131,14 @@ def test_nearest_is_measured_in_the_dual_norm() -> None:
     values = torch.tensor([[-2.0, 3.0, -6.0]])
     gradients = torch.tensor([[[1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]]])
     # linf: 2/4, 3/4, 6/5. l2: 2/2, 3/2.83, 6/5. l1: 2/1, 3/2, 6/5.
-    for norm, k in (("linf", 0), ("l2", 0), ("l1", 2)):
-        value, gradient = nearest(values, gradients, norm)
+    for norm, k, exact in (("linf", 0, 0.5), ("l2", 0, 1.0), ("l1", 2, 1.2)):
+        value, length, gradient = nearest(values, gradients, norm)
         assert value == values[0, k] and torch.equal(gradient[0], gradients[0, k])
+        assert torch.allclose(length, torch.tensor([exact]))
+    flat = torch.tensor([[-2.0, -1e-9]]), torch.zeros(1, 2, 4)
+    assert nearest(*flat, "l2")[1] == 0
+    flat[1][0, 0] = 1e-3
+    assert nearest(*flat, "l2")[0] == -2, "one that has no gradient is nowhere near"
 
 
 def test_what_is_not_a_number_moves_nothing() -> None:

@@ -51,16 +51,18 @@ def linearise(model: Classifier, x: Tensor, y: Tensor, rivals: Tensor | int) -> 
     return _finite(values.detach()).to(x.dtype), _finite(torch.stack(gradients, 1))
 
 
-def nearest(values: Tensor, gradients: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """The boundary with the smallest |value| / ||gradient||_q, q dual to the norm: (B, k), (B, k, ...) -> (B,), (B,
-    ...).
+def nearest(values: Tensor, gradients: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """The boundary with the smallest |value| / ||gradient||_q, q dual to the norm: (B, k), (B, k, ...) -> its value
+    (B,), that length (B,), its gradient (B, ...).
 
-    That is its distance where the box plays no part (Croce & Hein 2020, arXiv 1907.02044, eq. 7).
+    The length is its distance where the box plays no part (Croce & Hein 2020, arXiv 1907.02044, eq. 7); 0 where every
+    gradient is zero.
     """
     steepness = torch.linalg.vector_norm(gradients.flatten(2), DUAL[norm], dim=2)
-    closest = (values.abs() / steepness.clamp(min=torch.finfo(values.dtype).tiny)).argmin(1)
+    lengths = torch.where(steepness > 0, values.abs() / steepness, torch.inf)
+    length, closest = lengths.min(1)
     rows = torch.arange(len(values), device=values.device)
-    return values[rows, closest], gradients[rows, closest]
+    return values[rows, closest], length.nan_to_num(posinf=0.0), gradients[rows, closest]
 
 
 def project(x: Tensor, value: Tensor, gradient: Tensor, norm: Norm, bounds: tuple[float, float]) -> Tensor:
