@@ -42,9 +42,10 @@ def rays(
     make no sense.
 
     The search of one example never waits for another's: in each forward, every example that is not done asks its own
-    next question. Differs from the official code (github.com/uclaml/RayS): a misclassified image is its own answer; the
-    limit of queries is exact; a search stops once a whole pass over single pixels has changed nothing, from where the
-    published one would ask the same questions again; with eps, examples inside the ball ask nothing more.
+    next question. Differs from the official code (github.com/uclaml/RayS): a misclassified image is its own answer;
+    where the direction of all -1 fools nothing, that of all +1 is asked, there never; the limit of queries is exact; a
+    search stops once a whole pass over single pixels has changed nothing, from where the published one would ask the
+    same questions again; with eps, examples inside the ball ask nothing more.
     """
     if queries < 1:
         raise UserError(f"RayS can't work with {queries} queries; it needs at least 1, and 10000 is usual")
@@ -114,7 +115,9 @@ def _answered(search: _Search, radius: Tensor, hit: Tensor, tolerance: float) ->
     improved = search.improved | better
 
     blocks, size = _blocks(search.level, sign.shape[1])
-    last = ~searching & (search.block == blocks - 1)
+    # Where the first flip, of everything, fools nothing, block 1 of level 0 lies outside: the same without a flip.
+    blocks = blocks + ((search.level == 0) & best.isinf())
+    last = ~searching & (search.block >= blocks - 1)
     converged = last & (size == 1) & ~improved
     # Blocks of one pixel can't be halved: from there on the same level is passed over again.
     level = search.level + (last & (size > 1))
