@@ -50,9 +50,9 @@ def apgd(
     one before; the second paper's form for l1, two forwards more. start, targeted, until_fooled, keep, draws: as in
     `pgd`, but the best iterate is the default. Raises UserError for `until_fooled` with another target than labels.
 
-    Differs from the official code: starts at a uniform point of the ball (there: scaled to its surface), ascends
-    `log_odds` for "cross-entropy", halves where exactly rho of the steps were successful no more than the paper does,
-    and has step sizes, checks and returns for each example alone.
+    Differs from the official code: starts at a uniform point of the ball (there: scaled to its surface) and ascends
+    `log_odds` for "cross-entropy"; a step size is kept where exactly rho of the steps raised the loss, as in the paper;
+    for l1 see `pace.Thinning`.
     """
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled judges success by labels (B,), but the target has shape {tuple(target.shape)}")

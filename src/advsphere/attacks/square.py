@@ -53,7 +53,8 @@ def square(
     inputs than images, queries < 1 or p outside (0, 1].
 
     Differs from the official code: windows and signs are drawn for each example (there one window for the batch, with
-    linf one sign pattern too), and windows reach the last row and column, as in the paper.
+    linf one sign pattern too), and windows reach the last row and column, as in the paper. With l1 the radius is 1e-5
+    shorter, against rounding (there 1e-6).
     """
     if x.dim() != 4:
         raise UserError(f"square windows need images (B, C, H, W), the input has shape {tuple(x.shape)}")
