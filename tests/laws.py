@@ -115,8 +115,8 @@ def _fab_targeted(threat: ThreatModel, *, steps: int = 10, step_size: float | No
     return partial(fab_targeted, **_minimal(threat), steps=steps, targets=2)
 
 
-def _cw(threat: ThreatModel, *, steps: int = 15, step_size: float | None = None, **options: Any) -> Attack:
-    return partial(cw, **_minimal(threat), steps=steps, step_size=0.05, rounds=8, first_c=0.1, **options)
+def _cw(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None, **options: Any) -> Attack:
+    return partial(cw, **_minimal(threat), steps=5 * steps, step_size=0.02, rounds=8, first_c=1.0, **options)
 
 
 def _rays(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
