@@ -6,6 +6,7 @@ randomness.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advsphere.attacks import Attack, fgsm, mim, pgd, restarts, worst_case
+from advsphere.attacks import (
+    Attack,
+    Guides,
+    apgd,
+    apgd_targeted,
+    auto_attack,
+    cw,
+    deepfool,
+    expected,
+    fab,
+    fab_targeted,
+    feature_attack,
+    fgsm,
+    mim,
+    pgd,
+    rays,
+    restarts,
+    square,
+    worst_case,
+)
+from advsphere.classifier import Classifier, split
+from advsphere.draws import Draws
+from advsphere.losses import log_odds
 from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
 from advsphere.threat import ThreatModel
 
@@ -28,7 +51,9 @@ RADII = {"linf": 0.012, "l2": 0.12, "l1": 0.6}
 class AttackRow(NamedTuple):
     """make: (threat, steps=, step_size=) -> the attack. random: results depend on the seed. iterates: reaches the
     optimum on a linear model in any norm, given the steps. targeted: the same attack towards its target, if it can.
-    until_fooled: leaves fooled examples out.
+    until_fooled: leaves fooled examples out. search: at random, so that on a linear model it comes close to the optimum
+    at best. minimal: looks for the smallest norm, and given eps returns that or the clean image. norms: those it has.
+    surrogate: climbs something else than a loss of the logits, so that a linear model has no known answer for it.
     """
 
     make: Callable[..., Attack]
@@ -36,6 +61,10 @@ class AttackRow(NamedTuple):
     iterates: bool
     targeted: Callable[..., Attack] | None
     until_fooled: bool = False
+    search: bool = False
+    minimal: bool = False
+    norms: tuple[str, ...] = NORMS
+    surrogate: bool = False
 
 
 def _fgsm(threat: ThreatModel, *, steps: int = 1, step_size: float = 0.0, **options: Any) -> Attack:
@@ -62,6 +91,60 @@ def _worst_case(threat: ThreatModel, **options: Any) -> Attack:
     return worst_case([_fgsm(threat), _pgd(threat, **options)])
 
 
+def _apgd(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None, **options: Any) -> Attack:
+    return partial(apgd, threat=threat, steps=steps, **options)
+
+
+def _apgd_targeted(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None, **options: Any) -> Attack:
+    return partial(apgd_targeted, threat=threat, steps=steps, targets=2, **options)
+
+
+def _square(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None, **options: Any) -> Attack:
+    return partial(square, threat=threat, queries=30 * steps, horizon=1000, **options)
+
+
+def _deepfool(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
+    return partial(deepfool, **_minimal(threat), steps=steps, overshoot=0.01)
+
+
+def _fab(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
+    return partial(fab, **_minimal(threat), steps=steps)
+
+
+def _fab_targeted(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
+    return partial(fab_targeted, **_minimal(threat), steps=steps, targets=2)
+
+
+def _cw(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None, **options: Any) -> Attack:
+    return partial(cw, **_minimal(threat), steps=5 * steps, step_size=0.02, rounds=8, first_c=1.0, **options)
+
+
+def _rays(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
+    return partial(rays, bounds=threat.bounds, eps=threat.eps, queries=30 * steps)
+
+
+def _auto_attack(threat: ThreatModel, *, steps: int = 6, step_size: float | None = None) -> Attack:
+    return auto_attack(threat, steps=steps, queries=2 * steps)
+
+
+def _expected(threat: ThreatModel, **options: Any) -> Attack:
+    return expected(_pgd(threat, **options), log_odds, 2)
+
+
+def _feature(threat: ThreatModel, *, steps: int = 6, step_size: float | None = None) -> Attack:
+    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+        network = model if isinstance(model, nn.Module) else inspect.getclosurevars(model).nonlocals["model"]
+        return bound(model, x, y, head=split(network).head, draws=draws)
+
+    guides = Guides(images(12, seed=77), labels(12))
+    bound = partial(feature_attack, threat=threat, guides=guides, tries=3, steps=steps, step_size=threat.eps / 4)
+    return attack
+
+
+def _minimal(threat: ThreatModel) -> dict[str, Any]:
+    return {"norm": threat.norm, "bounds": threat.bounds, "eps": threat.eps}
+
+
 _compacting = partial(_pgd, until_fooled=True, keep="best")
 
 ATTACKS: dict[str, AttackRow] = {
@@ -71,6 +154,46 @@ ATTACKS: dict[str, AttackRow] = {
         _compacting, random=True, iterates=True, targeted=partial(_compacting, targeted=True), until_fooled=True
     ),
     "mim": AttackRow(_mim, random=False, iterates=True, targeted=partial(_mim, targeted=True)),
+    "apgd": AttackRow(_apgd, random=True, iterates=False, targeted=partial(_apgd, targeted=True)),
+    "apgd (three radii, until fooled)": AttackRow(
+        partial(_apgd, multi_eps=True, until_fooled=True), random=True, iterates=False, targeted=None, until_fooled=True
+    ),
+    "apgd_targeted": AttackRow(_apgd_targeted, random=True, iterates=False, targeted=None, until_fooled=True),
+    "square": AttackRow(
+        _square, random=True, iterates=False, targeted=partial(_square, targeted=True), until_fooled=True, search=True
+    ),
+    "deepfool": AttackRow(
+        _deepfool, random=False, iterates=False, targeted=None, until_fooled=True, minimal=True, norms=("linf", "l2")
+    ),
+    "fab": AttackRow(_fab, random=False, iterates=False, targeted=None, until_fooled=True, minimal=True),
+    "fab_targeted": AttackRow(
+        _fab_targeted, random=False, iterates=False, targeted=None, until_fooled=True, minimal=True
+    ),
+    "cw": AttackRow(
+        _cw,
+        random=False,
+        iterates=False,
+        targeted=partial(_cw, targeted=True),
+        until_fooled=True,
+        search=True,
+        minimal=True,
+        norms=("linf", "l2"),
+    ),
+    "rays": AttackRow(  # from its few first directions it may reach nothing at all, hence a search
+        _rays,
+        random=False,
+        iterates=False,
+        targeted=None,
+        until_fooled=True,
+        search=True,
+        minimal=True,
+        norms=("linf",),
+    ),
+    "feature_attack": AttackRow(
+        _feature, random=True, iterates=False, targeted=None, until_fooled=True, search=True, surrogate=True
+    ),
+    "auto_attack": AttackRow(_auto_attack, random=True, iterates=False, targeted=None, until_fooled=True),
+    "expected": AttackRow(_expected, random=True, iterates=True, targeted=None),
     "restarts": AttackRow(_restarts, random=True, iterates=True, targeted=None, until_fooled=True),
     "worst_case": AttackRow(_worst_case, random=True, iterates=True, targeted=None, until_fooled=True),
 }

@@ -1,0 +1,176 @@
+"""FAB: the fast adaptive boundary attack, which walks along the boundary and is pulled back to the clean image."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from advsphere.attacks.hyperplane import linearise, most_likely_rivals, nearest, project
+from advsphere.attacks.smallest import Smallest, over_pixels
+from advsphere.classifier import Classifier, fooled
+from advsphere.draws import Draws
+from advsphere.errors import UserError
+from advsphere.losses import margin
+from advsphere.threat import Norm, ThreatModel
+
+
+def fab(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    /,
+    *,
+    norm: Norm,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    steps: int = 100,
+    starts: int = 1,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    classes: int = 10,
+    eps: float | None = None,
+    draws: Draws | None = None,
+) -> Tensor:
+    """The fast adaptive boundary attack (Croce & Hein 2020, arXiv 1907.02044, Algorithm 1); x: (B, C, H, W) in bounds,
+    y: (B,) labels -> x_adv of the same shape, the smallest found, or the clean image where none was.
+
+    starts: how many walks; the first begins at the clean image, the others at a random point at half the radius of the
+    best so far (of eps, if that is smaller). alpha_max: the largest pull towards the clean image, eta: how far behind
+    the boundary to step, beta: how much of a perturbation is kept after a success. classes: how many of the most likely
+    classes are linearised at each step, the label among them (>= 2). eps: for a verdict at this radius: an example is
+    done once it is fooled within eps, and what is larger is not returned. draws: for the starts after the first. Costs
+    two forwards and classes - 1 backwards a step, and at the end five forwards. Raises UserError where norm, bounds,
+    eps, starts or classes make no sense.
+
+    Differs from the paper: all classes are linearised only where there are no more than `classes`.
+    """
+    walk = _Walk(norm, bounds, steps, alpha_max, eta, beta)
+    found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
+    _clean_logits(model, y, found)
+    _walks(model, y, classes - 1, walk, found, starts, draws or Draws.of(x))
+    _shorten(model, y, found)
+    return found.result()
+
+
+def fab_targeted(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    /,
+    *,
+    norm: Norm,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    steps: int = 100,
+    starts: int = 1,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+    targets: int = 9,
+    eps: float | None = None,
+    draws: Draws | None = None,
+) -> Tensor:
+    """FAB-T (Croce & Hein 2020, arXiv 2003.01690, section 4): `fab` along the boundary to one class at a time, for each
+    of the `targets` (>= 1) most likely wrong classes of the clean image.
+
+    Still untargeted in what it returns: the smallest x_adv of any wrong class. One backward a step whatever the number
+    of classes, so it is the one for many of them. All else as in `fab`.
+    """
+    walk = _Walk(norm, bounds, steps, alpha_max, eta, beta)
+    found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
+    draws = draws or Draws.of(x)
+    rivals = most_likely_rivals(_clean_logits(model, y, found), y, targets)
+    for rank, rival in enumerate(rivals.split(1, dim=1)):
+        _walks(model, y, rival, walk, found, starts, draws.at(step=rank))
+    _shorten(model, y, found)
+    return found.result()
+
+
+class _Walk(NamedTuple):
+    """The settings of Algorithm 1, under the paper's names."""
+
+    norm: Norm
+    bounds: tuple[float, float]
+    steps: int
+    alpha_max: float
+    eta: float
+    beta: float
+
+    def step(self, model: Classifier, x_adv: Tensor, x: Tensor, y: Tensor, rivals: Tensor | int) -> Tensor:
+        """Onto the nearest boundary from here, mixed with its point nearest to the clean image x (eq. 8 to 10)."""
+        value, _, gradient = nearest(*linearise(model, x_adv, y, rivals), self.norm)
+        at_x = value + (gradient * (x - x_adv)).flatten(1).sum(1)
+        points = torch.cat([x_adv, x])
+        on_plane = project(points, torch.cat([value, at_x]), torch.cat([gradient] * 2), *self[:2])
+        size = ThreatModel(norm=self.norm, eps=0.0).distance(on_plane, points)
+        here, clean = (points + self.eta * (on_plane - points)).chunk(2)
+        size_here, size_clean = size.chunk(2)
+        share = size_here / (size_here + size_clean).clamp(min=torch.finfo(x.dtype).tiny)
+        alpha = over_pixels(share.clamp(max=self.alpha_max), x)
+        return ((1 - alpha) * here + alpha * clean).clamp(*self.bounds)
+
+
+def _clean_logits(model: Classifier, y: Tensor, found: Smallest) -> Tensor:
+    """The logits of the clean images, of which the misclassified are noted as found."""
+    with torch.no_grad():
+        logits = model(found.x)
+    found.offer(torch.arange(len(y), device=y.device), found.x, fooled(logits, y))
+    return logits
+
+
+def _walks(
+    model: Classifier, y: Tensor, rivals: Tensor | int, walk: _Walk, found: Smallest, starts: int, draws: Draws
+) -> None:
+    """Algorithm 1 without its final search, from each start, for what is not done."""
+    if starts < 1:
+        raise UserError(f"a search can't begin at {starts} points; starts is 1 or more")
+    for start in range(starts):
+        index = found.open()
+        x_adv = _begin(found, index, draws.take(index).at(restart=draws.restart * starts + start))
+        for _ in range(walk.steps):
+            if len(index) == 0:
+                break
+            x, label = found.x[index], y[index]
+            x_adv = walk.step(model, x_adv, x, label, rivals if isinstance(rivals, int) else rivals[index])
+            with torch.no_grad():
+                hit = fooled(model(x_adv), label)
+            found.offer(index, x_adv, hit)
+            x_adv = torch.where(over_pixels(hit, x), x + walk.beta * (x_adv - x), x_adv)
+            rest = ~found.done[index]
+            index, x_adv = index[rest], x_adv[rest]
+
+
+def _begin(found: Smallest, index: Tensor, draws: Draws) -> Tensor:
+    """The clean image for restart 0 and where no radius is known, else a random point at half of the radius."""
+    x = found.x[index]
+    radius = found.distance[index].clamp(max=math.inf if found.eps is None else found.eps)
+    if draws.restart == 0:
+        return x
+    ball = ThreatModel(norm=found.threat.norm, eps=1.0, bounds=(-math.inf, math.inf))
+    offset = ball.sample(torch.zeros_like(x), draws)
+    length = radius.nan_to_num(posinf=0.0) / 2 / ball.distance(offset, torch.zeros_like(x)).clamp(min=1e-30)
+    return (x + offset * over_pixels(length, x)).clamp(*found.threat.bounds)
+
+
+def _shorten(model: Classifier, y: Tensor, found: Smallest, steps: int = 3) -> None:
+    """The final search (eq. 11): between the clean image and what was found, where a line through both margins crosses
+    zero, three times. Differs by going 99 % of that way: on the crossing itself, rounding would decide.
+    """
+    index = (found.distance.isfinite() & ~found.done).nonzero().squeeze(1)
+    if len(index) == 0:
+        return
+    label = y[index]
+    right, wrong = found.x[index], found.x_adv[index]
+    with torch.no_grad():
+        below, above = margin(model(right), label), margin(model(wrong), label)
+        for _ in range(steps):
+            share = (0.99 * above / (above - below).clamp(min=1e-30)).clamp(0.0, 1.0).to(right.dtype)
+            between = wrong + over_pixels(share, right) * (right - wrong)
+            logits = model(between)
+            hit, value = fooled(logits, label), margin(logits, label)
+            found.offer(index, between, hit)
+            picked = over_pixels(hit, right)
+            right, wrong = torch.where(picked, right, between), torch.where(picked, between, wrong)
+            below, above = torch.where(hit, below, value), torch.where(hit, value, above)
