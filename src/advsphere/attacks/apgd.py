@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advsphere.attacks.gradient import Keep, Start, _begin
+from advsphere.attacks.gradient import Keep, Start, starting_point
 from advsphere.attacks.pace import Halving, Path, Thinning
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.draws import Draws
@@ -176,7 +176,7 @@ def _search(
     part = 3 * steps // 10
     for factor, length in [(3, part), (2, part), (1, steps - 2 * part)] if multi_eps else [(1, steps)]:
         ball = replace(threat, eps=factor * threat.eps)
-        begin = _begin(x, ball, start, draws)
+        begin = starting_point(x, ball, start, draws)
         found = _ascend(model, x, target, begin, ball, length, loss, rho, done if factor == 1 else None)
         start = found.best
     return found

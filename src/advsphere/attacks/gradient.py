@@ -75,7 +75,7 @@ def pgd(
         raise UserError(f"until_fooled judges success by labels (B,), but the target has shape {tuple(target.shape)}")
     sign = -1.0 if targeted else 1.0
     x = x.detach()
-    x_adv = _begin(x, threat, start, draws)
+    x_adv = starting_point(x, threat, start, draws)
     result = x_adv.clone()
     active = torch.arange(len(x), device=x.device)
     momentum = torch.zeros_like(x)
@@ -144,7 +144,8 @@ def mim(
     )
 
 
-def _begin(x: Tensor, threat: ThreatModel, start: Start, draws: Draws | None) -> Tensor:
+def starting_point(x: Tensor, threat: ThreatModel, start: Start, draws: Draws | None) -> Tensor:
+    """Where an attack inside a ball begins, put into ball and box; (B, ...) -> (B, ...)."""
     if isinstance(start, Tensor):
         return threat.project(start.detach(), x)
     return threat.sample(x, draws or Draws.of(x)) if start == "uniform" else x.clone()
