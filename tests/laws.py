@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from advsphere.attacks import (
     Attack,
+    Cosines,
     Guides,
     apgd,
     apgd_targeted,
@@ -35,6 +36,7 @@ from advsphere.attacks import (
     rays,
     restarts,
     square,
+    surrogate,
     worst_case,
 )
 from advsphere.classifier import Classifier, split
@@ -131,10 +133,22 @@ def _expected(threat: ThreatModel, **options: Any) -> Attack:
     return expected(_pgd(threat, **options), log_odds, 2)
 
 
+def _surrogate(threat: ThreatModel, **options: Any) -> Attack:
+    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+        view = Cosines(split(_network(model)).head, 10.0)
+        return surrogate(model, x, y, ascent=_compacting(threat, **options), view=view, draws=draws)
+
+    return attack
+
+
+def _network(model: Classifier) -> nn.Module:
+    """The network behind a frozen view."""
+    return model if isinstance(model, nn.Module) else inspect.getclosurevars(model).nonlocals["model"]
+
+
 def _feature(threat: ThreatModel, *, steps: int = 6, step_size: float | None = None) -> Attack:
     def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
-        network = model if isinstance(model, nn.Module) else inspect.getclosurevars(model).nonlocals["model"]
-        return bound(model, x, y, head=split(network).head, draws=draws)
+        return bound(model, x, y, head=split(_network(model)).head, draws=draws)
 
     guides = Guides(images(12, seed=77), labels(12))
     bound = partial(feature_attack, threat=threat, guides=guides, tries=3, steps=steps, step_size=threat.eps / 4)
@@ -192,6 +206,7 @@ ATTACKS: dict[str, AttackRow] = {
     "feature_attack": AttackRow(
         _feature, random=True, iterates=False, targeted=None, until_fooled=True, search=True, surrogate=True
     ),
+    "surrogate": AttackRow(_surrogate, random=True, iterates=False, targeted=None, until_fooled=True, surrogate=True),
     "auto_attack": AttackRow(_auto_attack, random=True, iterates=False, targeted=None, until_fooled=True),
     "expected": AttackRow(_expected, random=True, iterates=True, targeted=None),
     "restarts": AttackRow(_restarts, random=True, iterates=True, targeted=None, until_fooled=True),

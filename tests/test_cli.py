@@ -16,11 +16,12 @@ import torch
 
 from advsphere import results
 from advsphere.cli import COMMANDS, main
-from advsphere.cli.arguments import number
+from advsphere.cli.arguments import number, seconds
 from advsphere.cli.evaluate import Options as EvaluateOptions
 from advsphere.cli.subject import Subject
 from advsphere.cli.train import Options as TrainOptions
 from advsphere.cli.verify import Options as VerifyOptions
+from advsphere.evaluation import Effort
 
 QUICK_TRAIN = ["train", "digits-fastat-he", "--epochs", "2", "--out"]
 
@@ -123,6 +124,9 @@ def test_evaluate_refuses_what_does_not_fit(run: Path, capfd: pytest.CaptureFixt
     for arguments, says in (
         (["--suite", "quik"], "did you mean 'quick'"),
         (["--eps=-1"], "not negative"),
+        (["--eps", "0"], "nothing to attack"),
+        (["--suite", "table6", "--norm", "l2"], "has no l2"),
+        (["--suite", "table2", "--head", "network.nothing"], "no linear layer"),
         (["--checkpoint", "best", "--n", "0"], "image"),
     ):
         assert main(["evaluate", str(run), *arguments]) == 1
@@ -238,10 +242,19 @@ def test_the_flags_are_these() -> None:
 
     assert names(TrainOptions) == {"config", "out", "resume", "he"}
     assert names(EvaluateOptions) == {
-        "subject", "suite", "restarts", "norm", "eps", "seed", "batch_size", "low_precision", "out",
+        "subject", "suite", "effort", "budget", "norm", "eps", "seed", "batch_size", "precision", "head", "out",
     }  # fmt: skip
+    assert names(Effort) == {"restarts", "steps", "guides", "cascade"}
     assert names(Subject) == {"run", "checkpoint", "model", "weights", "data", "image_size", "mean", "std", "n"}
     assert names(VerifyOptions) == {"folder", "share", "seed"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("45", 45.0)])
+def test_times_are_read_as_people_write_them(text: str, value: float) -> None:
+    assert seconds(text) == value
+    for wrong in ("", "0s", "-1m", "10 minutes"):
+        with pytest.raises(ValueError):
+            seconds(wrong)
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5", 0.5), ("1e-3", 1e-3), ("2", 2.0)])

@@ -47,7 +47,7 @@ def _only_the_norms_that_an_attack_has(request):
 
 def test_every_public_attack_has_a_row():
     public = {name for name in advsphere.attacks.__all__ if inspect.isfunction(getattr(advsphere.attacks, name))}
-    assert public == {name.split()[0] for name in ATTACKS}
+    assert public - {"stages"} == {name.split()[0] for name in ATTACKS}  # these are several, by name
 
 
 def test_every_objective_has_a_row():

@@ -20,7 +20,7 @@ from advsphere.analysis import accuracy_against_eps, fooled_by, pictures, strong
 from advsphere.config import Config, to_dict
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import CLEAN, Ledger, evaluate, suite
+from advsphere.evaluation import CLEAN, Case, Ledger, evaluate, suite
 from advsphere.evaluation import Progress as AttackProgress
 from advsphere.files import write_atomically
 from advsphere.recipes import method, recipe
@@ -106,7 +106,7 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
     _, model, images = experiment.load_run(run)
     folder = run / "evaluations" / f"{SUITE}-best-{threat.norm}-{threat.eps:.4g}"
     folder.mkdir(parents=True, exist_ok=True)
-    attacks = [CLEAN, *(spec.name for spec in suite(SUITE, threat))]
+    attacks = [CLEAN, *(spec.name for spec in suite(SUITE, Case(threat=threat)))]
     cells = len(attacks) * len(images)
 
     def attacked(p: AttackProgress) -> None:

@@ -105,11 +105,15 @@ class ThreatModel:
 
         The tolerance covers the rounding of x + eps; the norms themselves are summed in float64. NaN is outside.
         """
-        low, high = self.bounds
         x_adv, x = x_adv.float(), x.float()
         in_ball = self.distance(x_adv.double(), x.double()) <= self.eps + self.eps * 1e-6 + 1e-7
+        return in_ball & self.within_bounds(x_adv)
+
+    def within_bounds(self, x_adv: Tensor) -> Tensor:
+        """Which examples are images, all of their pixels within the bounds: (B, ...) -> (B,) bool. NaN is not."""
+        low, high = self.bounds
         flat = x_adv.flatten(1)
-        return in_ball & (flat >= low).all(1) & (flat <= high).all(1)
+        return (flat >= low).all(1) & (flat <= high).all(1)
 
 
 def _norms(delta: Tensor, order: float) -> Tensor:

@@ -1,18 +1,34 @@
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from advsphere.attacks import deepfool
 from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import CLEAN, AttackSpec, Evaluation, Ledger, Progress, evaluate, progress_bar
+from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate, progress_bar
+from advsphere.evaluation.suites import cascade
 from advsphere.hypersphere import attach_head
 from advsphere.threat import ThreatModel
-from tests.evaluation.cases import FEW, SHAPE, THREAT, Fused, do_nothing, leave_the_ball, linear, pgd_spec, robust
+from tests.evaluation.cases import (
+    FEW,
+    SHAPE,
+    THREAT,
+    Fused,
+    change,
+    do_nothing,
+    leave_the_ball,
+    linear,
+    pgd_spec,
+    robust,
+)
 from tests.laws import assert_same_state, global_randomness_untouched, state_of
 
 
@@ -25,11 +41,6 @@ def test_finds_the_exact_robust_accuracy_of_a_linear_model(eps: float) -> None:
     for row in (*result.attacks, result.worst):
         assert [c == "1" for c in row.outcomes] == exact.tolist(), row.name
     assert result.flags == ()
-
-
-def test_eps_zero_is_clean_accuracy() -> None:
-    result = evaluate(*linear(), threat=ThreatModel(norm="linf", eps=0.0))
-    assert {row.outcomes for row in result.rows} == {result.clean.outcomes} and result.clean.k == 54
 
 
 def test_the_worst_case_is_taken_for_each_example() -> None:
@@ -127,8 +138,8 @@ def test_a_ledger_of_another_evaluation_is_refused(tmp_path: Path) -> None:
         ({"threat": ThreatModel(norm="linf", eps=0.2)}, "threat.eps"),
         ({"seed": 1}, "seed: 0 is not 1"),
         ({"batch_size": 10}, "batch_size"),
-        ({"suite": "paper"}, 'suite: "quick" is not "paper"'),
-        ({"restarts": 2}, "restarts"),
+        ({"suite": "paper"}, 'suite.name: "quick" is not "paper"'),
+        ({"effort": Effort(restarts=2)}, "suite.restarts: 1 is not 2"),
         ({"model": other.model}, "model.checksum"),
         ({"labels": known.labels.roll(1)}, "data.checksum"),
         ({"images": known.images.clamp(max=0.9)}, "data.checksum"),
@@ -212,7 +223,7 @@ def test_names_and_restarts_of_own_attacks() -> None:
         with pytest.raises(UserError, match=message):
             evaluate(*known, threat=THREAT, suite=suite)
     with pytest.raises(UserError, match="restarts=n"):
-        evaluate(*known, threat=THREAT, suite=[pgd_spec()], restarts=2)
+        evaluate(*known, threat=THREAT, suite=[pgd_spec()], effort=Effort(restarts=2))
 
 
 def test_preflight_comes_first(tmp_path: Path) -> None:
@@ -224,6 +235,8 @@ def test_preflight_comes_first(tmp_path: Path) -> None:
 
 def test_what_no_evaluation_can_be_of_is_refused() -> None:
     model, images, labels = linear()
+    with pytest.raises(UserError, match="eps is 0, so there is nothing to attack"):
+        evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=0.0))
     with pytest.raises(UserError, match="did you mean eps / 255"):
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8))
     with pytest.raises(UserError, match="function; wrap it in a"):
@@ -264,7 +277,7 @@ class Noting(nn.Module):
 def test_a_search_in_low_precision_is_recorded_and_reaches_the_same_verdict(
     dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("advsphere.evaluation.engine.native_low_precision", lambda device: dtype)
+    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: dtype)
     conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -274,22 +287,76 @@ def test_a_search_in_low_precision_is_recorded_and_reaches_the_same_verdict(
     images = linear(200).images
     labels, threat = model(images).argmax(1), ThreatModel(norm="linf", eps=0.03)
     few = [pgd_spec(threat=threat, steps=5)]
-    full = evaluate(model, images, labels, threat=threat, suite=few)
+    full = evaluate(model, images, labels, threat=threat, suite=few, precision="float32")
     assert full.identity["search"] == "float32" and not any(model.low)
-    low = evaluate(model, images, labels, threat=threat, suite=few, low_precision=True)
+    low = evaluate(model, images, labels, threat=threat, suite=few)
     assert 0 < full.worst.k < 200 and abs(low.worst.k - full.worst.k) <= 4
     if dtype is None:
-        assert low.identity["search"] == "float32" and "no bfloat16" in low.flags[0] and not any(model.low)
+        assert low.identity["search"] == "float32" and not any(model.low)
     else:
-        assert low.identity["search"] == "bfloat16" and low.flags == ()
+        assert low.identity["search"] == "bfloat16"
         assert sum(model.low) >= 6  # every step of the search, and the look at its last iterate
 
 
-def test_an_evaluation_is_of_a_whole_ledger(tmp_path: Path) -> None:
+def test_what_was_not_reached_counts_as_robust_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     model = Fused(linear().model)
     model.calls = int(0.6 * calls_of())
     with pytest.raises(KeyboardInterrupt):
         run(model, path)
-    with Ledger.read(path) as book, pytest.raises(UserError, match="of 60 images; run the same evaluation again"):
+    whole = run(linear().model, None)
+    with Ledger.read(path) as book:
+        part = Evaluation.of(book)
+    assert part.worst.unreached == part.attacks[-1].unreached > 0 and part.worst.k > whole.worst.k
+    assert any("time was over before" in flag for flag in part.flags)
+    assert all(a <= b for a, b in zip(whole.worst.outcomes, part.worst.outcomes, strict=True))
+
+
+def test_a_ledger_without_the_clean_images_is_no_evaluation(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    run(linear().model, path)
+    change(path, "DELETE FROM cells WHERE attack = 'clean' AND example = 3")
+    with Ledger.read(path) as book, pytest.raises(UserError, match="of 60 clean images 1 are missing"):
         Evaluation.of(book)
+
+
+def test_a_cascade_reaches_the_same_verdict_with_less() -> None:
+    known = linear(100, classes=5)
+    full = evaluate(*known, threat=THREAT, suite=FEW)
+    chained = evaluate(*known, threat=THREAT, suite=cascade(FEW))
+    assert chained.worst.outcomes == full.worst.outcomes == chained.attacks[-1].outcomes
+    assert chained.attacks[0] == replace(full.attacks[0], seconds=chained.attacks[0].seconds)
+    assert chained.worst.forwards < full.worst.forwards
+    with pytest.raises(UserError, match="comes after 'PGD-5', which is not among"):
+        evaluate(*known, threat=THREAT, suite=cascade(FEW)[1:])
+
+
+def test_a_budget_is_kept_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that ticks with every look at it: the first call ends in the middle of the second attack."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
+    known, path = linear(100, classes=5), tmp_path / "ledger.sqlite"
+    given = {"threat": THREAT, "suite": FEW, "batch_size": 16, "ledger": path}
+    results = [evaluate(*known, budget=20.0, **given) for _ in range(6)]  # type: ignore[arg-type]
+    unreached = [result.worst.unreached for result in results]
+    assert unreached[0] > 0 and unreached == sorted(unreached, reverse=True) and unreached[-1] == 0
+    assert [r.worst.k for r in results] == sorted((r.worst.k for r in results), reverse=True)
+    assert results[-1].worst.outcomes == evaluate(*known, threat=THREAT, suite=FEW).worst.outcomes
+
+
+def test_minimal_norms_are_judged_by_the_radius_and_kept(tmp_path: Path) -> None:
+    """On a linear model DeepFool's norms are the distances of the boundary, so half of them are below their median."""
+    known, path = linear(100), tmp_path / "ledger.sqlite"
+    spec = AttackSpec("DeepFool", partial(deepfool, norm="linf", overshoot=1e-3), minimal=True)
+    result = evaluate(*known, threat=THREAT, suite=[spec, pgd_spec()], ledger=path, precision="float32")
+    found = result.row("DeepFool")
+    assert found.invalid == 0 and found.outcomes == result.row("PGD").outcomes and result.row("PGD").median is None
+    assert found.median is not None
+    at_median = ThreatModel(norm="linf", eps=found.median * 1.001)
+    tried = result.clean.k
+    left = evaluate(*known, threat=at_median, suite=[pgd_spec(threat=at_median)], precision="float32").worst.k
+    assert abs(left - tried / 2) <= 1
+    with Ledger.read(path) as book:
+        far = [c for c in book.cells("DeepFool") if c.status == "resisted"]
+        assert far and all(c.distance > THREAT.eps for c in far)  # type: ignore[operator]
+        assert all(book.adversarial("DeepFool", c.example) is not None for c in far)

@@ -21,10 +21,10 @@ def test_a_result_outside_the_ball_is_no_success() -> None:
     x_adv[3, 0, 0, 0] += 0.09 if x[3, 0, 0, 0] < 0.5 else -0.09
     with frozen(model) as exact:
         verdict = judge(exact, THREAT, x[:5], x_adv[:5], y[:5])
-    assert verdict.inside.tolist() == [False, False, False, True, True]
+    assert verdict.valid.tolist() == [False, False, False, True, True]
     assert not verdict.fooled[:3].any()
     assert verdict.distance[0] == pytest.approx(0.11, abs=1e-6)
-    cells = verdict.cells(torch.arange(10, 15))
+    cells = verdict.cells(torch.arange(10, 15), y[:5])
     assert [c.status for c in cells[:3]] == ["invalid"] * 3 and all(c.x_adv is None for c in cells[:3])
     assert [c.example for c in cells] == [10, 11, 12, 13, 14]
 
@@ -33,7 +33,7 @@ def test_what_an_attack_reports_is_predicted_again() -> None:
     model, x, y = linear()
     right = model(x).argmax(1) == y
     verdict = strike(model, AttackSpec("nothing", do_nothing), THREAT, x, y, Draws.of(x))
-    assert verdict.inside.all() and torch.equal(verdict.fooled, ~right)
+    assert verdict.valid.all() and torch.equal(verdict.fooled, ~right)
     assert torch.equal(verdict.prediction, model(x).argmax(1))
 
 

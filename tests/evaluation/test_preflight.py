@@ -12,7 +12,7 @@ from advsphere.attacks import pgd
 from advsphere.data import ImageSet
 from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, Finding, preflight, suite
+from advsphere.evaluation import AttackSpec, Case, Finding, preflight, suite
 from advsphere.losses import dlr
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, Known, linear, pgd_spec
@@ -41,7 +41,7 @@ def known() -> Known:
 
 
 def test_all_is_well(known: Known) -> None:
-    findings = preflight(*known, attacks=suite("quick", THREAT))
+    findings = preflight(*known, attacks=suite("quick", Case(threat=THREAT)))
     assert {f.status for f in findings} == {"ok"}
     assert outcome(findings, "clean accuracy").detail == "90 of 100 drawn images are classified as labelled"
     assert outcome(findings, "margin PGD-100 at eps = 0")

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
-from advsphere.classifier import fooled
+from advsphere.attacks import Guides
+from advsphere.classifier import fooled, split
 from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.evaluation import SUITES, suite
+from advsphere.evaluation import SUITES, Case, Effort, evaluate, suite
 from advsphere.threat import Norm, ThreatModel
-from tests.evaluation.cases import THREAT, linear
+from tests.evaluation.cases import THREAT, Known, linear
 
 
 def test_quick_has_the_columns_of_the_demo() -> None:
-    specs = {spec.name: spec.settings for spec in suite("quick", THREAT, scale=15.0)}
+    specs = {spec.name: spec.settings for spec in suite("quick", Case(threat=THREAT, scale=15.0))}
     assert list(specs) == ["FGSM", "PGD-20", "PGD-100", "margin PGD-100"]
     assert [specs[name].get("steps") for name in specs] == [None, 20, 100, 100]
     assert [specs[name]["loss"] for name in specs] == ["log_odds", "log_odds", "log_odds", "margin"]
@@ -20,7 +24,7 @@ def test_quick_has_the_columns_of_the_demo() -> None:
 
 
 def test_paper_attacks_bare_cosines_and_the_logits_as_they_are() -> None:
-    bare, trained, margins = suite("paper", THREAT, scale=15.0)
+    bare, trained, margins = suite("paper", Case(threat=THREAT, scale=15.0))
     assert (bare.name, trained.name, margins.name) == ("PGD-50 (s = 1)", "PGD-50", "margin PGD-50")
     assert bare.settings["loss"] == {"name": "at_scale", "factor": 1 / 15, "loss": "log_odds"}
     assert trained.settings == bare.settings | {"loss": "log_odds"}
@@ -28,29 +32,90 @@ def test_paper_attacks_bare_cosines_and_the_logits_as_they_are() -> None:
 
 
 def test_paper_lists_once_what_is_the_same_for_a_plain_head() -> None:
-    assert [spec.name for spec in suite("paper", THREAT)] == ["PGD-50", "margin PGD-50"]
+    assert [spec.name for spec in suite("paper", Case(threat=THREAT))] == ["PGD-50", "margin PGD-50"]
+
+
+def case_for(known: Known, norm: Norm = "linf", **effort: int) -> Case:
+    head = split(known.model).head
+    guides = Guides(known.images, known.labels)
+    threat = ThreatModel(norm=norm, eps=0.2)
+    return Case(threat=threat, scale=2.0, head=head, guides=guides, effort=Effort(**effort))
 
 
 @pytest.mark.parametrize("name", SUITES)
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_attack_runs_and_keeps_to_its_ball(name: str, norm: Norm) -> None:
-    threat = ThreatModel(norm=norm, eps=0.2)
-    model, x, y = linear(classes=4)
-    specs = suite(name, threat, scale=2.0, restarts=2)
+    known = linear(20, classes=4, wrong=2)
+    model, x, y = known
+    case = case_for(known, norm, restarts=2, steps=10, guides=3)
+    if (name, norm) in [("table2", "l1"), ("table6", "l1"), ("table6", "l2")]:
+        with pytest.raises(UserError, match=f"no {norm}"):
+            evaluate(model, x, y, threat=case.threat, suite=name)
+        return
+    specs = suite(name, case)
     assert len({spec.name for spec in specs}) == len(specs)
     for spec in specs:
+        assert json.dumps(spec.settings)
         x_adv = spec.run(model, x, y, draws=Draws.of(x))
-        assert threat.contains(x_adv, x).all()
-        assert int(fooled(model(x_adv), y).sum()) > int(fooled(model(x), y).sum())
+        assert spec.minimal or case.threat.contains(x_adv, x).all()
+        assert int(fooled(model(x_adv), y).sum()) > int(fooled(model(x), y).sum()), spec.name
+
+
+def test_table2_has_the_columns_of_the_paper() -> None:
+    known = linear(classes=4)
+    case = case_for(known)
+    specs = {spec.name: spec for spec in suite("table2", case)}
+    columns = {"FGSM", "MIM-20", "PGD-20", "DeepFool", "FAB", "PGD-500", "C&W", "FeaAtt."}
+    assert {name.removesuffix(" (s = 1)") for name in specs} == columns
+    for name in ("FGSM", "MIM-20", "PGD-20", "PGD-500"):
+        assert specs[f"{name} (s = 1)"].settings["loss"]["factor"] == 0.5
+    assert specs["PGD-500"].settings["step_size"] == pytest.approx(0.2 * 0.003 / 0.031)
+    assert {name for name, spec in specs.items() if spec.minimal} == {"DeepFool", "FAB", "C&W"}
+    feature = specs["FeaAtt."].settings
+    assert (feature["tries"], feature["steps"], feature["step_size"]) == (100, 100, 1 / 255)
+    uncertain = {name for name, spec in specs.items() if spec.note}
+    assert columns - {name.removesuffix(" (s = 1)") for name in uncertain} == {"PGD-20", "PGD-500"}
+    assert len(suite("table2", replace(case, scale=1.0))) == len(columns)
+
+
+def test_autoattack_is_the_published_one_and_each_stage_sees_what_is_left() -> None:
+    specs = suite("autoattack", Case(threat=THREAT))
+    names = ["AutoAttack: APGD-CE", "AutoAttack: + APGD-T", "AutoAttack: + FAB-T", "AutoAttack: + Square"]
+    assert [spec.name for spec in specs] == names
+    assert [list(spec.after) for spec in specs] == [names[:i] for i in range(4)]
+    first, targeted, boundary, black_box = (spec.settings for spec in specs)
+    assert first["steps"] == targeted["steps"] == boundary["steps"] == 100
+    assert targeted["targets"] == boundary["targets"] == 9 and black_box["queries"] == 5000
+    assert all("short" in spec.name for spec in suite("autoattack", Case(threat=THREAT, effort=Effort(steps=10))))
+
+
+def test_what_looks_at_features_needs_a_head() -> None:
+    for name in ("table2", "adaptive"):
+        with pytest.raises(UserError, match="--head"):
+            suite(name, Case(threat=THREAT))
+
+
+def test_steps_replace_the_suite_s_own_and_what_becomes_equal_is_listed_once() -> None:
+    assert [spec.name for spec in suite("quick", Case(threat=THREAT, effort=Effort(steps=7)))] == [
+        "FGSM",
+        "PGD-7",
+        "margin PGD-7",
+    ]
+
+
+@pytest.mark.parametrize("effort", [{"restarts": 0}, {"steps": 0}, {"guides": -1}])
+def test_an_effort_of_nothing_is_refused(effort: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=next(iter(effort))):
+        Effort(**effort)
 
 
 def test_restarts_are_for_random_starts() -> None:
-    specs = suite("quick", THREAT, restarts=10)
+    specs = suite("quick", Case(threat=THREAT, effort=Effort(restarts=10)))
     assert [spec.restarts for spec in specs] == [1, 10, 10, 10]
 
 
 def test_an_unknown_suite_gets_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'quick'"):
-        suite("quik", THREAT)
-    with pytest.raises(UserError, match="choose one of quick, paper"):
-        suite("everything", THREAT)
+        suite("quik", Case(threat=THREAT))
+    with pytest.raises(UserError, match="choose one of quick, paper, table2"):
+        suite("everything", Case(threat=THREAT))

@@ -24,7 +24,16 @@ def outcomes(k: int, *, shift: int = 0, n: int = N) -> str:
 
 
 def row(name: str, column: str, settings: Mapping[str, Any] | None = None) -> Row:
-    return Row(name=name, outcomes=column, settings=settings or {}, invalid=0, seconds=1.25, forwards=4321)
+    return Row(
+        name=name,
+        outcomes=column,
+        settings=settings or {},
+        invalid=0,
+        unreached=0,
+        median=None,
+        seconds=1.25,
+        forwards=4321,
+    )
 
 
 def evaluation(
@@ -39,9 +48,8 @@ def evaluation(
             "model": {"type": "PixelClassifier", "checksum": model, "scale": 15.0},
             "data": {"name": "digits", "checksum": "d" * 64, "n": N, "shape": [1, 8, 8]},
             "threat": {"norm": "linf", "eps": eps, "bounds": [0.0, 1.0]},
-            "suite": "quick",
+            "suite": {"name": "quick", "head": None, "restarts": 1, "steps": None, "guides": 100, "cascade": False},
             "attacks": {r.name: r.settings for r in rows[1:-1]},
-            "restarts": 1,
             "seed": 17,
             "batch_size": 250,
             "search": "float32",

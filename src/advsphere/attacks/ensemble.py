@@ -26,7 +26,15 @@ def auto_attack(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> Attack:
     """AutoAttack (Croce & Hein 2020, arXiv 2003.01690; l1: Croce & Hein 2021, arXiv 2103.01208), with the settings of
-    the official code (github.com/fra31/auto-attack). The first attack that fools an example decides it.
+    the official code (github.com/fra31/auto-attack): the worst case of its `stages`, whose arguments these are.
+    """
+    return worst_case(list(stages(threat, version, steps=steps, queries=queries, passes=passes).values()))
+
+
+def stages(
+    threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
+) -> dict[str, Attack]:
+    """The attacks of AutoAttack by name, in their order; the first that fools an example decides it.
 
     standard: APGD-CE, APGD-T (9 targets), FAB-T (9 targets) and Square; with l1, APGD-CE has 5 restarts, APGD-T 5
     targets, and both come down from larger balls. plus: APGD-CE and APGD-DLR with 5 restarts each, FAB with 5 starts,
@@ -45,16 +53,29 @@ def auto_attack(
     ce = partial(apgd, threat=threat, steps=steps, loss=log_odds, multi_eps=l1, until_fooled=True)
     ratio = partial(ce, loss=dlr_or_margin)
     if version == "rand":
-        return worst_case([expected(ce, log_odds, passes), expected(ratio, dlr_or_margin, passes)])
-    targeted = partial(apgd_targeted, threat=threat, steps=steps, multi_eps=l1)
+        return {
+            "APGD-CE": expected(ce, log_odds, passes),
+            "APGD-DLR": expected(ratio, dlr_or_margin, passes),
+        }
+    targeted = partial(apgd_targeted, threat=threat, steps=steps, targets=9, multi_eps=l1)
     boundary = partial(fab_targeted, norm=threat.norm, bounds=threat.bounds, eps=threat.eps, steps=steps, targets=9)
     # The official Square stretches its schedule over 10,000 queries whatever their number.
     black_box = partial(square, threat=threat, queries=queries, p=0.8, horizon=2 * queries)
     if version == "standard":
-        first = restarts(ce, 5) if l1 else ce
-        return worst_case([first, partial(targeted, targets=5 if l1 else 9), boundary, black_box])
-    walks = partial(fab, norm=threat.norm, bounds=threat.bounds, eps=threat.eps, steps=steps, starts=5)
-    return worst_case([restarts(ce, 5), restarts(ratio, 5), walks, black_box, partial(targeted, targets=9), boundary])
+        return {
+            "APGD-CE": restarts(ce, 5) if l1 else ce,
+            "APGD-T": partial(targeted, targets=5) if l1 else targeted,
+            "FAB-T": boundary,
+            "Square": black_box,
+        }
+    return {
+        "APGD-CE": restarts(ce, 5),
+        "APGD-DLR": restarts(ratio, 5),
+        "FAB": partial(fab, norm=threat.norm, bounds=threat.bounds, eps=threat.eps, steps=steps, starts=5),
+        "Square": black_box,
+        "APGD-T": targeted,
+        "FAB-T": boundary,
+    }
 
 
 def dlr_or_margin(logits: Tensor, y: Tensor) -> Tensor:

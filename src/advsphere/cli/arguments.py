@@ -35,6 +35,27 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     return parsed
 
 
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """10m, 90s, 1.5h, or a plain number of seconds. Raises ValueError for anything else, and what is not above 0."""
+    value = number(text[:-1]) * SECONDS[text[-1]] if text[-1:] in SECONDS else number(text)
+    if not value > 0:
+        raise ValueError(f"{text} is no time; write 90s, 10m or 2h")
+    return value
+
+
+DURATION = PrimitiveConstructorSpec[float | None](
+    nargs=1,
+    metavar="TIME",
+    instance_from_str=lambda words: None if words[0] == "None" else seconds(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, int | float),
+    str_from_instance=lambda value: [str(value)],
+)
+"""For a field of seconds that is written as people write times."""
+
+
 def number(text: str) -> float:
     """0.03, 1e-3 or 8/255. Raises ValueError for anything else."""
     try:

@@ -10,10 +10,10 @@ import tyro
 from rich.console import Console
 
 from advsphere import experiment
-from advsphere.cli.arguments import parse
+from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.subject import Subject
 from advsphere.config import Config
-from advsphere.evaluation import evaluate, progress_bar
+from advsphere.evaluation import Effort, Precision, evaluate, progress_bar
 from advsphere.threat import Norm, ThreatModel
 
 
@@ -31,10 +31,17 @@ class Options:
 
     subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
     suite: str = "quick"
-    """Which attacks: quick (FGSM, PGD-20, PGD-100, margin PGD-100) or paper (PGD-50 at s = 1 and at s, margin PGD-50).
+    """Which attacks.
+    - quick: FGSM, PGD-20, PGD-100, margin PGD-100.
+    - paper: PGD-50 at s = 1 and at s, margin PGD-50.
+    - autoattack: APGD-CE, APGD-T, FAB-T, Square.
+    - table2, table6: the columns of the paper's tables.
+    - adaptive: for bounded cosine heads: the scale swept, angles, features.
     """
-    restarts: int = 1
-    """Of every attack with a random start; the worst case counts."""
+    effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
+    budget: Annotated[float | None, DURATION] = None
+    """How long the attacks may take, e.g. 10m, 90s or 2h: the tightest upper bound that the time allows. The same
+    command again goes on for as long."""
     norm: Norm | None = None
     """The run's own by default; linf for a model of yours."""
     eps: float | None = None
@@ -42,8 +49,10 @@ class Options:
     seed: int = 0
     """Of the attacks' random starts."""
     batch_size: int = 250
-    low_precision: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Search in bfloat16 where the machine has it; what is found is always checked in float32."""
+    precision: Precision = "auto"
+    """Of the search; auto is bfloat16 where the machine has it. What is found is always checked in float32."""
+    head: str | None = None
+    """The last linear layer's name, where it can't be told; a run knows its own."""
     out: Path | None = None
     """Where to write; by default a folder in the run's, or runs/own for a model of yours."""
 
@@ -68,9 +77,10 @@ def main(arguments: list[str]) -> int:
             seed=options.seed,
             batch_size=options.batch_size,
             ledger=folder / "ledger.sqlite",
-            restarts=options.restarts,
-            head=None if config is None else experiment.head_name(config),
-            low_precision=options.low_precision,
+            effort=options.effort,
+            budget=options.budget,
+            head=options.head or (None if config is None else experiment.head_name(config)),
+            precision=options.precision,
             on_progress=on_progress,
         )
     evaluation.save(folder / "evaluation.json")
@@ -88,8 +98,11 @@ def _threat(options: Options, config: Config | None) -> ThreatModel:
 
 def _folder(options: Options, threat: ThreatModel) -> Path:
     """A folder for each question, so that another question does not meet the ledger of this one."""
-    subject = options.subject
-    n = "" if subject.n is None else f"-n{subject.n}"
-    restarts = "" if options.restarts == 1 else f"-r{options.restarts}"
-    name = f"{options.suite}-{subject.checkpoint}-{threat.norm}-{threat.eps:.4g}{n}{restarts}"
+    subject, usual = options.subject, Effort()
+    name = f"{options.suite}-{subject.checkpoint}-{threat.norm}-{threat.eps:.4g}"
+    name += "" if subject.n is None else f"-n{subject.n}"
+    for field in ("restarts", "steps", "guides"):
+        value = getattr(options.effort, field)
+        name += "" if value == getattr(usual, field) else f"-{field}{value}"
+    name += "-cascade" if options.effort.cascade or options.budget is not None else ""
     return (Path("runs/own") if subject.run is None else subject.run / "evaluations") / name

@@ -15,7 +15,8 @@ from torch import Tensor
 
 Status = Literal["fooled", "resisted", "invalid", "not_run"]
 """`fooled`: inside the ball and misclassified by the model in float32. `invalid`: the attack left the ball, which
-counts as resisted. `not_run`: the clean image is misclassified already, so nothing was tried.
+counts as resisted. `not_run`: the clean image is misclassified already, or an attack that this one comes after fooled
+it, so nothing was tried.
 """
 
 
@@ -23,7 +24,8 @@ class Cell(NamedTuple):
     """One example under one attack.
 
     prediction: the model's, in float32, of what the attack returned (-1 for NaN logits; None where nothing was
-    predicted). distance: of that from the clean image. x_adv: (C, H, W), of a fooled one.
+    predicted). distance: of that from the clean image. x_adv: (C, H, W), of a fooled one, and of what a minimal-norm
+    attack found outside the ball.
     """
 
     example: int

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from advsphere.classifier import frozen, split
-from advsphere.classifier import low_precision as native_low_precision
+from advsphere.attacks import Guides
+from advsphere.classifier import frozen, low_precision, split
 from advsphere.data import Images
-from advsphere.draws import Draws
+from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
 from advsphere.evaluation.cells import Cell, Cost
 from advsphere.evaluation.checksums import data_checksum, model_checksum
 from advsphere.evaluation.findings import Finding
-from advsphere.evaluation.judge import exact_float32, predict, strike
+from advsphere.evaluation.judge import OutOfTime, exact_float32, predict, strike
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.preflight import device_of, images_of, preflight
 from advsphere.evaluation.progress import Progress
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.specs import AttackSpec, describe
+from advsphere.evaluation.suites import Case, Effort, cascade
 from advsphere.evaluation.suites import suite as suite_of
 from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
 
 OnProgress = Callable[[Progress], None]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+_PRECISIONS: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+MOST_GUIDES = 1000
+"""Images among which the guides of the feature attack are drawn, so that they fit into memory whatever the set."""
 
 
 def evaluate(
@@ -42,9 +51,10 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 250,
     ledger: Path | None = None,
-    restarts: int = 1,
+    effort: Effort = Effort(),
+    budget: float | None = None,
     head: str | None = None,
-    low_precision: bool = False,
+    precision: Precision = "auto",
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Attack a model on images and say what is left of its accuracy: an upper bound of its robust accuracy.
@@ -53,24 +63,29 @@ def evaluate(
     it was. images: an `advsphere.data` set, or an (N, C, H, W) tensor in [0, 1] with `labels` (N,) int64. suite: a name
     (`SUITES`), or attacks of one's own. seed: of the attacks' random starts. batch_size: the unit of work, and part of
     what makes two runs the same bit for bit. ledger: where to write every outcome; an evaluation that was interrupted
-    goes on from there; None keeps it in memory. restarts: of the attacks with a random start, in a named suite. head:
-    the last linear layer's name, where its scale s can't be found. low_precision: search in bfloat16 where the
-    machine computes in it; what is found always has to fool the model in float32.
+    goes on from there; None keeps it in memory. effort: of a named suite. budget: seconds that the attacks may take;
+    they try only what those before them left, and what is not reached counts as robust, so the result is the tightest
+    upper bound that the time allows; the same call again goes on for as long. head: the last linear layer's name, where
+    it can't be found. precision: of the search, "auto" being bfloat16 where the machine computes in it; what is found
+    always has to fool the model in float32.
 
     Raises UserError for what `preflight` refuses, an unknown suite, and a ledger that holds another evaluation.
     """
+    deadline = math.inf if budget is None else time.monotonic() + budget
     images, device = images_of(images, labels), device_of(model)
-    if threat.eps > threat.bounds[1] - threat.bounds[0] and threat.norm == "linf":
+    if threat.eps == 0:
+        raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
+    if threat.norm == "linf" and threat.eps > threat.bounds[1] - threat.bounds[0]:
         raise UserError(f"eps is {threat.eps:g}, more than there is between black and white; did you mean eps / 255?")
-    scale, notes = _scale(model, head)
-    specs = _specs(suite, threat, scale, restarts)
-    dtype = native_low_precision(device) if low_precision else None
-    if low_precision and dtype is None:
-        notes.append(Finding("precision", "noted", f"this {device.type} has no bfloat16, so the search ran in float32"))
+    if budget is not None:
+        effort = replace(effort, cascade=True)
+    case, notes = case_of(model, images, threat, effort, head)
+    specs = _specs(suite, case)
+    dtype = low_precision(device) if precision == "auto" else _PRECISIONS[precision]
     with exact_float32():
         findings = (*preflight(model, images, batch_size=batch_size, attacks=specs), *notes)
         identity = {
-            "model": {"type": type(model).__name__, "checksum": model_checksum(model), "scale": scale},
+            "model": {"type": type(model).__name__, "checksum": model_checksum(model), "scale": case.scale},
             "data": {
                 "name": images.name,
                 "checksum": data_checksum(images, batch_size),
@@ -78,9 +93,8 @@ def evaluate(
                 "shape": list(images.shape),
             },
             "threat": describe(threat),
-            "suite": suite if isinstance(suite, str) else "own",
+            "suite": {"name": suite, "head": head, **asdict(effort)} if isinstance(suite, str) else {"name": "own"},
             "attacks": {spec.name: spec.settings for spec in specs},
-            "restarts": restarts,
             "seed": seed,
             "batch_size": batch_size,
             "search": str(dtype or torch.float32).removeprefix("torch."),
@@ -88,11 +102,29 @@ def evaluate(
         with Ledger.create_or_resume(
             ledger, identity=identity, labels=images.labels.tolist(), environment=environment(device)
         ) as book:
-            work = _Work(model, images, threat, book, seed, batch_size, dtype, on_progress)
+            work = _Work(model, images, threat, book, seed, batch_size, dtype, deadline, on_progress)
             work.clean()
-            for spec in specs:
-                work.attack(spec)
+            with contextlib.suppress(OutOfTime):
+                for spec in specs:
+                    work.attack(spec)
             return Evaluation.of(book, findings)
+
+
+def case_of(
+    model: nn.Module, images: Images, threat: ThreatModel, effort: Effort, head: str | None
+) -> tuple[Case, list[Finding]]:
+    """What a suite may know of a model and its images; with a note for a network without a linear head that could be
+    told, unless `head` names it, which raises UserError where that is wrong.
+    """
+    try:
+        parts = split(model, head)
+    except UserError as error:
+        if head is not None:
+            raise
+        return Case(threat=threat, effort=effort), [Finding("head", "ok", f"attacked at scale 1, since {error}")]
+    chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:MOST_GUIDES].sort().values
+    guides = Guides(*(part.to(device_of(model)) for part in images.batch(chosen)))
+    return Case(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort), []
 
 
 @dataclass(frozen=True)
@@ -106,6 +138,7 @@ class _Work:
     seed: int
     batch_size: int
     dtype: torch.dtype | None
+    deadline: float
     on_progress: OnProgress | None
 
     def clean(self) -> None:
@@ -119,16 +152,17 @@ class _Work:
             self._run(CLEAN, cells)
 
     def attack(self, spec: AttackSpec) -> None:
-        wrong = torch.tensor([cell.status == "fooled" for cell in self.ledger.cells(CLEAN)])
+        standing = torch.tensor([robust == "1" for robust in self.ledger.outcomes(spec.name)])
 
         def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
-            skipped = [Cell(i, "not_run") for i in index[wrong[index]].tolist()]
-            at = ~wrong[index].to(x.device)
+            skipped = [Cell(i, "not_run") for i in index[~standing[index]].tolist()]
+            at = standing[index].to(x.device)
             if not at.any():
                 return skipped, 0
-            ids = index.to(x.device)[at]
-            verdict = strike(self.model, spec, self.threat, x[at], y[at], Draws(self.seed, ids), dtype=self.dtype)
-            return skipped + verdict.cells(ids), verdict.forwards
+            ids, x, y = index.to(x.device)[at], x[at], y[at]
+            draws = Draws(self.seed, ids)
+            verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=self.dtype, deadline=self.deadline)
+            return skipped + verdict.cells(ids, y), verdict.forwards
 
         self._run(spec.name, cells)
 
@@ -157,31 +191,23 @@ class _Work:
                 )
 
 
-def _specs(
-    suite: str | Sequence[AttackSpec], threat: ThreatModel, scale: float, restarts: int
-) -> tuple[AttackSpec, ...]:
+def _specs(suite: str | Sequence[AttackSpec], case: Case) -> tuple[AttackSpec, ...]:
     if isinstance(suite, str):
-        specs = suite_of(suite, threat, scale=scale, restarts=restarts)
-    elif restarts != 1:
-        raise UserError("restarts is for named suites; give each attack of your own its AttackSpec(..., restarts=n)")
+        specs = suite_of(suite, case)
+    elif case.effort != Effort(cascade=case.effort.cascade):
+        raise UserError("effort is for named suites; give each attack of your own its AttackSpec(..., restarts=n)")
     else:
-        specs = tuple(suite)
+        specs = cascade(suite) if case.effort.cascade else tuple(suite)
     names = [spec.name for spec in specs]
     taken = [n for n in {*names} if names.count(n) > 1 or n in (CLEAN, WORST)]
     if taken:
         raise UserError(f"the name {taken[0]!r} is used twice or reserved; give each attack a name of its own")
-    for spec in specs:
-        bound = spec.attack.keywords.get("threat", threat) if isinstance(spec.attack, partial) else threat
-        if bound != threat:  # a smaller ball would flatter the model without a sign
-            raise UserError(f"{spec.name} is bound to {bound}, but this evaluation is of {threat}; bind the same one")
+    for i, spec in enumerate(specs):
+        bound = spec.attack.keywords.get("threat", case.threat) if isinstance(spec.attack, partial) else case.threat
+        if bound != case.threat:  # a smaller ball would flatter the model without a sign
+            raise UserError(
+                f"{spec.name} is bound to {bound}, but this evaluation is of {case.threat}; bind the same one"
+            )
+        if unknown := [name for name in spec.after if name not in names[:i]]:
+            raise UserError(f"{spec.name} comes after {unknown[0]!r}, which is not among the attacks before it")
     return specs
-
-
-def _scale(model: nn.Module, head: str | None) -> tuple[float, list[Finding]]:
-    """The head's s, and 1.0 with a note for a network without a linear head that could be told."""
-    try:
-        return split(model, head).scale, []
-    except UserError as error:
-        if head is not None:
-            raise
-        return 1.0, [Finding("head", "ok", f"attacked at scale 1, since {error}")]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.evaluation.cells import Cell
 from advsphere.evaluation.specs import AttackSpec
+from advsphere.losses import margin
 from advsphere.threat import ThreatModel
 
 
@@ -21,23 +24,24 @@ from advsphere.threat import ThreatModel
 class Verdict:
     """What the model in float32 says of an attack's results; x_adv: (B, C, H, W) float32, the others (B,).
 
-    inside: it keeps to ball and box. fooled: inside and misclassified. prediction: the class, the label where it
-    resisted, -1 for NaN logits. distance: from the clean image. forwards: images that the search sent through the
-    model.
+    valid: it keeps to the box, and to the ball unless the attack looks for the smallest norm. fooled: inside ball and
+    box, and misclassified. prediction: the class, -1 for NaN logits; the label where nothing was found. distance: from
+    the clean image. forwards: images that the search sent through the model.
     """
 
     x_adv: Tensor
-    inside: Tensor
+    valid: Tensor
     fooled: Tensor
     prediction: Tensor
     distance: Tensor
     forwards: int = 0
 
-    def cells(self, examples: Tensor) -> list[Cell]:
-        """The ledger's cells; examples: (B,) their numbers."""
+    def cells(self, examples: Tensor, y: Tensor) -> list[Cell]:
+        """The ledger's cells; examples: (B,) their numbers, y: (B,) their labels."""
         rows = zip(
             examples.tolist(),
-            self.inside.tolist(),
+            y.tolist(),
+            self.valid.tolist(),
             self.fooled.tolist(),
             self.prediction.tolist(),
             self.distance.tolist(),
@@ -46,12 +50,14 @@ class Verdict:
         )
         return [
             Cell(i, "invalid", None, d)
-            if not inside
-            else Cell(i, "fooled", p, d, x)
-            if hit
-            else Cell(i, "resisted", p, d)
-            for i, inside, hit, p, d, x in rows
+            if not valid
+            else Cell(i, "fooled" if hit else "resisted", p, d, x if p != label else None)
+            for i, label, valid, hit, p, d, x in rows
         ]
+
+
+class OutOfTime(Exception):
+    """The search has reached its deadline; what was under way is lost."""
 
 
 def strike(
@@ -63,45 +69,59 @@ def strike(
     draws: Draws,
     *,
     dtype: torch.dtype | None = None,
+    deadline: float = math.inf,
 ) -> Verdict:
     """Run one attack on a batch and judge it.
 
-    dtype: search in this precision, batch norms folded. Where that search believes itself successful and float32
-    disagrees, it stopped too early, so those examples are attacked again in float32.
+    dtype: search in this precision, batch norms folded, unless the attack's record says otherwise. Where that search
+    believes itself successful and float32 disagrees, it stopped too early; where it ended so close to the boundary that
+    its precision could hide a success, it may have missed one. Those examples are attacked again in float32. deadline:
+    a time of `time.monotonic()`; a forward after it raises OutOfTime.
     """
-    with frozen(model, dtype=dtype, fold=dtype is not None) as view:
-        counted = _Counted(view)
+    low = dtype is not None and not spec.exact
+    with frozen(model, dtype=dtype if low else None, fold=low) as view:
+        counted = _Counted(view, deadline)
         x_adv = _returned(spec, counted, x, y, draws)
-        claimed = predict(view, x_adv, y)[0] if dtype is not None else torch.zeros_like(y, dtype=torch.bool)
+        claimed = predict(view, x_adv, y)[0]
     with frozen(model) as exact:
-        verdict = judge(exact, threat, x, x_adv, y)
-        again = claimed & ~verdict.fooled
-        if again.any():
-            counted = _Counted(exact, counted.images)
-            x_adv[again] = _returned(spec, counted, x[again], y[again], draws.take(again))
-            verdict = judge(exact, threat, x, x_adv, y)
-    return Verdict(
-        verdict.x_adv, verdict.inside, verdict.fooled, verdict.prediction, verdict.distance, forwards=counted.images
-    )
+        verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
+        if low:
+            again = (verdict.prediction == y) & (claimed | _close(exact, x_adv, y))
+            if again.any():
+                counted = _Counted(exact, deadline, counted.images)
+                x_adv[again] = _returned(spec, counted, x[again], y[again], draws.take(again))
+                verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
+    return replace(verdict, forwards=counted.images)
 
 
-def judge(exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> Verdict:
-    """Check the ball first, then predict again. exact: the model in float32; x, x_adv: (B, C, H, W); y: (B,).
+def judge(
+    exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool = False
+) -> Verdict:
+    """Check the ball first, then predict again. exact: the model in float32; x, x_adv: (B, C, H, W); y: (B,). minimal:
+    what lies outside the ball is predicted too, and resisted.
 
     An example close to the boundary may fool in one batch and not in another, by rounding. So the fooling ones are
     predicted until all of a batch of them fool: that batch is what the ledger holds, and what anyone can predict again.
     """
     x_adv = x_adv.detach().float()
     inside = threat.contains(x_adv, x)
-    hit, prediction = inside.clone(), y.clone()
-    while hit.any():
-        index = hit.nonzero().squeeze(1)
+    valid = threat.within_bounds(x_adv) if minimal else inside
+    wrong, prediction = valid.clone(), y.clone()
+    while wrong.any():
+        index = wrong.nonzero().squeeze(1)
         still, classes = predict(exact, x_adv[index], y[index])
-        hit[index] = still
+        wrong[index] = still
         if still.all():
             prediction[index] = classes
             break
-    return Verdict(x_adv, inside, hit, prediction, threat.distance(x_adv, x))
+    return Verdict(x_adv, valid, inside & wrong, prediction, threat.distance(x_adv, x))
+
+
+@torch.no_grad()
+def _close(exact: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) bool: whether the margin is within a few roundings of bfloat16 from zero."""
+    logits = exact(x)
+    return margin(logits, y).abs() <= 4 * torch.finfo(torch.bfloat16).eps * logits.abs().amax(1)
 
 
 @torch.no_grad()
@@ -124,12 +144,14 @@ def exact_float32() -> Iterator[None]:
 
 
 class _Counted:
-    """A classifier that counts the images it is given."""
+    """A classifier that counts the images it is given, until its time is over."""
 
-    def __init__(self, classify: Classifier, images: int = 0) -> None:
-        self.classify, self.images = classify, images
+    def __init__(self, classify: Classifier, deadline: float, images: int = 0) -> None:
+        self.classify, self.deadline, self.images = classify, deadline, images
 
     def __call__(self, x: Tensor) -> Tensor:
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
         self.images += len(x)
         return self.classify(x)
 

@@ -24,10 +24,11 @@ from advsphere.evaluation.records import canonical, differences
 
 CLEAN = "clean"
 
-_FORMAT = "advsphere ledger 1"
+_FORMAT = "advsphere ledger 2"
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE environments (value TEXT PRIMARY KEY);
+CREATE TABLE probes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE examples (example INTEGER PRIMARY KEY, label INTEGER NOT NULL);
 CREATE TABLE attacks (position INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, settings TEXT NOT NULL);
 CREATE TABLE batches (attack TEXT, batch INTEGER, seconds REAL NOT NULL, forwards INTEGER NOT NULL,
@@ -38,6 +39,7 @@ CREATE TABLE cells (attack TEXT, example INTEGER, status TEXT NOT NULL, predicti
 _CONTENT = (
     "SELECT key, value FROM meta ORDER BY key",
     "SELECT value FROM environments ORDER BY value",
+    "SELECT name, value FROM probes ORDER BY name",
     "SELECT example, label FROM examples ORDER BY example",
     "SELECT position, name, settings FROM attacks ORDER BY position",
     "SELECT attack, batch, forwards FROM batches ORDER BY attack, batch",
@@ -107,6 +109,16 @@ class Ledger:
             self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (attack, batch, cost.seconds, cost.forwards))
             self._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (self._environment,))
 
+    def record_probe(self, name: str, value: Any) -> None:
+        """Write down a measurement beside the attacks, JSON-able, in place of an earlier one of its name."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO probes VALUES (?, ?)", (name, canonical(value)))
+
+    @property
+    def probes(self) -> dict[str, Any]:
+        """The measurements beside the attacks."""
+        return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM probes ORDER BY name")}
+
     def done(self, attack: str) -> set[int]:
         """The batches that are finished."""
         return {int(b) for (b,) in self._rows("SELECT batch FROM batches WHERE attack = ?", attack)}
@@ -143,7 +155,9 @@ class Ledger:
         return dict(self._rows("SELECT status, COUNT(*) FROM cells WHERE attack = ? GROUP BY status", attack))
 
     def accuracy(self, attack: str) -> tuple[int, int]:
-        """(k, n): examples that neither the clean image nor this attack shows to be misclassified."""
+        """(k, n): examples that neither the clean image, nor this attack, nor what it comes after shows to be
+        misclassified.
+        """
         outcomes = self.outcomes(attack)
         return outcomes.count("1"), len(outcomes)
 
@@ -153,9 +167,16 @@ class Ledger:
         return outcomes.count("1"), len(outcomes)
 
     def outcomes(self, attack: str | None = None) -> str:
-        """A character for each example, "1" robust and "0" not, under one attack or (None) in the worst case."""
-        where, names = ("", ()) if attack is None else ("WHERE attack IN (?, ?)", (CLEAN, attack))
-        sql = f"SELECT MAX(status = 'fooled') FROM cells {where} GROUP BY example ORDER BY example"
+        """A character for each example, "1" robust and "0" not, under one attack and those that it comes after, or
+        (None) in the worst case.
+        """
+        names = [CLEAN, *self.attacks]
+        if attack is not None:
+            names = [CLEAN, *self.attacks.get(attack, {}).get("after", []), attack]
+        marks = ", ".join("?" * len(names))
+        sql = f"""SELECT MAX(status = 'fooled') FROM examples LEFT JOIN cells
+                  ON cells.example = examples.example AND attack IN ({marks})
+                  GROUP BY examples.example ORDER BY examples.example"""
         return "".join("0" if broken else "1" for (broken,) in self._rows(sql, *names))
 
     def cells(self, attack: str) -> list[Cell]:

@@ -7,9 +7,11 @@ users of the field's libraries stumble over.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -209,13 +211,19 @@ def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, d
     return [Finding(f"{spec.name} at eps = 0", "ok", "the clean images, and their predictions")]
 
 
-def _harmless(attack: Attack) -> Attack | None:
-    """The attack at radius zero and with few steps; None where it has no threat to set."""
+FEW = {"steps": 2, "queries": 2, "rounds": 1, "tries": 1}
+"""How long an attack runs in the check at eps = 0."""
+
+
+def _harmless(attack: Attack) -> partial[Tensor] | None:
+    """The attack at radius zero and short; None where it has no radius to set."""
     if not isinstance(attack, partial):
         return None
-    settings = attack.keywords
-    threat = settings.get("threat")
-    if not isinstance(threat, ThreatModel):
-        return None
-    short = {"steps": min(settings["steps"], 2)} if "steps" in settings else {}
-    return partial(attack, threat=replace(threat, eps=0.0), **short)
+    settings = inspect.signature(attack.func).parameters
+    short: dict[str, Any] = {name: value for name, value in FEW.items() if name in settings}
+    threat, ascent = attack.keywords.get("threat"), attack.keywords.get("ascent")
+    if isinstance(threat, ThreatModel):
+        return partial(attack, threat=replace(threat, eps=0.0), **short)
+    if ascent is not None and (gentle := _harmless(ascent)) is not None:
+        return partial(attack, ascent=gentle)
+    return partial(attack, eps=0.0, **short) if "eps" in settings else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,21 +20,26 @@ from advsphere.files import write_atomically
 
 WORST = "worst case"
 
-FORMAT = "advsphere evaluation 1"
+FORMAT = "advsphere evaluation 2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """Accuracy under one attack: an upper bound of robust accuracy, with a 95 % Wilson interval for the sample alone.
 
-    outcomes: a character for each example, "1" if it is classified as labelled, clean and under the attack, else "0".
-    invalid: results that left the ball (counted as resisted). forwards: images sent through the model by the search.
+    outcomes: a character for each example, "1" if it is classified as labelled, clean, under the attack and under those
+    that it comes after, else "0". invalid: results that left the ball (counted as resisted). unreached: examples that
+    the budget did not reach (counted as resisted too). median: of the norms that a minimal-norm attack found, over all
+    examples that it tried; None for other attacks, and where it found nothing for half of them. forwards: images sent
+    through the model by the search.
     """
 
     name: str
     outcomes: str
     settings: Mapping[str, Any]
     invalid: int
+    unreached: int
+    median: float | None
     seconds: float
     forwards: int
 
@@ -76,28 +83,26 @@ class Evaluation:
 
     @classmethod
     def of(cls, ledger: Ledger, findings: Sequence[Finding] = ()) -> Self:
-        """Every number from a ledger. Raises UserError where the ledger lacks cells: a part is no result."""
-        identity = ledger.identity
-        n = len(ledger.labels)
-        for name in (CLEAN, *identity["attacks"]):
-            done = sum(ledger.counts(name).values())
-            if done != n:
-                raise UserError(f"{name} has run on {done} of {n} images; run the same evaluation again to complete it")
-        clean = _row(ledger, CLEAN, {})
-        attacks = tuple(_row(ledger, name, settings) for name, settings in identity["attacks"].items())
+        """Every number from a ledger. Raises UserError where it does not even hold the clean images' predictions."""
+        attacks = ledger.identity["attacks"]
+        clean, rows = _row(ledger, CLEAN, {}), tuple(_row(ledger, name, settings) for name, settings in attacks.items())
+        if clean.unreached:
+            raise UserError(f"of {clean.n} clean images {clean.unreached} are missing; run the same evaluation again")
         worst = Row(
             name=WORST,
             outcomes=ledger.outcomes(),
             settings={},
-            invalid=sum(row.invalid for row in attacks),
-            seconds=sum(row.seconds for row in (clean, *attacks)),
-            forwards=sum(row.forwards for row in (clean, *attacks)),
+            invalid=sum(row.invalid for row in rows),
+            unreached=max((row.unreached for row in rows), default=0),
+            median=None,
+            seconds=sum(row.seconds for row in (clean, *rows)),
+            forwards=sum(row.forwards for row in (clean, *rows)),
         )
         return cls(
             clean=clean,
-            attacks=attacks,
+            attacks=rows,
             worst=worst,
-            identity=identity,
+            identity=ledger.identity,
             environments=tuple(ledger.environments),
             ledger=ledger.checksum(),
             findings=tuple(findings),
@@ -122,6 +127,8 @@ class Evaluation:
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
+            if row.unreached:
+                flags.append(f"{row.name}: time was over before {row.unreached} of {row.n} images; counted as resisted")
         for other in self.environments[1:]:
             changed = differences(self.environments[0], other)
             flags.append(f"continued in another environment: {'; '.join(changed)}")
@@ -191,12 +198,14 @@ class Evaluation:
         threat = self.identity["threat"]
         title = f"robust accuracy, an upper bound: {threat['norm']}, eps = {radius(threat['eps'])}"
         table = Table(title=title, title_justify="left", caption_justify="left")
-        for heading in ("", "accuracy", "95 % interval", "k / n", "seconds"):
+        medians = any(row.median is not None for row in self.rows)
+        for heading in ("", "accuracy", "95 % interval", "k / n", *["median norm"] * medians, "seconds"):
             table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
         for row in self.rows:
             low, high = row.interval
             interval = f"{100 * low:.1f} - {100 * high:.1f}"
-            cells = [f"{100 * row.accuracy:.1f} %", interval, f"{row.k} / {row.n}", f"{row.seconds:.1f}"]
+            median = ["" if row.median is None else f"{row.median:.3g}"] * medians
+            cells = [f"{100 * row.accuracy:.1f} %", interval, f"{row.k} / {row.n}", *median, f"{row.seconds:.1f}"]
             table.add_row(row.name, *cells, style="bold" if row is self.worst else None)
         out = io.StringIO()
         console = Console(file=out, width=width, highlight=False, markup=False)
@@ -224,12 +233,24 @@ def radius(eps: float) -> str:
 
 
 def _row(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
-    cost = ledger.cost(name)
+    cost, counts = ledger.cost(name), ledger.counts(name)
+    outcomes = ledger.outcomes(name)
     return Row(
         name=name,
-        outcomes=ledger.outcomes(name),
+        outcomes=outcomes,
         settings=settings,
-        invalid=ledger.counts(name).get("invalid", 0),
+        invalid=counts.get("invalid", 0),
+        unreached=len(outcomes) - sum(counts.values()),
+        median=_median(ledger, name) if settings.get("minimal") else None,
         seconds=cost.seconds,
         forwards=cost.forwards,
     )
+
+
+def _median(ledger: Ledger, name: str) -> float | None:
+    """The norm that half of the examples exceed or need no more than; None if half of them were not fooled at all."""
+    labels = ledger.labels
+    tried = [cell for cell in ledger.cells(name) if cell.status in ("fooled", "resisted")]
+    norms = sorted(math.inf if c.prediction == labels[c.example] else c.distance or 0.0 for c in tried)
+    middle = statistics.median(norms) if norms else math.inf
+    return middle if math.isfinite(middle) else None

@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor, nn
+
 from advsphere.attacks import Attack, restarts
 from advsphere.errors import UserError
+from advsphere.files import tensor_checksum
 
 
 @dataclass(frozen=True)
@@ -17,12 +20,19 @@ class AttackSpec:
     """One column of an evaluation.
 
     name: unique in its suite. attack: a `functools.partial` with all settings bound. restarts: how often it is run,
-    each time with draws of its own; the worst case counts.
+    each time with draws of its own; the worst case counts. after: attacks before it whose finds it does not look for
+    again; what is left after it is what is left after all of them. minimal: it looks for the nearest adversarial
+    example, however far that is, and is judged by the norm. exact: its search is never run in low precision. note: what
+    a reader has to know of its settings.
     """
 
     name: str
     attack: Attack
     restarts: int = 1
+    after: tuple[str, ...] = ()
+    minimal: bool = False
+    exact: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
@@ -40,7 +50,8 @@ class AttackSpec:
         """All settings as JSON-able data, defaults included: equal settings are the same attack."""
         described = describe(self.attack)
         settings = dict(described) if isinstance(described, Mapping) else {"name": described}
-        return settings | {"restarts": self.restarts}
+        own = {"after": list(self.after), "minimal": self.minimal, "exact": self.exact, "note": self.note}
+        return settings | {"restarts": self.restarts} | {key: value for key, value in own.items() if value}
 
 
 def describe(value: object) -> Any:
@@ -48,12 +59,17 @@ def describe(value: object) -> Any:
 
     A partial becomes its function's name and every parameter, defaults included. A function that another one made
     becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
-    "loss": "margin"}. Raises UserError for what no record could tell apart, such as a lambda.
+    "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. Raises
+    UserError for what no record could tell apart, such as a lambda.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
         return [describe(v) for v in value]
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "checksum": tensor_checksum({"": value})}
+    if isinstance(value, nn.Module):
+        return {"module": type(value).__name__, "checksum": tensor_checksum(value.state_dict())}
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: describe(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, partial):

@@ -16,6 +16,7 @@ from advsphere.data import Images
 from advsphere.draws import Draws, derived_seed, permutation
 from advsphere.errors import UserError
 from advsphere.evaluation.checksums import data_checksum, model_checksum
+from advsphere.evaluation.engine import case_of
 from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.judge import exact_float32, strike
 from advsphere.evaluation.ledger import CLEAN, Ledger
@@ -23,6 +24,7 @@ from advsphere.evaluation.preflight import device_of, images_of
 from advsphere.evaluation.records import content_checksum, differences, read_json
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.specs import AttackSpec
+from advsphere.evaluation.suites import Effort
 from advsphere.evaluation.suites import suite as suite_of
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel
@@ -104,18 +106,21 @@ def _numbers(written: dict[str, Any], book: Ledger) -> Finding:
 
 
 def _statuses(book: Ledger) -> Finding:
-    wrong = {cell.example: cell.status == "fooled" for cell in book.cells(CLEAN)}
-    if list(wrong) != list(range(len(book.labels))):
+    if [cell.example for cell in book.cells(CLEAN)] != list(range(len(book.labels))):
         return Finding("statuses", "failed", "the clean images are not those that the ledger lists")
-    odd = [
-        f"{name} on {cell.example}"
-        for name in book.attacks
-        for cell in book.cells(name)
-        if (cell.status == "not_run") != wrong.get(cell.example)
-    ]
+    odd = []
+    for name, settings in book.attacks.items():
+        fooled = {
+            cell.example
+            for before in (CLEAN, *settings.get("after", []))
+            for cell in book.cells(before)
+            if cell.status == "fooled"
+        }
+        cells = book.cells(name)
+        odd += [f"{name} on {c.example}" for c in cells if (c.status == "not_run") != (c.example in fooled)]
     if odd:
-        return Finding("statuses", "failed", f"left out without reason, or run on a misclassified image: {_some(odd)}")
-    return Finding("statuses", "ok", "every attack was run on every image that is classified as labelled")
+        return Finding("statuses", "failed", f"left out without reason, or run on what was fooled before: {_some(odd)}")
+    return Finding("statuses", "ok", "every attack was run on every image that had not been fooled before it")
 
 
 @dataclass(frozen=True)
@@ -143,10 +148,11 @@ class _Case:
         """The attacks that were run. Raises UserError where they can't be had."""
         identity = self.book.identity
         if suite is None:
-            if identity["suite"] == "own":
+            if identity["suite"]["name"] == "own":
                 raise UserError("this evaluation ran attacks of its own; give them as suite=")
-            scale, restarts = identity["model"]["scale"], identity["restarts"]
-            suite = suite_of(identity["suite"], self.threat, scale=scale, restarts=restarts)
+            options = {k: v for k, v in identity["suite"].items() if k not in ("name", "head")}
+            case, _ = case_of(self.model, self.images, self.threat, Effort(**options), identity["suite"]["head"])
+            suite = suite_of(identity["suite"]["name"], case)
         if changed := differences(self.book.attacks, {spec.name: spec.settings for spec in suite}):
             raise UserError(f"the attacks are not those of the evaluation: {_some(changed)}; use the same version")
         return tuple(suite)
@@ -171,12 +177,13 @@ class _Case:
         return Finding(CLEAN, "ok", f"all {len(status)} predictions are as recorded")
 
     def stored_again(self, name: str) -> Finding:
-        """Every stored adversarial image: in the ball, and misclassified."""
-        fooled = [cell.example for cell in self.book.cells(name) if cell.status == "fooled"]
+        """Every stored adversarial image: misclassified, as far as the ledger says, and in the ball if it counts."""
+        labels = self.book.labels
+        shown = {c.example: c for c in self.book.cells(name) if c.prediction not in (None, labels[c.example])}
         bad: list[str] = []
         near = 0
         with frozen(self.model) as exact:
-            for index in self._batches(fooled):
+            for index in self._batches(list(shown)):
                 try:
                     stored = [self.book.adversarial(name, i) for i in index.tolist()]
                 except UserError as error:
@@ -185,14 +192,18 @@ class _Case:
                     return Finding(name, "failed", "an image is said to fool the model, but is not there")
                 x, y = self._load(index)
                 x_adv = torch.stack([s for s in stored if s is not None]).to(x.device)
-                inside = self.threat.contains(x_adv, x)
-                wrong, close = _misclassified(exact, x_adv, y)
+                cells = [shown[i] for i in index.tolist()]
+                outside = ~self.threat.contains(x_adv, x).cpu() & torch.tensor([c.status == "fooled" for c in cells])
+                said = torch.tensor([c.distance or 0.0 for c in cells])
+                elsewhere = (self.threat.distance(x_adv, x).cpu() - said).abs() > 1e-5 * said + 1e-7
+                wrong, close = (flags.cpu() for flags in _misclassified(exact, x_adv, y))
                 near += int((~wrong & close).sum())
-                for says, which in (("outside the ball", ~inside), ("not misclassified", ~wrong & ~close)):
-                    bad += [f"image {i} is {says}" for i in index[which.cpu()].tolist()]
+                faults = {"outside the ball": outside, "not as far as is said": elsewhere}
+                for says, which in (faults | {"not misclassified": ~wrong & ~close}).items():
+                    bad += [f"image {i} is {says}" for i in index[which].tolist()]
         if bad:
-            return Finding(name, "failed", f"{len(bad)} of {len(fooled)} stored images prove nothing: {_some(bad)}")
-        detail = f"all {len(fooled)} stored images are inside the ball and misclassified"
+            return Finding(name, "failed", f"{len(bad)} of {len(shown)} stored images prove nothing: {_some(bad)}")
+        detail = f"all {len(shown)} stored images are misclassified, and in the ball if they count as fooled"
         if near:
             return Finding(name, "noted", f"{detail}, {near} only up to rounding")
         return Finding(name, "ok", detail)
