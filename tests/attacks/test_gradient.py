@@ -157,6 +157,34 @@ def test_until_fooled_stops_at_the_first_success_and_skips_what_is_wrong_already
         assert torch.allclose(x_adv[i], path[first][i], atol=1e-9)
 
 
+@norms
+def test_what_goes_round_in_circles_is_done(norm: str) -> None:
+    """In the corner of a linear model's ball, and on a network where steps jump to and fro: nothing is lost by it."""
+    model = linear_net(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).repeat_interleave(6, 1))
+    x, y = torch.full((2, 3, 2, 2), 0.5, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    x[:, 0] = 0.9
+    sizes = count_examples(model)
+    run = partial(pgd, threat=ThreatModel(norm=norm, eps=0.01), steps=100, step_size=0.005, keep="best", start="clean")
+    kept = run(model, x, y, until_fooled=True)
+    assert len(sizes) < 10
+    assert torch.equal(kept, run(model, x, y))
+
+
+def test_circles_are_those_of_the_whole_ascent() -> None:
+    model, x, y = model_and_batch(16)
+    run = partial(
+        pgd, model, x, y, threat=ThreatModel(norm="linf", eps=0.003), steps=200, step_size=0.0015, keep="best",
+        draws=Draws.of(x),
+    )  # fmt: skip
+    whole = run()
+    sizes = count_examples(model)
+    cut = run(until_fooled=True)
+    with torch.no_grad():
+        held = ~fooled(model(whole), y)
+    assert held.sum() > 2 and sum(sizes) < 100 * held.sum(), "most steps are spared"
+    assert torch.allclose(cut[held], whole[held], atol=1e-12)
+
+
 def test_targeted_until_fooled_stops_at_the_target_alone() -> None:
     model, x, y = model_and_batch()
     target = (y + 1) % 4

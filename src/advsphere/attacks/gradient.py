@@ -20,6 +20,9 @@ from advsphere.threat import ThreatModel
 Start = Literal["uniform", "clean"] | Tensor
 Keep = Literal["last", "best"]
 
+CIRCLE = 4
+"""How many iterates back to look for the one at hand: steps of one size end up jumping to and fro."""
+
 
 def fgsm(
     model: Classifier,
@@ -67,7 +70,8 @@ def pgd(
     (B, K). step_size: in pixel units, along `threat.ascent`. start: a uniform draw from the ball, the clean image, or a
     tensor to begin at. decay: follow the momentum of `mim` instead of the gradient. targeted: descend instead, towards
     `target`. until_fooled: stop each example at its first success (target must be labels). keep: the last iterate, or
-    the one with the highest loss. draws: where the random start comes from (seed 0 and ids 0..B-1 by default). Raises
+    the one with the highest loss; with both, an example that is back at one of its last iterates is done as well, since
+    it would go round in circles. draws: where the random start comes from (seed 0 and ids 0..B-1 by default). Raises
     UserError for `until_fooled` with another target than labels. Differs from the paper's code by ascending `log_odds`,
     which has cross-entropy's direction and never saturates.
     """
@@ -80,6 +84,7 @@ def pgd(
     active = torch.arange(len(x), device=x.device)
     momentum = torch.zeros_like(x)
     best = torch.full((len(x),), -torch.inf, device=x.device)
+    trail = list[Tensor]()
     # The last iterate has to be looked at too, for its loss or its success: one more pass, without a step.
     passes = steps + 1 if keep == "best" or until_fooled else steps
     for i in range(passes):
@@ -92,6 +97,10 @@ def pgd(
         if until_fooled:
             done = fooled(logits, target) != targeted
             result[active[done]] = x_adv[done]
+            if keep == "best" and decay is None:
+                for before in trail:
+                    done = done | (x_adv == before).flatten(1).all(1)
+                trail = [before[~done] for before in [*trail, x_adv][-CIRCLE:]]
             rest = ~done
             active, x, x_adv, target = active[rest], x[rest], x_adv[rest], target[rest]
             grad, momentum, best = grad[rest], momentum[rest], best[rest]
