@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advsphere.attacks import square
 from advsphere.attacks.square import _bump
-from advsphere.classifier import fooled
+from advsphere.classifier import fooled, frozen
 from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import log_odds, margin
@@ -150,6 +152,34 @@ def test_needs_no_gradient_not_even_a_torch_model(norm: str) -> None:
     threat = ThreatModel(norm=norm, eps=6 * RADII[norm])
     x_adv = square(model, x, y, threat=threat, queries=200)
     assert threat.contains(x_adv, x).all() and fooled(model(x_adv), y).float().mean() >= 0.5
+
+
+class Stepped(nn.Module):
+    """A network behind pixels of 8 bits, made by NumPy: it has no gradient. dress: what it makes of its logits."""
+
+    def __init__(self, dress: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.dress = conv_net(), dress
+
+    def forward(self, x: Tensor) -> object:
+        stepped = torch.from_numpy(np.round(x.numpy() * 255) / 255).to(x.dtype)
+        return self.dress(self.network(stepped))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dress", [lambda z: z, lambda z: (z, "aux"), lambda z: {"loss": None, "logits": z}, lambda z: Namespace(logits=z)]
+)
+def test_frozen_networks_without_gradients_of_any_output(dress: Callable[[Tensor], object], dtype: torch.dtype) -> None:
+    x, threat = images(16), ThreatModel(norm="linf", eps=3 * RADII["linf"])
+    with frozen(Stepped(lambda z: z)) as plain:
+        y = plain(x).argmax(1)
+        usual = square(plain, x, y, threat=threat, queries=200)
+    with frozen(Stepped(dress), dtype=dtype, fold=True) as view:
+        x_adv = square(view, x, y, threat=threat, queries=200)
+        hit = fooled(view(x_adv), y)
+    assert hit.float().mean() >= 0.5 and threat.contains(x_adv, x).all()
+    assert torch.allclose(x_adv, usual) or dtype is not None
 
 
 @norms
