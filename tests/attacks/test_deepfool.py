@@ -73,7 +73,7 @@ def test_the_papers_iteration_where_no_pixel_meets_the_box(norm: Norm) -> None:
         assert torch.allclose(x_adv[i], point, atol=1e-9)
         taken += steps
     assert taken > len(x), "some need several steps"
-    assert spent == len(x) + 2 * taken, "a look at the clean images, and two forwards for each step of each example"
+    assert len(x) + taken <= spent < len(x) + 2 * taken, "one forward for each point, and some again"
 
 
 @norms

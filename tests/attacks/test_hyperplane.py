@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from advsphere.attacks.hyperplane import DUAL, linearise, most_likely_rivals, nearest, project
+from advsphere.attacks.hyperplane import DUAL, boundaries, most_likely_rivals, nearest, project, traced
 from advsphere.errors import UserError
 from advsphere.threat import Norm, ThreatModel
 from tests.laws import NORMS, conv_net, count_examples, images, labels
@@ -113,7 +113,7 @@ def test_values_and_gradients_are_those_of_the_logits() -> None:
     leaf = x.clone().requires_grad_(True)
     logits = model(leaf)
     sizes = count_examples(model)
-    values, gradients = linearise(model, x, y, 3)
+    values, gradients = boundaries(*traced(model, x), y, 3)
     assert sizes == [6] and not values.requires_grad and not gradients.requires_grad
     rivals = most_likely_rivals(logits.detach(), y, 3)
     for i in range(6):
@@ -123,7 +123,7 @@ def test_values_and_gradients_are_those_of_the_logits() -> None:
             value = logits[i, j] - logits[i, y[i]]
             (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True)
             assert torch.allclose(values[i, k], value) and torch.allclose(gradients[i, k], gradient[i])
-    again = linearise(model, x, y, rivals)
+    again = boundaries(*traced(model, x), y, rivals)
     assert torch.equal(again[0], values) and torch.equal(again[1], gradients)
 
 
@@ -142,7 +142,8 @@ def test_nearest_is_measured_in_the_dual_norm() -> None:
 
 
 def test_what_is_not_a_number_moves_nothing() -> None:
-    values, gradients = linearise(lambda x: (x - 2).sqrt().flatten(1)[:, :3], images(2), labels(2), 2)
+    leaf, logits = traced(lambda x: (x - 2).sqrt().flatten(1)[:, :3], images(2))
+    values, gradients = boundaries(leaf, logits, labels(2), 2)
     assert (values == 0).all() and (gradients == 0).all()
 
 

@@ -26,18 +26,18 @@ class Smallest:
 
     def offer(self, index: Tensor, x_adv: Tensor, adversarial: Tensor) -> Tensor:
         """Take what is adversarial and smaller than before; index: (b,) positions, x_adv: (b, ...), adversarial: (b,)
-        bool. Returns the norms of x_adv, (b,).
+        bool. Returns (b,) the norms of the adversarial, infinite for the others.
         """
-        x = self.x[index]
-        distance = self.threat.distance(x_adv, x)
-        better = adversarial & (distance < self.distance[index])
-        place = index[better]
-        self.x_adv[place], self.distance[place] = x_adv[better], distance[better]
-        enough = distance == 0
+        norms = torch.full((len(index),), torch.inf, dtype=self.x.dtype, device=self.x.device)
+        place, x_adv = index[adversarial], x_adv[adversarial]
+        x = self.x[place]
+        norms[adversarial] = distance = self.threat.distance(x_adv, x)
+        better, enough = distance < self.distance[place], distance == 0
         if self.eps is not None:
-            enough = enough | self.threat.contains(x_adv, x)
-        self.done[index] |= better & enough
-        return distance
+            enough |= self.threat.contains(x_adv, x)
+        self.x_adv[place[better]], self.distance[place[better]] = x_adv[better], distance[better]
+        self.done[place] |= better & enough
+        return norms
 
     def open(self) -> Tensor:
         """The positions that are not done."""
