@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from advsphere.attacks import (
     Cosines,
     Guides,
+    apgd,
     cw,
     deepfool,
     fab,
@@ -31,9 +32,10 @@ from advsphere.attacks import (
     stages,
     surrogate,
 )
+from advsphere.attacks.ensemble import dlr_or_margin
 from advsphere.errors import UserError
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.losses import Loss, at_scale, log_odds, margin
+from advsphere.losses import Loss, at_scale, cross_entropy, log_odds, margin
 from advsphere.threat import ThreatModel
 
 
@@ -164,11 +166,7 @@ def table2(case: Case) -> list[AttackSpec]:
             minimal=True,
             note="no code: the paper's 84 % fit an l2 attack that is judged by the radius of the table",
         ),
-        AttackSpec(
-            "FeaAtt.",
-            partial(feature_attack, threat=threat, **case.with_head, tries=case.effort.guides, steps=case.steps(100)),
-            note="no code: 100 steps of 1/255 to 100 guides",
-        ),
+        replace(_feature(case, "FeaAtt."), note="no code: 100 steps of 1/255 to 100 guides"),
     ]
 
 
@@ -205,7 +203,6 @@ def adaptive(case: Case) -> list[AttackSpec]:
         "CE on cosines, constant norm": (Cosines(look["head"], 64.0, constant_norm=True), log_odds),
         "margin of angles": (Cosines(look["head"], 1.0), margin),
     }
-    features = partial(feature_attack, threat=threat, **look, tries=case.effort.guides, steps=steps)
     return [
         AttackSpec("CE", ascent, restarts),
         AttackSpec("margin", partial(ascent, loss=margin), restarts),
@@ -213,7 +210,25 @@ def adaptive(case: Case) -> list[AttackSpec]:
             AttackSpec(name, partial(surrogate, ascent=ascent, view=view, loss=loss), restarts)
             for name, (view, loss) in paths.items()
         ),
-        AttackSpec("features", features),
+        _feature(case, "features"),
+    ]
+
+
+def survival(case: Case) -> list[AttackSpec]:
+    """What a gain has to survive: cross-entropy at s = 1 and at the head's own, as others compute it (which may
+    saturate), then the margin, DLR, targets, features and black-box search, and AutoAttack as all of its stages.
+    """
+    parts = stages(case.threat, steps=case.steps(100))
+    ratio = partial(apgd, threat=case.threat, steps=case.steps(100), loss=dlr_or_margin, until_fooled=True)
+    return [
+        *_at_both_scales(case, _pgd(case, 50, loss=cross_entropy)),
+        _pgd(case, 50, label="margin PGD", loss=margin),
+        AttackSpec("APGD-CE", parts["APGD-CE"]),
+        AttackSpec("APGD-DLR", ratio),
+        AttackSpec("APGD-T", parts["APGD-T"]),
+        _feature(case, "features"),
+        AttackSpec("Square", parts["Square"]),
+        AttackSpec("AutoAttack", parts["FAB-T"], after=("APGD-CE", "APGD-T", "Square"), note="with FAB-T as its last"),
     ]
 
 
@@ -224,6 +239,7 @@ SUITES: dict[str, Suite] = {
     "table6": table6,
     "autoattack": autoattack,
     "adaptive": adaptive,
+    "survival": survival,
 }
 
 
@@ -234,6 +250,11 @@ def _at_both_scales(case: Case, spec: AttackSpec) -> list[AttackSpec]:
     attack: Callable[..., Tensor] = spec.attack
     bare = partial(attack, loss=at_scale(log_odds, 1 / case.scale))
     return [replace(spec, name=f"{spec.name} (s = 1)", attack=bare), spec]
+
+
+def _feature(case: Case, name: str) -> AttackSpec:
+    settings = {**case.with_head, "tries": case.effort.guides, "steps": case.steps(100)}
+    return AttackSpec(name, partial(feature_attack, threat=case.threat, **settings))
 
 
 def _pgd(
