@@ -15,7 +15,7 @@ from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import Case, Evaluation, Ledger, Verification, evaluate, suite, verify
 from advsphere.evaluation.cells import packed
-from tests.evaluation.cases import THREAT, Known, change, forge, linear, pgd_spec
+from tests.evaluation.cases import FEW, THREAT, Known, change, forge, linear, pgd_spec
 
 
 @dataclass
@@ -222,6 +222,10 @@ def test_attacks_of_ones_own_have_to_be_given(claim: Claim, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"PGD\.steps: 10 is not 11"):
         own.verify(suite=[pgd_spec(steps=11)])
     assert claim.verify(suite=suite("quick", Case(threat=THREAT))).passed
+    own = Claim(claim.known, tmp_path / "in turn")
+    own.folder.mkdir()
+    evaluate(*own.known, threat=THREAT, suite=FEW, budget=600.0, ledger=own.ledger).save(own.json)
+    assert own.verify(suite=FEW).passed
 
 
 def test_files_that_are_missing(claim: Claim) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(data, dict) or data.get("format") != kind:
         raise UserError(f"{path} is no {kind!r}; give a file that `advsphere evaluate` of this version wrote")
     return data
+
+
+def some(lines: Sequence[str], most: int = 5) -> str:
+    """The first few of many, and how many more there are."""
+    more = f" and {len(lines) - most} more" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more
 
 
 def _short(value: Any) -> str:

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 
 from advsphere.classifier import Classifier, frozen
 from advsphere.data import Images
-from advsphere.draws import Draws, derived_seed, permutation
+from advsphere.draws import derived_seed, permutation
 from advsphere.errors import UserError
 from advsphere.evaluation.checksums import data_checksum, model_checksum
-from advsphere.evaluation.engine import case_of
 from advsphere.evaluation.findings import Finding
-from advsphere.evaluation.judge import exact_float32, strike
+from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.preflight import device_of, images_of
-from advsphere.evaluation.records import content_checksum, differences, read_json
+from advsphere.evaluation.recorded import specs_of, strike_again, threat_of
+from advsphere.evaluation.records import content_checksum, differences, read_json, some
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.suites import Effort
-from advsphere.evaluation.suites import suite as suite_of
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel
 
@@ -33,7 +31,6 @@ _ROUNDING = 1e-4
 """A margin below this share of the largest logit may change its sign on another machine."""
 
 _ALLOWED_FLIPS = 0.02
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def verify(
         found = [_file(written), _numbers(written, book), _statuses(book), case.model_is_the_one()]
         found.append(case.images_are_the_ones())
         if found[-1].status != "failed":
-            specs = case.specs(suite)
+            specs = specs_of(book, model, case.images, suite)
             found += [case.clean_again(), *(case.stored_again(name) for name in book.attacks)]
             found.append(case.resisted_again(specs, share, at_least, seed))
     return Verification(tuple(found))
@@ -101,7 +98,7 @@ def _numbers(written: dict[str, Any], book: Ledger) -> Finding:
         return Finding("numbers", "failed", f"the ledger can't give the printed numbers: {error}")
     wrong = [d for d in differences(written, expected) if not d.startswith("checksum")]
     if wrong:
-        return Finding("numbers", "failed", f"printed, but not what the ledger says: {_some(wrong)}")
+        return Finding("numbers", "failed", f"printed, but not what the ledger says: {some(wrong)}")
     return Finding("numbers", "ok", f"all {len(expected['attacks']) + 2} rows follow from the ledger")
 
 
@@ -119,7 +116,7 @@ def _statuses(book: Ledger) -> Finding:
         cells = book.cells(name)
         odd += [f"{name} on {c.example}" for c in cells if (c.status == "not_run") != (c.example in fooled)]
     if odd:
-        return Finding("statuses", "failed", f"left out without reason, or run on what was fooled before: {_some(odd)}")
+        return Finding("statuses", "failed", f"left out without reason, or run on what was fooled before: {some(odd)}")
     return Finding("statuses", "ok", "every attack was run on every image that had not been fooled before it")
 
 
@@ -144,24 +141,9 @@ class _Case:
             return Finding("images", "failed", f"other images or labels than the {claimed['n']} that were evaluated")
         return Finding("images", "ok", f"the {claimed['n']} images that were evaluated")
 
-    def specs(self, suite: Sequence[AttackSpec] | None) -> tuple[AttackSpec, ...]:
-        """The attacks that were run. Raises UserError where they can't be had."""
-        identity = self.book.identity
-        if suite is None:
-            if identity["suite"]["name"] == "own":
-                raise UserError("this evaluation ran attacks of its own; give them as suite=")
-            options = {k: v for k, v in identity["suite"].items() if k not in ("name", "head")}
-            case, _ = case_of(self.model, self.images, self.threat, Effort(**options), identity["suite"]["head"])
-            suite = suite_of(identity["suite"]["name"], case)
-        if changed := differences(self.book.attacks, {spec.name: spec.settings for spec in suite}):
-            raise UserError(f"the attacks are not those of the evaluation: {_some(changed)}; use the same version")
-        return tuple(suite)
-
     @property
     def threat(self) -> ThreatModel:
-        threat = self.book.identity["threat"]
-        low, high = threat["bounds"]
-        return ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high))
+        return threat_of(self.book)
 
     def clean_again(self) -> Finding:
         status = [cell.status == "fooled" for cell in self.book.cells(CLEAN)]
@@ -173,7 +155,7 @@ class _Case:
                 said = torch.tensor([status[i] for i in index.tolist()], device=x.device)
                 unlike += [str(i) for i in index[((wrong != said) & ~close).cpu()].tolist()]
         if unlike:
-            return Finding(CLEAN, "failed", f"the ledger has {len(unlike)} predictions wrong: images {_some(unlike)}")
+            return Finding(CLEAN, "failed", f"the ledger has {len(unlike)} predictions wrong: images {some(unlike)}")
         return Finding(CLEAN, "ok", f"all {len(status)} predictions are as recorded")
 
     def stored_again(self, name: str) -> Finding:
@@ -202,7 +184,7 @@ class _Case:
                 for says, which in (faults | {"not misclassified": ~wrong & ~close}).items():
                     bad += [f"image {i} is {says}" for i in index[which].tolist()]
         if bad:
-            return Finding(name, "failed", f"{len(bad)} of {len(shown)} stored images prove nothing: {_some(bad)}")
+            return Finding(name, "failed", f"{len(bad)} of {len(shown)} stored images prove nothing: {some(bad)}")
         detail = f"all {len(shown)} stored images are misclassified, and in the ball if they count as fooled"
         if near:
             return Finding(name, "noted", f"{detail}, {near} only up to rounding")
@@ -215,18 +197,15 @@ class _Case:
         count = min(len(cells), max(at_least, math.ceil(share * len(cells))))
         address = derived_seed(self.book.checksum()) if seed is None else seed
         chosen = [cells[i] for i in permutation(len(cells), seed=address, epoch=0, purpose="verify")[:count].tolist()]
-        identity = self.book.identity
         flipped: list[str] = []
         for spec in specs:
             for index in self._batches(sorted(i for name, i in chosen if name == spec.name)):
-                x, y = self._load(index)
-                draws = Draws(identity["seed"], index.to(x.device))
-                verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=_PRECISIONS[identity["search"]])
+                verdict = strike_again(self.book, self.model, self.images, spec, index)
                 flipped += [f"{spec.name} on {i}" for i in index[verdict.fooled.cpu()].tolist()]
         detail = f"{len(flipped)} of {count} resisted cells were fooled on a second run"
         if len(flipped) > max(1, _ALLOWED_FLIPS * count):
-            return Finding("resisted", "failed", f"{detail}: {_some(flipped)}")
-        return Finding("resisted", "noted" if flipped else "ok", detail + (f": {_some(flipped)}" if flipped else ""))
+            return Finding("resisted", "failed", f"{detail}: {some(flipped)}")
+        return Finding("resisted", "noted" if flipped else "ok", detail + (f": {some(flipped)}" if flipped else ""))
 
     def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.images.batch(index)
@@ -248,8 +227,3 @@ def _misclassified(exact: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Ten
     lead = margin(logits, y)
     close = lead.abs() <= _ROUNDING * logits.abs().amax(1)
     return ~(lead <= 0) | logits.isnan().any(1), close
-
-
-def _some(lines: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(lines) - most} more" if len(lines) > most else ""
-    return ", ".join(lines[:most]) + more
