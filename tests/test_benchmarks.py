@@ -21,7 +21,7 @@ from advsphere.threat import ThreatModel
 from tests.laws import RADII, conv_net, images
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("auto_attack", "low_precision", "memory", "pgd", "square")
+SCRIPTS = ("auto_attack", "low_precision", "memory", "network", "pgd", "square")
 THREAT = ThreatModel(norm="linf", eps=RADII["linf"])
 HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
 
