@@ -44,11 +44,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": CORE | {"attacks", "data", "evaluation", "hypersphere"},
     "report": CORE | {"evaluation", "analysis"},
     "config": CORE | {"data", "models", "hypersphere", "objectives", "training"},
+    "confounders": {"config"},
     "recipes": CORE | SETUP,
     "experiment": CORE | SETUP | {"attacks", "recipes"},
     "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report"},
     "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
-    "cli": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo", "results"},
+    "cli": CORE
+    | SETUP
+    | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo", "results"},
     "__main__": {"cli"},
 }
 

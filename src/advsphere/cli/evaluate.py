@@ -13,7 +13,7 @@ from advsphere import experiment
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.subject import Subject
 from advsphere.config import Config
-from advsphere.evaluation import Effort, Precision, evaluate, progress_bar
+from advsphere.evaluation import Effort, Evaluation, Precision, evaluate, progress_bar
 from advsphere.threat import Norm, ThreatModel
 
 
@@ -61,6 +61,15 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Parse, evaluate, print the table and where the evidence lies."""
     options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
+    evaluation, folder = evaluated(options)
+    console = Console(highlight=False)
+    console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
+    console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
+    return 0
+
+
+def evaluated(options: Options) -> tuple[Evaluation, Path]:
+    """The evaluation and the folder in which it is kept; what is there already is not done again."""
     subject = options.subject
     config = None if subject.run is None else experiment.read_config(subject.run)
     threat = _threat(options, config)
@@ -68,7 +77,6 @@ def main(arguments: list[str]) -> int:
     folder = options.out or _folder(options, threat)
     folder.mkdir(parents=True, exist_ok=True)
     subject.save(folder)
-    console = Console(highlight=False)
     with progress_bar() as on_progress:
         evaluation = evaluate(
             model,
@@ -85,9 +93,7 @@ def main(arguments: list[str]) -> int:
             on_progress=on_progress,
         )
     evaluation.save(folder / "evaluation.json")
-    console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
-    console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
-    return 0
+    return evaluation, folder
 
 
 def _threat(options: Options, config: Config | None) -> ThreatModel:

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from advsphere.confounders import confounders, trained_elsewhere
+from advsphere.recipes import recipe
+
+
+def test_a_pair_that_differs_in_the_sphere_alone_has_none() -> None:
+    plain, sphere = recipe("digits-pgd-at"), recipe("digits-pgd-at-he")
+    assert confounders([plain], [sphere]) == []
+
+
+def test_what_else_differs_is_named_with_its_reason() -> None:
+    plain, sphere = recipe("digits-pgd-at"), recipe("digits-pgd-at-he")
+    heavier = replace(sphere, training=replace(sphere.training, weight_decay=5e-3, epochs=7, seed=3))
+    found = confounders([plain], [heavier])
+    assert len(found) == 3
+    assert found[0].startswith("training.epochs: 20 -> 7; longer training")
+    assert any(line.startswith("training.weight_decay: ") and "several points" in line for line in found)
+    assert any("different seeds" in line for line in found)
+
+
+def test_another_objective_is_the_method_itself() -> None:
+    assert confounders([recipe("digits-pgd-at")], [recipe("digits-trades")]) == []
+
+
+def test_the_runs_of_an_arm_differ_in_their_seed_alone() -> None:
+    plain = recipe("digits-pgd-at")
+    seeds = [replace(plain, training=replace(plain.training, seed=i)) for i in range(3)]
+    assert confounders(seeds, seeds) == []
+    odd = [*seeds[:2], replace(seeds[2], training=replace(seeds[2].training, lr=0.5))]
+    assert confounders(seeds, odd) == ["within the method, training.lr: 0.1 -> 0.5"]
+
+
+def test_another_radius_in_training_is_said() -> None:
+    plain = recipe("digits-pgd-at")
+    assert trained_elsewhere("baseline", plain, plain.objective.threat.eps) == []  # type: ignore[union-attr]
+    assert trained_elsewhere("method", plain, 0.1) == ["the method was trained at eps 0.2 and is judged at 0.1"]
+    assert trained_elsewhere("method", recipe("digits-standard"), 0.1) == []
