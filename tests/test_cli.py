@@ -18,6 +18,7 @@ from advsphere import results
 from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import number, seconds
 from advsphere.cli.evaluate import Options as EvaluateOptions
+from advsphere.cli.show import Options as ShowOptions
 from advsphere.cli.subject import Subject
 from advsphere.cli.train import Options as TrainOptions
 from advsphere.cli.verify import Options as VerifyOptions
@@ -247,6 +248,7 @@ def test_the_flags_are_these() -> None:
     assert names(Effort) == {"restarts", "steps", "guides", "cascade"}
     assert names(Subject) == {"run", "checkpoint", "model", "weights", "data", "image_size", "mean", "std", "n"}
     assert names(VerifyOptions) == {"folder", "share", "seed"}
+    assert names(ShowOptions) == {"folder", "example", "replay", "out"}
 
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("45", 45.0)])

@@ -2,6 +2,7 @@
 
 from advsphere.analysis.curves import Curve, accuracy_against_eps, curve_figure
 from advsphere.analysis.pictures import Picture, fooled_by, pictures, strongest
+from advsphere.analysis.strips import stored_strips, strip, strip_figure
 
 __all__ = [
     "Curve",
@@ -10,5 +11,8 @@ __all__ = [
     "curve_figure",
     "fooled_by",
     "pictures",
+    "stored_strips",
+    "strip",
+    "strip_figure",
     "strongest",
 ]

@@ -1,0 +1,157 @@
+"""`advsphere show`: the story of one example."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from torch import nn
+from tyro.constructors import PrimitiveConstructorSpec
+
+from advsphere.analysis import stored_strips, strip, strip_figure
+from advsphere.cli.arguments import parse
+from advsphere.cli.subject import Subject
+from advsphere.data import Images
+from advsphere.errors import UserError
+from advsphere.evaluation import Ledger, Replay, Story, find_name, replay, story, telling
+from advsphere.files import write_atomically
+
+LEDGER = "ledger.sqlite"
+NUMBER = PrimitiveConstructorSpec[int | None](
+    nargs=1,
+    metavar="EXAMPLE",
+    instance_from_str=lambda words: None if words[0] == "None" else int(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, int),
+    str_from_instance=lambda value: [str(value)],
+)
+"""For a number that may be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Tell one example's story: every attack that tried it, what became of it, the picture, and the line that attacks
+    it again. Without EXAMPLE: a few that are worth looking at.
+
+    advsphere show runs/first
+
+    advsphere show runs/first 17
+
+    advsphere show runs/first 17 --replay PGD-20
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """An evaluation's folder, or a run's: then all of its evaluations."""
+    example: Annotated[int | None, tyro.conf.Positional, NUMBER] = None
+    """The number of a test image, from 0."""
+    replay: str | None = None
+    """Attack the example again with this attack and the same draws, and say whether the outcome is the same."""
+    out: Path | None = None
+    """Where the picture is written; by default beside the evaluation."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print stories and where their pictures lie; 1 if a replay did not come to the same outcome."""
+    options = parse(Options, arguments or ["--help"], prog="advsphere show")
+    if options.example is None and (options.replay is not None or options.out is not None):
+        raise UserError("--replay and --out are for one example; give its number after the folder")
+    folders = _chosen(options)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    same = True
+    for folder in folders:
+        if len(folders) > 1:
+            console.print(f"\n{folder}", style="bold")
+        with Ledger.read(folder / LEDGER) as book:
+            model, images = Subject.read(folder).load()
+            if images.labels.tolist() != book.labels:
+                raise UserError(f"{folder} is of other images than those of {images.name} now; put its own ones back")
+            if options.example is None:
+                _list(console, folder, book, model, images)
+                continue
+            told = story(book, options.example, images.classes)
+            if options.replay is None:
+                _tell(console, folder, book, told, images, options.out)
+            else:
+                found = replay(book, model, images, options.replay, options.example)
+                _compare(console, folder, found, told, images, options.out)
+                same = same and found.same is not False
+    return 0 if same else 1
+
+
+def _list(console: Console, folder: Path, book: Ledger, model: nn.Module, images: Images) -> None:
+    k, n = book.worst_case()
+    console.print(f"{n} examples, numbered from 0; nothing fooled {k} of them")
+    for group in telling(book, model, images):
+        console.print(f"\n{group.kind}", style="bold")
+        for example, note in group.examples.items():
+            told = story(book, example, images.classes)
+            console.print(f"  {_command(folder, example)}   {told.name(told.label)}; {note}")
+
+
+def _tell(console: Console, folder: Path, book: Ledger, told: Story, images: Images, out: Path | None) -> None:
+    console.print(told.table(width=console.width))
+    path = out or folder / f"example-{told.example}.png"
+    _draw(path, strip_figure(told, images, stored_strips(book, told, images)))
+    console.print(f"picture: {path}")
+    tried = [a.attack for a in told.attempts if a.fate in ("fooled", "resisted", "invalid")]
+    if tried:
+        attack = tried[-1] if told.nearest is None else told.nearest.attack
+        sees = "attack it again, and see what the attack returns" if told.nearest is None else "attack it again"
+        console.print(f"{sees}: {_command(folder, told.example, attack)}")
+
+
+def _compare(console: Console, folder: Path, found: Replay, told: Story, images: Images, out: Path | None) -> None:
+    attack = found.then.attack
+    console.print(told.title, style="bold")
+    console.print(f"{attack}, with the recorded draws: seed {told.seed}, example {told.example}")
+    for when, attempt in {"recorded": found.then, "now": found.now}.items():
+        distance = "" if attempt.distance is None else f", at a distance of {attempt.distance:.4g}"
+        console.print(f"  {when + ':':<10} {told.fate(attempt)}{distance}")
+    verdicts = {True: "the same outcome", False: "ANOTHER outcome", None: "nothing is recorded to compare it with"}
+    console.print(verdicts[found.same], style="bold")
+    path = out or folder / f"example-{told.example}-{re.sub('[^A-Za-z0-9]+', '-', attack).strip('-')}.png"
+    _draw(path, strip_figure(told, images, {f"{attack}, again": strip(told, images, found.now, found.x_adv)}))
+    console.print(f"picture: {path}")
+
+
+def _draw(path: Path, figure: Figure) -> None:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    write_atomically(path, drawn.getvalue())
+
+
+def _command(folder: Path, example: int, attack: str | None = None) -> str:
+    """A line to copy."""
+    again = [] if attack is None else ["--replay", attack]
+    return shlex.join(["advsphere", "show", str(folder), str(example), *again])
+
+
+def _chosen(options: Options) -> list[Path]:
+    """The evaluations that the story is told out of, also unfinished ones: of a run with several all that have the
+    example; a replay, and a picture of a name of its own, take one alone.
+    """
+    folder = options.folder
+    if (folder / LEDGER).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"evaluations/*/{LEDGER}"))
+    if not found:
+        raise UserError(f"{folder} holds no evaluation; `advsphere evaluate {folder}` makes one")
+    if options.example is None or len(found) == 1:
+        return found
+    attacks: dict[Path, list[str]] = {}
+    for path in found:
+        with Ledger.read(path / LEDGER) as book:
+            if 0 <= options.example < len(book.labels):
+                attacks[path] = list(book.attacks)
+    if options.replay is not None and attacks:
+        name = find_name(options.replay, list(dict.fromkeys(name for names in attacks.values() for name in names)))
+        attacks = {path: names for path, names in attacks.items() if name in names}
+    if len(attacks) > 1 and (options.replay is not None or options.out is not None):
+        raise UserError(f"{folder} has {len(attacks)} such evaluations; name one: {', '.join(map(str, attacks))}")
+    return list(attacks) or found[:1]  # which says that there is no such example
