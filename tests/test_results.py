@@ -19,6 +19,7 @@ COMMITTED = Path(__file__).parents[1] / "results" / "cifar10-small.jsonl"
 def row(recipe: str, attack: str, outcomes: str, **other: Any) -> Row:
     k, n = outcomes.count("1"), len(outcomes)
     shared = {"overrides": [], "epochs": 3, "seed": 0, "checkpoint": "best", "data": "toys", "threat": "linf 8/255"}
+    shared["suite"] = "paper"
     scale = 15.0 if recipe.endswith("-he") else None
     own = {"recipe": recipe, "attack": attack, "outcomes": outcomes, "k": k, "n": n, "accuracy": k / n, "scale": scale}
     return shared | own | other
@@ -62,8 +63,9 @@ def test_an_hyperspherical_model_without_the_row_has_an_empty_cell() -> None:
 
 def test_other_images_and_other_checkpoints_are_other_tables() -> None:
     other = [r | {"checkpoint": "last"} for r in PLAIN] + [r | {"data": "other toys"} for r in HE]
+    other += [r | {"suite": "quick"} for r in PLAIN]
     text = results.markdown([*PLAIN, *other])
-    assert text.count("| recipe |") == 3 and "difference*" not in text
+    assert text.count("| recipe |") == 4 and "difference*" not in text
 
 
 def test_a_measurement_is_kept_once(tmp_path: Path) -> None:
@@ -96,8 +98,8 @@ def test_the_committed_rows_are_whole_and_the_readme_shows_them() -> None:
         assert r["k"] == r["outcomes"].count("1") and r["n"] == len(r["outcomes"])
         assert r["accuracy"] == r["k"] / r["n"] and tuple(r["interval"]) == wilson(r["k"], r["n"])
         assert r["trained"]["commit"] and r["evaluated"]["commit"] and r["evaluated"]["ledger"]
-    for name in {(r["recipe"], r["checkpoint"]) for r in rows}:
-        own = {r["attack"]: r["outcomes"] for r in rows if (r["recipe"], r["checkpoint"]) == name}
+    for name in {(r["recipe"], r["checkpoint"], r["suite"]) for r in rows}:
+        own = {r["attack"]: r["outcomes"] for r in rows if (r["recipe"], r["checkpoint"], r["suite"]) == name}
         worst = own.pop("worst case")
         assert worst == "".join("1" if set(column) == {"1"} else "0" for column in zip(*own.values(), strict=True))
     table = results.markdown([r for r in rows if r["checkpoint"] == "best"])

@@ -47,6 +47,7 @@ def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> lis
         "seed": config.training.seed,
         "checkpoint": subject["checkpoint"],
         "data": data_name or config.data.name,
+        "suite": result.identity["suite"]["name"],
         "threat": f"{result.identity['threat']['norm']} {radius(result.identity['threat']['eps'])}",
         "trained": trained | {"seconds": round(epochs[-1]["seconds"], 1)},
         "evaluated": result.provenance,
@@ -63,6 +64,7 @@ def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> lis
             "interval": list(row.interval),
             "attack_seconds": round(row.seconds, 2),
             "settings": dict(row.settings),
+            "median": row.median,
             "outcomes": row.outcomes,
         }
         for row in result.rows
@@ -80,7 +82,7 @@ def _origin(name: str, fallback: Any) -> Any:
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes two rows the same measurement, to be replaced and not repeated."""
     return tuple(
-        str(row[key]) for key in ("recipe", "overrides", "seed", "checkpoint", "data", "threat", "attack", "n")
+        str(row[key]) for key in ("recipe", "overrides", "seed", "checkpoint", "data", "threat", "suite", "attack", "n")
     )
 
 
@@ -113,23 +115,26 @@ def difference(rows: Sequence[Row], base: str, method: str, attack: str) -> Pair
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table for each data set, threat, n and choice of checkpoint: a line for each recipe, a column for each attack.
+    """A table for each data set, threat, n, choice of checkpoint and suite: a line for each recipe, a column for each
+    attack.
 
     Below a recipe X-he whose plain X is there too, a line of their paired differences, with 95 % intervals.
     """
-    groups: dict[tuple[str, str, int, str], list[Row]] = {}
+    groups: dict[tuple[str, str, int, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["data"], row["threat"], row["n"], row["checkpoint"]), []).append(row)
+        key = (row["data"], row["threat"], row["n"], row["checkpoint"], row["suite"])
+        groups.setdefault(key, []).append(row)
     return "\n\n".join(_table(*key, group) for key, group in groups.items())
 
 
-def _table(data: str, threat: str, n: int, checkpoint: str, rows: Sequence[Row]) -> str:
+def _table(data: str, threat: str, n: int, checkpoint: str, suite: str, rows: Sequence[Row]) -> str:
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     longest = max(recipes, key=lambda name: sum(row["recipe"] == name for row in rows))  # its order is the suite's
     attacks = list(dict.fromkeys(row["attack"] for row in sorted(rows, key=lambda row: row["recipe"] != longest)))
     lines = [
-        f"{data}, first {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}. Accuracy in % with its 95 % interval; "
-        "under attack it is an upper bound. Differences are in points, paired, and of these two checkpoints.",
+        f"{data}, first {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}, suite `{suite}`. Accuracy in % with "
+        "its 95 % interval; under attack it is an upper bound. Differences are in points, paired, and of these two "
+        "checkpoints.",
         "",
         "| recipe | epochs | " + " | ".join(attacks) + " |",
         "|---" * (2 + len(attacks)) + "|",

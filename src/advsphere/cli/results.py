@@ -29,6 +29,8 @@ class Options:
     """What the images are called in the rows; the data set's name by default."""
     checkpoint: Literal["best", "last"] | None = None
     """Show the rows of these checkpoints alone."""
+    suite: str | None = None
+    """Show the rows of this suite alone."""
     into: Path | None = None
     """A page to write the table into, between the lines <!-- results --> and <!-- /results -->."""
 
@@ -45,7 +47,8 @@ def main(arguments: list[str]) -> int:
     if not options.file.exists():
         raise UserError(f"there is no file {options.file}; name runs whose rows are to be put into it")
     rows = results.read(options.file)
-    table = results.markdown([row for row in rows if options.checkpoint in (None, row["checkpoint"])])
+    shown = [row for row in rows if options.checkpoint in (None, row["checkpoint"])]
+    table = results.markdown([row for row in shown if options.suite in (None, row["suite"])])
     print(table)
     if options.into is not None:
         page = results.replace_between(options.into.read_text(), table)
