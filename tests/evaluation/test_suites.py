@@ -89,6 +89,14 @@ def test_autoattack_is_the_published_one_and_each_stage_sees_what_is_left() -> N
     assert all("short" in spec.name for spec in suite("autoattack", Case(threat=THREAT, effort=Effort(steps=10))))
 
 
+def test_a_cascade_begins_with_a_short_look_at_everything() -> None:
+    specs = suite("quick", Case(threat=THREAT, effort=Effort(cascade=True)))
+    names = [spec.name for spec in specs]
+    assert names == ["first look: margin PGD-10", "FGSM", "PGD-20", "PGD-100", "margin PGD-100"]
+    assert [list(spec.after) for spec in specs] == [names[:i] for i in range(5)]
+    assert specs[0].settings["steps"] == 10 and specs[0].settings["loss"] == "margin"
+
+
 def test_what_looks_at_features_needs_a_head() -> None:
     for name in ("table2", "adaptive"):
         with pytest.raises(UserError, match="--head"):

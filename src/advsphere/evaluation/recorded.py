@@ -16,7 +16,7 @@ from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.preflight import device_of
 from advsphere.evaluation.records import differences, some
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.suites import Effort, cascade
+from advsphere.evaluation.suites import FIRST_LOOK, Effort, anytime
 from advsphere.evaluation.suites import suite as suite_of
 from advsphere.threat import ThreatModel
 
@@ -45,8 +45,8 @@ def specs_of(
         options = {k: v for k, v in identity["suite"].items() if k not in ("name", "head")}
         case, _ = case_of(model, images, threat_of(book), Effort(**options), identity["suite"]["head"])
         suite = suite_of(identity["suite"]["name"], case)
-    elif any(settings.get("after") for settings in book.attacks.values()) and not any(spec.after for spec in suite):
-        suite = cascade(suite)  # as `evaluate` did with a budget
+    elif FIRST_LOOK in book.attacks and FIRST_LOOK not in [spec.name for spec in suite]:
+        suite = anytime(suite, threat_of(book))  # as `evaluate` did with a budget
     if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):
         raise UserError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")
     return tuple(suite)
