@@ -8,6 +8,7 @@ import torch
 
 from advsphere.errors import UserError
 from advsphere.evaluation import mcnemar, paired, wilson
+from advsphere.evaluation.intervals import more_than
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,20 @@ def test_says_so_when_it_cannot_tell() -> None:
     # The interval alone would claim a difference here, the exact test does not.
     between = paired(*columns(59, 6, 16, 80))
     assert between.high < 0 and between.p_value > 0.05 and between.cannot_tell
+
+
+@pytest.mark.parametrize(
+    ("n", "share"), [(1, 0.02), (12, 0.002), (13, 0.002), (100, 0.01), (1000, 0.05), (50_000, 0.01)]
+)
+def test_more_than_a_share_by_the_exact_binomial(n: int, share: float) -> None:
+    """It is said from the first count on that chance reaches in at most one of forty samples."""
+    exact, p = Fraction(1, 40), Fraction(share).limit_denominator(1000)
+    tail, probability, k = Fraction(1), (1 - p) ** n if n < 5000 else Fraction((1 - float(p)) ** n), 0
+    while tail > exact:
+        tail -= probability
+        probability *= Fraction(n - k, k + 1) * p / (1 - p)
+        if n >= 5000:
+            tail, probability = Fraction(float(tail)), Fraction(float(probability))
+        k += 1
+    assert more_than(k, n, share) and not more_than(k - 1, n, share)
+    assert not more_than(0, n, share)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from advsphere.analysis import Curve, Picture
-from advsphere.evaluation import WORST, Evaluation, Finding, Row
+from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
 from advsphere.report import Command, Judged, Pictures
 
 N = 200
@@ -57,6 +57,10 @@ def evaluation(
         environments=({"advsphere": "0.1.0", "torch": "2.11.0", "processor": "a processor", "threads": 4},),
         ledger="f" * 64,
         findings=(Finding("labels", "ok", "0 to 9 for 10 outputs"),),
+        signs=(
+            Sign("one step beats many", "absent", "none of 200"),
+            Sign("weak at s = 1", "unjudged", "no attack was run at s = 1"),
+        ),
     )
     return dataclasses.replace(found, **changes)
 

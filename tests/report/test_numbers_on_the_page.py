@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from advsphere.evaluation import WORST, Evaluation, compare, radius
+from advsphere.evaluation import WORST, Evaluation, Sign, compare, radius
 from advsphere.report import Judged, numbers, page
 from tests.report import made
 from tests.report.parsed import Node, parse
@@ -119,6 +119,22 @@ def test_flags_are_shown_and_announced(models: list[Judged]) -> None:
     loud = parse(page([made.judged("masked", noted), made.judged("other")]))
     assert "masked: no gradient reaches the images" in loud.one("flags").text
     assert "One flag was raised" in loud.all("header")[0].text
+
+
+def test_signs_of_masking_stand_with_the_flags(models: list[Judged]) -> None:
+    quiet = parse(page(models)).one("flags").text
+    assert "looked for and not found: one step beats many; that these attacks can't judge: weak at s = 1." in quiet
+    sign = Sign("vanishing gradients", "raised", "on 93 of 100 images there is none", "try --suite autoattack")
+    loud = parse(page([made.judged("masked", made.evaluation(signs=(sign,))), made.judged("other")]))
+    shown = "masked: sign of gradient masking, vanishing gradients: on 93 of 100 images there is none; try --suite auto"
+    assert shown in loud.one("flags").text and "None" not in loud.one("flags").text
+    assert "One flag was raised" in loud.all("header")[0].text
+
+
+def test_the_strongest_attack_is_named(models: list[Judged]) -> None:
+    text = parse(page(models)).one("accuracy").text
+    for model in models:
+        assert f"Strongest attack on {model.name}: {model.evaluation.strongest}." in text
 
 
 @pytest.mark.parametrize(

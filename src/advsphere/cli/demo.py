@@ -87,7 +87,11 @@ def _table(made: Demo) -> Table:
 
 def _findings(made: Demo) -> list[str]:
     """The verdict in sentences, and flags if there are any."""
-    flags = [f"! {model.name}: {flag}" for model in made.judged for flag in model.evaluation.flags]
+    flags = [
+        f"! {model.name}: {flag}"
+        for model in made.judged
+        for flag in (*model.evaluation.flags, *model.evaluation.raised)
+    ]
     (verdict,) = verdicts(made.judged)
     return [*flags, verdict.headline, *filter(None, [undecided(made.judged)]), *cautions(made.judged)]
 

@@ -25,10 +25,11 @@ from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.judge import OutOfTime, exact_float32, predict, strike
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.preflight import device_of, images_of, preflight
+from advsphere.evaluation.probes import PROBES, SAMPLE, sample
 from advsphere.evaluation.progress import Progress
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.specs import AttackSpec, describe
-from advsphere.evaluation.suites import Case, Effort, cascade
+from advsphere.evaluation.suites import Case, Effort, anytime
 from advsphere.evaluation.suites import suite as suite_of
 from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
@@ -65,7 +66,8 @@ def evaluate(
     what makes two runs the same bit for bit. ledger: where to write every outcome; an evaluation that was interrupted
     goes on from there; None keeps it in memory. effort: of a named suite. budget: seconds that the attacks may take;
     they try only what those before them left, and what is not reached counts as robust, so the result is the tightest
-    upper bound that the time allows; the same call again goes on for as long. head: the last linear layer's name, where
+    upper bound that the time allows; the same call again goes on for as long. A few seconds more go into the signs of
+    gradient masking. head: the last linear layer's name, where
     it can't be found. precision: of the search, "auto" being bfloat16 where the machine computes in it; what is found
     always has to fool the model in float32.
 
@@ -107,6 +109,7 @@ def evaluate(
             with contextlib.suppress(OutOfTime):
                 for spec in specs:
                     work.attack(spec)
+            work.probe()
             return Evaluation.of(book, findings)
 
 
@@ -166,6 +169,17 @@ class _Work:
 
         self._run(spec.name, cells)
 
+    def probe(self) -> None:
+        """Measure what the signs of gradient masking need, once; the attacks' deadline does not cut it short."""
+        missing = [name for name in PROBES if name not in self.ledger.probes]
+        if not missing:
+            return
+        index = sample(self.ledger.outcomes(CLEAN), seed=self.seed, most=min(SAMPLE, self.batch_size))
+        x, y = (t.to(device_of(self.model)) for t in self.images.batch(index))
+        with frozen(self.model) as exact:
+            for name in missing:
+                self.ledger.record_probe(name, PROBES[name](exact, self.threat, x, y))
+
     def _run(self, name: str, cells: Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]) -> None:
         done, device = self.ledger.done(name), device_of(self.model)
         seconds, images = 0.0, 0
@@ -197,7 +211,7 @@ def _specs(suite: str | Sequence[AttackSpec], case: Case) -> tuple[AttackSpec, .
     elif case.effort != Effort(cascade=case.effort.cascade):
         raise UserError("effort is for named suites; give each attack of your own its AttackSpec(..., restarts=n)")
     else:
-        specs = cascade(suite) if case.effort.cascade else tuple(suite)
+        specs = anytime(suite, case.threat) if case.effort.cascade else tuple(suite)
     names = [spec.name for spec in specs]
     taken = [n for n in {*names} if names.count(n) > 1 or n in (CLEAN, WORST)]
     if taken:

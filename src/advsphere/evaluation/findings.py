@@ -15,3 +15,20 @@ class Finding:
     check: str
     status: Literal["ok", "fixed", "noted", "failed"]
     detail: str
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of gradient masking that was looked for.
+
+    check: its name. status: "raised"; "absent"; "unjudged", where the suite lacks what it takes to tell. detail: the
+    evidence, with n and interval, or what was lacking. advice: what to do about one that was raised, else "".
+    """
+
+    check: str
+    status: Literal["raised", "absent", "unjudged"]
+    detail: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.detail}" + (f"; {self.advice}" if self.advice else "")

@@ -25,6 +25,21 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
+def more_than(k: int, n: int, share: float, confidence: float = 0.95) -> bool:
+    """Whether k in n are more than chance makes of a proportion no larger than `share`, which lies in (0, 1).
+
+    The exact binomial test on one side, at half of 1 - confidence, so that it agrees with the lower limit of the
+    interval of Clopper and Pearson (1934, Biometrika 26:404): right for a single example as well.
+    """
+    log_p, log_q = math.log(share), math.log1p(-share)
+
+    def probability(i: int) -> float:
+        ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+        return math.exp(ways + i * log_p + (n - i) * log_q)
+
+    return 1 - math.fsum(map(probability, range(k))) <= (1 - confidence) / 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
     """How much better the first of two classifiers does on the same n examples, and whether that can be told.

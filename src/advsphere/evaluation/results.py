@@ -4,64 +4,40 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from advsphere.errors import UserError
-from advsphere.evaluation.findings import Finding
-from advsphere.evaluation.intervals import PairedDifference, paired, wilson
+from advsphere.evaluation.findings import Finding, Sign
+from advsphere.evaluation.intervals import PairedDifference, paired
 from advsphere.evaluation.ledger import CLEAN, Ledger
+from advsphere.evaluation.masking import signs
 from advsphere.evaluation.records import content_checksum, differences, read_json
+from advsphere.evaluation.rows import Row, apart_from, found_alone, row_of
 from advsphere.files import write_atomically
 
 WORST = "worst case"
 
-FORMAT = "advsphere evaluation 2"
+FORMAT = "advsphere evaluation 3"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Accuracy under one attack: an upper bound of robust accuracy, with a 95 % Wilson interval for the sample alone.
-
-    outcomes: a character for each example, "1" if it is classified as labelled, clean, under the attack and under those
-    that it comes after, else "0". invalid: results that left the ball (counted as resisted). unreached: examples that
-    the budget did not reach (counted as resisted too). median: of the norms that a minimal-norm attack found, over all
-    examples that it tried; None for other attacks, and where it found nothing for half of them. forwards: images sent
-    through the model by the search.
+class Strongest(NamedTuple):
+    """The attack that left the least, or several that left as much. k: how many of n examples that is, after what they
+    come after. alone: how many they fooled and no other attack that tried them.
     """
 
-    name: str
-    outcomes: str
-    settings: Mapping[str, Any]
-    invalid: int
-    unreached: int
-    median: float | None
-    seconds: float
-    forwards: int
+    names: tuple[str, ...]
+    k: int
+    n: int
+    alone: int
 
-    @property
-    def k(self) -> int:
-        return self.outcomes.count("1")
-
-    @property
-    def n(self) -> int:
-        return len(self.outcomes)
-
-    @property
-    def accuracy(self) -> float:
-        return self.k / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.k, self.n)
-
-    def to_dict(self) -> dict[str, Any]:
-        low, high = self.interval
-        return {"k": self.k, "n": self.n, "accuracy": self.accuracy, "low": low, "high": high} | asdict(self)
+    def __str__(self) -> str:
+        by = "it" if len(self.names) == 1 else "them"
+        left = f"{', '.join(self.names)} left {100 * self.k / self.n:.1f} %"
+        return f"{left}; {self.alone} of {self.n} images were fooled by {by} alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +46,7 @@ class Evaluation:
 
     clean, attacks, worst: rows; worst is the worst case for each example over all attacks. identity: all that the
     outcome depends on (model, data, threat, suite, seed, ...). environments: where it was run. ledger: its checksum.
-    findings: of preflight.
+    findings: of preflight. signs: of gradient masking, raised or not.
     """
 
     clean: Row
@@ -80,12 +56,15 @@ class Evaluation:
     environments: tuple[Mapping[str, Any], ...]
     ledger: str
     findings: tuple[Finding, ...]
+    signs: tuple[Sign, ...]
 
     @classmethod
     def of(cls, ledger: Ledger, findings: Sequence[Finding] = ()) -> Self:
         """Every number from a ledger. Raises UserError where it does not even hold the clean images' predictions."""
-        attacks = ledger.identity["attacks"]
-        clean, rows = _row(ledger, CLEAN, {}), tuple(_row(ledger, name, settings) for name, settings in attacks.items())
+        identity = ledger.identity
+        attacks = identity["attacks"]
+        clean = row_of(ledger, CLEAN, {})
+        rows = tuple(row_of(ledger, name, settings) for name, settings in attacks.items())
         if clean.unreached:
             raise UserError(f"of {clean.n} clean images {clean.unreached} are missing; run the same evaluation again")
         worst = Row(
@@ -102,10 +81,11 @@ class Evaluation:
             clean=clean,
             attacks=rows,
             worst=worst,
-            identity=ledger.identity,
+            identity=identity,
             environments=tuple(ledger.environments),
             ledger=ledger.checksum(),
             findings=tuple(findings),
+            signs=signs(rows, ledger.probes, identity["model"]["scale"]),
         )
 
     @property
@@ -135,6 +115,31 @@ class Evaluation:
         return tuple(flags)
 
     @property
+    def raised(self) -> tuple[Sign, ...]:
+        """The signs of gradient masking that were raised."""
+        return tuple(sign for sign in self.signs if sign.status == "raised")
+
+    @property
+    def looked_for(self) -> str:
+        """Which signs of gradient masking were not found, and which this suite can't judge; a sentence."""
+        absent, unjudged = (
+            ", ".join(s.check for s in self.signs if s.status == status) for status in ("absent", "unjudged")
+        )
+        sentence = f"signs of gradient masking that were looked for and not found: {absent or 'none'}"
+        return sentence + (f"; that these attacks can't judge: {unjudged}" if unjudged else "")
+
+    @property
+    def strongest(self) -> Strongest | None:
+        """The attack that left the least; None where none fooled anything."""
+        least = min((row.k for row in self.attacks), default=self.clean.k)
+        if least == self.clean.k:
+            return None
+        best = [row for row in self.attacks if row.k == least]
+        best = [row for row in best if not {*row.after} & {other.name for other in best}]
+        others = [row for row in (self.clean, *apart_from(self.attacks, best)) if row not in best]
+        return Strongest(tuple(row.name for row in best), least, self.clean.n, found_alone(best, others))
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """In one flat mapping, for a row of a results file: n, seed, seconds, checksums, versions and hardware."""
         return {
@@ -149,13 +154,16 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        best = self.strongest
         content = {
             "format": FORMAT,
             "note": "accuracy under attack is an upper bound of robust accuracy",
             "clean": self.clean.to_dict(),
             "attacks": [row.to_dict() for row in self.attacks],
             "worst": self.worst.to_dict(),
+            "strongest": None if best is None else best._asdict() | {"names": list(best.names)},
             "flags": list(self.flags),
+            "signs": [asdict(sign) for sign in self.signs],
             "identity": self.identity,
             "environments": list(self.environments),
             "ledger": self.ledger,
@@ -188,6 +196,7 @@ class Evaluation:
             environments=tuple(data["environments"]),
             ledger=data["ledger"],
             findings=tuple(Finding(**f) for f in data["findings"]),
+            signs=tuple(Sign(**s) for s in data["signs"]),
         )
 
     def table(self, *, width: int = 100) -> str:
@@ -210,8 +219,13 @@ class Evaluation:
         out = io.StringIO()
         console = Console(file=out, width=width, highlight=False, markup=False)
         console.print(table)
-        for flag in self.flags:
-            console.print(f"! {flag}")
+        below = [] if self.strongest is None else [f"strongest: {self.strongest}"]
+        below += [f"! {flag}" for flag in self.flags]
+        for sign in self.raised:
+            below += [f"! sign of gradient masking: {sign.check}", f"    {sign.detail}", f"    -> {sign.advice}"]
+        for line in (*below, self.looked_for):
+            wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
+            console.print("\n".join(wrapped), soft_wrap=True)
         return out.getvalue()
 
 
@@ -230,27 +244,3 @@ def radius(eps: float) -> str:
     """A radius as people write it: 8/255 where it is a few whole grey levels, else a plain number."""
     steps = eps * 255
     return f"{round(steps)}/255" if 0.5 <= steps < 32.5 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"
-
-
-def _row(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
-    cost, counts = ledger.cost(name), ledger.counts(name)
-    outcomes = ledger.outcomes(name)
-    return Row(
-        name=name,
-        outcomes=outcomes,
-        settings=settings,
-        invalid=counts.get("invalid", 0),
-        unreached=len(outcomes) - sum(counts.values()),
-        median=_median(ledger, name) if settings.get("minimal") else None,
-        seconds=cost.seconds,
-        forwards=cost.forwards,
-    )
-
-
-def _median(ledger: Ledger, name: str) -> float | None:
-    """The norm that half of the examples exceed or need no more than; None if half of them were not fooled at all."""
-    labels = ledger.labels
-    tried = [cell for cell in ledger.cells(name) if cell.status in ("fooled", "resisted")]
-    norms = sorted(math.inf if c.prediction == labels[c.example] else c.distance or 0.0 for c in tried)
-    middle = statistics.median(norms) if norms else math.inf
-    return middle if math.isfinite(middle) else None

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from advsphere.errors import UserError
 from advsphere.evaluation.intervals import paired
 from advsphere.evaluation.records import differences
-from advsphere.evaluation.results import WORST, Evaluation, Row
+from advsphere.evaluation.results import WORST, Evaluation
+from advsphere.evaluation.rows import Row
 
 Columns = NDArray[np.float64]
 """(seeds, examples) of 0 and 1: classified as labelled, or not."""

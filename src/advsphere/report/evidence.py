@@ -21,8 +21,16 @@ class Entry(NamedTuple):
 
 def flags(models: Sequence[Judged]) -> Section:
     """What a reader must know before believing the numbers."""
-    found = [(model.name, flag) for model in models for flag in model.evaluation.flags]
-    return Section("flags", "Flags", render("flags", flags=found))
+    found = [
+        (model.name, line)
+        for model in models
+        for line in (
+            *model.evaluation.flags,
+            *(f"sign of gradient masking, {sign}" for sign in model.evaluation.raised),
+        )
+    ]
+    looked = [(model.name, model.evaluation.looked_for) for model in models]
+    return Section("flags", "Flags", render("flags", flags=found, looked=looked))
 
 
 def counts(models: Sequence[Judged]) -> Section:

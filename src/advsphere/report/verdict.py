@@ -42,7 +42,7 @@ def cautions(models: Sequence[Judged]) -> list[str]:
     """What is to be kept in mind with any verdict."""
     count = _WORDS.get(len(models), str(len(models)))
     caution = CAUTION.format(count=count) if len(models) > 1 else "This is about this checkpoint, on these images."
-    flags = sum(len(model.evaluation.flags) for model in models)
+    flags = sum(len(model.evaluation.flags) + len(model.evaluation.raised) for model in models)
     raised = ["One flag was raised; read it first."] if flags == 1 else [f"{flags} flags were raised; read them first."]
     return [*(raised if flags else []), UPPER_BOUND, caution]
 

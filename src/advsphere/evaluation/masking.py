@@ -1,0 +1,211 @@
+"""Signs of gradient masking: what makes attacks fail on a model that is not robust, read from what the ledger holds.
+
+The checklists are those of Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705),
+Tramer et al. 2020 (arXiv 2002.08347), Pintor et al. 2021 (arXiv 2106.09947) and AutoAttack's flags (flags_doc.md of the
+official code). Each tolerance below is the share that an honest model may show. A sign is raised where what was seen
+exceeds it with 97.5 % confidence, so that neither chance nor a small sample raises one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advsphere.evaluation.findings import Sign
+from advsphere.evaluation.intervals import PairedDifference, more_than, paired, wilson
+from advsphere.evaluation.kinds import Kind, bare, core, kind_of, loss_of
+from advsphere.evaluation.rows import Row, apart_from, found_alone
+
+OUTDONE = 0.002
+"""Examples that a better attack may leave to a worse one: 0.2 points, as AutoAttack tolerates of Square."""
+
+LONE_IMAGES = 0.01
+"""Images of a probe on which even an honest model may have no gradient, or resist for another reason."""
+
+STILL_FALLING = 0.01
+"""What more steps, or the trained scale, may take away before it matters: a point of accuracy."""
+
+ONE_LOSS = 0.05
+"""Examples that only one loss may find. Adversarially trained networks lose 2 to 4 points from APGD-CE to APGD-T;
+those whose numbers did not survive lost 6 and more (logit pairing, TRADES with hypersphere embedding).
+"""
+
+_DIRECT = ("cross-entropy", "margin", "DLR", "targeted DLR")
+"""Losses of the logits themselves, of which an honest model has no favourite."""
+
+
+def signs(rows: Sequence[Row], probes: Mapping[str, Any], scale: float) -> tuple[Sign, ...]:
+    """Every sign that is looked for, raised or not. rows: of the attacks; probes: of the ledger; scale: of the head."""
+    return (
+        _vanishing(probes.get("gradients")),
+        _large_radius(probes.get("large radius")),
+        _black_box(rows),
+        _one_step(rows),
+        _plateau(rows),
+        _bare_cosines(rows, scale),
+        _one_loss(rows),
+    )
+
+
+def _vanishing(probe: Mapping[str, Any] | None) -> Sign:
+    """Zero gradients (Athalye et al.; AutoAttack's flag; "unavailable gradients" of Pintor et al.)."""
+    name = "vanishing gradients"
+    if not probe or not probe["n"]:
+        return Sign(name, "unjudged", _NO_IMAGES)
+    n, theirs, ours = probe["n"], probe["cross_entropy"], probe["log_odds"]
+    detail = (
+        f"on {_share(theirs, n)} drawn images the gradient of softmax cross-entropy is zero, denormal or NaN in "
+        f"float32; that of the log-odds, which the attacks here ascend, on {ours}"
+    )
+    if more_than(ours, n, LONE_IMAGES):
+        advice = (
+            "gradient attacks see nothing there: --suite autoattack has Square, which needs none; then attack with a "
+            "smooth stand-in for the part that has no gradient (BPDA, Athalye et al. 2018)"
+        )
+        return Sign(name, "raised", detail, advice)
+    if more_than(theirs, n, LONE_IMAGES):
+        advice = "the attacks here are not misled, but what other libraries report with cross-entropy is too high"
+        return Sign(name, "raised", detail, advice)
+    return Sign(name, "absent", detail)
+
+
+def _large_radius(probe: Mapping[str, Any] | None) -> Sign:
+    """Unbounded attacks that do not reach 100 % (Athalye et al.; Carlini et al.; "unconstrained
+    attack failure" of Pintor et al.)."""
+    name = "no fall at a large radius"
+    if not probe or not probe["n"]:
+        return Sign(name, "unjudged", _NO_IMAGES)
+    n, left = probe["n"], probe["left"]
+    if left is None:
+        return Sign(name, "unjudged", "no gradient reaches the images")
+    detail = f"PGD-{probe['steps']} at eps = {probe['eps']:.4g} leaves {_share(left, n)} images that plain grey fools"
+    if more_than(left, n, LONE_IMAGES):
+        advice = "the search fails, the model is not robust: --suite autoattack searches without gradients as well"
+        return Sign(name, "raised", detail, advice)
+    return Sign(name, "absent", detail)
+
+
+def _black_box(rows: Sequence[Row]) -> Sign:
+    """Black-box beats white-box (Athalye et al.; Carlini et al.; AutoAttack's flag for Square)."""
+    black, white = _of(rows, "black-box"), _of(rows, "one-step", "iterative", "minimal-norm")
+    advice = (
+        "gradients mislead here: --suite adaptive takes other paths and losses; "
+        "--suite table6 and --restarts 5 search on without gradients"
+    )
+    return _outdone("black box beats white box", black, white, ("a black-box", "a white-box iterative"), advice)
+
+
+def _one_step(rows: Sequence[Row]) -> Sign:
+    """One-step beats iterative (Athalye et al.; Carlini et al.)."""
+    one, many = _of(rows, "one-step"), _of(rows, "iterative")
+    advice = "many small steps are led astray: --steps 500 --restarts 10, and --suite autoattack"
+    return _outdone("one step beats many", one, many, ("a one-step", "an iterative"), advice)
+
+
+def _outdone(name: str, worse: Sequence[Row], better: Sequence[Row], what: tuple[str, str], advice: str) -> Sign:
+    """Examples that the worse kind of attacks fooled and none of the better ones."""
+    better = apart_from(better, worse)
+    lacking = [kind for kind, rows in zip(what, (worse, _of(better, "iterative")), strict=True) if not rows]
+    if lacking:
+        return Sign(name, "unjudged", f"{lacking[0]} attack over the same images is lacking")
+    if any(row.unreached for row in better):
+        return Sign(name, "unjudged", _NO_TIME)
+    n, k = better[0].n, found_alone(worse, better)
+    names = ", ".join(row.name for row in worse)
+    detail = f"{names} fooled {_share(k, n)} images that none of {', '.join(row.name for row in better)} fooled"
+    return _sign(name, more_than(k, n, OUTDONE), detail, advice)
+
+
+def _plateau(rows: Sequence[Row]) -> Sign:
+    """No plateau in steps (Carlini et al.; "incomplete optimization" of Pintor et al.)."""
+    name = "no plateau in steps"
+    groups: dict[str, dict[int, Row]] = {}
+    for row in _of(rows, "iterative"):
+        attack = core(row.settings)
+        steps = attack.pop("steps", None)
+        if isinstance(steps, int):
+            groups.setdefault(str(sorted(attack.items(), key=str)), {})[steps] = row
+    last = [sorted(group.items())[-2:] for group in groups.values() if len(group) > 1]
+    pairs = [(a, b) for a, b in last if {*b[1].after} - {a[1].name} == {*a[1].after}]
+    if not pairs:
+        return Sign(name, "unjudged", "no attack was run on the same images with two numbers of steps")
+    if any(row.unreached for pair in pairs for _, row in pair):
+        return Sign(name, "unjudged", _NO_TIME)
+    found = [(_difference(a, b), a.name, b.name, longest) for (_, a), (longest, b) in pairs]
+    most = max(found, key=lambda one: one[0].low)
+    detail = f"from {most[1]} to {most[2]} accuracy falls by {_points(most[0])}"
+    advice = f"it may fall further: --steps {5 * most[3]}"
+    return _sign(name, most[0].low > STILL_FALLING, detail, advice)
+
+
+def _bare_cosines(rows: Sequence[Row], scale: float) -> Sign:
+    """Cross-entropy on bare cosines (s = 1) leaves more than at the trained scale: the loss is too flat to lead over
+    the boundary (Tramer et al., on losses that do not fit the attack; Wu et al. 2021, arXiv 2104.02703).
+    """
+    name = "weak at s = 1"
+    if scale == 1.0:
+        return Sign(name, "unjudged", "the head has no scale")
+    pairs = [
+        (a, b)
+        for a in rows
+        if (same := bare(a.settings, scale)) is not None
+        for b in rows
+        if core(b.settings) == same and a.after == b.after
+    ]
+    if not pairs:
+        return Sign(name, "unjudged", "no attack was run on the same images both at s = 1 and at the trained scale")
+    if any(row.unreached for pair in pairs for row in pair):
+        return Sign(name, "unjudged", _NO_TIME)
+    difference, at_one, trained = max(((_difference(a, b), a, b) for a, b in pairs), key=lambda one: one[0].low)
+    detail = f"{at_one.name} leaves more than {trained.name} at s = {scale:g}, by {_points(difference)}"
+    advice = f"{at_one.name} is no verdict; --suite adaptive sweeps the scale, --suite autoattack does not depend on it"
+    return _sign(name, difference.low > STILL_FALLING, detail, advice)
+
+
+def _one_loss(rows: Sequence[Row]) -> Sign:
+    """The verdict depends on one loss (Carlini et al.; Tramer et al.; Croce & Hein 2020 on CE beside DLR)."""
+    name = "one loss decides"
+    families: dict[str, list[Row]] = {}
+    for row in _of(rows, "iterative"):
+        if (loss := loss_of(row.settings)) is not None:
+            families.setdefault(loss, []).append(row)
+    alone: dict[str, int] = {}
+    judged = [row for family in families.values() for row in family]
+    for loss, family in families.items():
+        others = [row for row in apart_from(judged, family) if row not in family]
+        if any(loss_of(row.settings) in _DIRECT for row in others):
+            alone[loss] = found_alone(family, others)
+    if not alone:
+        return Sign(name, "unjudged", "iterative attacks on two losses are lacking")
+    if any(row.unreached for row in judged):
+        return Sign(name, "unjudged", _NO_TIME)
+    loss, n = max(alone, key=lambda one: alone[one]), judged[0].n
+    others_named = ", ".join(other for other in families if other != loss)
+    detail = f"{_share(alone[loss], n)} images are fooled through {loss} and not through {others_named}"
+    advice = "the others are no verdict, and a further loss may find more: --suite adaptive, --suite autoattack"
+    return _sign(name, more_than(alone[loss], n, ONE_LOSS), detail, advice)
+
+
+_NO_IMAGES = "it was not measured, for want of images to measure it on"
+_NO_TIME = "time was over before every image was attacked"
+
+
+def _sign(name: str, raised: bool, detail: str, advice: str) -> Sign:
+    return Sign(name, "raised", detail, advice) if raised else Sign(name, "absent", detail)
+
+
+def _of(rows: Sequence[Row], *kinds: Kind) -> list[Row]:
+    return [row for row in rows if kind_of(row.settings) in kinds]
+
+
+def _difference(weak: Row, strong: Row) -> PairedDifference:
+    return paired([c == "1" for c in weak.outcomes], [c == "1" for c in strong.outcomes])
+
+
+def _share(k: int, n: int) -> str:
+    low, high = wilson(k, n)
+    return f"{k} of {n} ({100 * low:.1f} - {100 * high:.1f} %)"
+
+
+def _points(d: PairedDifference) -> str:
+    return f"{100 * d.difference:.1f} points ({100 * d.low:.1f} to {100 * d.high:.1f}) on {d.n} images"
