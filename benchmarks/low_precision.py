@@ -27,6 +27,10 @@ from advsphere.evaluation.specs import AttackSpec
 class Arguments(Options):
     only: tuple[str, ...] = ()
     """Of the attacks, such as APGD-CE; all by default."""
+    steps: int = 100
+    """Of APGD and FAB."""
+    queries: int = 5000
+    """Of Square."""
 
 
 def chance(a: int, b: int) -> float:
@@ -42,7 +46,7 @@ def main(options: Arguments) -> None:
     right = target.right()
     print(f"{target.describe()}; {len(right)} classified correctly\n", flush=True)
     rows = list[list[object]]()
-    for name, attack in stages(target.threat).items():
+    for name, attack in stages(target.threat, steps=options.steps, queries=options.queries).items():
         if options.only and name not in options.only:
             continue
 
