@@ -67,9 +67,8 @@ def evaluate(
     goes on from there; None keeps it in memory. effort: of a named suite. budget: seconds that the attacks may take;
     they try only what those before them left, and what is not reached counts as robust, so the result is the tightest
     upper bound that the time allows; the same call again goes on for as long. A few seconds more go into the signs of
-    gradient masking. head: the last linear layer's name, where
-    it can't be found. precision: of the search, "auto" being bfloat16 where the machine computes in it; what is found
-    always has to fool the model in float32.
+    gradient masking. head: the last linear layer's name, where it can't be found. precision: of the search, "auto"
+    being bfloat16 where the machine computes in it; what is found always has to fool the model in float32.
 
     Raises UserError for what `preflight` refuses, an unknown suite, and a ledger that holds another evaluation.
     """
