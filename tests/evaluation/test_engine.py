@@ -333,12 +333,12 @@ def test_a_cascade_reaches_the_same_verdict_with_less() -> None:
 
 
 def test_a_budget_is_kept_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that ticks with every look at it: the first call ends in the middle of the second attack."""
+    """A clock that ticks with every look at it, so that each call ends in the middle of a batch."""
     ticks = itertools.count()
     monkeypatch.setattr("time.monotonic", lambda: float(next(ticks)))
     known, path = linear(100, classes=5), tmp_path / "ledger.sqlite"
     given = {"threat": THREAT, "suite": FEW, "batch_size": 16, "ledger": path}
-    results = [evaluate(*known, budget=20.0, **given) for _ in range(6)]  # type: ignore[arg-type]
+    results = [evaluate(*known, budget=60.0, **given) for _ in range(6)]  # type: ignore[arg-type]
     unreached = [result.worst.unreached for result in results]
     assert unreached[0] > 0 and unreached == sorted(unreached, reverse=True) and unreached[-1] == 0
     assert [r.worst.k for r in results] == sorted((r.worst.k for r in results), reverse=True)

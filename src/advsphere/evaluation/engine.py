@@ -72,7 +72,6 @@ def evaluate(
 
     Raises UserError for what `preflight` refuses, an unknown suite, and a ledger that holds another evaluation.
     """
-    deadline = math.inf if budget is None else time.monotonic() + budget
     images, device = images_of(images, labels), device_of(model)
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
@@ -103,11 +102,12 @@ def evaluate(
         with Ledger.create_or_resume(
             ledger, identity=identity, labels=images.labels.tolist(), environment=environment(device)
         ) as book:
-            work = _Work(model, images, threat, book, seed, batch_size, dtype, deadline, on_progress)
+            work = _Work(model, images, threat, book, seed, batch_size, dtype, on_progress)
             work.clean()
+            deadline = math.inf if budget is None else time.monotonic() + budget
             with contextlib.suppress(OutOfTime):
                 for spec in specs:
-                    work.attack(spec)
+                    work.attack(spec, deadline)
             work.probe()
             return Evaluation.of(book, findings)
 
@@ -140,7 +140,6 @@ class _Work:
     seed: int
     batch_size: int
     dtype: torch.dtype | None
-    deadline: float
     on_progress: OnProgress | None
 
     def clean(self) -> None:
@@ -153,7 +152,7 @@ class _Work:
 
             self._run(CLEAN, cells)
 
-    def attack(self, spec: AttackSpec) -> None:
+    def attack(self, spec: AttackSpec, deadline: float) -> None:
         standing = torch.tensor([robust == "1" for robust in self.ledger.outcomes(spec.name)])
 
         def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
@@ -163,7 +162,7 @@ class _Work:
                 return skipped, 0
             ids, x, y = index.to(x.device)[at], x[at], y[at]
             draws = Draws(self.seed, ids)
-            verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=self.dtype, deadline=self.deadline)
+            verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=self.dtype, deadline=deadline)
             return skipped + verdict.cells(ids, y), verdict.forwards
 
         self._run(spec.name, cells)
