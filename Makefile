@@ -9,6 +9,7 @@ PYTHON ?= python3
 WORKERS ?= auto
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv/peers/.installed
 
 # One thread in each test process: the processes already fill the cores, and a fixed count keeps sums reproducible.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
@@ -25,13 +26,19 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
+# A folder of their own: the parity tests alone look into it, and what the peers pin can't clash with constraints.txt.
+$(PEERS): tests/parity/peers.txt | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@touch $@
+
 demo: $(STAMP) ## train plain and hyperspherical networks on the digits, attack both, write report.html
 	$(BIN)/advsphere demo
 
-test: lint types ## lint, types and the tests (at most 12 minutes on 2 cores)
+test: lint types $(PEERS) ## lint, types and the tests (at most 12 minutes on 2 cores)
 	$(PYTEST)
 
-test-all: lint types ## everything, also the slow tests; the output goes to results/test-all.txt
+test-all: lint types $(PEERS) ## everything, also the slow tests; the output goes to results/test-all.txt
 	@mkdir -p results
 	$(PYTEST) -m '' -rs --durations=20 2>&1 | sed 's|$(CURDIR)/||g; s|^rootdir: .*||' | tee results/test-all.txt
 
