@@ -159,6 +159,8 @@ def test_an_evaluation_that_is_not_finished_has_stories_too(run: Path, capfd: py
     assert code == 0 and "not reached" in shown and "nothing fooled it so far" in shown
     code, shown = show(capfd, folder, example, "--replay", "PGD-100")
     assert code == 0 and "nothing is recorded to compare it with" in shown
+    assert main(["verify", str(folder)]) == 1
+    assert "is finished; run the same" in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(

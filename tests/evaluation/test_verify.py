@@ -168,6 +168,21 @@ def test_images_that_were_left_out(claim: Claim) -> None:
     assert claim.verify().passed and "time was over before 1 of 120 images" in claim.json.read_text()
 
 
+def test_a_ledger_that_went_on(claim: Claim) -> None:
+    """As when a second call with a budget is killed: the file still holds the numbers of the first."""
+    change(claim.ledger, "DELETE FROM cells WHERE attack = 'PGD-100' AND example >= 64")
+    claim.write_again()
+    before = claim.json.read_text()
+    assert claim.verify().passed
+    known = claim.known
+    change(claim.ledger, "DELETE FROM cells WHERE attack = 'PGD-100'")
+    change(claim.ledger, "DELETE FROM batches WHERE attack = 'PGD-100'")
+    assert "went on" not in failed(claim.verify())["numbers"]
+    evaluate(*known, threat=THREAT, batch_size=64, ledger=claim.ledger)
+    assert claim.json.read_text() == before
+    assert "the ledger went on after they were printed" in failed(claim.verify())["numbers"]
+
+
 TRUE_LABEL = "(SELECT label FROM examples WHERE examples.example = cells.example)"
 
 

@@ -54,6 +54,10 @@ def _evaluations(folder: Path) -> list[Path]:
     if (folder / "evaluation.json").exists():
         return [folder]
     found = sorted(path.parent for path in folder.glob("evaluations/*/evaluation.json"))
+    if not found and any((folder / path).exists() for path in ("ledger.sqlite", "evaluations")):
+        raise UserError(
+            f"no evaluation in {folder} is finished; run the same `advsphere evaluate` again, and it goes on"
+        )
     if not found:
         raise UserError(f"{folder} holds no finished evaluation; `advsphere evaluate {folder}` makes one")
     return found

@@ -94,11 +94,14 @@ def _numbers(written: dict[str, Any], book: Ledger) -> Finding:
     try:
         findings = [Finding(**f) for f in written["findings"]]
         expected = Evaluation.of(book, findings).to_dict()
+        missing = [sum(row["unreached"] for row in data["attacks"]) for data in (expected, written)]
     except (KeyError, TypeError, UserError) as error:
         return Finding("numbers", "failed", f"the ledger can't give the printed numbers: {error}")
     wrong = [d for d in differences(written, expected) if not d.startswith("checksum")]
     if wrong:
-        return Finding("numbers", "failed", f"printed, but not what the ledger says: {some(wrong)}")
+        later = "; the ledger went on after they were printed: run the same evaluation again"
+        cure = later if missing[0] < missing[1] else ""
+        return Finding("numbers", "failed", f"printed, but not what the ledger says: {some(wrong)}{cure}")
     return Finding("numbers", "ok", f"all {len(expected['attacks']) + 2} rows follow from the ledger")
 
 
