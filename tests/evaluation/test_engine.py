@@ -299,6 +299,28 @@ def test_a_search_in_low_precision_is_recorded_and_reaches_the_same_verdict(
         assert sum(model.low) >= 6  # every step of the search, and the look at its last iterate
 
 
+class ThroughNumpy(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.model = nn.Conv2d(1, 1, 1), model
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv(x).detach().numpy()  # has no bfloat16
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def test_a_model_that_knows_no_bfloat16_is_searched_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: torch.bfloat16)
+    known = linear()
+    model = ThroughNumpy(known.model)
+    result = evaluate(model, known.images, known.labels, threat=THREAT, suite=FEW)
+    assert result.identity["search"] == "float32" and result.worst.k < result.clean.k
+    assert any(f.check == "precision" and "searched in float32" in f.detail for f in result.findings)
+    with pytest.raises(UserError, match="--precision float32"):
+        evaluate(model, known.images, known.labels, threat=THREAT, suite=FEW, precision="bfloat16")
+
+
 def test_what_was_not_reached_counts_as_robust_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     model = Fused(linear().model)

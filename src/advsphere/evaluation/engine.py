@@ -81,9 +81,10 @@ def evaluate(
         effort = replace(effort, cascade=True)
     case, notes = case_of(model, images, threat, effort, head)
     specs = _specs(suite, case)
-    dtype = low_precision(device) if precision == "auto" else _PRECISIONS[precision]
     with exact_float32():
         findings = (*preflight(model, images, batch_size=batch_size, attacks=specs), *notes)
+        dtype, found = _search(model, images, precision)
+        findings += found
         identity = {
             "model": {"type": type(model).__name__, "checksum": model_checksum(model), "scale": case.scale},
             "data": {
@@ -201,6 +202,28 @@ class _Work:
                         images=images,
                     )
                 )
+
+
+def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[torch.dtype | None, tuple[Finding, ...]]:
+    """What to search in. "auto" falls back to float32 for a model that can't run in bfloat16, such as one that hands
+    its activations to NumPy; asked for by name, that is a UserError.
+    """
+    device = device_of(model)
+    dtype = low_precision(device) if precision == "auto" else _PRECISIONS[precision]
+    if dtype is None:
+        return None, ()
+    x = images.batch(torch.arange(1))[0].to(device)
+    try:
+        with frozen(model, dtype=dtype, fold=True) as view, torch.no_grad():
+            usable = bool(view(x).isfinite().all())
+        why = "its logits are not finite"
+    except (RuntimeError, TypeError, ValueError) as error:
+        usable, why = False, str(error)
+    if usable:
+        return dtype, ()
+    if precision != "auto":
+        raise UserError(f"the model can't run in {precision} ({why}); search in float32 (--precision float32)")
+    return None, (Finding("precision", "ok", f"searched in float32, for the model can't run in bfloat16: {why}"),)
 
 
 def _specs(suite: str | Sequence[AttackSpec], case: Case) -> tuple[AttackSpec, ...]:
