@@ -147,3 +147,10 @@ def test_settings_that_make_no_sense() -> None:
     for wrong, message in (({"norm": "l1"}, "fab"), ({"steps": 0}, "at least"), ({"confidence": -1.0}, "at least")):
         with pytest.raises(UserError, match=message):
             cw(model, x, y, **wrong)
+
+
+def test_linf_with_few_steps_a_round_still_comes_where_it_must() -> None:
+    """Rounds that are too short for the way go on from each other."""
+    model, x, y = model_and_batch()
+    many, few = (cw(model, x, y, norm="linf", steps=steps, first_c=1.0) for steps in (200, 5))
+    assert fooled(model(few), y).all() and fooled(model(many), y).all()

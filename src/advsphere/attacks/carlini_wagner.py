@@ -46,8 +46,8 @@ def cw(
 
     Both descend, with Adam and on w with x_adv = tanh(w) put into bounds, c * max(confidence - margin, 0) plus
     l2 (section VI-A): the squared norm; c is bisected, or multiplied by 10 until the first success, `rounds` times.
-    linf (section VI-C): sum max(|delta| - tau, 0); tau shrinks to 0.9 of the norm at each success, from where the next
-    round begins; c doubles at each failure and ends the search beyond 20.
+    linf (section VI-C): sum max(|delta| - tau, 0); tau shrinks to 0.9 of the norm at each success; c doubles at each
+    failure and ends the search beyond 20; each round begins where the last one ended.
     steps: Adam's, at most, in each round (the paper has 10,000, most others 1,000); a round that has not improved by
     0.01 % in a tenth of them ends. rounds: at most; 9 for l2 and 100 for linf unless given. step_size: 0.01 and 0.005.
     first_c: 1e-3 and 1e-5. confidence: kappa, the margin in logits that counts as a success (>= 0). eps: for a verdict
@@ -55,7 +55,8 @@ def cw(
     random. One forward and backward a step. Raises UserError for l1, and where a setting makes no sense.
 
     Differs from the paper: every example goes through its rounds at its own pace, so that those which are done cost
-    nothing and the others wait for none; linf has no smallest tau of 1/256, and ends failing rounds early as l2 does.
+    nothing and the others wait for none; linf has no smallest tau of 1/256, ends failing rounds early as l2 does, and
+    goes on from a failure where the authors' code goes back to the last success, which needs more steps in each round.
     """
     if norm not in FIRST_C:
         raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or fab for l1")
@@ -139,12 +140,11 @@ class _Search(NamedTuple):
         return self._replace(low=low, high=high, c=torch.where(over, c, self.c))._again(over)
 
     def next_tau(self, over: Tensor, reached: Tensor, w: Tensor, distance: Tensor) -> _Search:
-        """linf: a smaller radius from where the last was reached, or else a larger c from the same place again."""
+        """linf: a smaller radius where this one was reached, else a larger c, and on from where the round ended."""
         tau = torch.where(reached, 0.9 * distance, self.tau)
         c = torch.where(over & ~reached, 2 * self.c, self.c)
-        start = torch.where(over_pixels(reached, w), w, self.start)
         left = self.left.where(c <= LARGEST_C, 1)
-        return self._replace(tau=tau, c=c, start=start, left=left)._again(over)
+        return self._replace(tau=tau, c=c, start=w, left=left)._again(over)
 
     def _again(self, over: Tensor) -> _Search:
         """The next round of those whose round is over."""
