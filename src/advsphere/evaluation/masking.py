@@ -164,7 +164,9 @@ def _bare_cosines(rows: Sequence[Row], scale: float) -> Sign:
         return Sign(name, "unjudged", _NO_TIME)
     difference, at_one, trained = max(((_difference(a, b), a, b) for a, b in pairs), key=lambda one: one[0].low)
     detail = f"{at_one.name} leaves more than {trained.name} at s = {scale:g}, by {_points(difference)}"
-    advice = f"{at_one.name} is no verdict; --suite adaptive sweeps the scale, --suite autoattack does not depend on it"
+    advice = (
+        f"{at_one.name} is no verdict; --suite adaptive sweeps the scale, --suite autoattack has losses without one"
+    )
     return _sign(name, difference.low > STILL_FALLING, detail, advice)
 
 

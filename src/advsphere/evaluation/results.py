@@ -26,18 +26,20 @@ FORMAT = "advsphere evaluation 3"
 
 class Strongest(NamedTuple):
     """The attack that left the least, or several that left as much. k: how many of n examples that is, after what they
-    come after. alone: how many they fooled and no other attack that tried them.
+    come after. alone: how many they fooled and no other attack did; None where later ones did not try those.
     """
 
     names: tuple[str, ...]
     k: int
     n: int
-    alone: int
+    alone: int | None
 
     def __str__(self) -> str:
-        by = "it" if len(self.names) == 1 else "them"
+        it = "it" if len(self.names) == 1 else "they"
         left = f"{', '.join(self.names)} left {100 * self.k / self.n:.1f} %"
-        return f"{left}; {self.alone} of {self.n} images were fooled by {by} alone"
+        if self.alone is None:
+            return f"{left}; those after it did not try what it fooled"
+        return f"{left}; {self.alone} of {self.n} images only {it} fooled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +138,10 @@ class Evaluation:
             return None
         best = [row for row in self.attacks if row.k == least]
         best = [row for row in best if not {*row.after} & {other.name for other in best}]
-        others = [row for row in (self.clean, *apart_from(self.attacks, best)) if row not in best]
-        return Strongest(tuple(row.name for row in best), least, self.clean.n, found_alone(best, others))
+        others = [row for row in apart_from(self.attacks, best) if row not in best]
+        tried = len(others) + len(best) == len(self.attacks)
+        alone = found_alone(best, [self.clean, *others]) if tried else None
+        return Strongest(tuple(row.name for row in best), least, self.clean.n, alone)
 
     @property
     def provenance(self) -> dict[str, Any]:
