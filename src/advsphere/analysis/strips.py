@@ -30,14 +30,15 @@ def strip(told: Story, images: Images, attempt: Attempt, x_adv: Tensor) -> Pictu
 
 
 def stored_strips(book: Ledger, told: Story, images: Images) -> dict[str, Picture]:
-    """Everything that the ledger keeps images of, by attack. Raises UserError where one is damaged or gone."""
+    """Everything that the ledger keeps images of, by attack and where it lies. Raises UserError where one is damaged or gone."""
     strips = {}
     for attempt in told.attempts:
         if attempt.stored:
             x_adv = book.adversarial(attempt.attack, told.example)
             if x_adv is None:
                 raise UserError(f"{book.path} has lost what {attempt.attack} made of example {told.example}")
-            strips[attempt.attack] = strip(told, images, attempt, x_adv)
+            outside = "" if attempt.fate == "fooled" else ", outside the ball"
+            strips[f"{attempt.attack}{outside}"] = strip(told, images, attempt, x_adv)
     return strips
 
 
