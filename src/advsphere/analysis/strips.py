@@ -30,7 +30,7 @@ def strip(told: Story, images: Images, attempt: Attempt, x_adv: Tensor) -> Pictu
 
 
 def stored_strips(book: Ledger, told: Story, images: Images) -> dict[str, Picture]:
-    """Everything that the ledger keeps images of, by attack and where it lies. Raises UserError where one is damaged or gone."""
+    """Everything that the ledger keeps images of, by attack. Raises UserError where one is damaged or gone."""
     strips = {}
     for attempt in told.attempts:
         if attempt.stored:
