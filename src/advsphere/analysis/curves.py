@@ -13,18 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.palette import INK, LINE, MARKERS, SERIES, SOFT
+from advsphere.analysis.broken import first_to_break
+from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.palette import MARKERS, SERIES, SOFT
 from advsphere.attacks import pgd
-from advsphere.classifier import frozen
 from advsphere.data import Images
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Evaluation, data_checksum, model_checksum, radius, wilson
-from advsphere.evaluation.judge import exact_float32, predict, strike
-from advsphere.evaluation.preflight import device_of, images_of
+from advsphere.evaluation.preflight import images_of
 from advsphere.evaluation.records import content_checksum, read_json
 from advsphere.files import write_atomically
 from advsphere.threat import Norm, ThreatModel
@@ -114,26 +112,13 @@ def accuracy_against_eps(
     radii = tuple(sorted({0.0, *([threat.eps * share for share in GRID] if eps is None else map(float, eps))}))
     if radii[0] < 0 or len(radii) == 1:
         raise UserError(f"a curve needs radii above 0, not {', '.join(map(radius, radii))}")
-    device, broken = device_of(model), torch.full((len(images),), len(radii))
-    batches = torch.arange(len(images)).split(batch_size)
-    with exact_float32():
-        for number, index in enumerate(batches):
-            x, y = (t.to(device) for t in images.batch(index))
-            with frozen(model) as exact:
-                fooled = predict(exact, x, y)[0].cpu()
-            broken[index[fooled]] = 0
-            for i, radius_i in enumerate(radii[1:], 1):
-                at = (broken[index] == len(radii)).to(device)
-                if at.any():
-                    ball = replace(threat, eps=radius_i)
-                    draws = Draws(seed, index.to(device)[at])
-                    verdict = strike(model, _pgd(ball, steps), ball, x[at], y[at], draws)
-                    broken[index[at.cpu()][verdict.fooled.cpu()]] = i
-                on_progress(number * (len(radii) - 1) + i, len(batches) * (len(radii) - 1))
+    balls = [replace(threat, eps=radius_i) for radius_i in radii[1:]]
+    attacks = [(ball, _pgd(ball, steps)) for ball in balls]
+    broken = first_to_break(model, images, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
     return Curve(
         norm=threat.norm,
         eps=radii,
-        broken=tuple(broken.tolist()),
+        broken=broken,
         steps=steps,
         seed=seed,
         model=model_checksum(model),
@@ -145,10 +130,7 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
     """Curves with their 95 % bands, by the models' names. evaluations: by the same names, adds each one's worst case at
     its own eps, as a hollow marker with its interval.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = canvas(4.6, 3.2)
     highest = max(curve.eps[-1] for curve in curves.values())
     for i, (name, curve) in enumerate(curves.items()):
         colour, marker = SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)]
@@ -167,15 +149,8 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
     ticks = next(iter(curves.values())).eps[::2]
     axes.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(0, 101), xticks=ticks, yticks=range(0, 101, 20))
     axes.set_xticklabels([radius(e) for e in ticks])
-    axes.set_xlabel("eps", color=SOFT)
-    axes.set_ylabel("accuracy, %", color=SOFT)
-    axes.tick_params(colors=SOFT, length=0, labelsize=9)
-    axes.grid(axis="y", color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    for text in axes.legend(loc="best", frameon=False, labelcolor=INK, fontsize=9).get_texts():
-        text.set_parse_math(False)  # a name is a name, also with a $ in it
+    quiet(axes, "eps", "accuracy, %")
+    legend(axes, fontsize=9)
     return figure
 
 

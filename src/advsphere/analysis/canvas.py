@@ -1,0 +1,49 @@
+"""The blank figure that every drawing begins with: quiet axes, units, the project's colours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from advsphere.analysis.palette import INK, LINE, SOFT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of that size in inches with its axes, row by row. It belongs to the caller, not to pyplot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **grid).flat)
+
+
+def quiet(axes: Axes, x: str, y: str, *, title: str = "", grid: str = "y") -> None:
+    """Name the axes, with their units; no frame, and a grid along `grid` ("x", "y", or "" for none)."""
+    axes.set_xlabel(x, color=SOFT, fontsize=9)
+    axes.set_ylabel(y, color=SOFT, fontsize=9)
+    if title:
+        axes.set_title(title, color=INK, fontsize=10, loc="left", parse_math=False)
+    axes.tick_params(colors=SOFT, length=0, labelsize=8.5)
+    if grid:
+        axes.grid(axis=grid, color=LINE, linewidth=0.7)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def legend(axes: Axes, **where: Any) -> None:
+    """A legend without a box, whose names stay names, also with a $ in them."""
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        made = axes.legend(**{"loc": "best", "frameon": False, "labelcolor": INK, "fontsize": 8.5} | where)
+        for text in made.get_texts():
+            text.set_parse_math(False)
+
+
+def pictures_only(axes: Axes) -> None:
+    """Nothing but what is drawn inside: for images."""
+    axes.set(xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set_visible(False)

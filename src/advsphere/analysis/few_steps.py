@@ -1,0 +1,178 @@
+"""The paper's Table 7: a few steps of PGD on a network, with FN on the attack's path only.
+
+FN claims to make perturbations more effective: without it, part of a step goes into the norm of the features, which
+changes no prediction. So the same network is attacked twice, by the same steps from the same starts; one attack sees
+the logits with FN, the other without. Success is judged by the untouched network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from advsphere.analysis.anatomy import Anatomy, dissect
+from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.palette import MARKERS, SERIES, SOFT
+from advsphere.attacks import pgd
+from advsphere.classifier import frozen
+from advsphere.data import Images
+from advsphere.draws import Draws
+from advsphere.errors import UserError
+from advsphere.evaluation import PairedDifference, paired, wilson
+from advsphere.evaluation.judge import exact_float32, judge
+from advsphere.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INFERRED = ThreatModel(norm="linf", eps=0.031)
+STEP_SIZE = 0.003
+"""The paper gives neither radius nor step for its Table 7; these are inferred, from its Table 2."""
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""What s is multiplied with, for the sweep."""
+
+PAPER = {(1, False): 67.09, (1, True): 62.89, (2, False): 50.37, (2, True): 33.75}
+"""{(steps, with FN): accuracy in %} of Table 7, of a standardly trained WRN-34-10 on CIFAR-10."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One attack. factor: of s. resisted: for each image, whether the untouched network still classifies it as
+    labelled.
+    """
+
+    steps: int
+    fn: bool
+    factor: float
+    resisted: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.resisted) / len(self.resisted)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A 95 % Wilson interval, for the sample alone."""
+        return wilson(sum(self.resisted), len(self.resisted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewSteps:
+    """All attacks of one network. radius: its mean clean ||z||, which is s at factor 1 unless it has FN of its own."""
+
+    cells: tuple[Cell, ...]
+    threat: ThreatModel
+    step_size: float
+    start: str
+    seed: int
+    radius: float
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(sorted({cell.steps for cell in self.cells}))
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        return tuple(sorted({cell.factor for cell in self.cells}))
+
+    def cell(self, steps: int, *, fn: bool, factor: float = 1.0) -> Cell:
+        """One of them. Raises KeyError for an attack that was not run."""
+        for cell in self.cells:
+            if (cell.steps, cell.fn, cell.factor) == (steps, fn, factor):
+                return cell
+        raise KeyError(f"PGD-{steps}, FN {fn}, factor {factor}")
+
+    def gain(self, steps: int, *, factor: float = 1.0) -> PairedDifference:
+        """How many more images FN fools, as a share of all; paired, image by image."""
+        without, with_ = (self.cell(steps, fn=fn, factor=factor).resisted for fn in (False, True))
+        return paired(without, with_)
+
+    def strongest(self, steps: int, *, fn: bool) -> Cell:
+        """The one of the sweep that leaves the fewest images."""
+        return min((self.cell(steps, fn=fn, factor=factor) for factor in self.factors), key=lambda cell: cell.accuracy)
+
+
+def few_steps(
+    anatomy: Anatomy,
+    images: Images,
+    *,
+    threat: ThreatModel = INFERRED,
+    step_size: float = STEP_SIZE,
+    steps: Sequence[int] = (1, 2),
+    factors: Sequence[float] = FACTORS,
+    start: Literal["uniform", "clean"] = "uniform",
+    seed: int = 0,
+    batch_size: int = 250,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> FewSteps:
+    """Attack with each number of steps, with FN and without, at each multiple of s.
+
+    The loss is the log-odds (cross-entropy's direction) of s W'z/||z|| + b with FN, and of factor * W'z + b without, so
+    that a gain by FN can be told from one by the temperature alone. s, the mean clean ||z|| times the factor, is our
+    choice: the paper does not say. start: uniform, as in the official evaluator. on_progress: told (batches done, in
+    all). Raises UserError where 1 is not among the factors.
+    """
+    if 1.0 not in factors or not steps:
+        raise UserError("a sweep of s needs its middle, the factor 1, and at least one number of steps")
+    keys = [(k, fn, factor) for k in steps for factor in factors for fn in (False, True)]
+    found: dict[tuple[int, bool, float], list[bool]] = {key: [] for key in keys}
+    batches, done = torch.arange(len(images)).split(batch_size), 0
+    with exact_float32(), frozen(anatomy.model) as exact:
+        for index in batches:
+            x, y = images.batch(index)
+            draws = Draws(seed, index.to(x.device))
+            for k, fn, factor in keys:
+                attack = partial(pgd, threat=threat, steps=k, step_size=step_size, start=start, draws=draws)
+                verdict = judge(exact, threat, x, attack(anatomy.path(fn=fn, factor=factor), x, y), y)
+                found[k, fn, factor] += (~verdict.fooled).tolist()
+                done += 1
+                on_progress(done, len(batches) * len(keys))
+    cells = tuple(Cell(steps=k, fn=fn, factor=f, resisted=tuple(hits)) for (k, fn, f), hits in found.items())
+    return FewSteps(cells=cells, threat=threat, step_size=step_size, start=start, seed=seed, radius=anatomy.radius)
+
+
+def table7(
+    model: nn.Module, images: Images, *, head: str | None = None, seed: int = 0, batch_size: int = 250
+) -> FewSteps:
+    """Table 7 of any network in one call; arguments as in `dissect` and `few_steps`."""
+    anatomy = dissect(model, images, head=head, batch_size=batch_size)
+    return few_steps(anatomy, images, seed=seed, batch_size=batch_size)
+
+
+def few_steps_figure(found: Mapping[str, FewSteps]) -> Figure:
+    """By the networks' names: accuracy under a few steps, against s, with FN on the attack's path and without."""
+    first = next(iter(found.values()))
+    figure, axes = canvas(4.6 * len(found), 3.2, columns=len(found), sharey=True)
+    for ax, (name, one) in zip(axes, found.items(), strict=True):
+        for (i, k), fn in product(enumerate(one.steps), (False, True)):
+            cells = [one.cell(k, fn=fn, factor=factor) for factor in one.factors]
+            low, high = zip(*(cell.interval for cell in cells), strict=True)
+            colour, dashes = (SERIES[0], "-") if fn else (SOFT, (0, (4, 2)))
+            band = [100 * v for v in low], [100 * v for v in high]
+            ax.fill_between(one.factors, *band, color=colour, alpha=0.1, linewidth=0)
+            ax.plot(
+                one.factors,
+                [100 * cell.accuracy for cell in cells],
+                color=colour,
+                linestyle=dashes,
+                linewidth=1.5,
+                marker=MARKERS[i],
+                markersize=4.5,
+                label=f"PGD-{k} {'with' if fn else 'without'} FN",
+            )
+        ax.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(one.factors, [f"{factor:g}" for factor in one.factors])
+        ax.minorticks_off()
+        title = f"{name}: mean ||z|| = {one.radius:.3g}"
+        lead = "accuracy, %" if one is first else ""
+        quiet(ax, "logit scale in the attack, over the network's own", lead, title=title)
+    legend(axes[-1])
+    return figure
