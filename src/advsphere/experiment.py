@@ -132,11 +132,13 @@ def train(
     on_tick: Callable[[Tick], None] = lambda tick: None,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     stop: Callable[[], bool] = lambda: False,
+    record: Callable[[nn.Module, Images, Criterion], Metrics] = lambda model, images, criterion: {},
 ) -> nn.Module:
     """Train what the config says into the folder; returns the network as it is after the last epoch.
 
     resume: go on from the folder's last checkpoint, or begin where there is none yet. on_start: told the trainer and
-    what the user should know. Raises UserError where the folder holds another run, and as `Trainer.fit`;
+    what the user should know. record: asked after each epoch for metrics to log with the others, on the held-out images
+    and by what is minimised. Raises UserError where the folder holds another run, and as `Trainer.fit`;
     `training.Stopped` when `stop` said so.
     """
     begun = _claim(folder, config, resume)
@@ -156,6 +158,8 @@ def train(
     notes = [data.note] if data.note else []
     if begun:
         notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
+    held_out = held_out.to(where)
+    validation = Validation(held_out, config.threat, trainer.dtype)
     with closing(MetricsLog(folder, trainer.cursor.epoch)) as log:
 
         def finished_epoch(metrics: Metrics) -> None:
@@ -165,7 +169,7 @@ def train(
         trainer.hooks = Hooks(
             before_step=parts.before_step,
             shift=parts.shift,
-            validate=Validation(held_out.to(where), config.threat, trainer.dtype),
+            validate=lambda model: validation(model) | record(model, held_out, parts.criterion),
             on_tick=on_tick,
             on_epoch=finished_epoch,
             stop=stop,

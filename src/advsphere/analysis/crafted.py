@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -27,6 +27,10 @@ class Crafted:
     y: Tensor
     threat: ThreatModel
     steps: int
+
+    def first(self, n: int) -> Crafted:
+        """The first n of them."""
+        return replace(self, x=self.x[:n], x_adv=self.x_adv[:n], y=self.y[:n])
 
 
 def craft(

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
+from torch import nn
 
 from advsphere import experiment
+from advsphere.analysis import gradient_record
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.config import Config
+from advsphere.data import Images
 from advsphere.hypersphere import Sphere
+from advsphere.losses import Loss
 from advsphere.recipes import recipe
-from advsphere.training import Stopped
+from advsphere.training import Metrics, Stopped
 
-HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [OVERRIDES]
+HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--diagnose] [OVERRIDES]
 
 Trains a recipe and writes a run's folder: config.yaml, last.safetensors, best.safetensors (chosen on held-out
 training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time; --resume goes on exactly there.
@@ -29,6 +34,9 @@ training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time; 
   advsphere train digits-pgd-at-he
   advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
   advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
+
+--diagnose also records, after each epoch, how much louder adversarial images speak than clean ones in the gradients of
+each layer; `advsphere diagnose` draws it.
 
 `advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with its values."""
 
@@ -42,6 +50,8 @@ class Options:
     """The run's folder; runs/RECIPE by default."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the folder's last checkpoint; begin if there is none yet."""
+    diagnose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Record the gradient-norm ratio of every layer after each epoch, on held-out images, in metrics.jsonl."""
     he: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Hypersphere embedding: put the network on the sphere, with s = 15 and m = 0.2 unless --sphere.* says otherwise.
     """
@@ -70,12 +80,17 @@ def main(arguments: list[str]) -> int:
                 on_tick=progress.tick,
                 on_epoch=progress.epoch,
                 stop=lambda: bool(asked),
+                **({"record": _recorder(options.config)} if options.diagnose else {}),
             )
         except Stopped as stopped:
             console.print(f"{stopped}: advsphere train {name} {' '.join(_resuming(rest, folder))}")
             return 130
     console.print(f"trained; next: advsphere evaluate {folder}")
     return 0
+
+
+def _recorder(config: Config) -> Callable[[nn.Module, Images, Loss], Metrics]:
+    return partial(gradient_record, threat=config.threat, head=experiment.head_name(config))
 
 
 def _resuming(rest: list[str], folder: Path) -> list[str]:

@@ -1,0 +1,96 @@
+"""Perturbations to look at: one network, the same images, attacked with FN on the way and without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from advsphere.analysis.anatomy import Anatomy
+from advsphere.analysis.angles import Angles
+from advsphere.analysis.canvas import canvas, pictures_only
+from advsphere.analysis.crafted import STEPS, craft
+from advsphere.analysis.palette import INK, SOFT
+from advsphere.analysis.pictures import Picture
+from advsphere.classifier import frozen
+from advsphere.data import Images
+from advsphere.evaluation import radius
+from advsphere.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def first_right(clean: Angles, most: int = 6) -> tuple[int, ...]:
+    """Of each class, in order, the first image that is classified as labelled; at most so many classes."""
+    right = (clean.predictions == clean.labels).nonzero().squeeze(1).tolist()
+    first: dict[int, int] = {}
+    for i in right:
+        first.setdefault(int(clean.labels[i]), i)
+    return tuple(first[label] for label in sorted(first)[:most])
+
+
+def both_ways(
+    anatomy: Anatomy,
+    images: Images,
+    examples: Sequence[int],
+    *,
+    threat: ThreatModel,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> dict[str, tuple[Picture, ...]]:
+    """{"with FN": ..., "without FN": ...}: these images under PGD with steps of eps / 4, by the network with FN on the
+    attack's path and without. The predictions are the untouched network's, and need not be wrong.
+    """
+    chosen = images.take(torch.tensor(examples, device=images.labels.device))
+    found = {}
+    for name, fn in (("with FN", True), ("without FN", False)):
+        crafted = craft(anatomy.model, chosen, threat=threat, steps=steps, path=anatomy.path(fn=fn), seed=seed)
+        with frozen(anatomy.model) as classify, torch.no_grad():
+            predictions = classify(crafted.x_adv).argmax(1).tolist()
+        found[name] = tuple(
+            Picture(
+                example=example,
+                label=images.classes[int(crafted.y[i])],
+                prediction=images.classes[predictions[i]],
+                clean=crafted.x[i].cpu(),
+                adversarial=crafted.x_adv[i].cpu(),
+            )
+            for i, example in enumerate(examples)
+        )
+    return found
+
+
+def picture_figure(found: Mapping[str, Sequence[Picture]], scale: float) -> Figure:
+    """A row for each image: the clean one, then for each way of attacking it the perturbation and the result.
+
+    scale: the difference in pixel units that is drawn as black or white.
+    """
+    ways = list(found)
+    rows = list(zip(*(found[way] for way in ways), strict=True))
+    figure, axes = canvas(1.35 * (1 + 2 * len(ways)), 1.5 * len(rows) + 0.35, len(rows), 1 + 2 * len(ways))
+    for r, same in enumerate(rows):
+        line = axes[r * (1 + 2 * len(ways)) : (r + 1) * (1 + 2 * len(ways))]
+        _show(line[0], same[0].clean, same[0].label)
+        for w, picture in enumerate(same):
+            _show(line[1 + 2 * w], picture.scaled(scale), "")
+            wrong = picture.prediction != picture.label
+            _show(line[2 + 2 * w], picture.adversarial, picture.prediction, bold=wrong)
+    heads = ["clean", *(part for way in ways for part in (f"{way}:\nperturbation", f"{way}:\nadversarial"))]
+    for ax, head in zip(axes, heads, strict=False):
+        ax.set_title(head, color=INK, fontsize=8.5, parse_math=False)
+    note = f"perturbations: grey is no change, black and white are -{radius(scale)} and +{radius(scale)}; bold: fooled"
+    figure.supxlabel(note, color=SOFT, fontsize=8)
+    return figure
+
+
+def _show(axes: Axes, image: Tensor, caption: str, *, bold: bool = False) -> None:
+    pixels = image.permute(1, 2, 0).numpy()
+    grey = pixels.shape[2] == 1
+    axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    pictures_only(axes)
+    weight = "bold" if bold else "normal"
+    axes.set_xlabel(caption, color=INK if bold else SOFT, fontsize=8, fontweight=weight, labelpad=2, parse_math=False)
