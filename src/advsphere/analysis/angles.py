@@ -88,14 +88,15 @@ def margin_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]
     """By the networks' names: how the angular margins are distributed, and their mean for each class."""
     figure, (left, right) = canvas(9.2, _height(next(iter(clean.values()))), columns=2, width_ratios=(1, 1.15))
     every = torch.cat([a.margin for a in (*clean.values(), *adversarial.values())])
-    bins = torch.linspace(float(every.min()), float(every.max()) + 1e-6, 46).tolist()
+    bins = torch.linspace(float(every.min()), float(every.max()) + 1e-6, 31).tolist()
     for i, name in enumerate(clean):
         colour = SERIES[i % len(SERIES)]
         _histogram(left, clean[name].margin, bins, colour, f"{name}, clean", filled=True)
         _histogram(left, adversarial[name].margin, bins, colour, f"{name}, adversarial", filled=False)
     left.axvline(0, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
     quiet(left, "angular margin, degrees (below 0: another class is nearer)", "share of images, %")
-    legend(left, fontsize=8)
+    left.set_ylim(top=1.3 * left.get_ylim()[1])  # room for the legend
+    legend(left, loc="upper left", ncols=len(clean), fontsize=8)
     means = {n: (clean[n].by_class(clean[n].margin), adversarial[n].by_class(adversarial[n].margin)) for n in clean}
     _dots(right, means, next(iter(clean.values())).classes)
     right.axvline(0, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))

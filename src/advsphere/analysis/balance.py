@@ -97,13 +97,14 @@ def balance_figure(found: Mapping[str, Balance]) -> Figure:
     for i, (name, one) in enumerate(found.items()):
         colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
         rates = percent[name]
-        label = f"{name}: variation {one.value:.2f}"
-        left.plot(rates[order].tolist(), color=colour, marker=marker if named else "", markersize=5, linewidth=1.0,
-                  alpha=0.9, label=label)  # fmt: skip
+        look = {"marker": marker, "markersize": 6, "linewidth": 0} if named else {"linewidth": 1.0}
+        left.plot(rates[order].tolist(), color=colour, alpha=0.9, label=f"{name}: variation {one.value:.2f}", **look)
         left.axhline(float(rates.mean()), color=colour, linewidth=0.8, linestyle=(0, (2, 3)))
         right.scatter((one.lengths / one.lengths.mean()).tolist(), rates.tolist(), color=colour, marker=marker, s=22)
     if named:
-        left.set_xticks(range(len(order)), [first.classes[k] for k in order], rotation=35, ha="right", parse_math=False)
+        left.set_xticks(range(len(order)), [first.classes[k] for k in order], parse_math=False)
+        if max(map(len, first.classes)) > 4:
+            left.tick_params(axis="x", labelrotation=35)
         left.vlines(range(len(order)), 0, [max(float(p[k]) for p in percent.values()) for k in order], color=LINE,
                     linewidth=0.7, zorder=0)  # fmt: skip
     else:

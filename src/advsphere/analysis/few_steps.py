@@ -29,6 +29,7 @@ from advsphere.evaluation.judge import exact_float32, judge
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INFERRED = ThreatModel(norm="linf", eps=0.031)
@@ -147,32 +148,53 @@ def table7(
 
 
 def few_steps_figure(found: Mapping[str, FewSteps]) -> Figure:
-    """By the networks' names: accuracy under a few steps, against s, with FN on the attack's path and without."""
-    first = next(iter(found.values()))
-    figure, axes = canvas(4.6 * len(found), 3.2, columns=len(found), sharey=True)
-    for ax, (name, one) in zip(axes, found.items(), strict=True):
+    """By the networks' names, a row each: accuracy under a few steps against the logit scale, with FN on the attack's
+    path and without; and the paired difference with its 95 % interval.
+    """
+    figure, axes = canvas(9.2, 2.9 * len(found), len(found), 2, sharex=True, sharey="col")
+    for row, (name, one) in enumerate(found.items()):
+        left, right = axes[2 * row : 2 * row + 2]
         for (i, k), fn in product(enumerate(one.steps), (False, True)):
-            cells = [one.cell(k, fn=fn, factor=factor) for factor in one.factors]
-            low, high = zip(*(cell.interval for cell in cells), strict=True)
-            colour, dashes = (SERIES[0], "-") if fn else (SOFT, (0, (4, 2)))
-            band = [100 * v for v in low], [100 * v for v in high]
-            ax.fill_between(one.factors, *band, color=colour, alpha=0.1, linewidth=0)
-            ax.plot(
+            left.plot(
                 one.factors,
-                [100 * cell.accuracy for cell in cells],
-                color=colour,
-                linestyle=dashes,
+                [100 * one.cell(k, fn=fn, factor=factor).accuracy for factor in one.factors],
+                color=SERIES[0] if fn else SOFT,
+                linestyle="-" if fn else (0, (4, 2)),
                 linewidth=1.5,
                 marker=MARKERS[i],
-                markersize=4.5,
+                markersize=5,
                 label=f"PGD-{k} {'with' if fn else 'without'} FN",
             )
-        ax.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(one.factors, [f"{factor:g}" for factor in one.factors])
-        ax.minorticks_off()
-        title = f"{name}: mean ||z|| = {one.radius:.3g}"
-        lead = "accuracy, %" if one is first else ""
-        quiet(ax, "logit scale in the attack, over the network's own", lead, title=title)
-    legend(axes[-1])
+        for i, k in enumerate(one.steps):
+            _gains(right, one, k, i)
+        for ax in (left, right):
+            ax.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(one.factors, [f"{factor:g}" for factor in one.factors])
+            ax.minorticks_off()
+        right.axhline(0, color=SOFT, linewidth=0.8)
+        x_label = "logit scale in the attack, over the network's own" if row == len(found) - 1 else ""
+        quiet(left, x_label, "accuracy, %", title=f"{name}: mean ||z|| = {one.radius:.3g}")
+        quiet(right, x_label, "fooled more with FN, points")
+        legend(right)
+    legend(axes[0])
     return figure
+
+
+def _gains(axes: Axes, one: FewSteps, steps: int, number: int) -> None:
+    """The paired differences of one number of steps, a little beside each other."""
+    gains = [one.gain(steps, factor=factor) for factor in one.factors]
+    axes.errorbar(
+        [factor * 1.06 ** (2 * number - len(one.steps) + 1) for factor in one.factors],
+        [100 * gain.difference for gain in gains],
+        yerr=[
+            [100 * (gain.difference - gain.low) for gain in gains],
+            [100 * (gain.high - gain.difference) for gain in gains],
+        ],
+        color=SERIES[number],
+        marker=MARKERS[number],
+        markersize=5,
+        linewidth=0,
+        elinewidth=1.4,
+        label=f"PGD-{steps}",
+    )

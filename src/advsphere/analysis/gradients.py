@@ -113,7 +113,7 @@ def gradient_figure(
     histories = {name: recorded(metrics.get(name, ())) for name in found}
     columns = 2 if any(epochs for epochs, _ in histories.values()) else 1
     shape = {"width_ratios": (1.5, 1)} if columns == 2 else {}
-    figure, axes = canvas(9.2, 3.0 * len(found), len(found), columns, sharey="row", **shape)
+    figure, axes = canvas(9.2, 3.0 * len(found), len(found), columns, sharey=True, **shape)
     for row, (name, states) in enumerate(found.items()):
         _by_layer(axes[row * columns], name, states, row)
         if columns == 2:
@@ -125,21 +125,19 @@ def _by_layer(axes: Axes, name: str, states: Mapping[str, LayerGradients], serie
     colour = SERIES[series % len(SERIES)]
     for i, (state, gradients) in enumerate(states.items()):
         last = i == len(states) - 1
-        axes.plot(
-            range(1, len(gradients.layers) + 1),
-            gradients.ratio,
-            color=colour if last else SOFT,
-            alpha=1.0 if last else 0.35 + 0.4 * i / len(states),
-            linewidth=1.6 if last else 1.1,
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=3.6,
-            label=state,
-        )
+        places = range(1, len(gradients.layers) + 1)
+        look = (colour, 1.0, 1.6) if last else (SOFT, 0.35 + 0.4 * i / len(states), 1.1)
+        axes.plot(places, gradients.ratio, color=look[0], alpha=look[1], linewidth=look[2], label=state)
+        for marker, kind in zip(MARKERS, _KINDS, strict=False) if last else ():
+            here = [p for p, k in zip(places, gradients.kinds, strict=True) if k == kind]
+            if here:
+                ratios = [gradients.ratio[p - 1] for p in here]
+                axes.plot(here, ratios, color=colour, marker=marker, markersize=4.5, linewidth=0, label=kind)
     axes.axhline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_yscale("log")
     _plain_ticks(axes)
     quiet(axes, "layer, from the input to the head", "gradient norm,\nadversarial / clean", title=name)
-    legend(axes, ncols=len(states))
+    legend(axes, ncols=6)
 
 
 def _over_epochs(axes: Axes, epochs: Sequence[float], ratios: Mapping[str, Sequence[float]], series: int) -> None:

@@ -113,10 +113,10 @@ def hardness_figure(found: Mapping[str, Hardness]) -> Figure:
         for i, fn in enumerate((False, True)):
             shares = [100 * one.share(q, fn=fn) for q in range(GROUPS)]
             places = [q + 0.38 * (i - 0.5) for q in range(GROUPS)]
-            bars = left.bar(places, shares, width=0.36, color=SERIES[0] if fn else SOFT, alpha=1.0 if fn else 0.55,
-                            label="with FN" if fn else "without FN")  # fmt: skip
+            label, colour = ("with FN", SERIES[0]) if fn else ("without FN", SOFT)
+            bars = left.bar(places, shares, width=0.36, color=colour, label=label)
             left.bar_label(bars, fmt="%.0f", color=SOFT, fontsize=7.5, padding=1)
-        left.axhline(100 / GROUPS, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
+        left.axhline(100 / GROUPS, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
         left.set_xticks(range(GROUPS), fifths)
         quiet(left, "fifths of the adversarial examples, by angular margin", "share of gradient norm, %", title=name)
         legend(left, loc="upper left")

@@ -82,13 +82,13 @@ def surface_figure(found: Mapping[str, Surface]) -> Figure:
             ends = (along[0], along[-1]) * 2
             shown = ax.imshow(values, origin="lower", extent=ends, cmap="RdBu_r", vmin=-limit, vmax=limit,
                               interpolation="bilinear")  # fmt: skip
-            ax.contour(along, along, values, levels=9, colors=SOFT, linewidths=0.4, alpha=0.6)
+            ax.contour(along, along, values, levels=9, colors=SOFT, linewidths=0.5, alpha=0.6, linestyles="solid")
             ax.contour(along, along, values, levels=[0.0], colors=INK, linewidths=1.4)
             ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
             ax.plot(0, 0, marker="o", color=INK, markersize=3.5)
-            first, last = column == 0, row == len(found) - 1
-            labels = "adversarial direction, eps" if last else "", "random direction, eps" if first else ""
-            quiet(ax, *labels, title=f"{name}, image {example}" if first else f"image {example}", grid="")
+            x_label = "adversarial direction, eps" if row == len(found) - 1 else ""
+            quiet(ax, x_label, "random direction, eps" if column == 0 else "", title=f"image {example}", grid="")
+        axes[row * columns].set_ylabel(f"{name}\nrandom direction, eps", color=SOFT, fontsize=9, parse_math=False)
         bar = figure.colorbar(shown, ax=axes[row * columns : (row + 1) * columns], shrink=0.85, pad=0.01)
         bar.set_label("margin loss, logits\n(above 0: fooled)", color=SOFT, fontsize=8)
         bar.ax.tick_params(colors=SOFT, length=0, labelsize=8)
