@@ -17,6 +17,8 @@ import torch
 from advsphere import results
 from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import number, seconds
+from advsphere.cli.arguments import number
+from advsphere.cli.diagnose import Options as DiagnoseOptions
 from advsphere.cli.evaluate import Options as EvaluateOptions
 from advsphere.cli.show import Options as ShowOptions
 from advsphere.cli.subject import Subject
@@ -98,6 +100,8 @@ def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pyt
         (["evaluate", "--model", "nowhere:build", "--data", "nowhere"], 1, "nowhere"),
         (["evaluate", "--model", "torch:nn", "--data", "nowhere"], 1, "torch:nn"),
         (["evaluate"], 0, "--suite"),
+        (["diagnose", "nowhere"], 1, "config.yaml"),
+        (["diagnose"], 0, "--baseline"),
         (["verify", "nowhere"], 1, "advsphere evaluate"),
         (["results", "nowhere.jsonl"], 1, "nowhere.jsonl"),
     ],
@@ -142,6 +146,24 @@ def test_a_second_run_does_not_overwrite_the_first(run: Path, capfd: pytest.Capt
     assert main([*QUICK_TRAIN, str(run), "--resume", "--lr", "0.3"]) == 1
     assert "training.lr: 0.1 -> 0.3" in "".join(capfd.readouterr())
     assert (run / "last.safetensors").read_bytes() == before
+
+
+def test_a_pair_of_runs_is_diagnosed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tmp_path / "plain"
+    assert main(["train", "digits-fastat", "--epochs", "1", "--diagnose", "--out", str(plain)]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", str(run), "--baseline", str(plain), "--n", "30"]) == 0
+    shown = capsys.readouterr().out
+    written = json.loads((run / "diagnosis" / "diagnosis.json").read_text())
+    for number_, claim in enumerate(written["claims"], 1):
+        assert f"{number_}. {claim['statement']}: {claim['answer'].upper()}" in shown
+    assert "sphere.scale: None -> 15.0" in shown and "training.epochs: 1 -> 2" in shown
+    assert [list(network["gradients"]) for network in written["networks"]] == [["initial", "last", "as judged"]] * 2
+    ratios = [json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()]
+    assert any(name.startswith("gradient_ratio/") for name in ratios[0])
+    names = {path.name for path in (run / "diagnosis").iterdir()}
+    assert {"claim-1-effective.png", "claim-4-margin.png", "pictures-baseline.png"} < names
+    assert main(["diagnose", str(run), "--baseline", str(run)]) == 1, "a run is no baseline of itself"
 
 
 def test_an_interrupted_run_goes_on_with_resume(tmp_path: Path) -> None:
@@ -241,7 +263,8 @@ def test_the_flags_are_these() -> None:
     def names(kind: type) -> set[str]:
         return {field.name for field in dataclasses.fields(kind)}
 
-    assert names(TrainOptions) == {"config", "out", "resume", "he"}
+    assert names(TrainOptions) == {"config", "out", "resume", "he", "diagnose"}
+    assert names(DiagnoseOptions) == {"subject", "baseline", "norm", "eps", "head", "seed", "batch_size", "out"}
     assert names(EvaluateOptions) == {
         "subject", "suite", "effort", "budget", "norm", "eps", "seed", "batch_size", "precision", "head", "out",
     }  # fmt: skip

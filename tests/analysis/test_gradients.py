@@ -85,7 +85,7 @@ def test_at_radius_zero_every_ratio_is_one() -> None:
 def test_an_unused_layer_has_no_ratio() -> None:
     model = linear_layers(torch.eye(9), torch.eye(3, 9))
     found = layer_gradients(model, noise(), threat=THREAT, criterion=lambda logits, y: 0 * logits[:, 0])
-    assert found.ratio[0] != found.ratio[0]
+    assert found.ratio[0] != found.ratio[0] and found.middle != found.middle
 
 
 def test_what_is_recorded_can_be_read_again() -> None:

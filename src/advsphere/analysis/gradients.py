@@ -51,6 +51,11 @@ class LayerGradients:
         """Adversarial over clean; NaN for a layer that got no gradient."""
         return tuple(a / c if c else float("nan") for a, c in zip(self.adversarial, self.clean, strict=True))
 
+    @property
+    def middle(self) -> float:
+        """The median ratio of the layers that have one."""
+        return _middle(self.ratio)
+
 
 def layer_gradients(
     model: nn.Module,
@@ -146,12 +151,18 @@ def _over_epochs(axes: Axes, epochs: Sequence[float], ratios: Mapping[str, Seque
         return
     for values in ratios.values():
         axes.plot(epochs, values, color=SOFT, alpha=0.3, linewidth=0.8)
-    middle = [median(values) for values in zip(*ratios.values(), strict=True)]
+    middle = [_middle(values) for values in zip(*ratios.values(), strict=True)]
     axes.plot(epochs, middle, color=SERIES[series % len(SERIES)], linewidth=2.0, marker="o", markersize=3.6,
               label="median of the layers")  # fmt: skip
     axes.axhline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
     quiet(axes, "epoch", "")
     legend(axes)
+
+
+def _middle(ratios: Sequence[float]) -> float:
+    """Their median, without those of layers that got no gradient (NaN)."""
+    known = [ratio for ratio in ratios if ratio == ratio]
+    return median(known) if known else float("nan")
 
 
 def _plain_ticks(axes: Axes) -> None:

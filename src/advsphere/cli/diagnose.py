@@ -159,10 +159,7 @@ def _numbers(found: Diagnosis) -> Table:
         "angular margin, clean, degrees": [f"{float(e.clean.margin.mean()):.1f}" for e in found.examinations],
         "angular margin, adversarial": [f"{float(e.adversarial.margin.mean()):.1f}" for e in found.examinations],
         "mean ||z||, clean": [f"{e.anatomy.radius:.3g}" for e in found.examinations],
-        "gradient ratio, median of layers": [
-            f"{sorted(e.gradients['as judged'].ratio)[len(e.gradients['as judged'].ratio) // 2]:.2f}"
-            for e in found.examinations
-        ],
+        "gradient ratio, median of layers": [f"{e.gradients['as judged'].middle:.2f}" for e in found.examinations],
     }
     for label, values in rows.items():
         table.add_row(label, *values)
