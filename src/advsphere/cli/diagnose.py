@@ -28,9 +28,6 @@ from advsphere.report import numbers
 from advsphere.threat import Norm, ThreatModel
 from advsphere.training import read_metrics
 
-IMAGES = 500
-"""As many are looked at unless --n says otherwise."""
-
 _DOES_NOT_MATTER = ("recipe:", "data.root:", "training.checkpoint_minutes:", "notes:")
 
 
@@ -56,7 +53,7 @@ class Options:
     Written: a png of each figure, and diagnosis.json with the numbers behind them.
     """
 
-    subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
+    subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject(n=500)
     baseline: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """The folder of another run, trained on the same kind of images, to compare with."""
     norm: Norm | None = None
@@ -75,7 +72,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Parse, diagnose, print the answers and where the figures lie."""
     options = parse(Options, arguments or ["--help"], prog="advsphere diagnose")
-    subject = replace(options.subject, n=options.subject.n or IMAGES)
+    subject = options.subject
     network, images, own = _subject(subject, options.head)
     threat = ThreatModel(
         norm=options.norm or own.norm, eps=own.eps if options.eps is None else options.eps, bounds=own.bounds
@@ -138,6 +135,10 @@ def _baseline(folder: Path | None, subject: Subject, images: Images) -> tuple[Ne
     if theirs.classes != images.classes or theirs.shape != images.shape:
         raise UserError(f"{folder} was trained on other images ({theirs.name}); give a baseline on {images.name}")
     network = _run(folder, model, images, own)
+    if subject.run is not None and subject.run.resolve().name == network.name:
+        if subject.run.resolve() == folder.resolve():
+            raise UserError(f"{folder} is the run itself; give another run as its baseline")
+        network = replace(network, name=f"{network.name} (baseline)")
     if subject.run is None:
         return network, []
     changes = differences(experiment.read_config(folder), experiment.read_config(subject.run))
