@@ -157,8 +157,11 @@ def test_a_pair_of_runs_is_diagnosed(run: Path, tmp_path: Path, capsys: pytest.C
     written = json.loads((run / "diagnosis" / "diagnosis.json").read_text())
     for number_, claim in enumerate(written["claims"], 1):
         assert f"{number_}. {claim['statement']}: {claim['answer'].upper()}" in shown
-    assert "sphere.scale: None -> 15.0" in shown and "training.epochs: 1 -> 2" in shown
-    assert [list(network["gradients"]) for network in written["networks"]] == [["initial", "last", "as judged"]] * 2
+    assert "the sphere (s = 15, m = 0.2, FN, WN; the run has it)" in shown and "training.epochs: 1 -> 2" in shown
+    assert [list(network["gradients"]) for network in written["networks"]] == [
+        ["initial", "last", "as judged, m = 0", "as judged"],
+        ["initial", "last", "as judged"],
+    ]
     ratios = [json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()]
     assert any(name.startswith("gradient_ratio/") for name in ratios[0])
     names = {path.name for path in (run / "diagnosis").iterdir()}

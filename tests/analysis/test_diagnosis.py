@@ -67,7 +67,7 @@ def test_the_four_claims_are_answered_about_the_first_network(pair: Diagnosis) -
     assert pair.claims[3].answer in ("seen", "not seen")
     first, second = pair.examinations
     assert first.anatomy.normalized and not second.anatomy.normalized
-    assert list(first.gradients) == ["initial", "as judged"]
+    assert list(first.gradients) == ["initial", "as judged, m = 0", "as judged"]
     difference = float((first.clean.margin - second.clean.margin).mean())
     assert pair.claims[3].evidence[0].value == pytest.approx(difference)
 

@@ -109,8 +109,8 @@ def norm_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]) 
     figure, axes = canvas(4.6 * len(clean), 2.9, columns=len(clean), sharey=True)
     for i, (name, ax) in enumerate(zip(clean, axes, strict=True)):
         pair = [a.norms / a.radius for a in (clean[name], adversarial[name])]
-        top = float(torch.cat(pair).max())
-        bins = torch.linspace(0, top + 1e-6, 46).tolist()
+        low, high = torch.aminmax(torch.cat(pair))
+        bins = torch.linspace(float(low), float(high) + 1e-6, 31).tolist()
         _histogram(ax, pair[0], bins, SERIES[i % len(SERIES)], "clean", filled=True)
         _histogram(ax, pair[1], bins, SERIES[i % len(SERIES)], "adversarial", filled=False)
         title = f"{name}: mean ||z|| = {clean[name].radius:.3g}"

@@ -67,7 +67,7 @@ class Diagnosis:
             "loss-surface": surface_figure({name: e.surface for name, e in by.items()}),
         }
         for number, e in enumerate(self.examinations):
-            found["pictures" if number == 0 else "pictures-baseline"] = picture_figure(e.pictures, self.threat.eps)
+            found["pictures" if number == 0 else "pictures-baseline"] = picture_figure(e.pictures, 2 * self.threat.eps)
         return found
 
     def content(self) -> dict[str, Any]:

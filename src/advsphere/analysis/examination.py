@@ -95,18 +95,7 @@ def examine(
     clean, adversarial = (
         measure(anatomy, x, crafted.y, images.classes, batch_size=batch_size) for x in (crafted.x, crafted.x_adv)
     )
-    gradients = {}
-    states = {**network.states, "as judged": model}
-    for i, (state, other) in enumerate(states.items(), 1):
-        gradients[state] = layer_gradients(
-            other,
-            images.first(GRADIENTS),
-            threat=threat,
-            criterion=network.criterion(other),
-            head=network.head,
-            seed=seed,
-        )
-        told["gradients"](i, len(states))
+    gradients = _gradients(network, images.first(GRADIENTS), threat, seed, told["gradients"])
     first_steps = few_steps(
         anatomy,
         images,
@@ -137,6 +126,23 @@ def examine(
         surface=_surface(model, crafted, clean, seed, batch_size, told["surface"]),
         pictures=_pictures(anatomy, images, clean, threat, seed, told["pictures"]),
     )
+
+
+def _gradients(
+    network: Network, images: Images, threat: ThreatModel, seed: int, told: Callable[[int, int], None]
+) -> dict[str, LayerGradients]:
+    """Of each state by the criterion that it was trained by; of the judged one also without a margin, which makes clean
+    images hard as well.
+    """
+    views = [(state, model, network.criterion(model)) for state, model in network.states.items()]
+    if network.margin:
+        views.append(("as judged, m = 0", network.model, cross_entropy))
+    views.append(("as judged", network.model, network.criterion(network.model)))
+    found = {}
+    for i, (state, model, criterion) in enumerate(views, 1):
+        found[state] = layer_gradients(model, images, threat=threat, criterion=criterion, head=network.head, seed=seed)
+        told(i, len(views))
+    return found
 
 
 def _surface(

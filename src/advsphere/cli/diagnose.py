@@ -20,7 +20,7 @@ from advsphere.analysis import Diagnosis, Network, diagnose
 from advsphere.analysis.few_steps import PAPER
 from advsphere.cli.arguments import parse
 from advsphere.cli.subject import Subject
-from advsphere.config import differences
+from advsphere.config import Config, differences
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import radius
@@ -141,10 +141,28 @@ def _baseline(folder: Path | None, subject: Subject, images: Images) -> tuple[Ne
         network = replace(network, name=f"{network.name} (baseline)")
     if subject.run is None:
         return network, []
-    changes = differences(experiment.read_config(folder), experiment.read_config(subject.run))
-    changes = [change for change in changes if not change.startswith(_DOES_NOT_MATTER)]
-    told = "; ".join(changes) or "nothing: they are the same recipe"
+    told = _changes(experiment.read_config(folder), experiment.read_config(subject.run))
     return network, [f"Between baseline and run differ: {told}. Claims 3 and 4 are about all of that together."]
+
+
+def _changes(old: Config, new: Config) -> str:
+    """What differs between two configs, as far as it may matter."""
+    lines = [line for line in differences(old, new) if not line.startswith(_DOES_NOT_MATTER)]
+    if (old.sphere is None) != (new.sphere is None):  # then every setting of it differs
+        sphere = new.sphere or old.sphere
+        assert sphere is not None
+        parts = [
+            f"s = {sphere.scale:g}",
+            f"m = {sphere.margin:g}",
+            *(["FN"] if sphere.normalize_features else []),
+            *(["WN"] if sphere.normalize_weights else []),
+        ]
+        which = "the run has it" if new.sphere else "the baseline has it"
+        lines = [
+            f"the sphere ({', '.join(parts)}; {which})",
+            *(line for line in lines if not line.startswith("sphere")),
+        ]
+    return "; ".join(lines) or "nothing, they have the same settings"
 
 
 def _numbers(found: Diagnosis) -> Table:
@@ -186,7 +204,7 @@ def _table7(found: Diagnosis) -> Table:
 def _table(title: str, columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
     return table
 
 
