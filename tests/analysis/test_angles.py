@@ -49,8 +49,9 @@ def test_directions_of_the_classes() -> None:
 
 
 def test_figures_show_both_networks(found: Angles) -> None:
-    left, right = margin_figure({"one $": found, "two": found}, {"one $": found, "two": found}).axes
-    assert [t.get_text() for t in left.get_legend().get_texts()] == [
+    figure = margin_figure({"one $": found, "two": found}, {"one $": found, "two": found})
+    right = figure.axes[1]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [
         "one $, clean", "one $, adversarial", "two, clean", "two, adversarial",
     ]  # fmt: skip
     assert [t.get_text() for t in right.get_yticklabels()] == ["x", "y"], "sorted by the margin"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from advsphere.analysis.anatomy import Anatomy
-from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.canvas import canvas, legend, outside_legend, quiet
 from advsphere.analysis.palette import LINE, SERIES, SOFT
 from advsphere.classifier import frozen
 
@@ -95,12 +95,11 @@ def margin_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]
         _histogram(left, adversarial[name].margin, bins, colour, f"{name}, adversarial", filled=False)
     left.axvline(0, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
     quiet(left, "angular margin, degrees (below 0: another class is nearer)", "share of images, %")
-    left.set_ylim(top=1.3 * left.get_ylim()[1])  # room for the legend
-    legend(left, loc="upper left", ncols=len(clean), fontsize=8)
     means = {n: (clean[n].by_class(clean[n].margin), adversarial[n].by_class(adversarial[n].margin)) for n in clean}
     _dots(right, means, next(iter(clean.values())).classes)
     right.axvline(0, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
-    quiet(right, "mean angular margin, degrees (filled: clean, hollow: adversarial)", "", grid="x")
+    quiet(right, "mean angular margin, degrees", "", title="by class (filled: clean, hollow: adversarial)", grid="x")
+    outside_legend(figure, left)
     return figure
 
 

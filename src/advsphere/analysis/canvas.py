@@ -9,6 +9,9 @@ from advsphere.analysis.palette import INK, LINE, SOFT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+
+_LEGEND: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 8.5}
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
@@ -35,11 +38,21 @@ def quiet(axes: Axes, x: str, y: str, *, title: str = "", grid: str = "y") -> No
 
 def legend(axes: Axes, **where: Any) -> None:
     """A legend without a box, whose names stay names, also with a $ in them."""
-    handles, _ = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     if handles:
-        made = axes.legend(**{"loc": "best", "frameon": False, "labelcolor": INK, "fontsize": 8.5} | where)
-        for text in made.get_texts():
-            text.set_parse_math(False)
+        _plain(axes.legend(handles, labels, **_LEGEND | {"loc": "best"} | where))
+
+
+def outside_legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
+    """The same above the whole figure, for the names in these axes."""
+    found = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    handles, labels = ([pair[i] for pair in found] for i in (0, 1))
+    _plain(figure.legend(handles, labels, **_LEGEND | {"loc": "outside upper left", "ncols": columns}))
+
+
+def _plain(made: Legend) -> None:
+    for text in made.get_texts():
+        text.set_parse_math(False)
 
 
 def pictures_only(axes: Axes) -> None:

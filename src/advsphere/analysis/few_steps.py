@@ -176,7 +176,8 @@ def few_steps_figure(found: Mapping[str, FewSteps]) -> Figure:
         x_label = "logit scale in the attack, over the network's own" if row == len(found) - 1 else ""
         quiet(left, x_label, "accuracy, %", title=f"{name}: mean ||z|| = {one.radius:.3g}")
         quiet(right, x_label, "fooled more with FN, points")
-        legend(right)
+    axes[1].margins(y=0.3)  # room for the legend, in all rows
+    legend(axes[1], loc="upper left", ncols=2)
     legend(axes[0])
     return figure
 

@@ -142,7 +142,7 @@ def _by_layer(axes: Axes, name: str, states: Mapping[str, LayerGradients], serie
     axes.set_yscale("log")
     _plain_ticks(axes)
     quiet(axes, "layer, from the input to the head", "gradient norm,\nadversarial / clean", title=name)
-    legend(axes, ncols=6)
+    legend(axes, ncols=3, fontsize=8)
 
 
 def _over_epochs(axes: Axes, epochs: Sequence[float], ratios: Mapping[str, Sequence[float]], series: int) -> None:
