@@ -43,10 +43,9 @@ def legend(axes: Axes, **where: Any) -> None:
         _plain(axes.legend(handles, labels, **_LEGEND | {"loc": "best"} | where))
 
 
-def outside_legend(figure: Figure, *axes: Axes, columns: int = 4) -> None:
+def outside_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
     """The same above the whole figure, for the names in these axes."""
-    found = [pair for ax in axes for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
-    handles, labels = ([pair[i] for pair in found] for i in (0, 1))
+    handles, labels = axes.get_legend_handles_labels()
     _plain(figure.legend(handles, labels, **_LEGEND | {"loc": "outside upper left", "ncols": columns}))
 
 
