@@ -17,7 +17,6 @@ import torch
 from advsphere import results
 from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import number, seconds
-from advsphere.cli.arguments import number
 from advsphere.cli.diagnose import Options as DiagnoseOptions
 from advsphere.cli.evaluate import Options as EvaluateOptions
 from advsphere.cli.show import Options as ShowOptions

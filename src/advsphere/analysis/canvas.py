@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from advsphere.analysis.palette import INK, LINE, SOFT
 
 if TYPE_CHECKING:
@@ -54,8 +56,15 @@ def _plain(made: Legend) -> None:
         text.set_parse_math(False)
 
 
-def pictures_only(axes: Axes) -> None:
-    """Nothing but what is drawn inside: for images."""
+def show_image(axes: Axes, image: Tensor, caption: str = "", *, bold: bool = False) -> None:
+    """An image (C, H, W) in [0, 1], with one or three channels, its pixels as they are, and a line below it."""
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    grey = pixels.shape[2] == 1
+    axes.imshow(
+        pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest"
+    )
+    weight = "bold" if bold else "normal"
+    axes.set_xlabel(caption, color=INK if bold else SOFT, fontsize=8, fontweight=weight, parse_math=False)
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set_visible(False)

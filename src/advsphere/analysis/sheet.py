@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from advsphere.analysis.anatomy import Anatomy
 from advsphere.analysis.angles import Angles
-from advsphere.analysis.canvas import canvas, pictures_only
+from advsphere.analysis.canvas import canvas, show_image
 from advsphere.analysis.crafted import STEPS, craft
 from advsphere.analysis.palette import INK, SOFT
 from advsphere.analysis.pictures import Picture
@@ -20,7 +19,6 @@ from advsphere.evaluation import radius
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -74,23 +72,14 @@ def picture_figure(found: Mapping[str, Sequence[Picture]], scale: float) -> Figu
     figure, axes = canvas(1.35 * (1 + 2 * len(ways)), 1.5 * len(rows) + 0.35, len(rows), 1 + 2 * len(ways))
     for r, same in enumerate(rows):
         line = axes[r * (1 + 2 * len(ways)) : (r + 1) * (1 + 2 * len(ways))]
-        _show(line[0], same[0].clean, same[0].label)
+        show_image(line[0], same[0].clean, same[0].label)
         for w, picture in enumerate(same):
-            _show(line[1 + 2 * w], picture.scaled(scale), "")
+            show_image(line[1 + 2 * w], picture.scaled(scale))
             wrong = picture.prediction != picture.label
-            _show(line[2 + 2 * w], picture.adversarial, picture.prediction, bold=wrong)
+            show_image(line[2 + 2 * w], picture.adversarial, picture.prediction, bold=wrong)
     heads = ["clean", *(part for way in ways for part in (f"{way}:\nperturbation", f"{way}:\nadversarial"))]
     for ax, head in zip(axes, heads, strict=False):
         ax.set_title(head, color=INK, fontsize=8.5, parse_math=False)
     note = f"perturbations: grey is no change, black and white are -{radius(scale)} and +{radius(scale)}; bold: fooled"
     figure.supxlabel(note, color=SOFT, fontsize=8)
     return figure
-
-
-def _show(axes: Axes, image: Tensor, caption: str, *, bold: bool = False) -> None:
-    pixels = image.permute(1, 2, 0).numpy()
-    grey = pixels.shape[2] == 1
-    axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    pictures_only(axes)
-    weight = "bold" if bold else "normal"
-    axes.set_xlabel(caption, color=INK if bold else SOFT, fontsize=8, fontweight=weight, labelpad=2, parse_math=False)

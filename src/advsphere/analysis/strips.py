@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from advsphere.analysis.palette import INK, SOFT
+from advsphere.analysis.canvas import show_image
+from advsphere.analysis.palette import INK
 from advsphere.analysis.pictures import Picture
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Attempt, Ledger, Story
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -54,12 +54,12 @@ def strip_figure(told: Story, images: Images, strips: Mapping[str, Picture]) -> 
     figure.suptitle(told.title, color=INK, fontsize=10, parse_math=False, wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False)
     if not strips:
-        _show(axes[0][0], _clean(told, images), "clean")
+        show_image(axes[0][0], _clean(told, images), "clean")
     for row, (attack, picture) in zip(axes, strips.items(), strict=False):
         size = max(picture.perturbation.abs().max().item(), 1e-12)
-        _show(row[0], picture.clean, f"clean: {picture.label}")
-        _show(row[1], picture.scaled(size), f"perturbation, +-{size:.3g}")
-        _show(row[2], picture.adversarial, f"perturbed: {picture.prediction}")
+        show_image(row[0], picture.clean, f"clean: {picture.label}")
+        show_image(row[1], picture.scaled(size), f"perturbation, +-{size:.3g}")
+        show_image(row[2], picture.adversarial, f"perturbed: {picture.prediction}")
         row[1].set_title(attack, color=INK, fontsize=9, fontweight="bold", parse_math=False)
     return figure
 
@@ -67,15 +67,3 @@ def strip_figure(told: Story, images: Images, strips: Mapping[str, Picture]) -> 
 def _clean(told: Story, images: Images) -> Tensor:
     x, _ = images.batch(images.labels.new_tensor([told.example]))
     return x[0].cpu()
-
-
-def _show(axes: Axes, image: Tensor, caption: str) -> None:
-    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    grey = pixels.shape[2] == 1
-    axes.imshow(
-        pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest"
-    )
-    axes.set_xlabel(caption, color=SOFT, fontsize=8, parse_math=False)
-    axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        side.set_visible(False)
