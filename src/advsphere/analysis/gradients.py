@@ -167,11 +167,11 @@ def _middle(ratios: Sequence[float]) -> float:
 
 def _plain_ticks(axes: Axes) -> None:
     """1, 1.5, 2 and not powers of ten: the ratios span less than a decade or two."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _layers(model: nn.Module, head: str) -> dict[str, tuple[list[Tensor], str]]:
