@@ -11,6 +11,7 @@ from advsphere.analysis import FewSteps, dissect, effective, few_steps, few_step
 from advsphere.data import ImageSet
 from advsphere.draws import Draws
 from advsphere.errors import UserError
+from advsphere.losses import cross_entropy, log_odds
 from advsphere.threat import ThreatModel
 from tests.analysis import linear
 from tests.analysis.bodies import Spiral, dark, spiral, with_head
@@ -72,6 +73,17 @@ def test_table_7_has_the_papers_attacks_and_the_inferred_radius() -> None:
     assert (found.threat.eps, found.step_size, found.steps) == (0.031, 0.003, (1, 2))
     assert len(found.cells) == 2 * 2 * len(found.factors) and found.radius > 0
     assert found == table7(spiral(2.0), images)
+
+
+def test_cross_entropy_stands_still_where_it_saturates_and_log_odds_do_not() -> None:
+    images, model = dark(10), spiral(0.0)
+    with torch.no_grad():
+        model[1].weight.mul_(2000)
+    anatomy = dissect(model, images)
+    settings = {"threat": THREAT, "step_size": 0.2, "steps": (1,), "factors": (1.0,), "start": "clean"}
+    for loss, left in ((cross_entropy, 1.0), (log_odds, 0.0)):
+        found = few_steps(anatomy, images, loss=loss, **settings)
+        assert [found.cell(1, fn=fn).accuracy for fn in (True, False)] == [left, left]
 
 
 def test_lookup_and_mistakes() -> None:

@@ -26,6 +26,7 @@ from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.evaluation import PairedDifference, paired, wilson
 from advsphere.evaluation.judge import exact_float32, judge
+from advsphere.losses import Loss, log_odds
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -109,14 +110,16 @@ def few_steps(
     steps: Sequence[int] = (1, 2),
     factors: Sequence[float] = FACTORS,
     start: Literal["uniform", "clean"] = "uniform",
+    loss: Loss = log_odds,
     seed: int = 0,
     batch_size: int = 250,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> FewSteps:
     """Attack with each number of steps, with FN and without, at each multiple of s.
 
-    The loss is the log-odds (cross-entropy's direction) of s W'z/||z|| + b with FN, and of factor * W'z + b without, so
-    that a gain by FN can be told from one by the temperature alone. s, the mean clean ||z|| times the factor, is our
+    loss: of s W'z/||z|| + b with FN, and of factor * W'z + b without, so that a gain by FN can be told from one by the
+    temperature alone. Log-odds have cross-entropy's direction and no gradient that is exactly zero; the paper's
+    cross-entropy has one on confident images, which is no merit of FN but can look like one. s, the mean clean ||z|| times the factor, is our
     choice: the paper does not say. start: uniform, as in the official evaluator. on_progress: told (batches done, in
     all). Raises UserError where 1 is not among the factors.
     """
@@ -130,7 +133,7 @@ def few_steps(
             x, y = images.batch(index)
             draws = Draws(seed, index.to(x.device))
             for k, fn, factor in keys:
-                attack = partial(pgd, threat=threat, steps=k, step_size=step_size, start=start, draws=draws)
+                attack = partial(pgd, threat=threat, steps=k, step_size=step_size, start=start, loss=loss, draws=draws)
                 verdict = judge(exact, threat, x, attack(anatomy.path(fn=fn, factor=factor), x, y), y)
                 found[k, fn, factor] += (~verdict.fooled).tolist()
                 done += 1
