@@ -98,13 +98,15 @@ def assemble(config: Config, images: Images) -> Parts:
 class Validation:
     """Clean and PGD-10 accuracy on held-out training images, which choose the best checkpoint.
 
-    PGD-10 takes steps of eps / 4 from a uniform start, the same draws in every epoch.
+    PGD-10 takes steps of eps / 4 from a uniform start, the same draws in every epoch. record: further metrics of the
+    model on these images.
     """
 
     images: Images
     threat: ThreatModel
     dtype: torch.dtype | None
     batch_size: int = 500
+    record: Callable[[nn.Module, Images], Metrics] = lambda model, images: {}
 
     def __call__(self, model: nn.Module) -> Metrics:
         attack = partial(pgd, threat=self.threat, steps=10, step_size=self.threat.eps / 4, until_fooled=True)
@@ -120,7 +122,8 @@ class Validation:
                 if len(x):
                     with torch.no_grad():
                         robust += int((~fooled(classify(attack(classify, x, y, draws=draws)), y)).sum())
-        return {"clean": correct / len(self.images), "robust": robust / len(self.images)}
+        metrics = {"clean": correct / len(self.images), "robust": robust / len(self.images)}
+        return metrics | self.record(model, self.images)
 
 
 def train(
@@ -158,8 +161,6 @@ def train(
     notes = [data.note] if data.note else []
     if begun:
         notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
-    held_out = held_out.to(where)
-    validation = Validation(held_out, config.threat, trainer.dtype)
     with closing(MetricsLog(folder, trainer.cursor.epoch)) as log:
 
         def finished_epoch(metrics: Metrics) -> None:
@@ -169,7 +170,12 @@ def train(
         trainer.hooks = Hooks(
             before_step=parts.before_step,
             shift=parts.shift,
-            validate=lambda model: validation(model) | record(model, held_out, parts.criterion),
+            validate=Validation(
+                held_out.to(where),
+                config.threat,
+                trainer.dtype,
+                record=lambda model, images: record(model, images, parts.criterion),
+            ),
             on_tick=on_tick,
             on_epoch=finished_epoch,
             stop=stop,

@@ -119,9 +119,9 @@ def few_steps(
 
     loss: of s W'z/||z|| + b with FN, and of factor * W'z + b without, so that a gain by FN can be told from one by the
     temperature alone. Log-odds have cross-entropy's direction and no gradient that is exactly zero; the paper's
-    cross-entropy has one on confident images, which is no merit of FN but can look like one. s, the mean clean ||z|| times the factor, is our
-    choice: the paper does not say. start: uniform, as in the official evaluator. on_progress: told (batches done, in
-    all). Raises UserError where 1 is not among the factors.
+    cross-entropy has one on confident images, which is no merit of FN but can look like one. s, the mean clean ||z||
+    times the factor, is our choice: the paper does not say. start: uniform, as in the official evaluator. on_progress:
+    told (batches done, in all). Raises UserError where 1 is not among the factors.
     """
     if 1.0 not in factors or not steps:
         raise UserError("a sweep of s needs its middle, the factor 1, and at least one number of steps")
