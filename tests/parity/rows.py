@@ -203,16 +203,12 @@ MINIMAL: dict[str, Row] = {
     ),
     "Carlini-Wagner": Row(
         ("linf", "l2"),
-        lambda t, b: partial(cw, norm=t.norm, steps=b.cw, first_c={"linf": 1e-5, "l2": 1e-1}[t.norm]),
+        lambda t, b: partial(cw, norm=t.norm, steps=b.cw, **searched(t.norm, b)[0]),
         {
             "adv-lib": lambda norm, eps, b: adv_lib(
-                f"carlini_wagner_{norm}",
-                max_iterations=b.cw,
-                initial_const={"linf": 1e-5, "l2": 1e-1}[norm],
+                f"carlini_wagner_{norm}", max_iterations=b.cw, **searched(norm, b)[1]
             ),
-            "foolbox": lambda norm, eps, b: foolbox(
-                "L2CarliniWagnerAttack", None, steps=b.cw, binary_search_steps=9, initial_const=1e-1
-            ),
+            "foolbox": lambda norm, eps, b: foolbox("L2CarliniWagnerAttack", None, steps=b.cw, **searched(norm, b)[1]),
             "torchattacks": lambda norm, eps, b: torchattacks("CW", c=1, steps=b.cw),
         },
     ),
@@ -229,12 +225,12 @@ MINIMAL: dict[str, Row] = {
         ("linf", "l2", "l1"),
         lambda t, b: partial(fab_targeted, norm=t.norm, steps=b.fab, targets=b.targets),
         {
+            "adv-lib": lambda norm, eps, b: adv_lib(
+                "fab", norm=ORDERS[norm], n_iter=b.fab, restarts=b.targets, targeted_restarts=True
+            ),
             "official": lambda norm, eps, b: walked(norm, b, targeted=True),
             "torchattacks": lambda norm, eps, b: torchattacks(
                 "FAB", norm=NORMS[norm], eps=1e3, steps=b.fab, multi_targeted=True, n_classes=b.targets + 1
-            ),
-            "adv-lib": lambda norm, eps, b: adv_lib(
-                "fab", norm=ORDERS[norm], n_iter=b.fab, restarts=b.targets, targeted_restarts=True
             ),
         },
     ),
@@ -255,6 +251,14 @@ def peers_of(name: str, row: Row, norm: Norm) -> dict[str, Theirs]:
         ("Carlini-Wagner", "linf"): {"torchattacks", "foolbox"},
     }.get((name, norm), set())
     return {peer: make for peer, make in row.peers.items() if peer not in lacking}
+
+
+def searched(norm: Norm, budget: Budget) -> tuple[dict[str, float], dict[str, float]]:
+    """How Carlini-Wagner looks for c, as ours and as the packages call it; in linf at their own settings."""
+    if norm == "linf":
+        return {}, {}
+    rounds = min(9, budget.cw // 25)
+    return {"first_c": 0.1, "rounds": rounds}, {"initial_const": 0.1, "binary_search_steps": rounds}
 
 
 def from_the_clean_image(loss: str, norm: Norm, eps: float, budget: Budget) -> Peer:

@@ -1,7 +1,7 @@
 """Every attack that a released package has, against that package: same network, same images, same settings.
 
 Robust accuracy is equal within the noise of the attacks' own randomness, what is deterministic agrees on at least 99 %
-of the images, and a minimal-norm attack's median norm is within 2 % of the package's, or smaller. `make test` runs them
+of the images, and a minimal-norm attack's norms are within 2 % of the package's, or smaller. `make test` runs them
 with few images and steps, `make test-all` with the published numbers of steps and with all the packages.
 """
 
@@ -163,20 +163,29 @@ def test_robust_accuracy_is_equal_within_the_noise_of_the_draws(
 
 @compared(
     [
-        Plan("digits", ["DeepFool", "FAB", "FAB-T"], budget=QUICK._replace(n=50), all_packages=True),
+        Plan("digits", ["DeepFool"], budget=QUICK._replace(n=50), all_packages=True),
+        Plan("digits", ["FAB", "FAB-T"], budget=QUICK._replace(n=50, fab=20)),
         Plan("digits", ["Carlini-Wagner"], ("l2",), budget=QUICK._replace(n=8)),
         Plan("cifar10", ["DeepFool"], ("l2",), budget=CIFAR),
-        Plan("digits", ["DeepFool", "FAB", "FAB-T"], budget=FULL._replace(n=100), all_packages=True, slow=True),
+        Plan("digits", ["DeepFool", "FAB", "FAB-T"], budget=FULL._replace(n=292), all_packages=True, slow=True),
         Plan("digits", ["Carlini-Wagner"], budget=FULL._replace(n=16), all_packages=True, slow=True),
         Plan("cifar10", ["DeepFool", "FAB", "FAB-T"], budget=FULL._replace(n=20, fab=20), slow=True),
     ]
 )
-def test_the_median_norm_is_as_small(where: str, name: str, norm: Norm, peer: str, budget: Budget) -> None:
+def test_the_norms_are_as_small(where: str, name: str, norm: Norm, peer: str, budget: Budget) -> None:
+    """Image by image at the median and in the geometric mean; with many images also the medians of the norms.
+
+    A walk along a boundary ends elsewhere for the least difference, which moves the median of 50 norms by 5 % and more.
+    """
     images = subject(where, budget.n)
     us = norms(images, norm, ours(where, name, norm, budget))
     them = norms(images, norm, theirs(where, name, norm, peer, budget))
     assert us.isfinite().float().mean() >= max(them.isfinite().float().mean() - 0.02, 0.6)
-    assert us.median() <= 1.02 * them.median()
+    ratios = (us / them)[us.isfinite() & them.isfinite()]
+    assert ratios.median() <= 1.02
+    assert ratios.log().mean().exp() <= 1.02
+    if len(images.x) >= 200:
+        assert us.median() <= 1.02 * them.median()
     if (name, peer) == ("DeepFool", "adv-lib"):  # the same algorithm, down to the length that it adds to each step
         assert ((us - them).abs() <= 1e-3 * them).float().mean() >= 0.99
 
@@ -185,12 +194,9 @@ REACHES = {"PGD from the clean image": 1, "MIM": 0, "APGD-CE": 2, "APGD-DLR": 8,
 """How many images in a hundred an attack may leave standing whose nearest boundary lies within the radius."""
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", REACHES)
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in REACHES for norm in ROWS[name].norms])
 def test_on_the_linear_target_robust_accuracy_is_the_true_one(name: str, norm: Norm) -> None:
     """Nothing whose boundary is farther than the radius is broken, and what is nearer is."""
-    if norm not in ROWS[name].norms:
-        pytest.skip(f"{name} is not compared in {norm}")
     images = subject("linear", 200)
     within = exact_distances(images, norm) <= images.radii[norm]
     verdicts = broken(images, norm, ours("linear", name, norm, QUICK._replace(n=200, pgd=50, apgd=100, targets=9)))
