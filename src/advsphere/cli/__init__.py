@@ -26,6 +26,9 @@ COMMANDS = {
     "results": "keep measured rows in a file, and make tables from it",
 }
 
+GO_ON = ("evaluate", "compare")
+"""Commands that, given again, go on where they were interrupted."""
+
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]
 
 {commands}
@@ -56,5 +59,5 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted" + "; the same command goes on from here" * (name in GO_ON), file=sys.stderr)
         return 130

@@ -84,7 +84,10 @@ class Subject:
         path = folder / "subject.json"
         if not path.is_file():
             raise UserError(f"{folder} holds no evaluation: there is no subject.json; `advsphere evaluate` writes one")
-        subject: Subject = cattrs.structure(json.loads(path.read_text()), cls)
+        try:
+            subject: Subject = cattrs.structure(json.loads(path.read_text()), cls)
+        except (ValueError, OSError, cattrs.BaseValidationError) as error:
+            raise UserError(f"{path} is damaged; evaluate again into {folder} to write it anew") from error
         return subject
 
 

@@ -187,7 +187,7 @@ class Ledger:
     def adversarial(self, attack: str, example: int) -> Tensor | None:
         """(C, H, W) float32, what fooled the model; None where nothing did. Raises UserError for unreadable data."""
         rows = self._rows("SELECT x_adv FROM cells WHERE attack = ? AND example = ?", attack, example)
-        blob = next(rows, (None,))[0]
+        blob = next(iter([*rows]), (None,))[0]
         try:
             return None if blob is None else unpacked(blob, self.identity["data"]["shape"])
         except ValueError as error:
