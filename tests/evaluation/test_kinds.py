@@ -8,8 +8,8 @@ from torch import nn
 from advsphere.attacks import Cosines, Guides, apgd, fgsm, pgd, restarts, square, surrogate
 from advsphere.attacks.ensemble import expected
 from advsphere.evaluation import SUITES, AttackSpec, Case, suite
-from advsphere.evaluation.kinds import bare, core, kind_of, loss_of
-from advsphere.losses import at_scale, dlr, log_odds, margin
+from advsphere.evaluation.kinds import alike, bare, core, kind_of, loss_of
+from advsphere.losses import at_scale, cross_entropy, dlr, log_odds, margin
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, do_nothing, linear
 
@@ -52,6 +52,14 @@ def test_what_is_wrapped_around_an_attack_does_not_hide_it() -> None:
     assert kind_of(AttackSpec("e", restarts(partial(square, threat=THREAT), 2)).settings) == "black-box"
     # In l1 the stages of AutoAttack are restarts of attacks.
     assert all(kind_of(spec.settings) for spec in suite("autoattack", case("l1")))
+
+
+def test_cross_entropy_and_log_odds_are_the_same_attack_and_the_margin_is_another() -> None:
+    settings = {
+        loss: core(AttackSpec("a", partial(PGD, loss=loss)).settings) for loss in (log_odds, cross_entropy, margin)
+    }
+    assert alike(settings[log_odds], settings[cross_entropy]) and not alike(settings[log_odds], settings[margin])
+    assert not alike(settings[log_odds], core(AttackSpec("a", partial(PGD, steps=21)).settings))
 
 
 def test_losses_have_one_name_whatever_their_scale() -> None:

@@ -73,6 +73,12 @@ def bare(settings: Mapping[str, Any], scale: float) -> dict[str, Any] | None:
     return None
 
 
+def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two attacks differ in no more than log-odds for cross-entropy, which share their direction."""
+    first, second = ({**attack, "loss": _loss(attack.get("loss"))} for attack in (a, b))
+    return first == second
+
+
 def _loss(setting: Any) -> str | None:
     if isinstance(setting, Mapping):
         return _loss(setting.get("loss"))

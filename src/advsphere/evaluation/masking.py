@@ -13,7 +13,7 @@ from typing import Any
 
 from advsphere.evaluation.findings import Sign
 from advsphere.evaluation.intervals import PairedDifference, more_than, paired, wilson
-from advsphere.evaluation.kinds import Kind, bare, core, kind_of, loss_of
+from advsphere.evaluation.kinds import Kind, alike, bare, core, kind_of, loss_of
 from advsphere.evaluation.rows import Row, apart_from, found_alone
 
 OUTDONE = 0.002
@@ -156,7 +156,7 @@ def _bare_cosines(rows: Sequence[Row], scale: float) -> Sign:
         for a in rows
         if (same := bare(a.settings, scale)) is not None
         for b in rows
-        if core(b.settings) == same and a.after == b.after
+        if alike(core(b.settings), same) and a.after == b.after
     ]
     if not pairs:
         return Sign(name, "unjudged", "no attack was run on the same images both at s = 1 and at the trained scale")
