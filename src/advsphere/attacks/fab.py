@@ -166,17 +166,19 @@ def _begin(found: Smallest, index: Tensor, draws: Draws) -> Tensor:
 
 def _shorten(model: Classifier, y: Tensor, found: Smallest, steps: int = 3) -> None:
     """The final search (eq. 11): between the clean image and what was found, where a line through both margins crosses
-    zero, three times. Differs by going 99 % of that way: on the crossing itself, rounding would decide.
+    zero, three times. Differs by beginning 0.1 % behind what was found and going 70 % of each way: on the crossing
+    itself, the rounding of another batch would decide.
     """
     index = (found.distance.isfinite() & ~found.done).nonzero().squeeze(1)
     if len(index) == 0:
         return
-    label = y[index]
-    right, wrong = found.x[index], found.x_adv[index]
+    x, label = found.x[index], y[index]
+    right, wrong = x, (x + 1.001 * (found.x_adv[index] - x)).clamp(*found.threat.bounds)
     with torch.no_grad():
         below, above = margin(model(right), label), margin(model(wrong), label)
+        clear = above > 0
         for _ in range(steps):
-            share = (0.99 * above / (above - below).clamp(min=1e-30)).clamp(0.0, 1.0).to(right.dtype)
+            share = (0.7 * above / (above - below).clamp(min=1e-30)).clamp(0.0, 1.0).to(right.dtype)
             between = wrong + over_pixels(share, right) * (right - wrong)
             logits = model(between)
             hit, value = fooled(logits, label), margin(logits, label)
@@ -184,6 +186,8 @@ def _shorten(model: Classifier, y: Tensor, found: Smallest, steps: int = 3) -> N
             picked = over_pixels(hit, right)
             right, wrong = torch.where(picked, right, between), torch.where(picked, between, wrong)
             below, above = torch.where(hit, below, value), torch.where(hit, value, above)
+    clear &= ~found.done[index]
+    found.x_adv[index[clear]], found.distance[index[clear]] = wrong[clear], found.threat.distance(wrong, x)[clear]
 
 
 def _deepen(model: Classifier, y: Tensor, found: Smallest) -> None:
