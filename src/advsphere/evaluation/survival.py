@@ -28,6 +28,8 @@ Verdict = Literal["survives", "partly", "does not survive", "cannot tell", "no g
 ENOUGH_SEEDS = 3
 CONFIDENCE = 0.95
 REPLICATES = 10_000
+HALF, WHOLE = 0.5, 0.9
+"""Shares of a gain: what survives is not below the one, and may be the other or more."""
 BARE = " (s = 1)"
 
 
@@ -143,8 +145,8 @@ def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None
         return "cannot tell"
     _, low, high = share
     if after.low > 0:
-        return "partly" if high < 1 else "survives" if low > 0.5 else "cannot tell"
-    return "does not survive" if high < 0.5 else "cannot tell"
+        return "partly" if high < WHOLE else "survives" if low > HALF else "cannot tell"
+    return "does not survive" if high < HALF else "cannot tell"
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
