@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +16,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from advsphere import experiment
-from advsphere.analysis import accuracy_against_eps, fooled_by, pictures, strongest
 from advsphere.config import Config, to_dict
-from advsphere.data import Images
+from advsphere.dossier import Evidence, judged, shared_pictures
 from advsphere.errors import UserError
-from advsphere.evaluation import CLEAN, Case, Ledger, evaluate, suite
+from advsphere.evaluation import CLEAN, Case, evaluate, suite
 from advsphere.evaluation import Progress as AttackProgress
 from advsphere.files import write_atomically
 from advsphere.recipes import method, recipe
-from advsphere.report import Command, Judged, Pictures, report
-from advsphere.training import Metrics, Tick, Trainer, load_checkpoint, read_metrics
+from advsphere.report import Command, Judged, report
+from advsphere.training import Metrics, Tick, Trainer
 
 RECIPES = ("digits-pgd-at", "digits-pgd-at-he")
 SUITE = "quick"
@@ -37,18 +36,18 @@ class Progress(NamedTuple):
     """How far a stage of one model has come: done of total, and what to say of it."""
 
     model: str
-    stage: Literal["train", "attack", "curve"]
+    stage: Literal["train", "attack", "curve", "angles"]
     done: int
     total: int
     note: str = ""
 
 
 class Arm(NamedTuple):
-    """One of the networks. run: its folder. evaluation: the folder of the evidence in it."""
+    """One of the networks. run: its folder. evidence: that lies in it."""
 
     judged: Judged
     run: Path
-    evaluation: Path
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,11 @@ def demo(
     """
     configs = [recipe(name) for name in RECIPES] if configs is None else configs
     _claim(out, configs)
-    arms, images = [], None
     with _one_thread():
-        for config in configs:
-            arm, images = _arm(config, out / config.recipe, on_progress)
-            arms.append(arm)
-    assert images is not None
+        arms = [_arm(config, out / config.recipe, on_progress) for config in configs]
     page = out / "report.html"
-    report([arm.judged for arm in arms], page, pictures=_pictures(arms, images), commands=_commands(out, arms))
+    pictures = shared_pictures([arm.evidence for arm in arms])
+    report([arm.judged for arm in arms], page, pictures=pictures, commands=_commands(out, arms))
     _mark(out, configs, finished=True)
     return Demo(tuple(arms), page)
 
@@ -99,8 +95,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> tuple[Arm, Images]:
-    """Train one network, attack it, draw its curve; also the images it was judged on."""
+def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> Arm:
+    """Train one network, attack it, and find out the rest that a report shows."""
     name, threat = method(config), config.threat
     _train(config, run, name, on_progress)
     _, model, images = experiment.load_run(run)
@@ -113,8 +109,9 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
         done = attacks.index(p.attack) * p.total + p.done
         on_progress(Progress(name, "attack", done, cells + 1, f"{p.attack}: {100 * p.robust / p.done:.1f} %"))
 
-    def drawn(done: int, total: int) -> None:
-        on_progress(Progress(name, "curve", done, total, f"up to eps = {2 * threat.eps:g}"))
+    def looked(stage: Literal["curve", "angles"], done: int, total: int) -> None:
+        notes = {"curve": f"up to eps = {2 * threat.eps:g}", "angles": "clean and under PGD-20"}
+        on_progress(Progress(name, stage, done, total, notes[stage]))
 
     evaluation = evaluate(
         model,
@@ -128,10 +125,8 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
     evaluation.save(folder / "evaluation.json")
     left = 100 * evaluation.worst.accuracy
     on_progress(Progress(name, "attack", cells + 1, cells + 1, f"worst case: {left:.1f} %"))
-    curve = accuracy_against_eps(model, images, threat=threat, on_progress=drawn)
-    curve.save(folder / "curve.json")
-    judged = Judged(name=name, evaluation=evaluation, curve=curve, training=_training(config, run))
-    return Arm(judged, run, folder), images
+    evidence = Evidence(name=name, folder=folder, evaluation=evaluation, model=model, images=images, run=run)
+    return Arm(judged(evidence, looked), run, evidence)
 
 
 def _train(config: Config, run: Path, name: str, on_progress: Callable[[Progress], None]) -> None:
@@ -156,31 +151,6 @@ def _train(config: Config, run: Path, name: str, on_progress: Callable[[Progress
     experiment.train(config, run, resume=True, on_start=started, on_tick=ticked, on_epoch=finished)
 
 
-def _training(config: Config, run: Path) -> dict[str, Any]:
-    """The settings of a run, which of its checkpoints was judged, and what trained it."""
-    by = config.objective.chosen_by
-    best, last = load_checkpoint(run / "best.safetensors")[1]["metrics"], read_metrics(run)[-1]
-    chosen = (
-        f"best of {config.training.epochs} epochs by {by} accuracy on {config.data.validation} held-out training "
-        f"images: epoch {best['epoch']:.0f} with {100 * best[by]:.1f} % (the last epoch has {100 * last[by]:.1f} %)"
-    )
-    made_by = json.loads((run / "provenance.json").read_text())
-    return to_dict(config) | {"checkpoint": chosen, "trained with": made_by}
-
-
-def _pictures(arms: Sequence[Arm], images: Images) -> Pictures:
-    """The same examples for all arms, under the attack that left the fewest."""
-    attack = strongest([arm.judged.evaluation for arm in arms])
-    with ExitStack() as stack:
-        ledgers = [stack.enter_context(Ledger.read(arm.evaluation / "ledger.sqlite")) for arm in arms]
-        examples = fooled_by(ledgers, attack)
-        of = {
-            arm.judged.name: pictures(ledger, images, attack, examples)
-            for arm, ledger in zip(arms, ledgers, strict=True)
-        }
-    return Pictures(attack=attack, scale=float(arms[0].judged.evaluation.identity["threat"]["eps"]), of=of)
-
-
 def _commands(out: Path, arms: Sequence[Arm]) -> list[Command]:
     checks = [Command(f"Check every number of {a.judged.name} from its evidence", _verify(a)) for a in arms]
     return [Command("Train, attack and report again", f"advsphere demo --out {out}"), *checks]
@@ -197,7 +167,8 @@ def _claim(out: Path, configs: Sequence[Config]) -> None:
         if json.loads(mark.read_text()) == _content(configs, finished=False):
             return
         # The mark says that a demo made this folder, so its runs may go: they are made again in a minute.
-        (out / "report.html").unlink(missing_ok=True)
+        for page in ("report.html", "report.json"):
+            (out / page).unlink(missing_ok=True)
         for config in configs:
             shutil.rmtree(out / config.recipe, ignore_errors=True)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):

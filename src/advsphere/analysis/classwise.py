@@ -48,9 +48,7 @@ def by_class(evaluation: Evaluation, labels: Sequence[int], classes: Sequence[st
     for number, name in enumerate(classes):
         own = [i for i, label in enumerate(labels) if label == number]
         if own:
-            clean, worst = (
-                sum(row.outcomes[i] == "1" for i in own) for row in (evaluation.clean, evaluation.worst)
-            )
+            clean, worst = (sum(row.outcomes[i] == "1" for i in own) for row in (evaluation.clean, evaluation.worst))
             found.append(ClassAccuracy(name=name, n=len(own), clean=clean, worst=worst))
     return tuple(found)
 
@@ -84,7 +82,9 @@ def class_figure(models: Mapping[str, Sequence[ClassAccuracy]]) -> Figure:
 
 def _marks(axes: Axes, classes: Sequence[ClassAccuracy], places: Sequence[float], series: int, name: str) -> None:
     colour, marker = SERIES[series % len(SERIES)], MARKERS[series % len(MARKERS)]
-    worst, clean = ([100 * part / one.n for one in classes for part in [getattr(one, key)]] for key in ("worst", "clean"))
+    worst, clean = (
+        [100 * part / one.n for one in classes for part in [getattr(one, key)]] for key in ("worst", "clean")
+    )
     low, high = zip(*((100 * a, 100 * b) for a, b in (one.interval for one in classes)), strict=True)
     axes.hlines(places, worst, clean, color=LINE, linewidth=0.9, zorder=1)
     axes.hlines(places, low, high, color=colour, alpha=0.45, linewidth=2.4, zorder=2)

@@ -40,25 +40,26 @@ class Picture:
 
 
 def strongest(evaluations: Sequence[Evaluation]) -> str:
-    """The attack that left the fewest examples, summed over the models; the first of equals. Raises UserError where the
-    evaluations have none in common.
+    """The attack that left the fewest examples, summed over the models; the first of equals. One that tried only what
+    others had left is not asked, unless there is no other. Raises UserError where the evaluations have none in common.
     """
-    names = [row.name for row in evaluations[0].attacks]
+    rows = evaluations[0].attacks
+    names = [row.name for row in rows if not row.settings.get("after")] or [row.name for row in rows]
     shared = [name for name in names if all(any(row.name == name for row in e.attacks) for e in evaluations)]
     if not shared:
         raise UserError("these evaluations share no attack; run the same suite on all of them")
     return min(shared, key=lambda name: sum(e.row(name).k for e in evaluations))
 
 
-def fooled_by(ledgers: Sequence[Ledger], attack: str) -> list[int]:
-    """Of each class, in order, the first example with which the attack fooled all of the models; a class without one is
-    passed over.
+def fooled_by(ledgers: Sequence[Ledger], attack: str, *, each: int = 1) -> list[int]:
+    """Of each class, in order, the first example with which the attack fooled all of the models; then the second of
+    each, up to `each`. A class that has no more is passed over.
     """
     columns = [{cell.example for cell in ledger.cells(attack) if cell.status == "fooled"} for ledger in ledgers]
-    first: dict[int, int] = {}
+    of_class: dict[int, list[int]] = {}
     for example in sorted(set.intersection(*columns)):
-        first.setdefault(ledgers[0].labels[example], example)
-    return [first[label] for label in sorted(first)]
+        of_class.setdefault(ledgers[0].labels[example], []).append(example)
+    return [of_class[label][i] for i in range(each) for label in sorted(of_class) if i < len(of_class[label])]
 
 
 def pictures(ledger: Ledger, images: Images, attack: str, examples: Sequence[int]) -> tuple[Picture, ...]:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from advsphere.analysis.diagnosis import FORMAT
 from advsphere.analysis.canvas import canvas, legend, quiet
 from advsphere.analysis.gradients import LayerGradients, recorded
 from advsphere.analysis.palette import MARKERS, SERIES, SOFT
+from advsphere.evaluation.records import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+def diagnosed(path: Path, model: str) -> LayerGradients | None:
+    """The gradients of a model, by its checksum, out of a diagnosis.json; None where it is not about that one. Raises
+    UserError for a file that is missing or of another kind.
+    """
+    for network in read_json(path, FORMAT)["networks"]:
+        if network["checksum"] == model:
+            found = network["gradients"]["as judged"]
+            return LayerGradients(**{key: tuple(found[key]) for key in LayerGradients.__dataclass_fields__})
+    return None
 
 
 def ratio_figure(gradients: Mapping[str, LayerGradients]) -> Figure:

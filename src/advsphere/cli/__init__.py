@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "attack a run, or a model of your own, and print what is left, with intervals",
     "compare": "attack a baseline and a method, and say how much of the gain survives",
     "diagnose": "look inside a network: gradients, angles, pictures, and the four claims of the paper",
+    "report": "write one HTML page about runs and their evaluations: verdict, tables, curves, pictures, provenance",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
     "show": "tell one example's story: the attacks that tried it, the picture, the line that replays it",
     "results": "keep measured rows in a file, and make tables from it",

@@ -21,7 +21,7 @@ from advsphere.evaluation import compare, radius
 from advsphere.report import numbers
 from advsphere.report.verdict import cautions, undecided, verdicts
 
-_DOING = {"train": "learns", "attack": "is attacked", "curve": "at rising eps"}
+_DOING = {"train": "learns", "attack": "is attacked", "curve": "at rising eps", "angles": "is measured"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     with _shown(console) as show:
         made = demo(options.out, on_progress=show)
     for arm in made.arms:
-        Subject(run=arm.run).save(arm.evaluation)
+        Subject(run=arm.run).save(arm.evidence.folder)
     console.print()
     console.print(_table(made))
     for line in _findings(made):

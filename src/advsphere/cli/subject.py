@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +73,10 @@ class Subject:
             model = PixelClassifier(model, self.mean, self.std)
         images = load_test(_kind_of(self.data), self.data, image_size=self.image_size)
         return model, images.to(experiment.device())
+
+    def at(self, data: Path | None) -> Subject:
+        """The same with its images at another place; None leaves it as it is."""
+        return self if data is None else replace(self, data=data)
 
     def save(self, folder: Path) -> None:
         """Write subject.json into an evaluation's folder."""

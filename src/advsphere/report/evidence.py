@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from advsphere.evaluation import PairedDifference, Row
+from advsphere.evaluation import WORST, PairedDifference, Row
 from advsphere.report import numbers
 from advsphere.report.judged import Command, Judged
 from advsphere.report.rendering import render
@@ -47,7 +47,9 @@ def counts(models: Sequence[Judged]) -> Section:
         for (name, row_s), (_, pairs) in zip(rows_of(models), differences(models), strict=True)
     ]
     return Section(
-        "counts", "Counts and cost", render("counts", models=models, rows=rows, n=models[0].evaluation.worst.n)
+        "counts",
+        "Counts and cost",
+        render("counts", models=models, rows=rows, n=models[0].evaluation.worst.n, worst=WORST),
     )
 
 

@@ -6,29 +6,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from advsphere.analysis import Curve, Picture
+from advsphere.analysis import ClassAccuracy, Curve, LayerGradients, Picture, Spread
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A model with what was found out about it.
+    """A model with what was found out about it; only the evaluation has to be known.
 
-    name: what the page calls it. evaluation, curve: of the same model and images. training: how it was trained, as
-    JSON-able settings; {} where that is not known. Raises UserError where the curve is of something else.
+    name: what the page calls it. evaluation, curve, spread: of the same model and images. classes: accuracy class by
+    class. gradients: of its layers, as a diagnosis measured them. metrics: what its run logged after each epoch.
+    training: how it was trained, as JSON-able settings. Raises UserError where curve or spread are of something else.
     """
 
     name: str
     evaluation: Evaluation
     curve: Curve | None = None
+    spread: Spread | None = None
+    classes: Sequence[ClassAccuracy] = ()
+    gradients: LayerGradients | None = None
+    metrics: Sequence[Mapping[str, float]] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         identity = self.evaluation.identity
         found = (identity["model"]["checksum"], identity["data"]["checksum"])
-        if self.curve is not None and (self.curve.model, self.curve.data) != found:
-            raise UserError(f"the curve of {self.name} is of another model or other images than its evaluation")
+        for what, part in (("curve is", self.curve), ("angles are", self.spread)):
+            if part is not None and (part.model, part.data) != found:
+                raise UserError(f"the {what} of another model or other images than the evaluation of {self.name}")
 
 
 @dataclass(frozen=True, kw_only=True)

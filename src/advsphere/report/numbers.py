@@ -26,6 +26,16 @@ def span(difference: PairedDifference) -> str:
     return f"{points(difference.low)} to {points(difference.high)}"
 
 
+def share(part: float) -> str:
+    """A part of a gain, in whole percent: "38"; what rounds to zero has no sign."""
+    return f"{round(100 * part)}" if abs(part) < 10 else f"{'-' if part < 0 else ''}over 1000"
+
+
+def shares(low: float, high: float) -> str:
+    """Its interval: "-40 to 60"."""
+    return f"{share(low)} to {share(high)}"
+
+
 def probability(p: float) -> str:
     """A p-value: "0.34", "0.004", "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.2g}"

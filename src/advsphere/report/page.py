@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
-from advsphere.report import evidence, sections
+from advsphere.report import evidence, gallery, insights, sections
 from advsphere.report.judged import Command, Judged, Pictures
-from advsphere.report.rendering import render, stylesheet
+from advsphere.report.rendering import checksum, render, script, stylesheet
+from advsphere.report.robustbench import row
 from advsphere.report.verdict import cautions, verdicts
+
+FORMAT = "advsphere report 1"
 
 
 def report(
@@ -19,24 +23,44 @@ def report(
     *,
     pictures: Pictures | None = None,
     commands: Sequence[Command] = (),
+    warnings: Sequence[str] = (),
+    data_name: str | None = None,
 ) -> None:
-    """Write a report on one model, or on several that are compared with the first, as one HTML file.
+    """Write a report on one model, or on several that are compared with the first, as one HTML file; beside it, with
+    the ending .json, the models' rows as RobustBench keeps them.
 
-    Raises UserError where the models were judged on different images or threats, and where the file can't be written.
+    commands: to reproduce it. warnings: sentences to be read with the verdict, e.g. on confounders. data_name: what the
+    images are called, if the name that the evaluation knows could mislead. Raises UserError where the models were
+    judged on different images or threats, and where a file can't be written.
     """
-    write_atomically(path, page(models, pictures=pictures, commands=commands).encode())
+    html = page(models, pictures=pictures, commands=commands, warnings=warnings, data_name=data_name)
+    write_atomically(path, html.encode())
+    record = {"format": FORMAT, "rows": [row(model, data_name) for model in models]}
+    write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
 
 
-def page(models: Sequence[Judged], *, pictures: Pictures | None = None, commands: Sequence[Command] = ()) -> str:
+def page(
+    models: Sequence[Judged],
+    *,
+    pictures: Pictures | None = None,
+    commands: Sequence[Command] = (),
+    warnings: Sequence[str] = (),
+    data_name: str | None = None,
+) -> str:
     """The HTML of a report; the same arguments give the same text. Arguments and errors as `report`."""
     names = [model.name for model in models]
     if not models or len({*names}) < len(names):
         raise UserError(f"a report needs models, each with a name of its own; it was given: {', '.join(names) or '-'}")
+    data = data_name or models[0].evaluation.identity["data"]["name"]
     parts = [
-        sections.accuracy(models),
+        sections.accuracy(models, data),
         evidence.flags(models),
         sections.curves(models),
-        sections.pictures(pictures),
+        insights.classes(models),
+        insights.agreement(models),
+        insights.angles(models),
+        insights.gradients(models),
+        gallery.pictures(pictures),
         evidence.counts(models),
         evidence.training(models),
         evidence.attacks(models),
@@ -44,13 +68,16 @@ def page(models: Sequence[Judged], *, pictures: Pictures | None = None, commands
         evidence.provenance(models),
         evidence.reproduce(commands),
     ]
-    identity = models[0].evaluation.identity
+    code = script()
     return render(
         "page",
         style=stylesheet(),
-        identity=identity,
+        script=code,
+        script_checksum=checksum(code),
+        data=data,
+        n=models[0].evaluation.worst.n,
         threat=sections.threat_of(models[0]),
         verdicts=verdicts(models),
-        cautions=cautions(models),
+        cautions=[*cautions(models), *warnings],
         sections=[part for part in parts if part is not None],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from functools import cache
 from importlib.resources import files
@@ -18,6 +20,16 @@ def render(template: str, **values: object) -> Markup:
 def stylesheet() -> Markup:
     """The page's CSS."""
     return Markup(files(__package__).joinpath("templates", "style.css").read_text())
+
+
+def script() -> Markup:
+    """The page's JavaScript; without it everything is there, unsorted and on one page."""
+    return Markup(files(__package__).joinpath("templates", "page.js").read_text())
+
+
+def checksum(text: str) -> str:
+    """What a content security policy names a script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def typographic(text: str) -> str:

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from advsphere.analysis import Picture, curve_figure
+from advsphere.analysis import curve_figure
 from advsphere.evaluation import WORST, PairedDifference, Row, compare, radius
 from advsphere.report import numbers
-from advsphere.report.figures import png, svg
-from advsphere.report.judged import Judged, Pictures
+from advsphere.report.figures import svg
+from advsphere.report.judged import Judged
 from advsphere.report.rendering import render
 
 EN_DASH = "\u2013"
@@ -71,8 +71,8 @@ def differences(models: Sequence[Judged]) -> list[tuple[str, list[PairedDifferen
     return table
 
 
-def accuracy(models: Sequence[Judged]) -> Section:
-    """The table: accuracy with its interval under each attack, and the paired differences."""
+def accuracy(models: Sequence[Judged], data: str) -> Section:
+    """The table: accuracy with its interval under each attack, and the paired differences. data: the images' name."""
     compared = differences(models)
     found = [d for _, row in compared for d in row if d is not None]
     ends = [0.0, *(d.low for d in found), *(d.high for d in found)]
@@ -91,7 +91,7 @@ def accuracy(models: Sequence[Judged]) -> Section:
         worst=WORST,
         threat=threat_of(models[0]),
         n=models[0].evaluation.worst.n,
-        data=models[0].evaluation.identity["data"]["name"],
+        data=data,
     )
     return Section("accuracy", "Accuracy under attack", html)
 
@@ -123,33 +123,6 @@ def curves(models: Sequence[Judged]) -> Section | None:
     curve = next(iter(known.values()))
     html = render("curves", figure=drawing, names=list(known), rows=rows, steps=curve.steps, n=curve.n)
     return Section("curves", "Accuracy against eps", html)
-
-
-def pictures(found: Pictures | None) -> Section | None:
-    """Clean image, perturbation and adversarial image of the same examples for each model."""
-    if found is None or not any(found.of.values()):
-        return None
-    cards = [
-        (same[0], [_Tiles.of(name, picture, found.scale) for name, picture in zip(found.of, same, strict=True)])
-        for same in zip(*found.of.values(), strict=True)
-    ]
-    html = render("pictures", cards=cards, attack=found.attack, scale=radius(found.scale), several=len(found.of) > 1)
-    return Section("pictures", "Perturbations", html)
-
-
-class _Tiles(NamedTuple):
-    """A picture as images to embed."""
-
-    name: str
-    prediction: str
-    clean: str
-    perturbation: str
-    adversarial: str
-
-    @classmethod
-    def of(cls, name: str, picture: Picture, scale: float) -> _Tiles:
-        images = (picture.clean, picture.scaled(scale), picture.adversarial)
-        return cls(name, picture.prediction, *map(png, images))
 
 
 def _position(eps: Sequence[float], value: float) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from advsphere.evaluation import WORST, PairedDifference, compare
+from advsphere.errors import UserError
+from advsphere.evaluation import WORST, Gain, PairedDifference, Survival, compare, survival
 from advsphere.report.judged import Judged
-from advsphere.report.numbers import limits, percent, points, probability, span
+from advsphere.report.numbers import limits, percent, points, probability, share, shares, span
 
 CAUTION = (
     "This is about these {count} checkpoints, on these images. What a method of training does would take several "
@@ -18,17 +20,30 @@ UPPER_BOUND = "Robust accuracy is an upper bound: a stronger attack may leave le
 _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
+class Number(NamedTuple):
+    """A number to be seen at a glance, with its 95 % interval and its unit; "" for a number that is withheld."""
+
+    label: str
+    value: str
+    interval: str
+    unit: str
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """headline: one sentence. detail: the numbers behind it. tells: the models could be told apart."""
+    """headline: one sentence. detail: what is behind it. tells: in the worst case the models could be told apart.
+    numbers: the few that it rests on.
+    """
 
     headline: str
     detail: str
     tells: bool
+    numbers: tuple[Number, ...] = ()
 
 
 def verdicts(models: Sequence[Judged]) -> list[Verdict]:
-    """One for each model after the first, which is what they are compared with; for a single model, how it did.
+    """One for each model after the first, which is the baseline: how much of its gain over that one survives, if it has
+    one, and whether the two can be told apart. For a single model, how it did.
 
     The worst case over all attacks decides. Raises UserError where the models were not judged on the same images under
     the same threat.
@@ -56,18 +71,31 @@ def undecided(models: Sequence[Judged]) -> str:
     return f"In these rows the sample cannot tell the two apart: {', '.join(open_)}." if open_ else ""
 
 
+def survived(first: Judged, second: Judged) -> Survival | None:
+    """How much of the second model's gain over the first survives; None where they share no PGD attack."""
+    try:
+        return survival([first.evaluation], [second.evaluation])
+    except UserError:
+        return None
+
+
 def _alone(model: Judged) -> Verdict:
-    row = model.evaluation.worst
+    row, clean = model.evaluation.worst, model.evaluation.clean
     headline = f"Under attack, the {model.name} checkpoint keeps at most {percent(row.accuracy)} % of these images."
     detail = (
         f"In the worst case over {_attacks(model)}, {row.k} of {row.n} images are still classified as labelled "
         f"({limits(row.interval, ' to ')} %, 95 % interval)."
     )
-    return Verdict(headline, detail, True)
+    numbers = (
+        Number("clean accuracy", percent(clean.accuracy), limits(clean.interval, " to "), "%"),
+        Number("in the worst case, at most", percent(row.accuracy), limits(row.interval, " to "), "%"),
+    )
+    return Verdict(headline, detail, True, numbers)
 
 
 def _compared(first: Judged, second: Judged) -> Verdict:
     difference = compare(second.evaluation, first.evaluation, WORST)
+    found = survived(first, second)
     a, b = first.evaluation.worst, second.evaluation.worst
     detail = (
         f"In the worst case over {_attacks(second)}, {second.name} keeps at most {percent(b.accuracy)} % and "
@@ -75,11 +103,38 @@ def _compared(first: Judged, second: Judged) -> Verdict:
         f"{points(difference.difference)} points, with a 95 % interval from {span(difference)} (paired; McNemar's "
         f"p {_equals(difference)})."
     )
+    told = not difference.cannot_tell
+    return Verdict(_headline(first, second, difference, found), detail, told, _numbers(found) if found else ())
+
+
+def _headline(first: Judged, second: Judged, difference: PairedDifference, found: Survival | None) -> str:
+    """The survival of a gain where the sample tells it, else which of the two withstands more."""
+    gain = f"the {second.name} checkpoint's gain over the {first.name} one"
+    told = {
+        "survives": f"In the worst case {gain} survives.",
+        "partly": f"In the worst case a part of {gain} survives.",
+        "does not survive": f"In the worst case {gain} does not survive.",
+    }
+    if found is not None and found.verdict in told:
+        return told[found.verdict]
     if difference.cannot_tell:
-        return Verdict(f"The sample cannot tell the {second.name} checkpoint from the {first.name} one.", detail, False)
+        return f"The sample cannot tell the {second.name} checkpoint from the {first.name} one."
     better, worse = (second, first) if difference.difference > 0 else (first, second)
     by = f"{100 * abs(difference.difference):.1f} points"
-    return Verdict(f"The {better.name} checkpoint withstands more than the {worse.name} one, by {by}.", detail, True)
+    return f"The {better.name} checkpoint withstands more than the {worse.name} one, by {by}."
+
+
+def _numbers(found: Survival) -> tuple[Number, ...]:
+    """The gain, what is left of it, and the share that this is."""
+
+    def number(label: str, gain: Gain) -> Number:
+        return Number(label, points(gain.difference), f"{points(gain.low)} to {points(gain.high)}", "points")
+
+    gained, left = number(f"gain under {found.pgd}", found.gain(found.pgd)), number("worst case", found.gain(WORST))
+    if found.share is None:
+        return gained, left, Number("share that survives", "", "withheld: the gain itself is not clear of 0", "")
+    value, low, high = found.share
+    return gained, left, Number("share that survives", share(value), shares(low, high), "%")
 
 
 def _attacks(model: Judged) -> str:

@@ -1,0 +1,123 @@
+"""`advsphere report`: one page about runs and their evaluations."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from advsphere import experiment
+from advsphere.cli.arguments import parse
+from advsphere.cli.commands import commands
+from advsphere.cli.evaluations import Finished, common
+from advsphere.dossier import Evidence, confounded, judged, names, shared_pictures
+from advsphere.report import report, verdicts
+from advsphere.report.verdict import cautions
+
+_DOING = {"curve": "at rising eps", "angles": "angles"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write one HTML page about a run, or about several that are compared with the first, their baseline.
+
+    One run:  advsphere report runs/pgd-at-he
+
+    A baseline and a method:  advsphere report runs/pgd-at runs/pgd-at-he
+
+    It shows finished evaluations: the strongest that all of the runs have, or the one of --suite. Curves and angles
+    that are not there yet are computed, and kept beside the evaluation. The page needs no network and is one file, to
+    be read on any screen or printed. Beside it, report.json has the rows of the models as RobustBench keeps them.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs, or of evaluations; the first is the baseline."""
+    suite: str | None = None
+    """Of the evaluations; by default the strongest suite that all have finished."""
+    data: Path | None = None
+    """Where the images lie now."""
+    data_name: str | None = None
+    """What the images are called on the page; the data set's name by default."""
+    out: Path | None = None
+    """The page; by default report.html in the folder of the last run."""
+
+
+def main(arguments: list[str]) -> int:
+    """Gather, compute what is missing, write the page, print the verdict and where the page lies."""
+    options = parse(Options, arguments or ["--help"], prog="advsphere report")
+    console = Console(highlight=False, markup=False)
+    found, notes = common(options.runs, options.suite)
+    for note in notes:
+        console.print(note, soft_wrap=True)
+    evidence = _evidence(found, options.data)
+    with _shown(console) as show:
+        models = [judged(one, show(one.name)) for one in evidence]
+    path = options.out or options.runs[-1] / "report.html"
+    report(
+        models,
+        path,
+        pictures=shared_pictures(evidence),
+        commands=commands(options.runs, found),
+        warnings=confounded(evidence),
+        data_name=options.data_name,
+    )
+    for verdict in verdicts(models):
+        console.print(verdict.headline, style="bold")
+        console.print(verdict.detail)
+    for caution in (*cautions(models), *confounded(evidence)):
+        console.print(caution)
+    size = path.stat().st_size / 1e6
+    console.print(
+        f"\n{shlex.quote(str(path))} ({size:.1f} MB); beside it {path.with_suffix('.json').name}", soft_wrap=True
+    )
+    return 0
+
+
+def _evidence(found: Sequence[Finished], data: Path | None) -> list[Evidence]:
+    """With models and images, each under its name."""
+    runs = [one.subject.run for one in found]
+    configs = [None if run is None else experiment.read_config(run) for run in runs]
+    called = names([run or one.folder for run, one in zip(runs, found, strict=True)], configs)
+    evidence = []
+    for one, name, config in zip(found, called, configs, strict=True):
+        model, images = one.subject.at(data).load()
+        head = one.evaluation.identity["suite"].get("head")
+        evidence.append(
+            Evidence(
+                name=name,
+                folder=one.folder,
+                evaluation=one.evaluation,
+                model=model,
+                images=images,
+                run=one.subject.run,
+                checkpoint=one.subject.checkpoint,
+                head=head or (None if config is None else experiment.head_name(config)),
+            )
+        )
+    return evidence
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[Callable[[str], Callable[[str, int, int], None]]]:
+    """On a terminal a bar for each model and stage; elsewhere nothing until the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[tuple[str, str], TaskID] = {}
+
+        def show(name: str) -> Callable[[str, int, int], None]:
+            def told(stage: str, done: int, total: int) -> None:
+                key = (name, stage)
+                if key not in tasks:
+                    tasks[key] = bars.add_task(f"{name:<24} {_DOING[stage]:<13}", total=total)
+                bars.update(tasks[key], completed=done)
+
+            return told
+
+        yield show

@@ -1,0 +1,206 @@
+"""From finished evaluations to what a report is made of. What is missing is computed, and kept beside the evaluation,
+so that the next report has it at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from advsphere import experiment
+from advsphere.analysis import (
+    Curve,
+    LayerGradients,
+    Spread,
+    accuracy_against_eps,
+    by_class,
+    diagnosed,
+    fooled_by,
+    pictures,
+    spread_of_angles,
+    strongest,
+)
+from advsphere.classifier import find_head
+from advsphere.config import Config, to_dict
+from advsphere.confounders import confounders, trained_elsewhere
+from advsphere.data import Images
+from advsphere.errors import UserError
+from advsphere.evaluation import Evaluation, Ledger
+from advsphere.recipes import method
+from advsphere.report import Judged, Pictures
+from advsphere.threat import ThreatModel
+from advsphere.training import load_checkpoint, read_metrics
+
+Stage = Literal["curve", "angles"]
+
+Part = TypeVar("Part", Curve, Spread)
+
+LEDGER, CURVE, SPREAD = "ledger.sqlite", "curve.json", "angles.json"
+
+PICTURES = 3_000_000
+"""About so many bytes of pictures, and no more than three examples of each class."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence:
+    """A finished evaluation and what it is of.
+
+    name: what the model is called. folder: where the evaluation lies, with its ledger. model, images: those that were
+    evaluated. run: the folder of the training run whose checkpoint it is; None for any other model. head: the last
+    linear layer's name, where it can't be told.
+    """
+
+    name: str
+    folder: Path
+    evaluation: Evaluation
+    model: nn.Module
+    images: Images
+    run: Path | None = None
+    checkpoint: Literal["best", "last"] = "best"
+    head: str | None = None
+
+
+def names(runs: Sequence[Path], configs: Sequence[Config | None]) -> list[str]:
+    """What the models are called: by their methods, and by their folders as well where that would not tell them apart."""
+    found = [
+        run.resolve().name if config is None else method(config) for run, config in zip(runs, configs, strict=True)
+    ]
+    if len({*found}) < len(found):
+        found = [f"{name} ({run.resolve().name})" for name, run in zip(found, runs, strict=True)]
+    seen = Counter(found)
+    return [name if seen[name] == 1 else f"{name} {i}" for i, name in enumerate(found, 1)]
+
+
+def judged(evidence: Evidence, on_progress: Callable[[Stage, int, int], None] = lambda *_: None) -> Judged:
+    """All that a report shows of one model. on_progress: told (stage, done, of how many) while something is computed.
+
+    Raises UserError where files are broken, and where model or images are not those that were evaluated.
+    """
+    evaluation, run = evidence.evaluation, evidence.run
+    with Ledger.read(evidence.folder / LEDGER) as book:
+        labels = book.labels
+    if evidence.images.labels.tolist() != labels:
+        raise UserError(f"{evidence.folder} is of other images than those of {evidence.images.name} now")
+    return Judged(
+        name=evidence.name,
+        evaluation=evaluation,
+        curve=_curve(evidence, lambda done, total: on_progress("curve", done, total)),
+        spread=_spread(evidence, lambda done, total: on_progress("angles", done, total)),
+        classes=by_class(evaluation, labels, evidence.images.classes),
+        gradients=_gradients(evidence),
+        metrics=[] if run is None else read_metrics(run),
+        training={} if run is None else _training(run, evidence.checkpoint),
+    )
+
+
+def shared_pictures(evidence: Sequence[Evidence]) -> Pictures:
+    """The same examples for all models, under the attack that left the fewest."""
+    attack = strongest([one.evaluation for one in evidence])
+    channels, height, width = evidence[0].images.shape
+    room = PICTURES // (4 * channels * height * width * len(evidence))  # noise hardly compresses, and base64 adds
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(Ledger.read(one.folder / LEDGER)) for one in evidence]
+        examples = fooled_by(ledgers, attack, each=3)[: max(2, room)]
+        of = {
+            one.name: pictures(ledger, one.images, attack, examples)
+            for one, ledger in zip(evidence, ledgers, strict=True)
+        }
+    return Pictures(attack=attack, scale=_threat(evidence[0]).eps, of=of)
+
+
+def confounded(evidence: Sequence[Evidence]) -> list[str]:
+    """Sentences on what else differs between each model and the first, and on radii of training that were others."""
+    known = [(one, experiment.read_config(one.run)) for one in evidence if one.run is not None]
+    found = []
+    for one, config in known[1:]:
+        first, baseline = known[0]
+        lines = confounders([baseline], [config])
+        found += [f"Besides the method, {first.name} and {one.name} differ in {line}." for line in lines]
+    for one, config in known:
+        lines = trained_elsewhere(f"{one.name} checkpoint", config, _threat(one).eps)
+        found += [f"{line[0].upper()}{line[1:]}." for line in lines]
+    return found
+
+
+def _curve(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Curve:
+    path = evidence.folder / CURVE
+    kept = _kept(path, Curve, evidence.evaluation)
+    if kept is None:
+        identity = evidence.evaluation.identity
+        kept = accuracy_against_eps(
+            evidence.model,
+            evidence.images,
+            threat=_threat(evidence),
+            batch_size=identity["batch_size"],
+            on_progress=on_progress,
+        )
+        kept.save(path)
+    return kept
+
+
+def _spread(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Spread | None:
+    """None for a network that has no angles to measure."""
+    path = evidence.folder / SPREAD
+    kept = _kept(path, Spread, evidence.evaluation)
+    if kept is None:
+        try:
+            head = find_head(evidence.model, evidence.head)
+            kept = spread_of_angles(
+                evidence.model,
+                evidence.images,
+                threat=_threat(evidence),
+                head=head,
+                batch_size=evidence.evaluation.identity["batch_size"],
+                on_progress=on_progress,
+            )
+        except UserError:
+            return None
+        kept.save(path)
+    return kept
+
+
+def _kept(path: Path, kind: type[Part], evaluation: Evaluation) -> Part | None:
+    """What was computed before, if it is still of this model and these images."""
+    if not path.is_file():
+        return None
+    try:
+        found = kind.load(path)
+    except UserError:
+        return None
+    same = (found.model, found.data) == tuple(evaluation.identity[key]["checksum"] for key in ("model", "data"))
+    return found if same else None
+
+
+def _gradients(evidence: Evidence) -> LayerGradients | None:
+    path = None if evidence.run is None else evidence.run / "diagnosis" / "diagnosis.json"
+    if path is None or not path.is_file():
+        return None
+    return diagnosed(path, evidence.evaluation.identity["model"]["checksum"])
+
+
+def _training(run: Path, which: Literal["best", "last"]) -> dict[str, Any]:
+    """The settings of a run, which of its checkpoints was judged, and what trained it."""
+    config = experiment.read_config(run)
+    by, epochs, last = config.objective.chosen_by, config.training.epochs, read_metrics(run)[-1]
+    chosen = f"last of {epochs} epochs"
+    if which == "best":
+        best = load_checkpoint(run / "best.safetensors")[1]["metrics"]
+        chosen = (
+            f"best of {epochs} epochs by {by} accuracy on {config.data.validation} held-out training images: "
+            f"epoch {best['epoch']:.0f} with {100 * best[by]:.1f} % (the last epoch has {100 * last[by]:.1f} %)"
+        )
+    made_by = json.loads((run / "provenance.json").read_text())
+    return to_dict(config) | {"checkpoint": chosen, "trained with": made_by}
+
+
+def _threat(evidence: Evidence) -> ThreatModel:
+    threat = evidence.evaluation.identity["threat"]
+    low, high = threat["bounds"]
+    return ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high))

@@ -1,0 +1,151 @@
+"""The sections for whoever asks where a model gives way, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from advsphere.analysis import (
+    Agreement,
+    ClassAccuracy,
+    Spread,
+    agreement_figure,
+    class_figure,
+    ratio_figure,
+    ratio_history_figure,
+    recorded,
+    spread_figure,
+    weakest,
+)
+from advsphere.report import numbers
+from advsphere.report.figures import svg
+from advsphere.report.judged import Judged
+from advsphere.report.rendering import render
+from advsphere.report.sections import EN_DASH, Cell, Section
+
+
+class Drawing(NamedTuple):
+    """A figure to embed, with the sentence below it."""
+
+    figure: Markup
+    caption: str
+
+
+def classes(models: Sequence[Judged]) -> Section | None:
+    """Clean and worst-case accuracy of each class."""
+    known = {model.name: model.classes for model in models if model.classes}
+    if not known:
+        return None
+    shown = weakest(known)
+    by_name = {name: {one.name: one for one in found} for name, found in known.items()}
+    rows = [
+        (label, next(iter(by_name.values()))[label].n, [_cells(found[label]) for found in by_name.values()])
+        for label in shown
+    ]
+    least = {name: min(found, key=lambda one: one.worst / one.n) for name, found in known.items()}
+    title = f"Accuracy class by class, of {', '.join(known)}. The table below has its numbers."
+    html = render(
+        "classes",
+        figure=_drawn(class_figure(known), "classes-figure", title),
+        names=list(known),
+        rows=rows,
+        count=len(next(iter(known.values()))),
+        least=[(name, one, numbers.percent(one.worst / one.n)) for name, one in least.items()],
+    )
+    return Section("classes", "Class by class", html)
+
+
+def agreement(models: Sequence[Judged]) -> Section | None:
+    """What each attack finds that another misses."""
+    known = {model.name: Agreement.of(model.evaluation) for model in models}
+    known = {name: found for name, found in known.items() if len(found.names) > 1}
+    if not known:
+        return None
+    drawings = [
+        (name, found, _drawn(agreement_figure(found), f"agreement-{i}", _agreement_title(name, found)), _pairs(found))
+        for i, (name, found) in enumerate(known.items())
+    ]
+    return Section("agreement", "Agreement of the attacks", render("agreement", drawings=drawings))
+
+
+def angles(models: Sequence[Judged]) -> Section | None:
+    """How angles and angular margins spread over the images."""
+    known = {model.name: model.spread for model in models if model.spread is not None}
+    if not known:
+        return None
+    titles = {
+        "margin": ("Angular margins", "by which the nearest other class is farther than the own one"),
+        "angle": ("Angles to the own class", "between an image's features and the direction of its class"),
+    }
+    drawings = [
+        Drawing(
+            _drawn(spread_figure(known, what), f"angles-{what}", f"{title} of {', '.join(known)}, as histograms."),
+            f"{title}: {meaning}.",
+        )
+        for what, (title, meaning) in titles.items()
+    ]
+    rows = [(name, part, *_quartiles(spread, part)) for name, spread in known.items() for part in _PARTS]
+    steps = next(iter(known.values())).steps
+    return Section("angles", "Margins and angles", render("angles", drawings=drawings, rows=rows, steps=steps))
+
+
+def gradients(models: Sequence[Judged]) -> Section | None:
+    """How much louder adversarial images speak than clean ones in the gradients of the layers."""
+    measured = {model.name: model.gradients for model in models if model.gradients is not None}
+    logged = {model.name: model.metrics for model in models if recorded(model.metrics)[0]}
+    of = "Gradient-norm ratios"
+    drawings = []
+    if measured:
+        drawn = _drawn(ratio_figure(measured), "gradients-layers", f"{of} layer by layer, of {', '.join(measured)}.")
+        drawings.append(Drawing(drawn, "Layer by layer, in the network as it was judged."))
+    if logged:
+        drawn = _drawn(ratio_history_figure(logged), "gradients-epochs", f"{of} over training, of {', '.join(logged)}.")
+        drawings.append(Drawing(drawn, "After each epoch of training: the median of the layers."))
+    rows = [
+        (name, f"{min(ratios):.2f}", f"{found.middle:.2f}", f"{max(ratios):.2f}", len(ratios))
+        for name, found in measured.items()
+        if (ratios := [v for v in found.ratio if v == v])
+    ]
+    if not drawings:
+        return None
+    return Section("gradients", "Gradient norms", render("gradients", drawings=drawings, rows=rows))
+
+
+_PARTS = {"clean": "clean", "adversarial": "under attack"}
+
+
+def _quartiles(spread: Spread, part: str) -> tuple[str, list[str]]:
+    """(the share of images with a margin below 0, the quartiles of margin and angle)."""
+    sample = getattr(spread, part)
+    below = sum(v < 0 for v in sample.margin) / len(sample.margin)
+    values = [sorted(each) for each in (sample.margin, sample.angle)]
+    quarters = [each[round(q * (len(each) - 1))] for each in values for q in (0.25, 0.5, 0.75)]
+    return numbers.percent(below), [f"{v:.1f}" for v in quarters]
+
+
+def _cells(one: ClassAccuracy) -> list[Cell]:
+    pairs = ((one.clean, one.clean_interval), (one.worst, one.interval))
+    return [Cell(numbers.percent(k / one.n), numbers.limits(interval, EN_DASH)) for k, interval in pairs]
+
+
+def _pairs(found: Agreement) -> list[tuple[str, str, int, int, int]]:
+    """For each two attacks: what both fool, what the one does alone, what the other does."""
+    count = len(found.names)
+    return [
+        (found.names[i], found.names[j], found.both(i, j), found.only(i, j), found.only(j, i))
+        for i in range(count)
+        for j in range(i + 1, count)
+    ]
+
+
+def _agreement_title(name: str, found: Agreement) -> str:
+    alone = {attack: found.alone(i) for i, attack in enumerate(found.names) if found.alone(i)}
+    adds = ", ".join(f"{attack} {count}" for attack, count in alone.items()) or "none"
+    return f"What one attack on {name} fools and another does not. Fooled by one attack alone: {adds}."
+
+
+def _drawn(figure: Figure, name: str, title: str) -> Markup:
+    return Markup(svg(figure, name=name, title=title))
