@@ -68,7 +68,7 @@ class Evidence:
 
 
 def names(runs: Sequence[Path], configs: Sequence[Config | None]) -> list[str]:
-    """What the models are called: by their methods, and by their folders as well where that would not tell them apart."""
+    """What the models are called: their methods, with their folders as well where those would not tell them apart."""
     found = [
         run.resolve().name if config is None else method(config) for run, config in zip(runs, configs, strict=True)
     ]

@@ -58,7 +58,7 @@ def agreement_figure(agreement: Agreement) -> Figure:
     that it fools, and on the right those that it alone does.
     """
     count = len(agreement.names)
-    figure, (axes,) = canvas(4.6, 0.75 + 0.27 * count)
+    figure, (axes,) = canvas(max(3.6, 1.5 + 0.25 * count), 0.75 + 0.25 * count)
     missed = [[agreement.only(i, j) for j in range(count)] + [agreement.alone(i)] for i in range(count)]
     most = max([1, *(value for i, row in enumerate(missed) for j, value in enumerate(row) if i != j)])
     for i, row in enumerate(missed):
@@ -70,9 +70,9 @@ def agreement_figure(agreement: Agreement) -> Figure:
                 _cell(axes, place, i, value, value / most)
     axes.set(xlim=(-0.52, count + 0.87), ylim=(count - 0.48, -0.52), yticks=range(count))
     axes.set_xticks([*range(count), count + 0.35], [*(f"{j + 1}" for j in range(count)), "no\nother"])
-    axes.set_yticklabels([f"{name}  {i + 1}" for i, name in enumerate(agreement.names)], parse_math=False)
+    axes.set_yticklabels([f"{name} \u2009{i + 1}" for i, name in enumerate(agreement.names)], parse_math=False)
     axes.tick_params(colors=INK, length=0, labelsize=8.5, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_xlabel("fooled by the attack on the left, but not by number ...", color=SOFT, fontsize=8.5)
+    axes.set_xlabel("... but not number", color=SOFT, fontsize=8.5)
     axes.xaxis.set_label_position("top")
     for side in axes.spines.values():
         side.set_visible(False)

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from advsphere.analysis.diagnosis import FORMAT
 from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.diagnosis import FORMAT
 from advsphere.analysis.gradients import LayerGradients, recorded
 from advsphere.analysis.palette import MARKERS, SERIES, SOFT
 from advsphere.evaluation.records import read_json
@@ -31,18 +31,18 @@ def diagnosed(path: Path, model: str) -> LayerGradients | None:
 
 def ratio_figure(gradients: Mapping[str, LayerGradients]) -> Figure:
     """By the models' names: adversarial over clean, layer by layer from the input to the head."""
-    figure, (axes,) = canvas(4.6, 2.6)
+    figure, (axes,) = canvas(3.6, 2.5)
     for i, (name, found) in enumerate(gradients.items()):
         _line(axes, range(1, len(found.ratio) + 1), found.ratio, i, name)
     _one(axes)
-    quiet(axes, "layer, from the input to the head", "gradient norm, adversarial / clean")
+    quiet(axes, "layer, from the input to the head", "adversarial / clean")
     legend(axes)
     return figure
 
 
 def ratio_history_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """By the models' names: the median over the layers after each epoch of training, as the runs recorded it."""
-    figure, (axes,) = canvas(4.6, 2.6)
+    figure, (axes,) = canvas(3.6, 2.5)
     for i, (name, lines) in enumerate(metrics.items()):
         epochs, ratios = recorded(lines)
         known = [[v for v in values if v == v] for values in zip(*ratios.values(), strict=True)]

@@ -14,7 +14,7 @@ from torch import nn
 
 from advsphere.analysis.anatomy import dissect
 from advsphere.analysis.angles import measure
-from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.canvas import canvas, outside_legend, quiet
 from advsphere.analysis.palette import SERIES, SOFT
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
@@ -115,14 +115,14 @@ def spread_of_angles(
 
 
 _LABELS = {
-    "angle": "angle to the direction of the own class, degrees",
-    "margin": "angular margin, degrees  (below 0: another class is nearer)",
+    "angle": "angle to the own class, degrees",
+    "margin": "angular margin, degrees",
 }
 
 
 def spread_figure(spreads: Mapping[str, Spread], what: Literal["angle", "margin"]) -> Figure:
     """A panel for each model, by its name: clean images as a filled histogram, adversarial ones as an outline."""
-    figure, axes = canvas(4.6, 0.5 + 1.35 * len(spreads), rows=len(spreads), sharex=True, sharey=True)
+    figure, axes = canvas(3.6, 0.75 + 1.1 * len(spreads), rows=len(spreads), sharex=True, sharey=True)
     pairs = {name: [getattr(part, what) for part in (s.clean, s.adversarial)] for name, s in spreads.items()}
     every = [v for pair in pairs.values() for values in pair for v in values]
     low, high = min(every), max(every) + 1e-6
@@ -142,5 +142,5 @@ def spread_figure(spreads: Mapping[str, Spread], what: Literal["angle", "margin"
         if what == "margin":
             ax.axvline(0, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
         quiet(ax, _LABELS[what] if i == len(spreads) - 1 else "", "images, %", title=name)
-        legend(ax)
+    outside_legend(figure, axes[0])
     return figure

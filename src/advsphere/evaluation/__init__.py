@@ -13,7 +13,7 @@ from advsphere.evaluation.rows import Row
 from advsphere.evaluation.specs import AttackSpec, describe
 from advsphere.evaluation.story import Attempt, Replay, Story, find_name, replay, story
 from advsphere.evaluation.suites import SUITES, Case, Effort, suite
-from advsphere.evaluation.survival import Gain, Survival, survival
+from advsphere.evaluation.survival import Gain, Survival, row_for, survival
 from advsphere.evaluation.telling import Telling, telling
 from advsphere.evaluation.verify import Verification, verify
 
@@ -54,6 +54,7 @@ __all__ = [
     "progress_bar",
     "radius",
     "replay",
+    "row_for",
     "story",
     "suite",
     "survival",

@@ -152,17 +152,18 @@ def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None
 def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
     """Rows that all have, in the order of the one with most."""
     longest = max(evaluations, key=lambda e: len(e.rows))
-    return [row.name for row in longest.rows if all(_row(e, row.name) is not None for e in evaluations)]
+    return [row.name for row in longest.rows if all(row_for(e, row.name) is not None for e in evaluations)]
 
 
-def _row(evaluation: Evaluation, name: str) -> Row | None:
+def row_for(evaluation: Evaluation, name: str) -> Row | None:
+    """The row of a name, None where there is none; a plain head's s is 1, so its rows stand for those "(s = 1)"."""
     own = {row.name: row for row in evaluation.rows}
     plain = own.get(name.removesuffix(BARE)) if evaluation.identity["model"]["scale"] == 1.0 else None
     return own.get(name, plain)
 
 
 def _columns(evaluations: Sequence[Evaluation], name: str) -> Columns:
-    rows = [row for e in evaluations if (row := _row(e, name)) is not None]
+    rows = [row for e in evaluations if (row := row_for(e, name)) is not None]
     return np.array([[c == "1" for c in row.outcomes] for row in rows], dtype=float)
 
 

@@ -26,6 +26,9 @@ from advsphere.report.judged import Judged
 from advsphere.report.rendering import render
 from advsphere.report.sections import EN_DASH, Cell, Section
 
+NARROW = 10
+"""Up to so many attacks, two of their figures stand side by side."""
+
 
 class Drawing(NamedTuple):
     """A figure to embed, with the sentence below it."""
@@ -68,7 +71,8 @@ def agreement(models: Sequence[Judged]) -> Section | None:
         (name, found, _drawn(agreement_figure(found), f"agreement-{i}", _agreement_title(name, found)), _pairs(found))
         for i, (name, found) in enumerate(known.items())
     ]
-    return Section("agreement", "Agreement of the attacks", render("agreement", drawings=drawings))
+    narrow = max(len(found.names) for found in known.values()) <= NARROW
+    return Section("agreement", "Agreement of the attacks", render("agreement", drawings=drawings, narrow=narrow))
 
 
 def angles(models: Sequence[Judged]) -> Section | None:
@@ -117,13 +121,14 @@ def gradients(models: Sequence[Judged]) -> Section | None:
 _PARTS = {"clean": "clean", "adversarial": "under attack"}
 
 
-def _quartiles(spread: Spread, part: str) -> tuple[str, list[str]]:
-    """(the share of images with a margin below 0, the quartiles of margin and angle)."""
+def _quartiles(spread: Spread, part: str) -> tuple[str, list[Cell]]:
+    """(the share of images with a margin below 0; median and quartiles of margins and angles)."""
     sample = getattr(spread, part)
-    below = sum(v < 0 for v in sample.margin) / len(sample.margin)
-    values = [sorted(each) for each in (sample.margin, sample.angle)]
-    quarters = [each[round(q * (len(each) - 1))] for each in values for q in (0.25, 0.5, 0.75)]
-    return numbers.percent(below), [f"{v:.1f}" for v in quarters]
+    cells = []
+    for values in map(sorted, (sample.margin, sample.angle)):
+        low, middle, high = (f"{values[round(q * (len(values) - 1))]:.1f}" for q in (0.25, 0.5, 0.75))
+        cells.append(Cell(middle, f"{low} to {high}"))
+    return numbers.percent(sum(v < 0 for v in sample.margin) / len(sample.margin)), cells
 
 
 def _cells(one: ClassAccuracy) -> list[Cell]:

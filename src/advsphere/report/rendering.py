@@ -33,9 +33,17 @@ def checksum(text: str) -> str:
 
 
 def typographic(text: str) -> str:
-    """Plain text with minus signs and unbreakable percents as they are printed; hyphens in names stay."""
+    """Plain text with minus signs, apostrophes and unbreakable percents as they are printed; hyphens in names stay."""
     text = re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text)
+    text = re.sub(r"(?<=\w)'(?=\w)", "\u2019", text)
     return re.sub(r"(?<=\d) %", "\u00a0%", text)
+
+
+def unbroken(text: str) -> Markup:
+    """The same on fewer lines: "PGD-AT+HE" and "s = 1" are not broken where a line is full."""
+    parts = re.split(r"(\S+ = \S+|\S*-\S*)", str(text))
+    keep = Markup('<span class="keep">{}</span>')
+    return Markup("").join(keep.format(part) if i % 2 else part for i, part in enumerate(parts))
 
 
 @cache
@@ -47,5 +55,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["typographic"] = typographic
+    environment.filters |= {"typographic": typographic, "unbroken": unbroken}
     return environment

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from advsphere.analysis import curve_figure
-from advsphere.evaluation import WORST, PairedDifference, Row, compare, radius
+from advsphere.evaluation import WORST, PairedDifference, Row, compare, paired, radius, row_for
 from advsphere.report import numbers
 from advsphere.report.figures import svg
 from advsphere.report.judged import Judged
@@ -52,10 +52,13 @@ def threat_of(model: Judged) -> str:
 
 
 def rows_of(models: Sequence[Judged]) -> list[tuple[str, list[Row | None]]]:
-    """Every row that any of the models has, worst case last, with None where a model has none."""
-    names = list(dict.fromkeys(row.name for model in models for row in model.evaluation.rows if row.name != WORST))
-    by_name = [{row.name: row for row in model.evaluation.rows} for model in models]
-    return [(name, [rows.get(name) for rows in by_name]) for name in (*names, WORST)]
+    """Every row that any of the models has, in the order of the one with most, worst case last; None where a model has
+    none. A plain head's s is 1, so there its rows stand for those "(s = 1)".
+    """
+    evaluations = [model.evaluation for model in models]
+    longest = sorted(evaluations, key=lambda e: -len(e.rows))
+    names = list(dict.fromkeys(row.name for e in longest for row in e.rows if row.name != WORST))
+    return [(name, [row_for(e, name) for e in evaluations]) for name in (*names, WORST)]
 
 
 def differences(models: Sequence[Judged]) -> list[tuple[str, list[PairedDifference | None]]]:
@@ -63,12 +66,9 @@ def differences(models: Sequence[Judged]) -> list[tuple[str, list[PairedDifferen
 
     Raises UserError where they were judged on other images or under another threat.
     """
-    first, others = models[0].evaluation, [model.evaluation for model in models[1:]]
-    table = []
-    for name, (row, *rest) in rows_of(models):
-        pairs = zip(others, rest, strict=True)
-        table.append((name, [compare(o, first, name) if row and found else None for o, found in pairs]))
-    return table
+    for model in models[1:]:
+        compare(model.evaluation, models[0].evaluation)
+    return [(name, [_paired(row, first) for row in rest]) for name, (first, *rest) in rows_of(models)]
 
 
 def accuracy(models: Sequence[Judged], data: str) -> Section:
@@ -123,6 +123,12 @@ def curves(models: Sequence[Judged]) -> Section | None:
     curve = next(iter(known.values()))
     html = render("curves", figure=drawing, names=list(known), rows=rows, steps=curve.steps, n=curve.n)
     return Section("curves", "Accuracy against eps", html)
+
+
+def _paired(row: Row | None, first: Row | None) -> PairedDifference | None:
+    if row is None or first is None:
+        return None
+    return paired(*([mark == "1" for mark in one.outcomes] for one in (row, first)))
 
 
 def _position(eps: Sequence[float], value: float) -> int | None:

@@ -130,7 +130,10 @@ def _numbers(found: Survival) -> tuple[Number, ...]:
     def number(label: str, gain: Gain) -> Number:
         return Number(label, points(gain.difference), f"{points(gain.low)} to {points(gain.high)}", "points")
 
-    gained, left = number(f"gain under {found.pgd}", found.gain(found.pgd)), number("worst case", found.gain(WORST))
+    gained, left = (
+        number(f"gain under {found.pgd}", found.gain(found.pgd)),
+        number("gain in the worst case", found.gain(WORST)),
+    )
     if found.share is None:
         return gained, left, Number("share that survives", "", "withheld: the gain itself is not clear of 0", "")
     value, low, high = found.share

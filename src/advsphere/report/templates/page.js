@@ -83,9 +83,4 @@
     gallery.prepend(bar);
     show(0);
   }
-
-  // What is folded away belongs on paper too.
-  addEventListener("beforeprint", () => {
-    for (const part of document.querySelectorAll("details")) part.open = true;
-  });
 })();
