@@ -110,7 +110,7 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
         on_progress(Progress(name, "attack", done, cells + 1, f"{p.attack}: {100 * p.robust / p.done:.1f} %"))
 
     def looked(stage: Literal["curve", "angles"], done: int, total: int) -> None:
-        notes = {"curve": f"up to eps = {2 * threat.eps:g}", "angles": "clean and under PGD-20"}
+        notes = {"curve": f"up to eps = {2 * threat.eps:g}", "angles": "clean and under PGD-10"}
         on_progress(Progress(name, stage, done, total, notes[stage]))
 
     evaluation = evaluate(

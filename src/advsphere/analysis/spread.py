@@ -80,7 +80,7 @@ def spread_of_angles(
     *,
     threat: ThreatModel,
     head: str | None = None,
-    steps: int = 20,
+    steps: int = 10,
     seed: int = 0,
     batch_size: int = 250,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
