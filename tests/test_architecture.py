@@ -47,11 +47,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "confounders": {"config"},
     "recipes": CORE | SETUP,
     "experiment": CORE | SETUP | {"attacks", "recipes"},
-    "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report"},
+    "dossier": CORE | SETUP | {"confounders", "recipes", "experiment", "evaluation", "analysis", "report"},
+    "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier"},
     "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
     "cli": CORE
     | SETUP
-    | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo", "results"},
+    | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier", "demo"}
+    | {"results"},
     "__main__": {"cli"},
 }
 

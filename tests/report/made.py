@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from advsphere.analysis import Curve, Picture
+from advsphere.analysis import Curve, LayerGradients, Picture, Sample, Spread, by_class
+from advsphere.analysis.gradients import RECORD
 from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
 from advsphere.report import Command, Judged, Pictures
 
@@ -78,18 +79,50 @@ def curve(model: str = "m" * 64) -> Curve:
     )
 
 
+def spread(model: str = "m" * 64, by: float = 0.0) -> Spread:
+    """Margins from -20 to 29 degrees clean, and 15 less under attack; angles from 40 to 64. `by` moves them all."""
+    margins, angles = [i % 50 - 20.0 + by for i in range(N)], [40.0 + i % 25 - by for i in range(N)]
+    return Spread(
+        clean=Sample(angle=tuple(angles), margin=tuple(margins)),
+        adversarial=Sample(angle=tuple(v + 5 for v in angles), margin=tuple(v - 15 for v in margins)),
+        steps=10,
+        seed=0,
+        model=model,
+        data="d" * 64,
+    )
+
+
+GRADIENTS = LayerGradients(
+    layers=("a", "b", "c"), kinds=("conv", "norm", "linear"), clean=(1.0, 2.0, 0.0), adversarial=(1.5, 4.0, 0.0)
+)
+METRICS = [{"epoch": epoch, f"{RECORD}a": 1.0 + epoch, f"{RECORD}b": 2.0 + epoch} for epoch in (1, 2, 3)]
+
+
 def judged(name: str, evaluation_: Evaluation | None = None, **changes: Any) -> Judged:
     return Judged(name=name, evaluation=evaluation_ or evaluation(), **changes)
 
 
 def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[Judged]:
-    """Two models, of which the second is better in every row but the clean one."""
+    """Two models, of which the second is better in every row but the clean one; all is known of both."""
     better = {"clean": 190, "FGSM": 170, "PGD-20": 150, WORST: 149}
     training = {"recipe": "plain", "sphere": None, "training": {"epochs": 20, "seed": 0}}
     sphere = {"recipe": "plain-he", "sphere": {"scale": 15.0, "margin": 0.2}, "training": {"epochs": 20, "seed": 0}}
+    labels, classes = [i % 3 for i in range(N)], ("cat", "dog", "fish & chips")
     return [
-        judged(first, curve=curve(), training=training),
-        judged(second, evaluation(better), curve=curve(), training=sphere),
+        judged(
+            name,
+            found,
+            curve=curve(),
+            spread=spread(by=by),
+            classes=by_class(found, labels, classes),
+            gradients=GRADIENTS,
+            metrics=METRICS,
+            training=how,
+        )
+        for name, found, how, by in (
+            (first, evaluation(), training, 0.0),
+            (second, evaluation(better), sphere, 5.0),
+        )
     ]
 
 
@@ -100,8 +133,9 @@ def picture(example: int = 7, prediction: str = "3") -> Picture:
     )
 
 
-def pictures(*names: str) -> Pictures:
-    return Pictures(attack="PGD-20", scale=0.2, of={name: (picture(), picture(9)) for name in names})
+def pictures(*names: str, count: int = 2) -> Pictures:
+    examples = [7 + 2 * i for i in range(count)]
+    return Pictures(attack="PGD-20", scale=0.2, of={name: tuple(map(picture, examples)) for name in names})
 
 
 COMMANDS = [Command("Check it", "advsphere verify runs/a")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections import Counter
 from itertools import pairwise
@@ -11,6 +13,7 @@ import pytest
 
 from advsphere.errors import UserError
 from advsphere.report import page, report
+from advsphere.report.rendering import script
 from tests.report import made
 from tests.report.parsed import Node, parse
 
@@ -29,11 +32,21 @@ def tree(html: str) -> Node:
 
 def test_nothing_is_fetched_from_anywhere(html: str, tree: Node) -> None:
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", html)
-    assert not {"script", "iframe", "object", "embed", "base", "form"} & {node.tag for node in tree.all()}
+    assert not {"iframe", "object", "embed", "base", "form"} & {node.tag for node in tree.all()}
     values = [value or "" for node in tree.all() for name, value in node.attributes.items() if name in LOADS]
     assert values and all(value.startswith(("#", "data:")) for value in values)
     (policy,) = [n for n in tree.all("meta") if n.attributes.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in str(policy.attributes["content"])
+
+
+def test_the_page_s_own_script_runs_and_no_other_can(html: str, tree: Node) -> None:
+    (policy,) = [n for n in tree.all("meta") if n.attributes.get("http-equiv") == "Content-Security-Policy"]
+    (allowed,) = re.findall(r"script-src ([^;]*)", str(policy.attributes["content"]))
+    (own,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert allowed == f"'sha256-{digest}'"
+    assert not [name for node in tree.all() for name in node.attributes if name.startswith("on")]
+    assert not re.search(r"fetch|XMLHttpRequest|import|eval|innerHTML|https?:", own)
 
 
 def test_links_lead_somewhere_and_ids_are_unique(tree: Node) -> None:
@@ -68,10 +81,10 @@ def test_it_can_be_read_without_eyes(tree: Node) -> None:
 
 
 def test_a_figure_takes_its_colours_from_the_page(tree: Node) -> None:
-    (figure,) = [n for n in tree.all("svg") if n.attributes.get("role") == "img"]
-    colours = {c for n in figure.all() for c in re.findall(r"#[0-9a-f]{6}", str(n.attributes.get("style")))}
-    assert not colours
-    used = {v for n in figure.all() for v in re.findall(r"var\((--[\w-]+)\)", str(n.attributes.get("style")))}
+    figures = [n for n in tree.all("svg") if n.attributes.get("role") == "img"]
+    parts = [str(n.attributes.get("style")) for figure in figures for n in figure.all()]
+    assert len(figures) == 8 and not {c for part in parts for c in re.findall(r"#[0-9a-f]{6}", part)}
+    used = {v for part in parts for v in re.findall(r"var\((--[\w-]+)\)", part)}
     style = tree.all("style")[0].text
     assert {"--series-1", "--series-2"} <= used
     for scheme in re.split(r"@media", style)[:2]:  # light, then dark
@@ -82,17 +95,17 @@ def test_it_is_small_and_the_same_each_time(html: str, tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.html"
     report(made.pair(), path, pictures=made.pictures("PGD-AT", "PGD-AT+HE"), commands=made.COMMANDS)
     assert path.read_text() == html
-    assert path.stat().st_size < 200_000
+    assert path.stat().st_size < 400_000
 
 
 @pytest.mark.parametrize("name", ['<script>alert("1")</script>', 'a & b\'s "net"', "cost $x$ $", "{{ 7 * 7 }}"])
 def test_names_are_text_whatever_they_look_like(name: str) -> None:
     tree = parse(page(made.pair(second=name), pictures=made.pictures("PGD-AT", name)))
-    assert not tree.all("script")
+    assert [script.text for script in tree.all("script")] == [parse(f"<script>{script()}</script>").text]
     headings = [" ".join(th.text.split()) for th in tree.one("accuracy").all("th")]
     assert name in headings
-    legend = [n.text for n in tree.one("curves").all("text")]
-    assert name in legend
+    for section in ("curves", "classes", "angles", "gradients"):
+        assert name in [n.text for n in tree.one(section).all("text")], section
 
 
 def test_one_model_alone_and_several_beside_a_first() -> None:
@@ -114,3 +127,5 @@ def test_what_can_t_be_put_on_one_page_is_refused() -> None:
         page([made.judged("a"), made.judged("b", made.evaluation(eps=0.1))])
     with pytest.raises(UserError, match="another model"):
         made.judged("a", curve=made.curve(model="other"))
+    with pytest.raises(UserError, match="angles are of another model"):
+        made.judged("a", spread=made.spread(model="other"))

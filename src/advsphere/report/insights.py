@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def angles(models: Sequence[Judged]) -> Section | None:
     known = {model.name: model.spread for model in models if model.spread is not None}
     if not known:
         return None
-    titles = {
+    titles: dict[Literal["angle", "margin"], tuple[str, str]] = {
         "margin": ("Angular margins", "by which the nearest other class is farther than the own one"),
         "angle": ("Angles to the own class", "between an image's features and the direction of its class"),
     }

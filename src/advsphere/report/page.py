@@ -69,7 +69,7 @@ def page(
         evidence.reproduce(commands),
     ]
     code = script()
-    return render(
+    html = render(
         "page",
         style=stylesheet(),
         script=code,
@@ -81,3 +81,4 @@ def page(
         cautions=[*cautions(models), *warnings],
         sections=[part for part in parts if part is not None],
     )
+    return str(html)

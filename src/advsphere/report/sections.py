@@ -128,7 +128,7 @@ def curves(models: Sequence[Judged]) -> Section | None:
 def _paired(row: Row | None, first: Row | None) -> PairedDifference | None:
     if row is None or first is None:
         return None
-    return paired(*([mark == "1" for mark in one.outcomes] for one in (row, first)))
+    return paired([mark == "1" for mark in row.outcomes], [mark == "1" for mark in first.outcomes])
 
 
 def _position(eps: Sequence[float], value: float) -> int | None:
