@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.evaluation import WORST, Evaluation, compare
+from advsphere.evaluation import WORST, Evaluation, compare, survival
 from advsphere.report import Judged, verdicts
 from advsphere.report.verdict import cautions, undecided
 from tests.report import made
@@ -68,3 +68,44 @@ def test_the_rows_that_leave_it_open_are_named() -> None:
     assert undecided(same).endswith("clean, FGSM, PGD-20.")
     apart = {"clean": 100, "FGSM": 100, WORST: 100}, {"clean": 150, "FGSM": 150, WORST: 150}
     assert undecided([made.judged(n, made.evaluation(c)) for n, c in zip("ab", apart, strict=True)]) == ""
+
+
+def gained(pgd: int, worst: int) -> list[Judged]:
+    """Against 100 of 200 under both: so many under PGD-20 and in the worst case, the same images and more."""
+    return [
+        made.judged(name, made.evaluation({"clean": 200, "PGD-20": p, WORST: w}))
+        for name, p, w in (("base", 100, 100), ("method", pgd, worst))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pgd", "worst", "ends"),
+    [
+        (140, 140, "gain over the base one survives."),
+        (140, 115, "a part of the method checkpoint's gain over the base one survives."),
+        (140, 101, "does not survive."),
+        (101, 101, "cannot tell the method checkpoint from the base one."),
+        (101, 130, "withstands more than the base one, by 15.0 points."),
+        (100, 60, "base checkpoint withstands more than the method one, by 20.0 points."),
+    ],
+)
+def test_the_headline_is_about_the_gain_that_survives_where_there_is_one(pgd: int, worst: int, ends: str) -> None:
+    models = gained(pgd, worst)
+    (verdict,) = verdicts(models)
+    assert verdict.headline.endswith(ends)
+    gain, left, share = verdict.numbers
+    assert gain.label == "gain under PGD-20" and left.label == "gain in the worst case"
+    found = survival([models[0].evaluation], [models[1].evaluation])
+    assert (share.value == "") == (found.share is None)
+    if found.share:
+        assert share.value == f"{100 * found.share[0]:.0f}"
+        assert share.interval == "{:.0f} to {:.0f}".format(*(100 * part for part in found.share[1:]))
+
+
+def test_without_an_attack_in_common_there_is_no_gain_to_speak_of() -> None:
+    models = [
+        made.judged(name, made.evaluation({"clean": 200, attack: 120, WORST: 110}))
+        for name, attack in (("a", "FGSM"), ("b", "Square"))
+    ]
+    (verdict,) = verdicts(models)
+    assert verdict.numbers == () and "cannot tell" in verdict.headline
