@@ -1,0 +1,142 @@
+"""`advsphere report`, from two short runs to a page; what it chooses, what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from advsphere.analysis import Curve
+from advsphere.cli import main
+from advsphere.cli.evaluations import common
+from advsphere.data import load_test
+from advsphere.errors import UserError
+from advsphere.evaluation import Evaluation
+from tests.report.parsed import parse
+
+QUICK = ["--suite", "quick", "--steps", "2", "--n", "60"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("report")
+    runs = [folder / "plain", folder / "sphere"]
+    for run, recipe in zip(runs, ("digits-fastat", "digits-fastat-he"), strict=True):
+        assert main(["train", recipe, "--epochs", "3", "--out", str(run)]) == 0
+        assert main(["evaluate", str(run), *QUICK]) == 0
+    assert main(["evaluate", str(runs[1]), "--suite", "paper", "--steps", "2", "--n", "60"]) == 0
+    return runs
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Path]) -> Path:
+    assert main(["report", *map(str, runs)]) == 0
+    return runs[1] / "report.html"
+
+
+def evaluations(run: Path, suite: str = "quick") -> Path:
+    (found,) = run.glob(f"evaluations/{suite}-*")
+    return found
+
+
+def test_the_page_has_everything_that_two_runs_can_tell(page: Path, runs: list[Path]) -> None:
+    tree = parse(page.read_text())
+    ids = [section.attributes["id"] for section in tree.all("section")]
+    assert ids == [
+        *("accuracy", "flags", "curves", "classes", "agreement", "angles", "pictures", "counts", "training"),
+        *("attacks", "checks", "provenance", "reproduce"),
+    ]
+    header = tree.all("header")[0].text
+    assert "digits, 60 images" in header and "these two checkpoints" in header
+    evaluation = Evaluation.load(evaluations(runs[0]) / "evaluation.json")
+    assert f"{100 * evaluation.worst.accuracy:.1f}" in tree.one("accuracy").text
+    record = json.loads(page.with_suffix(".json").read_text())
+    assert [row["name"] for row in record["rows"]] == ["FastAT", "FastAT+HE"]
+    assert [row["architecture"] for row in record["rows"]] == ["small-cnn"] * 2
+
+
+def test_the_commands_do_what_they_say(page: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [node.text for node in parse(page.read_text()).one("reproduce").all("code")]
+    assert [line.split()[1] for line in lines] == [
+        *("train", "evaluate", "verify") * 2,
+        *("compare", "diagnose", "report"),
+    ]
+    assert lines[0] == shlex.join(["advsphere", "train", "digits-fastat", "--out", str(runs[0]), "--epochs", "3"])
+    before = (evaluations(runs[0]) / "evaluation.json").read_bytes()
+    for line in (lines[1], lines[2]):
+        assert main(shlex.split(line)[1:]) == 0
+    assert (evaluations(runs[0]) / "evaluation.json").read_bytes() == before
+    assert "verified" in capsys.readouterr().out
+
+
+def test_what_was_computed_is_kept_and_makes_the_same_page(
+    page: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = page.read_bytes()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("advsphere.dossier.accuracy_against_eps", never)
+    monkeypatch.setattr("advsphere.dossier.spread_of_angles", never)
+    assert main(["report", *map(str, runs)]) == 0
+    assert page.read_bytes() == before
+    shown = capsys.readouterr().out
+    assert str(page) in shown.replace("\n", "") and "upper bound" in shown
+
+
+def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], tmp_path: Path) -> None:
+    kept = evaluations(runs[0]) / "curve.json"
+    right = kept.read_bytes()
+    kept.write_bytes((evaluations(runs[1]) / "curve.json").read_bytes())
+    assert main(["report", str(runs[0]), "--out", str(tmp_path / "one.html")]) == 0
+    assert kept.read_bytes() == right and Curve.load(kept)
+    assert "keeps at most" in parse((tmp_path / "one.html").read_text()).all("h1")[0].text
+
+
+def test_an_evaluation_s_folder_will_do_as_well(page: Path, runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", *(str(evaluations(run)) for run in runs), "--data-name", "scans", "--out", str(out)]) == 0
+    assert "scans, 60 images" in out.read_text()
+
+
+def test_the_strongest_in_common_is_chosen(runs: list[Path]) -> None:
+    found, notes = common(runs, None)
+    assert [one.evaluation.identity["suite"]["name"] for one in found] == ["quick", "quick"] and not notes
+    (alone,), _ = common(runs[1:], None)
+    assert alone.evaluation.identity["suite"]["name"] == "paper"
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (lambda runs: ["report", str(runs[0]), "--suite", "autoattack"], "--suite autoattack` makes one"),
+        (lambda runs: ["report", str(runs[0].parent)], "holds no finished evaluation"),
+        (lambda runs: ["report", "nowhere"], "there is no folder nowhere"),
+        (lambda runs: ["report", str(runs[0]), str(evaluations(runs[1], "paper"))], "no evaluation in common"),
+    ],
+)
+def test_a_mistake_gets_one_line_with_the_cure(
+    asked: Callable[[list[Path]], list[str]], says: str, runs: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(asked(runs)) == 1
+    shown = "".join(capfd.readouterr())
+    assert says in shown and "Traceback" not in shown
+
+
+def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: Path) -> None:
+    old = tmp_path / "evaluations" / "quick-old"
+    old.mkdir(parents=True)
+    (old / "evaluation.json").write_text('{"format": "advsphere evaluation 1"}')
+    with pytest.raises(UserError, match="passed over"):
+        common([tmp_path], None)
+
+
+def test_the_labels_have_to_be_those_of_the_ledger(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    others = load_test("digits").split(100, seed=0)[0]
+    monkeypatch.setattr("advsphere.experiment.load_test", lambda *_, **__: others)
+    assert main(["report", str(runs[0]), "--out", str(runs[0] / "never.html")]) == 1
+    assert not (runs[0] / "never.html").exists()
