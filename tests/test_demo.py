@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advsphere.analysis import Curve
+from advsphere.analysis import Curve, Spread
 from advsphere.cli import main
 from advsphere.cli.evaluate import Options, _folder
 from advsphere.cli.subject import Subject
@@ -51,13 +51,15 @@ def test_everything_is_under_the_folder(made: tuple[Demo, list[Progress]]) -> No
     assert {p.name for p in out.iterdir()} == {
         "demo.json",
         "report.html",
+        "report.json",
         "digits-pgd-at-short",
         "digits-pgd-at-he-short",
     }
     for arm in result.arms:
         assert arm.run.parent == out and (arm.run / "best.safetensors").is_file()
-        assert Evaluation.load(arm.evaluation / "evaluation.json") == arm.judged.evaluation
-        assert Curve.load(arm.evaluation / "curve.json") == arm.judged.curve
+        assert Evaluation.load(arm.evidence.folder / "evaluation.json") == arm.judged.evaluation
+        assert Curve.load(arm.evidence.folder / "curve.json") == arm.judged.curve
+        assert Spread.load(arm.evidence.folder / "angles.json") == arm.judged.spread
     names = [row.name for row in result.judged[0].evaluation.rows]
     assert names == ["clean", "FGSM", "PGD-20", "PGD-100", "margin PGD-100", "worst case"]
     assert result.judged[0].evaluation.clean.n == 500
@@ -65,7 +67,7 @@ def test_everything_is_under_the_folder(made: tuple[Demo, list[Progress]]) -> No
 
 def test_the_evidence_lies_where_evaluate_would_put_it(made: tuple[Demo, list[Progress]]) -> None:
     for config, arm in zip(short(), made[0].arms, strict=True):
-        assert _folder(Options(subject=Subject(run=arm.run)), config.threat) == arm.evaluation
+        assert _folder(Options(subject=Subject(run=arm.run)), config.threat) == arm.evidence.folder
 
 
 def test_the_numbers_do_not_depend_on_the_number_of_cores(made: tuple[Demo, list[Progress]]) -> None:
@@ -85,7 +87,7 @@ def test_the_networks_have_their_names_and_sphere(made: tuple[Demo, list[Progres
 def test_progress_goes_from_stage_to_stage(made: tuple[Demo, list[Progress]]) -> None:
     _, told = made
     stages = list(dict.fromkeys((p.model, p.stage) for p in told))
-    assert stages == [(m, s) for m in ("PGD-AT", "PGD-AT+HE") for s in ("train", "attack", "curve")]
+    assert stages == [(m, s) for m in ("PGD-AT", "PGD-AT+HE") for s in ("train", "attack", "curve", "angles")]
     for stage in stages:
         counts = [p.done for p in told if (p.model, p.stage) == stage]
         (total,) = {p.total for p in told if (p.model, p.stage) == stage}

@@ -28,12 +28,11 @@ from advsphere.analysis import (
     strongest,
 )
 from advsphere.classifier import find_head
-from advsphere.config import Config, to_dict
+from advsphere.config import to_dict
 from advsphere.confounders import confounders, trained_elsewhere
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger
-from advsphere.recipes import method
 from advsphere.report import Judged, Pictures
 from advsphere.threat import ThreatModel
 from advsphere.training import load_checkpoint, read_metrics
@@ -67,15 +66,13 @@ class Evidence:
     head: str | None = None
 
 
-def names(runs: Sequence[Path], configs: Sequence[Config | None]) -> list[str]:
-    """What the models are called: their methods, with their folders as well where those would not tell them apart."""
-    found = [
-        run.resolve().name if config is None else method(config) for run, config in zip(runs, configs, strict=True)
-    ]
-    if len({*found}) < len(found):
-        found = [f"{name} ({run.resolve().name})" for name, run in zip(found, runs, strict=True)]
-    seen = Counter(found)
-    return [name if seen[name] == 1 else f"{name} {i}" for i, name in enumerate(found, 1)]
+def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """What the models are called, each otherwise: with its folder where that tells it apart, else with a number."""
+    if len({*called}) == len(called):
+        return list(called)
+    longer = [f"{name} ({folder.resolve().name})" for name, folder in zip(called, folders, strict=True)]
+    seen = Counter(longer)
+    return [name if seen[name] == 1 else f"{name}, {i}" for i, name in enumerate(longer, 1)]
 
 
 def judged(evidence: Evidence, on_progress: Callable[[Stage, int, int], None] = lambda *_: None) -> Judged:

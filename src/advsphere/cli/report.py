@@ -17,7 +17,11 @@ from advsphere import experiment
 from advsphere.cli.arguments import parse
 from advsphere.cli.commands import commands
 from advsphere.cli.evaluations import Finished, common
+from advsphere.cli.subject import Subject
+from advsphere.data import load
+from advsphere.data.cifar import LAYOUTS
 from advsphere.dossier import Evidence, confounded, judged, names, shared_pictures
+from advsphere.recipes import method
 from advsphere.report import report, verdicts
 from advsphere.report.verdict import cautions
 
@@ -60,18 +64,19 @@ def main(arguments: list[str]) -> int:
     with _shown(console) as show:
         models = [judged(one, show(one.name)) for one in evidence]
     path = options.out or options.runs[-1] / "report.html"
+    warnings = [*_of_the_data(found[0].subject.at(options.data)), *confounded(evidence)]
     report(
         models,
         path,
         pictures=shared_pictures(evidence),
         commands=commands(options.runs, found),
-        warnings=confounded(evidence),
+        warnings=warnings,
         data_name=options.data_name,
     )
     for verdict in verdicts(models):
         console.print(verdict.headline, style="bold")
         console.print(verdict.detail)
-    for caution in (*cautions(models), *confounded(evidence)):
+    for caution in (*cautions(models), *warnings):
         console.print(caution)
     size = path.stat().st_size / 1e6
     console.print(
@@ -82,11 +87,15 @@ def main(arguments: list[str]) -> int:
 
 def _evidence(found: Sequence[Finished], data: Path | None) -> list[Evidence]:
     """With models and images, each under its name."""
-    runs = [one.subject.run for one in found]
-    configs = [None if run is None else experiment.read_config(run) for run in runs]
-    called = names([run or one.folder for run, one in zip(runs, found, strict=True)], configs)
+    configs = [None if one.subject.run is None else experiment.read_config(one.subject.run) for one in found]
+    methods = [
+        method(config) if config is not None else str(one.subject.model).rpartition(":")[2]
+        for one, config in zip(found, configs, strict=True)
+    ]
     evidence = []
-    for one, name, config in zip(found, called, configs, strict=True):
+    for one, name, config in zip(
+        found, names(methods, [one.subject.run or one.folder for one in found]), configs, strict=True
+    ):
         model, images = one.subject.at(data).load()
         head = one.evaluation.identity["suite"].get("head")
         evidence.append(
@@ -102,6 +111,17 @@ def _evidence(found: Sequence[Finished], data: Path | None) -> list[Evidence]:
             )
         )
     return evidence
+
+
+def _of_the_data(subject: Subject) -> list[str]:
+    """A sentence where the images of a run are not what their name says."""
+    if subject.run is None:
+        return []
+    data = experiment.read_config(subject.run).data
+    if data.name not in LAYOUTS:
+        return []
+    note = load(data.name, subject.data or data.root).note
+    return [f"{note}."] if note else []
 
 
 @contextmanager

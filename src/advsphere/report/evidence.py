@@ -21,13 +21,11 @@ class Entry(NamedTuple):
 
 def flags(models: Sequence[Judged]) -> Section:
     """What a reader must know before believing the numbers."""
-    found = [
-        (model.name, line)
+    found = [(model.name, flag, "") for model in models for flag in model.evaluation.flags]
+    found += [
+        (model.name, f"sign of gradient masking, {sign.check}: {sign.detail}", sign.advice)
         for model in models
-        for line in (
-            *model.evaluation.flags,
-            *(f"sign of gradient masking, {sign}" for sign in model.evaluation.raised),
-        )
+        for sign in model.evaluation.raised
     ]
     looked = [(model.name, model.evaluation.looked_for) for model in models]
     return Section("flags", "Flags", render("flags", flags=found, looked=looked))

@@ -27,7 +27,7 @@ def report(
     data_name: str | None = None,
 ) -> None:
     """Write a report on one model, or on several that are compared with the first, as one HTML file; beside it, with
-    the ending .json, the models' rows as RobustBench keeps them.
+    the ending .json, the models' rows as RobustBench keeps them, and the warnings.
 
     commands: to reproduce it. warnings: sentences to be read with the verdict, e.g. on confounders. data_name: what the
     images are called, if the name that the evaluation knows could mislead. Raises UserError where the models were
@@ -35,7 +35,7 @@ def report(
     """
     html = page(models, pictures=pictures, commands=commands, warnings=warnings, data_name=data_name)
     write_atomically(path, html.encode())
-    record = {"format": FORMAT, "rows": [row(model, data_name) for model in models]}
+    record = {"format": FORMAT, "rows": [row(model, data_name) for model in models], "notes": list(warnings)}
     write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
 
 
