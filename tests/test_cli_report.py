@@ -13,6 +13,7 @@ from advsphere.analysis import Curve
 from advsphere.cli import main
 from advsphere.cli.evaluations import common
 from advsphere.data import load_test
+from advsphere.dossier import names
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from tests.report.parsed import parse
@@ -125,6 +126,13 @@ def test_a_mistake_gets_one_line_with_the_cure(
     assert main(asked(runs)) == 1
     shown = "".join(capfd.readouterr())
     assert says in shown and "Traceback" not in shown
+
+
+def test_models_of_one_name_are_told_apart() -> None:
+    a, b = Path("runs/a"), Path("runs/b")
+    assert names(["PGD-AT", "TRADES"], [a, a]) == ["PGD-AT", "TRADES"]
+    assert names(["PGD-AT", "TRADES", "PGD-AT"], [a, a, b]) == ["PGD-AT (a)", "TRADES", "PGD-AT (b)"]
+    assert names(["PGD-AT", "PGD-AT"], [a, a]) == ["PGD-AT (1)", "PGD-AT (2)"]
 
 
 def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ so that the next report has it at once.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,12 +66,16 @@ class Evidence:
 
 
 def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """What the models are called, each otherwise: with its folder where that tells it apart, else with a number."""
-    if len({*called}) == len(called):
-        return list(called)
-    longer = [f"{name} ({folder.resolve().name})" for name, folder in zip(called, folders, strict=True)]
-    seen = Counter(longer)
-    return [name if seen[name] == 1 else f"{name}, {i}" for i, name in enumerate(longer, 1)]
+    """What the models are called; those of one name also by their folders where these differ, else by a number."""
+    found = list(called)
+    for name in {*called}:
+        places = [i for i, other in enumerate(called) if other == name]
+        marks = [folders[i].resolve().name for i in places]
+        if len({*marks}) < len(marks):
+            marks = [f"{number}" for number in range(1, len(places) + 1)]
+        for i, mark in zip(places if len(places) > 1 else [], marks, strict=False):
+            found[i] = f"{name} ({mark})"
+    return found
 
 
 def judged(evidence: Evidence, on_progress: Callable[[Stage, int, int], None] = lambda *_: None) -> Judged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -112,6 +113,20 @@ def test_what_differs_in_training_stands_apart_from_what_is_the_same() -> None:
     assert same.text == "training epochs 20, seed 0"
 
 
+def test_a_plain_head_s_row_stands_for_the_one_at_s_1() -> None:
+    """A plain network has no scale to take away, so what PGD-50 left is what PGD-50 (s = 1) would have left."""
+    plain = made.evaluation({"clean": 190, "PGD-50": 120, WORST: 119})
+    identity = plain.identity | {"model": plain.identity["model"] | {"scale": 1.0}}
+    sphere = made.evaluation({"clean": 190, "PGD-50 (s = 1)": 150, "PGD-50": 125, WORST: 122})
+    models = [made.judged("plain", dataclasses.replace(plain, identity=identity)), made.judged("sphere", sphere)]
+    tree = parse(page(models))
+    shown = body(tree.one("accuracy").all("table")[0])
+    assert list(shown) == ["clean", "PGD-50 (s = 1)", "PGD-50", WORST]
+    assert shown["PGD-50 (s = 1)"][0] == shown["PGD-50"][0] and shown["PGD-50 (s = 1)"][0].startswith("60.0")
+    assert shown["PGD-50 (s = 1)"][2].startswith("+15.0") and shown["PGD-50"][2].startswith("+2.5")
+    assert "gain under PGD-50 (s = 1)" in tree.all("header")[0].text
+
+
 def test_flags_are_shown_and_announced(models: list[Judged]) -> None:
     quiet = parse(page(models))
     assert quiet.one("flags").text.startswith("Flags None") and "flag" not in quiet.all("header")[0].all("ul")[0].text
@@ -126,7 +141,7 @@ def test_signs_of_masking_stand_with_the_flags(models: list[Judged]) -> None:
     assert "looked for and not found: one step beats many; that these attacks can't judge: weak at s = 1." in quiet
     sign = Sign("vanishing gradients", "raised", "on 93 of 100 images there is none", "try --suite autoattack")
     loud = parse(page([made.judged("masked", made.evaluation(signs=(sign,))), made.judged("other")]))
-    shown = "masked: sign of gradient masking, vanishing gradients: on 93 of 100 images there is none; try --suite auto"
+    shown = "masked: sign of gradient masking, vanishing gradients: on 93 of 100 images there is none What to do: try"
     assert shown in loud.one("flags").text and "None" not in loud.one("flags").text
     assert "One flag was raised" in loud.all("header")[0].text
 

@@ -76,7 +76,7 @@ def class_figure(models: Mapping[str, Sequence[ClassAccuracy]]) -> Figure:
     axes.set_yticks(range(len(shown)), shown, parse_math=False)
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlim=(-1, 101), xticks=range(0, 101, 20))
     quiet(axes, "accuracy, %   (filled: worst case, hollow: clean)", "", grid="x")
-    outside_legend(figure, axes, columns=3)
+    outside_legend(figure, axes, columns=max(1, 62 // (7 + max(map(len, models)))))  # of about so many letters a line
     return figure
 
 

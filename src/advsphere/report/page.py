@@ -79,6 +79,7 @@ def page(
         threat=sections.threat_of(models[0]),
         verdicts=verdicts(models),
         cautions=[*cautions(models), *warnings],
+        flagged=any(model.evaluation.flags or model.evaluation.raised for model in models),
         sections=[part for part in parts if part is not None],
     )
     return str(html)
