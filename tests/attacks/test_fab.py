@@ -13,6 +13,7 @@ from advsphere.attacks.hyperplane import DUAL
 from advsphere.classifier import fooled
 from advsphere.draws import Draws
 from advsphere.errors import UserError
+from advsphere.losses import margin
 from advsphere.threat import Norm, ThreatModel
 from tests.laws import NORMS, RADII, conv_net, count_examples, images, linear_net
 
@@ -152,3 +153,14 @@ def test_settings_that_make_no_sense() -> None:
     for attack, wrong in ((fab, {"classes": 1}), (fab, {"starts": 0}), (fab_targeted, {"targets": 0})):
         with pytest.raises(UserError, match=r"at least one|1 or more"):
             attack(model, x, y, norm="l2", **wrong)
+
+
+@both
+@norms
+def test_ends_clear_of_the_boundary(attack, norm: Norm) -> None:
+    """By more than float32 rounds, so that another batch or a folded network predicts the same."""
+    model, x = conv_net().eval(), images(16)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+        logits = model(attack(model, x, y, norm=norm, steps=30))
+    assert (margin(logits, y) > 1e-5 * logits.abs().amax(1)).all()
