@@ -48,7 +48,7 @@ class Draws:
     def uniform(self, shape: Sequence[int], purpose: str) -> Tensor:
         """(B, *shape) float32, uniform in the open interval (0, 1) with 23 bits; `purpose` keeps uses apart."""
         bits = self._bits(shape, purpose)
-        return ((bits >> 9) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
+        return bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
         """(B, *shape) float32, standard normal (|value| < 5.5, by the inverse of its distribution function)."""
@@ -95,7 +95,11 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 
 
 def _mix(word: Tensor) -> Tensor:
-    """A bijection of the 32-bit integers with almost no bias (triple32); int32 products wrap, as they must."""
+    """A bijection of the 32-bit integers with almost no bias (triple32); int32 products wrap, as they must.
+
+    In place where it can be: new memory at every operation would take several times as long.
+    """
+    word = word.clone()
     for shift, factor in _ROUNDS:
-        word = (word ^ ((word >> shift) & (0xFFFFFFFF >> shift))) * _signed(factor)
-    return word ^ ((word >> 14) & (0xFFFFFFFF >> 14))
+        word.bitwise_xor_((word >> shift).bitwise_and_(0xFFFFFFFF >> shift)).mul_(_signed(factor))
+    return word.bitwise_xor_((word >> 14).bitwise_and_(0xFFFFFFFF >> 14))

@@ -1,0 +1,102 @@
+"""Digital: contrast, elastic transform, pixelation, JPEG, saturation."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advsphere.data.corruptions import filters
+from advsphere.draws import Draws
+
+
+def contrast(images: Tensor, draws: Draws, share: float) -> Tensor:
+    """Each channel drawn towards its mean."""
+    x = images.float().div_(255)
+    mean = x.mean((2, 3), keepdim=True)
+    return (x - mean).mul_(share).add_(mean)
+
+
+def saturate(images: Tensor, draws: Draws, factor: float, offset: float) -> Tensor:
+    """S of HSV becomes S * factor + offset, in [0, 1]; hue and V stay. Grey counts as red, of saturation zero."""
+    x = images.double().div_(255)
+    v, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    s = (v - low) / v.clamp(min=1e-12)
+    stronger = (s * factor + offset).clamp_(0, 1)
+    red = torch.tensor((0.0, 1.0, 1.0), device=x.device, dtype=x.dtype)[:, None, None]
+    missing = torch.where(s > 0, (v - x) / (v - low).clamp(min=1e-12), red)  # of V in each channel, at full saturation
+    return v - v * stronger * missing
+
+
+def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
+    """Shrunk to `share` of the side by averaging, and enlarged again, in whole grey levels as Pillow's BOX filter."""
+    side = images.shape[-1]
+    x, small = images.float(), int(side * share)
+    for matrix in (_box_matrix(side, small), _box_matrix(small, side)):
+        matrix = matrix.to(x.device)
+        x = (x @ matrix.T).add_(0.5).floor_()
+        x = torch.matmul(matrix, x).add_(0.5).floor_()
+    return x.byte()
+
+
+def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
+    """Written and read as JPEG of this quality, with colours at half the resolution, by libjpeg."""
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    def through(image: Tensor) -> Tensor:
+        return decode_jpeg(encode_jpeg(image, int(quality)))
+
+    pixels = images.cpu()
+    if (threads := torch.get_num_threads()) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            done = list(pool.map(through, pixels))
+    else:
+        done = [through(image) for image in pixels]
+    return torch.stack(done).to(images.device)
+
+
+def elastic_transform(images: Tensor, draws: Draws, amplitude: float, smoothness: float, jitter: float) -> Tensor:
+    """A random affine map, then random smooth displacements, both with linear interpolation.
+
+    jitter: by how much three points of a square about the centre move at most. amplitude, smoothness: the displacements
+    are uniform noise under a Gaussian of width `smoothness`, times `amplitude`; the image is mirrored at its border.
+    """
+    x = images.float().div_(255)
+    side = images.shape[-1]
+    grid = torch.arange(side, device=x.device, dtype=torch.float32)
+    row, column = torch.meshgrid(grid, grid, indexing="ij")
+    flat = torch.stack((column, row, torch.ones_like(row)), -1)
+    # Source positions are computed in 1/32 of a pixel, as OpenCV does.
+    at = (flat @ _affine(draws, side, jitter)[:, None].to(flat.dtype)).mul_(32).round_().div_(32)
+    x = F.grid_sample(x, at.mul_(2 / (side - 1)).sub_(1), padding_mode="reflection", align_corners=True)
+    if amplitude:
+        shift = draws.uniform((2, side, side), "elastic_transform displacement").mul_(2).sub_(1)
+        shift = filters.gaussian_blur(shift, smoothness, border="reflect", truncate=3.0).mul_(amplitude)
+        at = torch.stack((column + shift[:, 0], row + shift[:, 1]), -1)
+        x = F.grid_sample(x, at.mul_(2).add_(1).div_(side).sub_(1), padding_mode="reflection", align_corners=False)
+    return x
+
+
+def _affine(draws: Draws, side: int, jitter: float) -> Tensor:
+    """(B, 3, 2) float64: maps (x, y, 1) of the result to (x, y) of the image."""
+    centre, arm = side // 2, side // 3
+    fixed = torch.tensor(
+        [[centre + arm, centre + arm], [centre + arm, centre - arm], [centre - arm, centre - arm]],
+        dtype=torch.float64,
+        device=draws.ids.device,
+    )
+    moved = fixed + draws.uniform((3, 2), "elastic_transform affine").double().mul_(2).sub_(1).mul_(jitter)
+    return torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), fixed.expand_as(moved))
+
+
+@cache
+def _box_matrix(size: int, to: int) -> Tensor:
+    """(to, size) float32: each new pixel is the mean of the old ones whose centres it covers."""
+    scale = size / to
+    centre = (torch.arange(to, dtype=torch.float64) + 0.5) * scale
+    offset = (torch.arange(size, dtype=torch.float64) + 0.5 - centre[:, None]) / max(scale, 1.0)
+    covered = ((offset > -0.5) & (offset <= 0.5)).double()
+    return (covered / covered.sum(1, keepdim=True)).float()

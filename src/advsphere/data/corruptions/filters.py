@@ -1,0 +1,90 @@
+"""What several corruptions are made of: separable filters as matrices, zooming, lines of motion."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Border = Literal["nearest", "reflect"]
+
+
+def along_both(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix @ x @ matrix.T for each (H, W) plane: the same linear filter along columns and along rows.
+
+    A filter of one axis, with whatever it does at the border, is a matrix; for planes of this size multiplying by it is
+    faster than a convolution. x: (B, C, S, S) float32. matrix: (T, S). Returns (B, C, T, T).
+    """
+    matrix = matrix.to(x.device)
+    rows = x @ matrix.T
+    return torch.matmul(matrix, rows)
+
+
+def gaussian_blur(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4.0) -> Tensor:
+    """A Gaussian filter of x (B, C, S, S), cut off `truncate` sigmas from its centre and scaled to sum 1.
+
+    border: "nearest" repeats the last pixel, "reflect" mirrors at its outer edge. sigma 0 changes nothing.
+    """
+    return along_both(x, _gaussian_matrix(x.shape[-1], sigma, border, truncate)) if sigma > 0 else x
+
+
+@cache
+def _gaussian_matrix(size: int, sigma: float, border: Border, truncate: float) -> Tensor:
+    radius = int(truncate * sigma + 0.5)
+    taps = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (taps / sigma).double() ** 2)
+    at = torch.arange(size)[:, None] + taps
+    if border == "nearest":
+        at = at.clamp(0, size - 1)
+    else:
+        at = at % (2 * size)
+        at = torch.minimum(at, 2 * size - 1 - at)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, at, (weights / weights.sum()).expand(size, -1)).float()
+
+
+def zoomed(x: Tensor, factor: float) -> Tensor:
+    """The middle of x (B, C, S, S), enlarged by `factor` >= 1 and cut to S x S.
+
+    The middle ceil(S / factor) pixels are stretched linearly, corners on corners, to round(factor) times as many.
+    """
+    size = x.shape[-1]
+    part = math.ceil(size / factor)
+    top = (size - part) // 2
+    stretched = round(part * factor)
+    x = x[..., top : top + part, top : top + part]
+    if stretched != part:
+        x = F.interpolate(x, (stretched, stretched), mode="bilinear", align_corners=True)
+    trim = (stretched - size) // 2
+    return x[..., trim : trim + size, trim : trim + size]
+
+
+def motion_blur(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
+    """Each image smeared along a line from each pixel onwards, as by ImageMagick's -motion-blur.
+
+    x: (B, C, S, S) uint8 or float32 in 0..255. angle: (B,) in degrees. radius: the line has 2 * ceil(radius) + 1 pixels,
+    weighed by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole numbers in
+    0..255 as float32. Images whose lines pass through the same pixels are smeared together.
+    """
+    taps = torch.arange(2 * math.ceil(radius) + 1, device=x.device)
+    weights = torch.exp(-0.5 * (taps / sigma).double() ** 2)
+    weights /= weights.sum()
+    radians = angle.double()[:, None] * (math.pi / 180)
+    # The pixel nearest to each point of the line; halves go towards the start.
+    line = torch.stack((torch.sin(radians) * taps, torch.cos(radians) * taps), 1).sub_(0.5).ceil_().long()  # (B, 2, T)
+    lines, which = line.unique(dim=0, return_inverse=True)
+    reach, size = len(taps) - 1, x.shape[-1]
+    padded = F.pad(x.float(), [reach] * 4, mode="replicate")
+    out = torch.empty(x.shape, device=x.device)
+    for number, (down, right) in enumerate((lines + reach).tolist()):
+        members = (which == number).nonzero().squeeze(1)
+        part = padded[members]
+        total = torch.zeros_like(out[members])
+        for i, j, weight in zip(down, right, weights.tolist(), strict=True):
+            total.add_(part[..., i : i + size, j : j + size], alpha=weight)
+        out[members] = total
+    return out.add_(0.5).floor_()
