@@ -51,14 +51,10 @@ def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, passes:
     else another's old value. Following these arrows to their ends by doubling takes a few rounds for all pixels at once.
     """
     d, side = int(reach), images.shape[-1]
-    x = filters.gaussian_blur(images.float(), sigma).add_(_SLACK).floor_().flatten(2)
+    x = filters.whole_levels(filters.gaussian_blur(images.float(), sigma)).flatten(2)
     for number in range(int(passes)):
         x = x.gather(2, _sources(draws.at(restart=number), side, d)[:, None].expand_as(x))
     return filters.gaussian_blur(x.view(images.shape).div_(255), sigma)
-
-
-_SLACK = 2.0**-12
-"""Added before a grey level is cut to a whole number, so that rounding does not turn a whole number into the one below."""
 
 
 def _sources(draws: Draws, side: int, d: int) -> Tensor:

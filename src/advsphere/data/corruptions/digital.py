@@ -69,8 +69,7 @@ def elastic_transform(images: Tensor, draws: Draws, amplitude: float, smoothness
     grid = torch.arange(side, device=x.device, dtype=torch.float32)
     row, column = torch.meshgrid(grid, grid, indexing="ij")
     flat = torch.stack((column, row, torch.ones_like(row)), -1)
-    # Source positions are computed in 1/32 of a pixel, as OpenCV does.
-    at = (flat @ _affine(draws, side, jitter)[:, None].to(flat.dtype)).mul_(32).round_().div_(32)
+    at = flat @ _affine(draws, side, jitter)[:, None].to(flat.dtype)
     x = F.grid_sample(x, at.mul_(2 / (side - 1)).sub_(1), padding_mode="reflection", align_corners=True)
     if amplitude:
         shift = draws.uniform((2, side, side), "elastic_transform displacement").mul_(2).sub_(1)

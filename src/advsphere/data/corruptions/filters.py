@@ -13,6 +13,11 @@ from torch import Tensor
 Border = Literal["nearest", "reflect"]
 
 
+def whole_levels(x: Tensor) -> Tensor:
+    """Grey levels in 0..255 cut to whole numbers, in place; what rounding put just below a whole number is that number."""
+    return x.add_(2.0**-12).floor_()
+
+
 def along_both(x: Tensor, matrix: Tensor) -> Tensor:
     """matrix @ x @ matrix.T for each (H, W) plane: the same linear filter along columns and along rows.
 
@@ -87,4 +92,4 @@ def motion_blur(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor
         for i, j, weight in zip(down, right, weights.tolist(), strict=True):
             total.add_(part[..., i : i + size, j : j + size], alpha=weight)
         out[members] = total
-    return out.add_(0.5).floor_()
+    return whole_levels(out)

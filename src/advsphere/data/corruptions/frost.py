@@ -72,10 +72,8 @@ def textures(folder: Path | None, side: int) -> tuple[Tensor, ...]:
     whole = [_needles(number) for number in range(5)] if folder is None else [_read(folder, n) for n in PUBLISHED]
     resized = []
     for texture in whole:
-        least = (side + 1) / min(texture.shape[1:])
-        scale = max(_SCALE[table_for(side)], least)
-        size = [max(round(length * scale), side + 1) for length in texture.shape[1:]]
-        resized.append(F.interpolate(texture[None], size, mode="bilinear")[0] if scale != 1 else texture)
+        scale = max(_SCALE[table_for(side)], (side + 1.5) / min(texture.shape[1:]))
+        resized.append(F.interpolate(texture[None], scale_factor=scale, mode="bilinear")[0].round_())
     return tuple(resized)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from advsphere.data.corruptions import blur, digital, noise, weather
+from advsphere.data.corruptions.filters import whole_levels
 from advsphere.data.corruptions.frost import frost
 from advsphere.data.corruptions.spatter import spatter
 from advsphere.data.corruptions.tables import strength
@@ -66,13 +67,9 @@ def corrupt(
     done = torch.empty_like(images)
     for part in torch.arange(len(images), device=images.device).split(size):
         result = how(images[part], draws.take(part), *parameters)
-        done[part] = result if result.dtype == torch.uint8 else _cut(result)
+        # Cut off, not rounded, as published.
+        done[part] = result if result.dtype == torch.uint8 else whole_levels(result.clamp_(0, 1).mul_(255)).byte()
     return done
-
-
-def _cut(x: Tensor) -> Tensor:
-    """[0, 1] to whole grey levels, cut off and not rounded, as published; what rounding put just below one is that one."""
-    return x.clamp_(0, 1).mul_(255).add_(blur._SLACK).byte()
 
 
 def _check(images: Tensor) -> None:
