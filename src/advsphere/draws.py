@@ -63,8 +63,10 @@ class Draws:
         key = _mix(key ^ (self.ids >> 32).int() ^ _signed(salt >> 32))
         second = _mix(key + _signed(salt >> 64))
         counter = torch.arange(size, device=self.ids.device, dtype=torch.int32)
-        bits = _mix(counter ^ key[:, None])
-        return _mix(bits + second[:, None]).view(len(self.ids), *shape)
+        bits = counter ^ key[:, None]
+        scratch = torch.empty_like(bits)
+        _mix_(_mix_(bits, scratch).add_(second[:, None]), scratch)
+        return bits.view(len(self.ids), *shape)
 
 
 def permutation(n: int, *, seed: int, epoch: int, purpose: str = "order") -> Tensor:
@@ -95,11 +97,14 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 
 
 def _mix(word: Tensor) -> Tensor:
-    """A bijection of the 32-bit integers with almost no bias (triple32); int32 products wrap, as they must.
+    """A bijection of the 32-bit integers with almost no bias (triple32); int32 products wrap, as they must."""
+    return _mix_(word.clone(), torch.empty_like(word))
 
-    In place where it can be: new memory at every operation would take several times as long.
-    """
-    word = word.clone()
+
+def _mix_(word: Tensor, scratch: Tensor) -> Tensor:
+    """`_mix` in place: new memory for every operation would take several times as long. scratch: of the same shape."""
     for shift, factor in _ROUNDS:
-        word.bitwise_xor_((word >> shift).bitwise_and_(0xFFFFFFFF >> shift)).mul_(_signed(factor))
-    return word.bitwise_xor_((word >> 14).bitwise_and_(0xFFFFFFFF >> 14))
+        torch.bitwise_right_shift(word, shift, out=scratch)
+        word.bitwise_xor_(scratch.bitwise_and_(0xFFFFFFFF >> shift)).mul_(_signed(factor))
+    torch.bitwise_right_shift(word, 14, out=scratch)
+    return word.bitwise_xor_(scratch.bitwise_and_(0xFFFFFFFF >> 14))

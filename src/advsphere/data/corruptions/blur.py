@@ -15,31 +15,32 @@ from advsphere.draws import Draws
 
 def gaussian_blur(images: Tensor, draws: Draws, sigma: float) -> Tensor:
     """A Gaussian filter, the last pixel repeated beyond the border."""
-    return filters.gaussian_blur(images.float().div_(255), sigma)
+    return filters.gaussian_blur(images.float(), sigma)
 
 
 def defocus_blur(images: Tensor, draws: Draws, radius: float, softness: float) -> Tensor:
     """A filter with a disk whose edge is softened by a Gaussian; the image is mirrored at the border."""
     kernel = _disk(radius, softness).to(images.device)
     reach = len(kernel) // 2
-    x = F.pad(images.float().div_(255), [reach] * 4, mode="reflect").flatten(0, 1)[:, None]
+    x = F.pad(images.float(), [reach] * 4, mode="reflect").flatten(0, 1)[:, None]
     return F.conv2d(x, kernel[None, None]).view(images.shape)
 
 
 def motion_blur(images: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:
     """Smeared along a line at an angle of -45 to 45 degrees."""
     angle = draws.uniform((), "motion_blur").mul(90).sub(45)
-    return filters.motion_blur(images, angle, radius, sigma).byte()
+    return filters.motion_blur(images, angle, radius, sigma)
 
 
 def zoom_blur(images: Tensor, draws: Draws, stop: float, step: float) -> Tensor:
     """The mean of the image and of its enlargements by 1, 1 + step, ... below stop."""
-    x = images.float().div_(255)
+    # As one image with 3 B channels that lie side by side: each step of the interpolation then serves all of them.
+    x = images.flatten(0, 1)[None].to(torch.float32, memory_format=torch.channels_last)
     factors = np.arange(1, stop, step).tolist()  # as published: rounding decides whether `stop` itself is among them
     total = x.clone()
     for factor in factors:
         total += filters.zoomed(x, factor)
-    return total.div_(len(factors) + 1)
+    return total.div_(len(factors) + 1).reshape(images.shape)
 
 
 def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, passes: float) -> Tensor:
@@ -54,7 +55,7 @@ def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, passes:
     x = filters.whole_levels(filters.gaussian_blur(images.float(), sigma)).flatten(2)
     for number in range(int(passes)):
         x = x.gather(2, _sources(draws.at(restart=number), side, d)[:, None].expand_as(x))
-    return filters.gaussian_blur(x.view(images.shape).div_(255), sigma)
+    return filters.gaussian_blur(x.view(images.shape), sigma)
 
 
 def _sources(draws: Draws, side: int, d: int) -> Tensor:

@@ -15,20 +15,18 @@ from advsphere.draws import Draws
 
 def contrast(images: Tensor, draws: Draws, share: float) -> Tensor:
     """Each channel drawn towards its mean."""
-    x = images.float().div_(255)
-    mean = x.mean((2, 3), keepdim=True)
-    return (x - mean).mul_(share).add_(mean)
+    x = images.float()
+    return x.mul_(share).add_(x.mean((2, 3), keepdim=True).mul_(1 / share - 1))
 
 
 def saturate(images: Tensor, draws: Draws, factor: float, offset: float) -> Tensor:
     """S of HSV becomes S * factor + offset, in [0, 1]; hue and V stay. Grey counts as red, of saturation zero."""
-    x = images.double().div_(255)
+    x = images.float()
     v, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    s = (v - low) / v.clamp(min=1e-12)
-    stronger = (s * factor + offset).clamp_(0, 1)
-    red = torch.tensor((0.0, 1.0, 1.0), device=x.device, dtype=x.dtype)[:, None, None]
-    missing = torch.where(s > 0, (v - x) / (v - low).clamp(min=1e-12), red)  # of V in each channel, at full saturation
-    return v - v * stronger * missing
+    span = v - low
+    loss = (span / v.clamp(min=1)).mul_(factor).add_(offset).clamp_(0, 1).mul_(v)  # of V, where a channel is lowest
+    red = torch.tensor((0.0, 1.0, 1.0), device=x.device)[:, None, None]
+    return v - loss * torch.where(span > 0, (v - x) / span, red)
 
 
 def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
@@ -39,7 +37,7 @@ def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
         matrix = matrix.to(x.device)
         x = (x @ matrix.T).add_(0.5).floor_()
         x = torch.matmul(matrix, x).add_(0.5).floor_()
-    return x.byte()
+    return x
 
 
 def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
@@ -64,8 +62,7 @@ def elastic_transform(images: Tensor, draws: Draws, amplitude: float, smoothness
     jitter: by how much three points of a square about the centre move at most. amplitude, smoothness: the displacements
     are uniform noise under a Gaussian of width `smoothness`, times `amplitude`; the image is mirrored at its border.
     """
-    x = images.float().div_(255)
-    side = images.shape[-1]
+    x, side = images.float(), images.shape[-1]
     grid = torch.arange(side, device=x.device, dtype=torch.float32)
     row, column = torch.meshgrid(grid, grid, indexing="ij")
     flat = torch.stack((column, row, torch.ones_like(row)), -1)

@@ -13,20 +13,23 @@ from torch import Tensor
 Border = Literal["nearest", "reflect"]
 
 
+ALMOST = 2.0**-12
+"""Added to grey levels before they are cut to whole numbers: what rounding put just below a whole number is that number."""
+
+
 def whole_levels(x: Tensor) -> Tensor:
-    """Grey levels in 0..255 cut to whole numbers, in place; what rounding put just below a whole number is that number."""
-    return x.add_(2.0**-12).floor_()
+    """Grey levels in 0..255 cut to whole numbers, in place."""
+    return x.add_(ALMOST).floor_()
 
 
 def along_both(x: Tensor, matrix: Tensor) -> Tensor:
-    """matrix @ x @ matrix.T for each (H, W) plane: the same linear filter along columns and along rows.
+    """matrix @ x @ matrix.T for each (S, S) plane: the same linear filter along columns and along rows.
 
     A filter of one axis, with whatever it does at the border, is a matrix; for planes of this size multiplying by it is
     faster than a convolution. x: (B, C, S, S) float32. matrix: (T, S). Returns (B, C, T, T).
     """
     matrix = matrix.to(x.device)
-    rows = x @ matrix.T
-    return torch.matmul(matrix, rows)
+    return torch.matmul(matrix, x @ matrix.T)
 
 
 def gaussian_blur(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4.0) -> Tensor:
@@ -73,23 +76,26 @@ def motion_blur(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor
 
     x: (B, C, S, S) uint8 or float32 in 0..255. angle: (B,) in degrees. radius: the line has 2 * ceil(radius) + 1 pixels,
     weighed by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole numbers in
-    0..255 as float32. Images whose lines pass through the same pixels are smeared together.
+    0..255 as float32.
+
+    In the order of their angles, neighbouring images have most points of their lines in common, so they are moved
+    together.
     """
+    angle, order = angle.sort()
     taps = torch.arange(2 * math.ceil(radius) + 1, device=x.device)
     weights = torch.exp(-0.5 * (taps / sigma).double() ** 2)
-    weights /= weights.sum()
-    radians = angle.double()[:, None] * (math.pi / 180)
+    radians = angle.double() * (math.pi / 180)
     # The pixel nearest to each point of the line; halves go towards the start.
-    line = torch.stack((torch.sin(radians) * taps, torch.cos(radians) * taps), 1).sub_(0.5).ceil_().long()  # (B, 2, T)
-    lines, which = line.unique(dim=0, return_inverse=True)
+    line = torch.stack((torch.sin(radians), torch.cos(radians)), 1) * taps[:, None, None]
+    points = line.sub_(0.5).ceil_().long()  # (T, B, 2)
     reach, size = len(taps) - 1, x.shape[-1]
-    padded = F.pad(x.float(), [reach] * 4, mode="replicate")
-    out = torch.empty(x.shape, device=x.device)
-    for number, (down, right) in enumerate((lines + reach).tolist()):
-        members = (which == number).nonzero().squeeze(1)
-        part = padded[members]
-        total = torch.zeros_like(out[members])
-        for i, j, weight in zip(down, right, weights.tolist(), strict=True):
-            total.add_(part[..., i : i + size, j : j + size], alpha=weight)
-        out[members] = total
-    return whole_levels(out)
+    padded = F.pad(x.index_select(0, order).float(), [reach] * 4, mode="replicate")
+    total = torch.zeros(x.shape, device=x.device)
+    for at, weight in zip(points, (weights / weights.sum()).tolist(), strict=True):
+        shifts, lengths = at.unique_consecutive(dim=0, return_counts=True)
+        first = 0
+        for (down, right), length in zip((shifts + reach).tolist(), lengths.tolist(), strict=True):
+            moved = padded[first : first + length, :, down : down + size, right : right + size]
+            total[first : first + length].add_(moved, alpha=weight)
+            first += length
+    return whole_levels(torch.empty_like(total).index_copy_(0, order, total))

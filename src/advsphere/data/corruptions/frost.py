@@ -50,7 +50,7 @@ def frost(images: Tensor, draws: Draws, image_share: float, frost_share: float, 
         column = pick[members, 2].mul(width - side).long()[:, None] + within
         part = texture.to(images.device)[:, row[:, :, None], column[:, None, :]].transpose(0, 1)
         x[members] += frost_share * part
-    return x.div_(255)
+    return x
 
 
 def provenance(folder: Path | None) -> str:

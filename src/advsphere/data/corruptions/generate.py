@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advsphere.data.corruptions import blur, digital, noise, weather
-from advsphere.data.corruptions.filters import whole_levels
+from advsphere.data.corruptions.filters import ALMOST
 from advsphere.data.corruptions.frost import frost
 from advsphere.data.corruptions.spatter import spatter
 from advsphere.data.corruptions.tables import strength
@@ -40,7 +41,7 @@ _HOW: dict[str, Callable[..., Tensor]] = {
 }
 
 _SMALLEST = 24
-_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
+_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 """Pixel values that are corrupted together: on a CPU, what a core's cache can hold, for each thread."""
 
 
@@ -65,10 +66,10 @@ def corrupt(
     each = _AT_ONCE.get(images.device.type, 2**26) * (torch.get_num_threads() if images.device.type == "cpu" else 1)
     size = max(1, each // images[0].numel()) if len(images) else 1
     done = torch.empty_like(images)
-    for part in torch.arange(len(images), device=images.device).split(size):
-        result = how(images[part], draws.take(part), *parameters)
+    for part, into, ids in zip(images.split(size), done.split(size), draws.ids.split(size), strict=True):
+        result = how(part, replace(draws, ids=ids), *parameters)
         # Cut off, not rounded, as published.
-        done[part] = result if result.dtype == torch.uint8 else whole_levels(result.clamp_(0, 1).mul_(255)).byte()
+        into.copy_(result if result.dtype == torch.uint8 else result.clamp_(0, 255).add_(ALMOST).byte())
     return done
 
 

@@ -13,12 +13,12 @@ from advsphere.draws import Draws
 
 def gaussian_noise(images: Tensor, draws: Draws, sigma: float) -> Tensor:
     """x + sigma * N(0, 1)."""
-    return normal(draws, images.shape[1:], "gaussian_noise").mul_(sigma).add_(images, alpha=1 / 255)
+    return normal(draws, images.shape[1:], "gaussian_noise").mul_(255 * sigma).add_(images)
 
 
 def speckle_noise(images: Tensor, draws: Draws, sigma: float) -> Tensor:
     """x + x * sigma * N(0, 1)."""
-    return normal(draws, images.shape[1:], "speckle_noise").mul_(sigma).add_(1).mul_(images).mul_(1 / 255)
+    return normal(draws, images.shape[1:], "speckle_noise").mul_(sigma).add_(1).mul_(images)
 
 
 def impulse_noise(images: Tensor, draws: Draws, amount: float) -> Tensor:
@@ -29,7 +29,7 @@ def impulse_noise(images: Tensor, draws: Draws, amount: float) -> Tensor:
 
 def shot_noise(images: Tensor, draws: Draws, photons: float) -> Tensor:
     """Poisson(x * photons) / photons."""
-    return poisson(images, draws, photons).div_(photons)
+    return poisson(images, draws, photons).mul_(255 / photons)
 
 
 def normal(draws: Draws, shape: tuple[int, ...] | torch.Size, purpose: str) -> Tensor:

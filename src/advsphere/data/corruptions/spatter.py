@@ -14,8 +14,8 @@ from advsphere.data.corruptions import filters
 from advsphere.data.corruptions.noise import normal
 from advsphere.draws import Draws
 
-_WATER = (175 / 255, 238 / 255, 238 / 255)
-_MUD = (63 / 255, 42 / 255, 20 / 255)
+_WATER = (175.0, 238.0, 238.0)
+_MUD = (63.0, 42.0, 20.0)
 _FARTHEST = 20.0
 _EMBOSS = ((-2.0, -1.0, 0.0), (-1.0, 1.0, 1.0), (0.0, 1.0, 2.0))
 _STEPS = (
@@ -37,7 +37,7 @@ def spatter(
     """Smoothed noise above a threshold is liquid. mean, sigma, blur: of the noise. strength: of water, its opacity; of
     mud, the blur of its edges. mud: 1 for mud, 0 for water.
     """
-    x = images.float().div_(255)
+    x = images.float()
     layer = filters.gaussian_blur(normal(draws, (1, *images.shape[2:]), "spatter").mul_(sigma).add_(mean), blur)
     if mud:
         cover = filters.gaussian_blur((layer > threshold).float(), strength)

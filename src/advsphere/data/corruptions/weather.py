@@ -31,27 +31,26 @@ def snow(
     flakes = filters.zoomed(normal(draws, (1, *images.shape[2:]), "snow").mul_(sigma).add_(mean), zoom)
     flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1).mul(255).floor()
     angle = draws.uniform((), "snow angle").mul(90).sub(135)
-    flakes = filters.motion_blur(flakes, angle, radius, width).div_(255)
-    x = images.float().div_(255)
+    flakes = filters.motion_blur(flakes, angle, radius, width)
+    x = images.float()
     grey = (x * torch.tensor(_GREY, device=x.device)[:, None, None]).sum(1, keepdim=True)
-    return x.mul(keep).add_(torch.maximum(x, grey.mul_(1.5).add_(0.5)), alpha=1 - keep) + (flakes + flakes.flip(2, 3))
+    return x.mul(keep).add_(torch.maximum(x, grey.mul_(1.5).add_(127.5)), alpha=1 - keep) + (flakes + flakes.flip(2, 3))
 
 
 def fog(images: Tensor, draws: Draws, thickness: float, decay: float) -> Tensor:
     """A plasma fractal added to the image, which is darkened so that its brightest value stays what it was."""
-    x = images.float().div_(255)
-    side = images.shape[-1]
+    x = images.float()
+    side, layer = images.shape[-1], 255 * thickness
     brightest = x.amax((1, 2, 3), keepdim=True)
-    x += thickness * plasma(draws, side, decay)[:, None, :side, :side]
-    return x * (brightest / (brightest + thickness))
+    x += plasma(draws, side, decay)[:, None, :side, :side].mul_(layer)
+    return x.mul_(brightest / (brightest + layer))
 
 
 def brightness(images: Tensor, draws: Draws, more: float) -> Tensor:
     """V of HSV raised: hue and saturation stay, so every channel grows by the same factor, and black becomes grey."""
-    x = images.double().div_(255)
-    v = x.amax(1, keepdim=True)
-    brighter = (v + more).clamp_(max=1)
-    return torch.where(v > 0, x * (brighter / v), brighter)
+    v = images.amax(1, keepdim=True).float()
+    brighter = (v + 255 * more).clamp_(max=255)
+    return torch.where(v > 0, images * (brighter / v), brighter)
 
 
 def plasma(draws: Draws, side: int, decay: float) -> Tensor:
