@@ -20,10 +20,7 @@ def gaussian_blur(images: Tensor, draws: Draws, sigma: float) -> Tensor:
 
 def defocus_blur(images: Tensor, draws: Draws, radius: float, softness: float) -> Tensor:
     """A filter with a disk whose edge is softened by a Gaussian; the image is mirrored at the border."""
-    kernel = _disk(radius, softness).to(images.device)
-    reach = len(kernel) // 2
-    x = F.pad(images.float(), [reach] * 4, mode="reflect").flatten(0, 1)[:, None]
-    return F.conv2d(x, kernel[None, None]).view(images.shape)
+    return filters.correlate(filters.side_by_side(images), _disk(radius, softness)).reshape(images.shape)
 
 
 def motion_blur(images: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:
@@ -34,8 +31,7 @@ def motion_blur(images: Tensor, draws: Draws, radius: float, sigma: float) -> Te
 
 def zoom_blur(images: Tensor, draws: Draws, stop: float, step: float) -> Tensor:
     """The mean of the image and of its enlargements by 1, 1 + step, ... below stop."""
-    # As one image with 3 B channels that lie side by side: each step of the interpolation then serves all of them.
-    x = images.flatten(0, 1)[None].to(torch.float32, memory_format=torch.channels_last)
+    x = filters.side_by_side(images)
     factors = np.arange(1, stop, step).tolist()  # as published: rounding decides whether `stop` itself is among them
     total = x.clone()
     for factor in factors:

@@ -32,6 +32,21 @@ def along_both(x: Tensor, matrix: Tensor) -> Tensor:
     return torch.matmul(matrix, x @ matrix.T)
 
 
+def side_by_side(x: Tensor) -> Tensor:
+    """All planes of x (B, C, H, W) as the channels of one image, (1, B * C, H, W) float32 that lie beside each other.
+
+    What treats every plane alike then runs along them, several times as fast as plane by plane.
+    """
+    return x.flatten(0, 1)[None].to(torch.float32, memory_format=torch.channels_last)
+
+
+def correlate(planes: Tensor, kernel: Tensor) -> Tensor:
+    """Every plane of `side_by_side` under a (K, K) kernel with K odd, mirrored at the centre of its border pixels."""
+    planes = F.pad(planes, [len(kernel) // 2] * 4, mode="reflect").contiguous(memory_format=torch.channels_last)
+    count = planes.shape[1]
+    return F.conv2d(planes, kernel.to(planes.device).expand(count, 1, -1, -1).contiguous(), groups=count)
+
+
 def gaussian_blur(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4.0) -> Tensor:
     """A Gaussian filter of x (B, C, S, S), cut off `truncate` sigmas from its centre and scaled to sum 1.
 

@@ -47,31 +47,31 @@ def poisson(images: Tensor, draws: Draws, photons: float) -> Tensor:
     """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) float32.
 
     By inversion, exact up to the 23 bits of a uniform draw. There are only 256 means, so their distribution functions
-    are tables; a second table tells for each of 1024 equal parts of [0, 1] where the search starts.
+    are tables; two more tell, for each of 1024 equal parts of [0, 1], the least count of such draws, and up to where.
     """
-    cdf, start = (table.to(images.device) for table in _poisson_tables(photons))
+    cdf, least, until = (table.to(images.device) for table in _poisson_tables(photons))
     u = draws.uniform(images.shape[1:], "shot_noise").flatten()
-    p = images.flatten().int()
-    count = start.take((p * start.shape[1] + (u * start.shape[1]).int()).long())
-    row = p * cdf.shape[1]
-    above = u > cdf.take((row + count).long())
-    count += above
-    # Few are still below their place, most of them in the tails: only these go on.
-    left = above.nonzero().squeeze(1)
-    while len(left):
-        left = left[u[left] > cdf.take((row[left] + count[left]).long())]
+    part = images.flatten().int().mul_(least.shape[1]).add_((u * least.shape[1]).int()).long()
+    count = least.take(part)
+    left = (u > until.take(part)).nonzero().squeeze(1)
+    row = images.flatten()[left].int() * cdf.shape[1]
+    u = u[left]
+    while len(left):  # few, most of them in the tails
         count[left] += 1
+        more = (u > cdf.take((row + count[left]).long())).nonzero().squeeze(1)
+        left, row, u = left[more], row[more], u[more]
     return count.view(images.shape).float()
 
 
 @cache
-def _poisson_tables(photons: float) -> tuple[Tensor, Tensor]:
-    """cdf: (256, K) float32. start: (256, 1024) int32, the largest count that no draw of this part lies below."""
+def _poisson_tables(photons: float) -> tuple[Tensor, Tensor, Tensor]:
+    """cdf: (256, K) float32. least: (256, 1024) int32. until: (256, 1024) float32, cdf at `least`."""
     mean = torch.arange(256, dtype=torch.float64)[:, None] * photons / 255
     k = torch.arange(int(photons + 7 * math.sqrt(photons) + 12), dtype=torch.float64)
-    log_p = torch.xlogy(k, mean) - mean - torch.lgamma(k + 1)
-    cdf = log_p.exp().cumsum(1)
-    cdf[:, -1] = 2.0  # nothing is drawn beyond
-    cdf = cdf.float()
+    p = (torch.xlogy(k, mean) - mean - torch.lgamma(k + 1)).exp()
+    beyond = p.flip(1).cumsum(1).flip(1) - p
+    # What has a chance below the draws' 2^-24 is never drawn.
+    cdf = torch.where(beyond < 2.0**-25, 1.0, 1 - beyond).float()
     parts = torch.arange(1024, dtype=torch.float32).expand(256, -1) / 1024
-    return cdf, torch.searchsorted(cdf, parts.contiguous(), out_int32=True)
+    least = torch.searchsorted(cdf, parts.contiguous())
+    return cdf, least.int(), cdf.gather(1, least)

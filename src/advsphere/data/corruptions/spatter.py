@@ -43,14 +43,15 @@ def spatter(
         cover = filters.gaussian_blur((layer > threshold).float(), strength)
         cover = torch.where(cover < 0.8, 0, cover)
         return x * (1 - cover) + cover * _colour(_MUD, x)
-    liquid = torch.where(layer < threshold, 0, layer).mul(255).clamp_(0, 255).floor_()
+    layer = filters.side_by_side(layer)
+    liquid = torch.where(layer < threshold, 0, layer).mul_(255).clamp_(0, 255).floor_()
     relief = liquid * _relief(liquid)
-    highest = relief.amax((2, 3), keepdim=True)
-    return x + relief.mul_(strength).div_(highest.clamp_(min=1)) * _colour(_WATER, x)
+    relief *= strength / relief.amax((2, 3), keepdim=True).clamp_(min=1)
+    return x + relief[0][:, None] * _colour(_WATER, x)
 
 
 def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
-    """Canny's edges (1986) of grey (B, 1, H, W), whole numbers in 0..255, as bool: Sobel, |dx| + |dy|, hysteresis."""
+    """Canny's edges (1986) of grey (1, B, H, W), whole numbers in 0..255, as bool: Sobel, |dx| + |dy|, hysteresis."""
     padded = F.pad(grey, [1] * 4, mode="replicate")
     across = padded[..., 2:] - padded[..., :-2]
     down = padded[..., 2:, :] - padded[..., :-2, :]
@@ -77,7 +78,7 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
 
 
 def distances(edge: Tensor) -> Tensor:
-    """(B, 1, H, W) float32: length of the shortest way to an edge by _STEPS, 20 where it is longer or there is none.
+    """(1, B, H, W) float32: length of the shortest way to an edge by _STEPS, 20 where it is longer or there is none.
 
     A shortest way uses each kind of step some number of times, in any order; so one kind after the other, and 1, 2, 4, 8
     and 16 steps of each.
@@ -98,26 +99,26 @@ def distances(edge: Tensor) -> Tensor:
 
 
 def equalised(grey: Tensor) -> Tensor:
-    """Histogram equalisation of each (1, H, W) of grey (B, 1, H, W), whole numbers in 0..255 as float32."""
-    flat = grey.flatten(1).long()
-    counts = torch.zeros(len(flat), 256, device=grey.device).scatter_add_(1, flat, torch.ones_like(grey).flatten(1))
+    """Histogram equalisation of each plane of grey (1, B, H, W), whole numbers in 0..255 as float32."""
+    flat = grey[0].flatten(1).long()
+    counts = torch.zeros(len(flat), 256, device=grey.device)
+    counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
     total, lowest = flat.shape[1], flat.amin(1, keepdim=True)
     first = counts.gather(1, lowest)
     table = ((counts.cumsum(1) - first) * (255 / (total - first).clamp(min=1))).round_().clamp_(0, 255)
     table = torch.where(first == total, lowest.float(), table)
-    return table.gather(1, flat).view_as(grey)
+    return table.gather(1, flat).view(grey.shape).contiguous(memory_format=torch.channels_last)
 
 
 def _relief(liquid: Tensor) -> Tensor:
-    """(B, 1, H, W), whole numbers in 0..255: how much light each place of the water throws back."""
+    """(1, B, H, W), whole numbers in 0..255: how much light each place of the water throws back."""
     away = equalised(_mean3(distances(edges(liquid))).floor_())
-    kernel = torch.tensor(_EMBOSS, device=liquid.device)[None, None]
-    embossed = F.conv2d(F.pad(away, [1] * 4, mode="reflect"), kernel).clamp_(0, 255)
+    embossed = filters.correlate(away, torch.tensor(_EMBOSS)).clamp_(0, 255)
     return _mean3(embossed).round_()
 
 
-def _mean3(x: Tensor) -> Tensor:
-    return F.avg_pool2d(F.pad(x, [1] * 4, mode="reflect"), 3, 1)
+def _mean3(planes: Tensor) -> Tensor:
+    return filters.correlate(planes, torch.full((3, 3), 1 / 9))
 
 
 def _shifted(padded: Tensor, i: int, j: int, like: Tensor) -> Tensor:
