@@ -72,6 +72,6 @@ def _poisson_tables(photons: float) -> tuple[Tensor, Tensor, Tensor]:
     beyond = p.flip(1).cumsum(1).flip(1) - p
     # What has a chance below the draws' 2^-24 is never drawn.
     cdf = torch.where(beyond < 2.0**-25, 1.0, 1 - beyond).float()
-    parts = torch.arange(1024, dtype=torch.float32).expand(256, -1) / 1024
-    least = torch.searchsorted(cdf, parts.contiguous())
+    lowest = (torch.arange(1024) / 1024).clamp_(min=2.0**-25)  # of the draws of each part
+    least = torch.searchsorted(cdf, lowest.expand(256, -1).contiguous())
     return cdf, least.int(), cdf.gather(1, least)
