@@ -1,8 +1,9 @@
 """Corruptions beside the published generators: do they agree, and how much faster are they?
 
 The generators are those of hendrycks/robustness (make_cifar_c.py, make_tinyimagenet_c.py, make_imagenet_c.py), run as
-they are but for what newer libraries broke: numpy.float_, numpy.fromstring, scipy.ndimage.interpolation, and `multichannel`
-of skimage. They need scikit-image, opencv-python, wand and ImageMagick's library beside the packages of this project.
+they are but for what newer libraries broke: numpy.float_, numpy.fromstring, scipy.ndimage.interpolation and
+skimage's `multichannel`. They need scikit-image, opencv-python, wand and ImageMagick's library beside the packages of
+this project.
 
     git clone https://github.com/hendrycks/robustness
     python benchmarks/corruptions.py robustness images.npy --n 1000        # agreement, a table in Markdown
@@ -16,13 +17,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import math
-import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from same_draws import same_draws
 
 from advsphere.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, corrupt
 from advsphere.draws import Draws
@@ -83,32 +83,53 @@ def _gaussian_with_multichannel(gaussian: Callable[..., Any]) -> Callable[..., A
 
 
 def ours(pixels: Pixels, name: str, severity: int, frost: Path | None = None) -> Pixels:
+    """The same images under ours; frost: a folder with the published textures."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     draws = Draws(0, torch.arange(len(images)))
     return corrupt(images, name, severity, draws=draws, frost_folder=frost).permute(0, 2, 3, 1).numpy()
 
 
 def agreement(published: Published, pixels: Pixels, names: list[str]) -> Iterator[str]:
-    """Rows of a table: over all severities, how far apart the pixels are, or how far from the clean image on average."""
-    yield "| corruption | severity | equal, % | within 1, % | largest | change, ref | change, ours | PSNR, ref | PSNR, ours |"
-    yield "|---|" + "---:|" * 8
-    frost = published.folder
+    """Rows of a table: values that are equal and that are at most 1 apart, of a deterministic corruption or with the
+    same draws; the mean absolute change of the clean image and the PSNR, of theirs with their own draws and of ours.
+    """
+    yield "| corruption | equal, % | within 1, % | largest | change, theirs | ours | PSNR, theirs | ours |"
+    yield "|---|" + "---:|" * 7
     for name in names:
-        for severity in SEVERITIES:
-            a = np.stack([published(Image.fromarray(p), name, severity) for p in pixels]).astype(np.int16)
-            for label, b in _variants(name, pixels, severity, frost):
-                apart = np.abs(a - b.astype(np.int16))
-                numbers = [f"{100 * (apart <= d).mean():.3f}" for d in (0, 1)] + [str(apart.max())]
-                cells = numbers if name not in RANDOM else ["", "", ""]
-                means = [f"{np.abs(v - pixels.astype(np.int16)).mean():.2f}" for v in (a, b.astype(np.int16))]
-                noise = [f"{psnr(v, pixels):.2f}" for v in (a, b)]
-                yield f"| {label} | {severity} | " + " | ".join([*cells, *means, *noise]) + " |"
+        rows = [_compared(published, pixels, name, severity) for severity in SEVERITIES]
+        equal, near, largest, *means = zip(*rows, strict=True)
+        cells = [f"{100 * statistics.fmean(part):.2f}" for part in (equal, near)] if equal[0] is not None else ["", ""]
+        cells += ["" if largest[0] is None else f"{max(largest):.0f}"]
+        cells += [f"{statistics.fmean(part):.2f}" for part in means]
+        yield f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _variants(name: str, pixels: Pixels, severity: int, frost: Path) -> Iterator[tuple[str, Pixels]]:
-    yield name, ours(pixels, name, severity)
-    if name == "frost":
-        yield "frost, published textures", ours(pixels, name, severity, frost)
+def _compared(published: Published, pixels: Pixels, name: str, severity: int) -> tuple[Any, ...]:
+    clean = pixels.astype(np.int16)
+    images = [Image.fromarray(p) for p in pixels]
+    theirs = np.stack([published(image, name, severity) for image in images]).astype(np.int16)
+    mine = ours(pixels, name, severity).astype(np.int16)
+    apart: Any = None
+    if name not in RANDOM:
+        apart = np.abs(theirs - mine)
+    elif same_draws(name, 0, severity, pixels.shape[1]) is not None:
+        alike = []
+        for number, image in enumerate(images):
+            with published.drawing(**(same_draws(name, number, severity, pixels.shape[1]) or {})):
+                alike.append(published(image, name, severity))
+        original = ours(pixels, name, severity, published.folder) if name == "frost" else mine
+        apart = np.abs(np.stack(alike).astype(np.int16) - original)
+    agreed = (None, None, None) if apart is None else ((apart == 0).mean(), (apart <= 1).mean(), apart.max())
+    changes = [np.abs(v - clean).mean() for v in (theirs, mine)]
+    return *agreed, *changes, psnr(theirs, pixels), psnr(mine, pixels)
+
+
+def save(published: Published, pixels: Pixels, names: list[str], folder: Path) -> None:
+    """Their images as CIFAR-10-C lays them out, but for the labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        done = [published(Image.fromarray(p), name, severity) for severity in SEVERITIES for p in pixels]
+        np.save(folder / f"{name}.npy", np.stack(done))
 
 
 def psnr(a: Any, b: Any) -> float:
@@ -124,13 +145,18 @@ def speed(published: Published, pixels: Pixels, names: list[str]) -> Iterator[st
     ratios = []
     few = [Image.fromarray(p) for p in pixels[: max(1, len(pixels) // 10)]]
     for name in names:
-        reference = sum(_seconds(lambda s=s: [published(p, name, s) for p in few], 1) for s in SEVERITIES) / len(few) / 5
-        mine = sum(_seconds(lambda s=s: ours(pixels, name, s), 3) for s in SEVERITIES) / len(pixels) / 5
-        ratios.append(reference / mine)
-        yield f"| {name} | {1e6 * reference:,.0f} | {1e6 * mine:,.0f} | {ratios[-1]:.1f} |"
+        theirs = statistics.fmean(_seconds(partial(_each, published, few, name, s), 1) / len(few) for s in SEVERITIES)
+        mine = statistics.fmean(_seconds(partial(ours, pixels, name, s), 3) / len(pixels) for s in SEVERITIES)
+        ratios.append(theirs / mine)
+        yield f"| {name} | {1e6 * theirs:,.0f} | {1e6 * mine:,.0f} | {ratios[-1]:.1f} |"
     main = ratios[: len([n for n in names if n in CORRUPTIONS])]
     for label, part in (("geometric mean of the 15", main), ("geometric mean of all", ratios)):
         yield f"| {label} | | | {statistics.geometric_mean(part):.1f} |" if part else ""
+
+
+def _each(published: Published, images: list[Image.Image], name: str, severity: int) -> None:
+    for image in images:
+        published(image, name, severity)
 
 
 def _seconds(work: Callable[[], Any], times: int) -> float:
@@ -150,11 +176,14 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="(N, S, S, 3) uint8, .npy")
     parser.add_argument("--n", type=int, default=100, help="how many of the images")
     parser.add_argument("--speed", action="store_true", help="time, instead of comparing")
+    parser.add_argument("--save", type=Path, help="write the reference's images there, and nothing else")
     parser.add_argument("--only", nargs="*", default=[*CORRUPTIONS, *EXTRA], help="some of the corruptions")
     options = parser.parse_args()
     pixels = np.load(options.images)[: options.n]
     published = Published(options.checkout.resolve(), pixels.shape[1])
-    print(f"{len(pixels)} images of {pixels.shape[1]} pixels, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(f"{len(pixels)} images of {pixels.shape[1]} pixels, {torch.get_num_threads()} threads\n")
+    if options.save:
+        return save(published, pixels, options.only, options.save)
     for line in (speed if options.speed else agreement)(published, pixels, options.only):
         print(line, flush=True)
 

@@ -7,6 +7,7 @@ other rules.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,26 +57,26 @@ def same_draws(name: str, example: int, severity: int, side: int) -> Functions |
 
 
 def _glass(draws: Draws, side: int) -> Iterator[Callable[[int], Any]]:
-    """For each pixel in turn, its offsets (dx, dy) for a given reach."""
-    for number in range(9):
+    """For each pixel in the order of the passes, a function from the reach to its offsets (dx, dy)."""
+    for number in itertools.count():
         u = draws.at(restart=number).uniform((2, side * side), "glass_blur")[0].view(2, side, side).numpy()
-        d: list[int] = []
-        h = w = 0
+        reach = 0
 
-        def offsets(reach: int, u: Any = u) -> Any:
-            nonlocal h, w
-            if not d:
-                d.append(reach)
-                h = w = side - reach
-            dy, dx = np.floor(u[:, h, w] * np.float32(2 * reach)).astype(int) - reach
-            w -= 1
-            if w == reach:
-                h, w = h - 1, side - reach
+        def offsets(d: int, h: int, w: int, u: Any = u) -> Any:
+            nonlocal reach
+            reach = d
+            dy, dx = np.floor(u[:, h, w] * np.float32(2 * d)).astype(int) - d
             return dx, dy
 
-        yield offsets
-        while h > d[0]:
-            yield offsets
+        h = w = 0
+        while True:
+            # The first call tells the reach, and with it where a pass begins and ends.
+            yield lambda d, h=h, w=w: offsets(d, h or side - d, w or side - d)
+            h, w = h or side - reach, (w or side - reach) - 1
+            if w == reach:
+                h, w = h - 1, side - reach
+            if h == reach:
+                break
 
 
 def _squares_and_diamonds(noise: Any) -> Iterator[Any]:

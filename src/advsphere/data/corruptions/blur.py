@@ -43,9 +43,10 @@ def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, passes:
     """Blurred; each pixel replaced by one at most `reach` away, one after the other, `passes` times; blurred again.
 
     From the last row and column to the first, pixel (h, w) takes what then is at (h + dy, w + dx) with dy and dx in
-    -reach..reach-1. The published code means to swap the two but, by an alias, copies: so is it in the published images,
-    and here. Copying is what makes this parallel: a pixel's new value is another's new value, if that came before it,
-    else another's old value. Following these arrows to their ends by doubling takes a few rounds for all pixels at once.
+    -reach..reach-1. The published code means to swap the two but, by an alias, copies: so is it in the published
+    images, and here. Copying is what makes this parallel: a pixel's new value is another's new value, if that came
+    before it, else another's old value. Following these arrows to their ends by doubling takes a few rounds for all
+    pixels at once.
     """
     d, side = int(reach), images.shape[-1]
     x = filters.whole_levels(filters.gaussian_blur(images.float(), sigma)).flatten(2)

@@ -14,7 +14,9 @@ Border = Literal["nearest", "reflect"]
 
 
 ALMOST = 2.0**-12
-"""Added to grey levels before they are cut to whole numbers: what rounding put just below a whole number is that number."""
+"""Added to grey levels before they are cut to whole numbers: what rounding put just below a whole number is that
+number.
+"""
 
 
 def whole_levels(x: Tensor) -> Tensor:
@@ -89,9 +91,9 @@ def zoomed(x: Tensor, factor: float) -> Tensor:
 def motion_blur(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
     """Each image smeared along a line from each pixel onwards, as by ImageMagick's -motion-blur.
 
-    x: (B, C, S, S) uint8 or float32 in 0..255. angle: (B,) in degrees. radius: the line has 2 * ceil(radius) + 1 pixels,
-    weighed by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole numbers in
-    0..255 as float32.
+    x: (B, C, S, S) uint8 or float32 in 0..255. angle: (B,) in degrees. radius: the line has 2 * ceil(radius) + 1
+    pixels, weighed by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole
+    numbers in 0..255 as float32.
 
     In the order of their angles, neighbouring images have most points of their lines in common, so they are moved
     together.

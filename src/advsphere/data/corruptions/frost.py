@@ -95,9 +95,9 @@ def _read(folder: Path, name: str) -> Tensor:
 def _needles(number: int) -> Tensor:
     """(3, 512, 512) float32 of whole numbers: patches of needles, each patch with a direction of its own.
 
-    White noise is smeared along each of several directions; in each place that direction shows whose patch is there (the
-    highest of as many smooth random fields). The spectrum is then brought to the published slope, the colours to their
-    means and spreads.
+    White noise is smeared along each of several directions; in each place that direction shows whose patch is there
+    (the highest of as many smooth random fields). The spectrum is then brought to the published slope, the colours to
+    their means and spreads.
     """
     draws = Draws(number, torch.arange(_DIRECTIONS + 1))
     noise = torch.fft.fft2(draws.normal((_SIZE, _SIZE), "frost texture").double())
@@ -106,7 +106,9 @@ def _needles(number: int) -> Tensor:
     frequency = torch.hypot(u, v).clamp(min=1 / _SIZE)
     angle = draws.uniform((), "frost direction").double()[:-1, None, None] * math.pi
     length, width, patch = 12.0, 0.5, 20.0
-    smear = torch.exp(-2 * (math.pi**2) * ((length * (u * angle.cos() + v * angle.sin())) ** 2 + (width * frequency) ** 2))
+    smear = torch.exp(
+        -2 * (math.pi**2) * ((length * (u * angle.cos() + v * angle.sin())) ** 2 + (width * frequency) ** 2)
+    )
     needles = torch.fft.ifft2(noise[:-1] * smear).real
     needles /= needles.std((1, 2), keepdim=True)
     patches = torch.fft.ifft2(noise[:-1].roll(1, 0) * torch.exp(-2 * (math.pi * patch * frequency) ** 2)).real

@@ -59,7 +59,7 @@ def corrupt(
     Follows Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261) and their code; what differs is in docs/fidelity.md.
     Raises UserError for an unknown name or severity, and for images of another shape or type.
     """
-    _check(images)
+    check_images(images)
     parameters = strength(name, severity, images.shape[-1])
     draws = (draws or Draws.of(images)).at(step=severity)
     how = partial(_HOW[name], folder=frost_folder) if name == "frost" else _HOW[name]
@@ -73,7 +73,8 @@ def corrupt(
     return done
 
 
-def _check(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raises UserError unless they can be corrupted: (B, 3, S, S) uint8, S at least 24."""
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise UserError(f"corruptions are for square colour images, (B, 3, S, S); found {tuple(images.shape)}")
     if images.dtype != torch.uint8:
@@ -82,6 +83,6 @@ def _check(images: Tensor) -> None:
         )
     if images.shape[-1] < _SMALLEST:
         raise UserError(
-            f"corruptions are for images of at least {_SMALLEST} pixels; these have {images.shape[-1]}: nothing would be "
-            "left to see"
+            f"corruptions are for images of at least {_SMALLEST} pixels; these have {images.shape[-1]}: "
+            "nothing would be left to see"
         )

@@ -65,7 +65,9 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
 
     flat = dy.abs() < dx.abs() * 0.41421356  # tan(22.5 degrees)
     steep = dy.abs() > dx.abs() * 2.41421356
-    diagonal = torch.where((dx < 0) ^ (dy < 0), (size > at(-1, 1)) & (size > at(1, -1)), (size > at(-1, -1)) & (size > at(1, 1)))
+    diagonal = torch.where(
+        (dx < 0) ^ (dy < 0), (size > at(-1, 1)) & (size > at(1, -1)), (size > at(-1, -1)) & (size > at(1, 1))
+    )
     crest = torch.where(flat, (size > at(0, -1)) & (size >= at(0, 1)), diagonal)
     crest = torch.where(steep, (size > at(-1, 0)) & (size >= at(1, 0)), crest) & (size > low)
     found = (crest & (size > high)).float()
@@ -80,8 +82,8 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
 def distances(edge: Tensor) -> Tensor:
     """(1, B, H, W) float32: length of the shortest way to an edge by _STEPS, 20 where it is longer or there is none.
 
-    A shortest way uses each kind of step some number of times, in any order; so one kind after the other, and 1, 2, 4, 8
-    and 16 steps of each.
+    A shortest way uses each kind of step some number of times, in any order; so one kind after the other, and 1, 2, 4,
+    8 and 16 steps of each.
     """
     found = torch.full(edge.shape, _FARTHEST, device=edge.device).masked_fill_(edge, 0.0)
     reach = 32

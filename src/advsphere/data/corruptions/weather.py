@@ -25,8 +25,8 @@ def snow(
 ) -> Tensor:
     """A whitened image and, on it, flakes: enlarged noise above a threshold, smeared, together with its half turn.
 
-    mean, sigma: of the noise. radius, width: of the motion blur, at -135 to -45 degrees. keep: share of the image that is
-    not whitened.
+    mean, sigma: of the noise. radius, width: of the motion blur, at -135 to -45 degrees. keep: share of the image that
+    is not whitened.
     """
     flakes = filters.zoomed(normal(draws, (1, *images.shape[2:]), "snow").mul_(sigma).add_(mean), zoom)
     flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1).mul(255).floor()
