@@ -12,6 +12,7 @@ from advsphere.analysis.few_steps import FewSteps, few_steps, few_steps_figure, 
 from advsphere.analysis.gradients import LayerGradients, gradient_figure, layer_gradients
 from advsphere.analysis.gradients import record as gradient_record
 from advsphere.analysis.hardness import Hardness, hardness, hardness_figure
+from advsphere.analysis.heatmap import corruption_figure
 from advsphere.analysis.pictures import Picture, fooled_by, pictures, strongest
 from advsphere.analysis.resampling import Estimate, bootstrap
 from advsphere.analysis.sheet import both_ways, first_right, picture_figure
@@ -43,6 +44,7 @@ __all__ = [
     "balanced",
     "bootstrap",
     "both_ways",
+    "corruption_figure",
     "craft",
     "curve_figure",
     "diagnose",
