@@ -138,11 +138,8 @@ def _summary(record: CorruptionRecord, reference: str | None) -> list[str]:
     low, high = record.clean.interval
     lines = [f"clean {100 * record.clean.accuracy:.1f} % ({100 * low:.1f} - {100 * high:.1f}), n = {record.clean.n}"]
     mca = record.mca
-    which = (
-        "all 15 corruptions"
-        if len(record.counted) == 15
-        else f"{len(record.counted)} of 15: {', '.join(record.counted)}"
-    )
+    counted = record.counted
+    which = "all 15 corruptions" if len(counted) == 15 else f"{len(counted)} of 15: {', '.join(counted)}"
     lines.append(f"mCA {100 * mca.value:.2f} % ({100 * mca.low:.2f} - {100 * mca.high:.2f}), over {which}")
     if reference == "alexnet":
         lines.append(f"mCE {100 * record.mce(ALEXNET):.1f} %, against AlexNet's published errors on ImageNet-C")

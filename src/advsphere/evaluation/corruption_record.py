@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
-from advsphere.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES
+from advsphere.data.corruptions import CORRUPTIONS, SEVERITIES
 from advsphere.errors import UserError
 from advsphere.evaluation.intervals import wilson
 from advsphere.evaluation.records import content_checksum, differences, read_json
@@ -18,16 +18,9 @@ from advsphere.files import write_atomically
 
 FORMAT = "advsphere corruptions 1"
 
-ALEXNET = dict(
-    zip(
-        CORRUPTIONS,
-        (
-            0.886428, 0.894468, 0.922640, 0.819880, 0.826268, 0.785948, 0.798360, 0.866816, 0.826572, 0.819324, 0.564592,
-            0.853204, 0.646056, 0.717840, 0.606500,
-        ),
-        strict=True,
-    )
-)  # fmt: skip
+_NOISE, _BLUR = (0.886428, 0.894468, 0.922640), (0.819880, 0.826268, 0.785948, 0.798360)
+_WEATHER, _DIGITAL = (0.866816, 0.826572, 0.819324, 0.564592), (0.853204, 0.646056, 0.717840, 0.606500)
+ALEXNET = dict(zip(CORRUPTIONS, _NOISE + _BLUR + _WEATHER + _DIGITAL, strict=True))
 """AlexNet's error on ImageNet-C, averaged over severities: what mCE was defined with (Hendrycks and Dietterich 2019).
 """
 
@@ -133,7 +126,7 @@ class CorruptionRecord:
     def mca(self) -> Mean:
         """The paper's mCA: accuracy averaged over `counted` and all severities."""
         if not self.counted:
-            raise UserError(f"mCA is over the 15 corruptions of the benchmark, of which this record has none: {EXTRA}")
+            raise UserError("mCA is over the 15 corruptions of the benchmark, of which this record has none")
         return self.mean(self.counted)
 
     def error(self, name: str) -> float:
