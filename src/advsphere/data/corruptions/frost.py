@@ -34,7 +34,7 @@ _STATISTICS = (  # mean and spread of red, green and blue, and the slope of the 
 )
 _SCALE = {32: 0.2, 64: 0.3, 224: 1.0}
 """To how much of their size the published generators shrink the files."""
-_SIZE, _DIRECTIONS = 512, 12
+_SIZE, _DIRECTIONS = 400, 6
 
 
 def frost(images: Tensor, draws: Draws, image_share: float, frost_share: float, folder: Path | None = None) -> Tensor:
@@ -92,26 +92,27 @@ def _read(folder: Path, name: str) -> Tensor:
         raise UserError(f"cannot read the image {path} ({error}): replace it") from error
 
 
+@cache
 def _needles(number: int) -> Tensor:
-    """(3, 512, 512) float32 of whole numbers: patches of needles, each patch with a direction of its own.
+    """(3, 400, 400) float32 of whole numbers: patches of needles, each patch with a direction of its own.
 
     White noise is smeared along each of several directions; in each place that direction shows whose patch is there
     (the highest of as many smooth random fields). The spectrum is then brought to the published slope, the colours to
     their means and spreads.
     """
-    draws = Draws(number, torch.arange(_DIRECTIONS + 1))
-    noise = torch.fft.fft2(draws.normal((_SIZE, _SIZE), "frost texture").double())
+    draws = Draws(number, torch.arange(_DIRECTIONS))
+    noise = torch.fft.fft2(draws.uniform((_SIZE, _SIZE), "frost texture").double() - 0.5)
     along = torch.fft.fftfreq(_SIZE, dtype=torch.float64)
     v, u = torch.meshgrid(along, along, indexing="ij")
     frequency = torch.hypot(u, v).clamp(min=1 / _SIZE)
-    angle = draws.uniform((), "frost direction").double()[:-1, None, None] * math.pi
+    angle = draws.uniform((), "frost direction").double()[:, None, None] * math.pi
     length, width, patch = 12.0, 0.5, 20.0
     smear = torch.exp(
         -2 * (math.pi**2) * ((length * (u * angle.cos() + v * angle.sin())) ** 2 + (width * frequency) ** 2)
     )
-    needles = torch.fft.ifft2(noise[:-1] * smear).real
+    needles = torch.fft.ifft2(noise * smear).real
     needles /= needles.std((1, 2), keepdim=True)
-    patches = torch.fft.ifft2(noise[:-1].roll(1, 0) * torch.exp(-2 * (math.pi * patch * frequency) ** 2)).real
+    patches = torch.fft.ifft2(noise.roll(1, 0) * torch.exp(-2 * (math.pi * patch * frequency) ** 2)).real
     field = torch.fft.fft2(needles.gather(0, patches.argmax(0, keepdim=True))[0])
     means, spreads, slope = _STATISTICS[number]
     # The mean power of each ring of frequencies is brought to frequency^slope.

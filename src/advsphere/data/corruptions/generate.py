@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -64,8 +65,10 @@ def corrupt(
     draws = (draws or Draws.of(images)).at(step=severity)
     how = partial(_HOW[name], folder=frost_folder) if name == "frost" else _HOW[name]
     each = _AT_ONCE.get(images.device.type, 2**26) * (torch.get_num_threads() if images.device.type == "cpu" else 1)
-    size = max(1, each // images[0].numel()) if len(images) else 1
+    size = max(1, each // math.prod(images.shape[1:]))
     done = torch.empty_like(images)
+    if not len(images):
+        return done
     for part, into, ids in zip(images.split(size), done.split(size), draws.ids.split(size), strict=True):
         result = how(part, replace(draws, ids=ids), *parameters)
         # Cut off, not rounded, as published.
