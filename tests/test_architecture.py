@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hypersphere": {"errors", "losses", "schedule", "classifier"},
     "attacks": CORE,
     "objectives": CORE | {"attacks"},
-    "data": {"errors", "draws", "distributed"},
+    "data": {"errors", "files", "draws", "distributed"},
     "models": {"errors", "classifier", "hypersphere"},
     "training": CORE | {"attacks", "objectives", "data"},
     "evaluation": CORE | {"attacks", "data"},

@@ -120,6 +120,10 @@ def save_folders(corrupted: Corrupted, folder: Path, *, batch_size: int = 250) -
 
 
 def _save_folder(images: Images, place: Path, batch_size: int) -> None:
+    if odd := [label for label in images.classes if label != Path(label).name]:
+        raise UserError(
+            f"{images.name}: the class {odd[0]!r} cannot be the name of a folder; rename it, or save arrays"
+        )
     partial = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         with disk_errors(place):
@@ -176,7 +180,7 @@ def _labels(root: Path) -> Array:
         raise UserError(
             f"{path}: the labels of the five severities differ: the images must be in the same order in each"
         )
-    return parts.reshape(-1)
+    return parts.flatten()
 
 
 def _array(path: Path, count: int, clean: Images) -> Array:
