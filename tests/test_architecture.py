@@ -49,9 +49,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "experiment": CORE | SETUP | {"attacks", "recipes"},
     "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report"},
     "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
+    "corruption_table": CORE | {"data", "evaluation", "results"},
     "cli": CORE
     | SETUP
-    | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo", "results"},
+    | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "demo", "results"}
+    | {"corruption_table"},
     "__main__": {"cli"},
 }
 

@@ -89,3 +89,8 @@ def test_a_mistake_gets_one_line(
     assert main(["corruptions", *options, *arguments]) == 1
     shown = capsys.readouterr().err
     assert said in shown and len(shown.strip().splitlines()) == 1 and "Traceback" not in shown
+
+
+def test_rows_are_of_runs(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corruptions", *mine, "--n", "2", "--row", "rows.jsonl"]) == 1
+    assert "--row is for runs" in capsys.readouterr().err

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from advsphere import results
 from advsphere.analysis import corruption_figure
 from advsphere.cli.arguments import parse
 from advsphere.cli.subject import Subject
+from advsphere.corruption_table import corruption_markdown, corruption_row
 from advsphere.data import Images
 from advsphere.data.corruptions import SEVERITIES, Corrupted, generated, read_published, save_arrays, save_folders
 from advsphere.errors import UserError
@@ -51,6 +53,10 @@ class Options:
     """Of what is generated."""
     reference: str | None = None
     """For mCE: the folder of another model's record on the same images, or alexnet (for ImageNet-C)."""
+    row: Path | None = None
+    """Add a run's numbers as a row to this file of results (JSON lines), and print the table of its rows."""
+    data_name: str | None = None
+    """What the images are called in the row; the data set's name by default."""
     save: Path | None = None
     """Write what is generated there, in the published layout, for other tools; nothing is measured."""
     layout: Literal["arrays", "folders"] | None = None
@@ -92,6 +98,12 @@ def main(arguments: list[str]) -> int:
     for line in _summary(record, options.reference):
         console.print(line, markup=False)
     console.print(f"record and heat map: {folder}", markup=False)
+    if options.row is not None:
+        if options.subject.run is None:
+            raise UserError("--row is for runs, whose recipe it names; leave it out for a model of your own")
+        row = corruption_row(options.subject.run, folder, record, data_name=options.data_name)
+        results.add(options.row, [row])
+        console.print(corruption_markdown(results.read(options.row)), markup=False)
     return 0
 
 
