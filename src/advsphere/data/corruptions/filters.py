@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -108,10 +109,10 @@ def motion_blur(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor
     reach, size = len(taps) - 1, x.shape[-1]
     padded = F.pad(x.index_select(0, order).float(), [reach] * 4, mode="replicate")
     total = torch.zeros(x.shape, device=x.device)
-    for at, weight in zip(points, (weights / weights.sum()).tolist(), strict=True):
-        shifts, lengths = at.unique_consecutive(dim=0, return_counts=True)
+    for at, weight in zip((points + reach).tolist(), (weights / weights.sum()).tolist(), strict=True):
         first = 0
-        for (down, right), length in zip((shifts + reach).tolist(), lengths.tolist(), strict=True):
+        for (down, right), same in groupby(at):
+            length = len(list(same))
             moved = padded[first : first + length, :, down : down + size, right : right + size]
             total[first : first + length].add_(moved, alpha=weight)
             first += length
