@@ -42,6 +42,7 @@ def corruption_row(run: Path, folder: Path, record: CorruptionRecord, *, data_na
             "record": record.to_dict()["checksum"],
             "seconds": round(sum(cell.seconds for cell in (record.clean, *record.cells)), 1),
             **record.environments[0],
+            "commits": [environment["commit"] for environment in record.environments],
         },
     }
 
