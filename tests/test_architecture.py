@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hypersphere": {"errors", "losses", "schedule", "classifier"},
     "attacks": CORE,
     "objectives": CORE | {"attacks"},
-    "data": {"errors", "draws", "distributed"},
+    "data": {"errors", "files", "draws", "distributed"},
     "models": {"errors", "classifier", "hypersphere"},
     "training": CORE | {"attacks", "objectives", "data"},
     "evaluation": CORE | {"attacks", "data"},
@@ -50,10 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dossier": CORE | SETUP | {"confounders", "recipes", "experiment", "evaluation", "analysis", "report"},
     "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier"},
     "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
+    "corruption_table": CORE | {"data", "evaluation", "results"},
     "cli": CORE
     | SETUP
     | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier", "demo"}
-    | {"results"},
+    | {"results", "corruption_table"},
     "__main__": {"cli"},
 }
 

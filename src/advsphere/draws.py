@@ -48,7 +48,7 @@ class Draws:
     def uniform(self, shape: Sequence[int], purpose: str) -> Tensor:
         """(B, *shape) float32, uniform in the open interval (0, 1) with 23 bits; `purpose` keeps uses apart."""
         bits = self._bits(shape, purpose)
-        return ((bits >> 9) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
+        return bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
         """(B, *shape) float32, standard normal (|value| < 5.5, by the inverse of its distribution function)."""
@@ -63,8 +63,10 @@ class Draws:
         key = _mix(key ^ (self.ids >> 32).int() ^ _signed(salt >> 32))
         second = _mix(key + _signed(salt >> 64))
         counter = torch.arange(size, device=self.ids.device, dtype=torch.int32)
-        bits = _mix(counter ^ key[:, None])
-        return _mix(bits + second[:, None]).view(len(self.ids), *shape)
+        bits = counter ^ key[:, None]
+        scratch = torch.empty_like(bits)
+        _mix_(_mix_(bits, scratch).add_(second[:, None]), scratch)
+        return bits.view(len(self.ids), *shape)
 
 
 def permutation(n: int, *, seed: int, epoch: int, purpose: str = "order") -> Tensor:
@@ -96,6 +98,13 @@ _ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
 
 def _mix(word: Tensor) -> Tensor:
     """A bijection of the 32-bit integers with almost no bias (triple32); int32 products wrap, as they must."""
+    return _mix_(word.clone(), torch.empty_like(word))
+
+
+def _mix_(word: Tensor, scratch: Tensor) -> Tensor:
+    """`_mix` in place: new memory for every operation would take several times as long. scratch: of the same shape."""
     for shift, factor in _ROUNDS:
-        word = (word ^ ((word >> shift) & (0xFFFFFFFF >> shift))) * _signed(factor)
-    return word ^ ((word >> 14) & (0xFFFFFFFF >> 14))
+        torch.bitwise_right_shift(word, shift, out=scratch)
+        word.bitwise_xor_(scratch.bitwise_and_(0xFFFFFFFF >> shift)).mul_(_signed(factor))
+    torch.bitwise_right_shift(word, 14, out=scratch)
+    return word.bitwise_xor_(scratch.bitwise_and_(0xFFFFFFFF >> 14))

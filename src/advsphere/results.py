@@ -31,28 +31,11 @@ def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> lis
     paper and source are None: these networks and images are in no table of the paper. Raises UserError where a file is
     missing or broken.
     """
-    config, result = read_config(run), Evaluation.load(evaluation / "evaluation.json")
-    trained = json.loads((run / "provenance.json").read_text())
-    subject = json.loads((evaluation / "subject.json").read_text())
-    epochs = read_metrics(run)
-    shared = {
-        "recipe": config.recipe,
-        "overrides": differences(_origin(config.recipe, config), config),
-        "network": config.model.name,
-        "objective": type(config.objective).__name__,
-        "scale": config.sphere.scale if config.sphere else None,
-        "margin": config.sphere.margin if config.sphere else None,
-        "weight_decay": config.training.weight_decay,
-        "epochs": config.training.epochs,
-        "seed": config.training.seed,
-        "checkpoint": subject["checkpoint"],
-        "data": data_name or config.data.name,
+    result = Evaluation.load(evaluation / "evaluation.json")
+    shared = row_of_run(run, evaluation, data_name=data_name) | {
         "suite": result.identity["suite"]["name"],
         "threat": f"{result.identity['threat']['norm']} {radius(result.identity['threat']['eps'])}",
-        "trained": trained | {"seconds": round(epochs[-1]["seconds"], 1)},
         "evaluated": result.provenance,
-        "paper": None,
-        "source": None,
     }
     return [
         shared
@@ -69,6 +52,32 @@ def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> lis
         }
         for row in result.rows
     ]
+
+
+def row_of_run(run: Path, measured: Path, *, data_name: str | None = None) -> Row:
+    """What all rows of a run say of it; measured: the folder of a measurement, with its subject.json. Raises UserError
+    where a file is missing or broken.
+    """
+    config = read_config(run)
+    trained = json.loads((run / "provenance.json").read_text())
+    subject = json.loads((measured / "subject.json").read_text())
+    epochs = read_metrics(run)
+    return {
+        "recipe": config.recipe,
+        "overrides": differences(_origin(config.recipe, config), config),
+        "network": config.model.name,
+        "objective": type(config.objective).__name__,
+        "scale": config.sphere.scale if config.sphere else None,
+        "margin": config.sphere.margin if config.sphere else None,
+        "weight_decay": config.training.weight_decay,
+        "epochs": config.training.epochs,
+        "seed": config.training.seed,
+        "checkpoint": subject["checkpoint"],
+        "data": data_name or config.data.name,
+        "trained": trained | {"seconds": round(epochs[-1]["seconds"], 1)},
+        "paper": None,
+        "source": None,
+    }
 
 
 def _origin(name: str, fallback: Any) -> Any:

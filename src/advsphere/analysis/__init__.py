@@ -14,6 +14,7 @@ from advsphere.analysis.few_steps import FewSteps, few_steps, few_steps_figure, 
 from advsphere.analysis.gradients import LayerGradients, gradient_figure, layer_gradients, recorded
 from advsphere.analysis.gradients import record as gradient_record
 from advsphere.analysis.hardness import Hardness, hardness, hardness_figure
+from advsphere.analysis.heatmap import corruption_figure
 from advsphere.analysis.pictures import Picture, fooled_by, pictures, strongest
 from advsphere.analysis.ratios import diagnosed, ratio_figure, ratio_history_figure
 from advsphere.analysis.resampling import Estimate, bootstrap
@@ -54,6 +55,7 @@ __all__ = [
     "both_ways",
     "by_class",
     "class_figure",
+    "corruption_figure",
     "craft",
     "curve_figure",
     "diagnose",

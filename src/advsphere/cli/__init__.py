@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "attack a baseline and a method, and say how much of the gain survives",
     "diagnose": "look inside a network: gradients, angles, pictures, and the four claims of the paper",
     "report": "write one HTML page about runs and their evaluations: verdict, tables, curves, pictures, provenance",
+    "corruptions": "measure accuracy under common corruptions (CIFAR-10-C, ImageNet-C), generated or loaded",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
     "show": "tell one example's story: the attacks that tried it, the picture, the line that replays it",
     "results": "keep measured rows in a file, and make tables from it",
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<9} {what}" for name, what in COMMANDS.items())))
+        print(USAGE.format(commands="\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())))
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:

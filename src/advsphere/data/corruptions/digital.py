@@ -1,0 +1,93 @@
+"""Digital: contrast, elastic transform, pixelation, JPEG, saturation."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from advsphere.data.corruptions import filters
+from advsphere.draws import Draws
+
+
+def contrast(images: Tensor, draws: Draws, share: float) -> Tensor:
+    """Each channel drawn towards its mean."""
+    x = images.float()
+    return x.mul_(share).add_(x.mean((2, 3), keepdim=True).mul_(1 / share - 1))
+
+
+def saturate(images: Tensor, draws: Draws, factor: float, offset: float) -> Tensor:
+    """S of HSV becomes S * factor + offset, in [0, 1]; hue and V stay. Grey counts as red, of saturation zero."""
+    x = images.float()
+    v, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    span = v - low
+    loss = (span / v.clamp(min=1)).mul_(factor).add_(offset).clamp_(0, 1).mul_(v)  # of V, where a channel is lowest
+    red = torch.tensor((0.0, 1.0, 1.0), device=x.device)[:, None, None]
+    return v - loss * torch.where(span > 0, (v - x) / span, red)
+
+
+def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
+    """Shrunk to `share` of the side by averaging, and enlarged again by repeating pixels, as by Pillow's BOX filter.
+
+    Pillow shrinks all planes as one tall image: they meet where pixels of the small image meet, so that no average
+    crosses from one to the next. A mean of exactly half a grey level may then be rounded the other way.
+    """
+    side, planes = images.shape[-1], images.shape[:2].numel()
+    small = int(side * share)
+    tall = Image.fromarray(images.cpu().reshape(planes * side, side).numpy())
+    shrunk = np.array(tall.resize((small, small * planes), Image.Resampling.BOX))
+    nearest = ((torch.arange(side, dtype=torch.float64) + 0.5) * (small / side)).long()
+    x = torch.from_numpy(shrunk).view(planes, small, small).index_select(2, nearest).index_select(1, nearest)
+    return x.view(images.shape).to(images.device)
+
+
+def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
+    """Written and read as JPEG of this quality, with colours at half the resolution, by libjpeg."""
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    def through(image: Tensor) -> Tensor:
+        return decode_jpeg(encode_jpeg(image, int(quality)))
+
+    pixels = images.cpu()
+    if (threads := torch.get_num_threads()) == 1:
+        done = [through(image) for image in pixels]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            done = list(pool.map(through, pixels))
+    return torch.stack(done).to(images.device)
+
+
+def elastic_transform(images: Tensor, draws: Draws, amplitude: float, smoothness: float, jitter: float) -> Tensor:
+    """A random affine map, then random smooth displacements, both with linear interpolation.
+
+    jitter: by how much three points of a square about the centre move at most. amplitude, smoothness: the displacements
+    are uniform noise under a Gaussian of width `smoothness`, times `amplitude`; the image is mirrored at its border.
+    """
+    x, side = images.float(), images.shape[-1]
+    grid = torch.arange(side, device=x.device, dtype=torch.float32)
+    row, column = torch.meshgrid(grid, grid, indexing="ij")
+    flat = torch.stack((column, row, torch.ones_like(row)), -1)
+    at = flat @ _affine(draws, side, jitter)[:, None].to(flat.dtype)
+    x = F.grid_sample(x, at.mul_(2 / (side - 1)).sub_(1), padding_mode="reflection", align_corners=True)
+    if amplitude:
+        shift = draws.uniform((2, side, side), "elastic_transform displacement").mul_(2).sub_(1)
+        shift = filters.gaussian_blur(shift, smoothness, border="reflect", truncate=3.0).mul_(amplitude)
+        at = torch.stack((column + shift[:, 0], row + shift[:, 1]), -1)
+        x = F.grid_sample(x, at.mul_(2).add_(1).div_(side).sub_(1), padding_mode="reflection", align_corners=False)
+    return x
+
+
+def _affine(draws: Draws, side: int, jitter: float) -> Tensor:
+    """(B, 3, 2) float64: maps (x, y, 1) of the result to (x, y) of the image."""
+    centre, arm = side // 2, side // 3
+    fixed = torch.tensor(
+        [[centre + arm, centre + arm], [centre + arm, centre - arm], [centre - arm, centre - arm]],
+        dtype=torch.float64,
+        device=draws.ids.device,
+    )
+    moved = fixed + draws.uniform((3, 2), "elastic_transform affine").double().mul_(2).sub_(1).mul_(jitter)
+    return torch.linalg.solve(F.pad(moved, (0, 1), value=1.0), fixed.expand_as(moved))
