@@ -119,9 +119,11 @@ def test_with_many_images_the_spread_of_seeds_is_welch_s_test() -> None:
 
 
 def test_holm_corrects_for_the_number_of_attacks() -> None:
-    found = survival([arm(*BASE)], [arm(0.8, 0.56, 0.47)])
-    p = sorted(g.p_value for g in found.gains)
-    adjusted = sorted(g.adjusted for g in found.gains)
+    found = survival([arm(*BASE)], [arm(0.8, 0.56, 0.47, scale=15.0)])
+    attacks = [g for g in found.gains if g.name not in ("clean", WORST)]
+    assert len(attacks) == 2 and found.gain(WORST).adjusted == found.gain(WORST).p_value
+    p = sorted(g.p_value for g in attacks)
+    adjusted = sorted(g.adjusted for g in attacks)
     expected = np.minimum(1, np.maximum.accumulate([(len(p) - i) * v for i, v in enumerate(p)]))
     assert adjusted == pytest.approx(expected.tolist())
 

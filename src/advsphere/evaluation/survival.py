@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from advsphere.errors import UserError
 from advsphere.evaluation.intervals import paired
+from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.records import differences
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
@@ -37,8 +38,8 @@ BARE = " (s = 1)"
 class Gain:
     """The method's accuracy less the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
 
-    baseline, method: mean accuracies of the arms. p_value: that there is no difference; adjusted: the same after Holm's
-    correction (1979) for looking at several attacks.
+    baseline, method: mean accuracies of the arms. p_value: that there is no difference; adjusted: of an attack, the
+    same after Holm's correction (1979) for looking at several.
     """
 
     name: str
@@ -125,7 +126,7 @@ def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pg
     if chosen not in names:
         raise UserError(f"there is no row {chosen!r} in all of these evaluations; there are {', '.join(names)}")
     before, after = (next(g for g in gains if g.name == name) for name in (chosen, WORST))
-    share = _share(arms[chosen], arms[WORST]) if before.low > 0 else None
+    share = _share(arms[chosen], arms[WORST]) if before.difference > 0 and before.clear else None
     half = (after.high - after.low) / 2
     return Survival(
         n=arms[WORST][0].shape[1],
@@ -139,12 +140,12 @@ def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pg
 
 
 def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None) -> Verdict:
-    if before.high < 0:
+    if before.difference < 0 and before.clear:
         return "no gain"
     if share is None:
         return "cannot tell"
     _, low, high = share
-    if after.low > 0:
+    if after.difference > 0 and after.clear:
         return "partly" if high < WHOLE else "survives" if low > HALF else "cannot tell"
     return "does not survive" if high < HALF else "cannot tell"
 
@@ -206,13 +207,13 @@ def _seed_variance(baseline: Columns, method: Columns) -> tuple[float, float]:
 
 
 def _holm(gains: Sequence[Gain]) -> list[Gain]:
-    """The same with p-values corrected for their number."""
-    order = sorted(range(len(gains)), key=lambda i: gains[i].p_value)
+    """The same with the attacks' p-values corrected for their number; clean and worst case are asked about alone."""
+    attacks = sorted((g for g in gains if g.name not in (CLEAN, WORST)), key=lambda g: g.p_value)
     adjusted, highest = {}, 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(gains) - rank) * gains[i].p_value))
-        adjusted[i] = highest
-    return [replace(gain, adjusted=adjusted[i]) for i, gain in enumerate(gains)]
+    for rank, gain in enumerate(attacks):
+        highest = max(highest, min(1.0, (len(attacks) - rank) * gain.p_value))
+        adjusted[gain.name] = highest
+    return [replace(gain, adjusted=adjusted.get(gain.name, gain.p_value)) for gain in gains]
 
 
 def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> tuple[float, float, float]:
