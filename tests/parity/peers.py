@@ -95,7 +95,7 @@ def foolbox(name: str, eps: float | None, **settings: Any) -> Peer:
 
 
 def adv_lib(name: str, **settings: Any) -> Peer:
-    """A function of adv-lib. Its projection clears the model's gradients by hand, so it gets them switched off."""
+    """A function of adv-lib."""
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> Tensor:
         return getattr(package("adv_lib.attacks"), name)(model=model, inputs=x, labels=y, **settings).detach()

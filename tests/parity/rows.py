@@ -28,9 +28,7 @@ from tests.parity.peers import NORMS, ORDERS, Peer, adv_lib, foolbox, official, 
 
 
 class Budget(NamedTuple):
-    """n: images. seeds: runs of what is random. pgd, apgd, fab, cw: steps of each. targets: of APGD-T, FAB-T. queries:
-    of Square. ensemble: steps of AutoAttack's parts.
-    """
+    """seeds: runs of what is random. pgd, apgd, fab, cw, ensemble: steps. targets: of APGD-T, FAB-T. queries: Square's."""
 
     n: int
     seeds: int
@@ -235,7 +233,6 @@ MINIMAL: dict[str, Row] = {
         },
     ),
 }
-"""Only adv-lib and foolbox have what they look for in one norm each; `peers_of` leaves the others out."""
 
 
 def peers_of(name: str, row: Row, norm: Norm) -> dict[str, Theirs]:
