@@ -28,7 +28,7 @@ from tests.parity.peers import NORMS, ORDERS, Peer, adv_lib, foolbox, official, 
 
 
 class Budget(NamedTuple):
-    """seeds: runs of what is random. pgd, apgd, fab, cw, ensemble: steps. targets: of APGD-T, FAB-T. queries: Square's."""
+    """seeds: of what is random. pgd, apgd, fab, cw, ensemble: steps. targets: of APGD-T, FAB-T. queries: Square's."""
 
     n: int
     seeds: int
