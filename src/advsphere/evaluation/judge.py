@@ -73,12 +73,12 @@ def strike(
 ) -> Verdict:
     """Run one attack on a batch and judge it.
 
-    dtype: search in this precision, batch norms folded, unless the attack's record says otherwise. Where that search
-    believes itself successful and float32 disagrees, it stopped too early; where it ended so close to the boundary that
-    its precision could hide a success, it may have missed one. Those examples are attacked again in float32. deadline:
-    a time of `time.monotonic()`; a forward after it raises OutOfTime.
+    dtype: search in this precision, batch norms folded, unless the attack looks for the smallest norm. Where that
+    search believes itself successful and float32 disagrees, it stopped too early; where it ended so close to the
+    boundary that its precision could hide a success, it may have missed one. Those examples are attacked again in
+    float32. deadline: a time of `time.monotonic()`; a forward after it raises OutOfTime.
     """
-    low = dtype is not None and not spec.exact
+    low = dtype is not None and not spec.minimal  # at the boundary itself, its rounding decides too much
     with frozen(model, dtype=dtype if low else None, fold=low) as view:
         counted = _Counted(view, deadline)
         x_adv = _returned(spec, counted, x, y, draws)

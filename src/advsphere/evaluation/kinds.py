@@ -26,7 +26,7 @@ _KINDS: dict[str, Kind] = {
 _LOSSES = {"log_odds": "cross-entropy", "cross_entropy": "cross-entropy", "dlr": "DLR", "dlr_or_margin": "DLR"}
 _LOSS_OF = {"apgd_targeted": "targeted DLR", "feature_attack": "features"}
 
-_AROUND = ("restarts", "after", "minimal", "exact", "note")
+_AROUND = ("restarts", "after", "minimal", "note")
 """How an attack is run and judged, which makes it no other attack."""
 
 

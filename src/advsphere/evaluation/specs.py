@@ -22,8 +22,7 @@ class AttackSpec:
     name: unique in its suite. attack: a `functools.partial` with all settings bound. restarts: how often it is run,
     each time with draws of its own; the worst case counts. after: attacks before it whose finds it does not look for
     again; what is left after it is what is left after all of them. minimal: it looks for the nearest adversarial
-    example, however far that is, and is judged by the norm. exact: its search is never run in low precision. note: what
-    a reader has to know of its settings.
+    example, however far that is, and is judged by the norm. note: what a reader has to know of its settings.
     """
 
     name: str
@@ -31,7 +30,6 @@ class AttackSpec:
     restarts: int = 1
     after: tuple[str, ...] = ()
     minimal: bool = False
-    exact: bool = False
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -50,7 +48,7 @@ class AttackSpec:
         """All settings as JSON-able data, defaults included: equal settings are the same attack."""
         described = describe(self.attack)
         settings = dict(described) if isinstance(described, Mapping) else {"name": described}
-        own = {"after": list(self.after), "minimal": self.minimal, "exact": self.exact, "note": self.note}
+        own = {"after": list(self.after), "minimal": self.minimal, "note": self.note}
         return settings | {"restarts": self.restarts} | {key: value for key, value in own.items() if value}
 
 
