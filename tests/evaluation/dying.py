@@ -86,7 +86,7 @@ def forked(task: Callable[[], None]) -> int:
         status = 0
     except KeyboardInterrupt:
         status = 130
-    except Exception:
+    except Exception:  # whatever it is must be shown here: the fork may not return into its parent's tests
         traceback.print_exc()
     finally:
         os._exit(status)
