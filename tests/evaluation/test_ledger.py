@@ -130,16 +130,16 @@ def test_another_evaluation_is_refused_by_what_differs(changed: dict[str, Any], 
 
 
 def test_another_environment_is_written_down(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    for environment, batches in (
-        (HERE, BATCHES[:1]),
-        (HERE | {"threads": 2}, BATCHES[1:]),
-        (HERE | {"threads": 9}, []),
-    ):
+    path, later = tmp_path / "ledger.sqlite", HERE | {"commit": "0", "threads": 0}
+    for environment, batches in ((HERE, BATCHES[:1]), (later, BATCHES[1:]), (HERE | {"threads": 9}, [])):
         with begin(path, environment=environment) as ledger:
             write(ledger, batches)
+    with begin(None) as at_once:
+        write(at_once)
+        whole = at_once.checksum()
     with Ledger.read(path) as ledger:
-        assert ledger.environments == [HERE, HERE | {"threads": 2}], "where nothing was computed does not count"
+        assert ledger.environments == [HERE, later], "where nothing was computed does not count"
+        assert ledger.checksum() == whole, "who computed what does not change what was found"
 
 
 def test_a_full_disk_leaves_what_was_written(tmp_path: Path) -> None:

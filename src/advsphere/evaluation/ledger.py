@@ -38,7 +38,6 @@ CREATE TABLE cells (attack TEXT, example INTEGER, status TEXT NOT NULL, predicti
 """
 _CONTENT = (
     "SELECT key, value FROM meta ORDER BY key",
-    "SELECT value FROM environments ORDER BY value",
     "SELECT name, value FROM probes ORDER BY name",
     "SELECT example, label FROM examples ORDER BY example",
     "SELECT position, name, settings FROM attacks ORDER BY position",
@@ -137,8 +136,8 @@ class Ledger:
 
     @property
     def environments(self) -> list[dict[str, Any]]:
-        """Where it was run; several if it was continued elsewhere."""
-        return [json.loads(v) for (v,) in self._rows("SELECT value FROM environments ORDER BY value")]
+        """Where it was run, in this order; several if it was continued elsewhere or by another commit."""
+        return [json.loads(v) for (v,) in self._rows("SELECT value FROM environments ORDER BY rowid")]
 
     @property
     def labels(self) -> list[int]:
@@ -196,7 +195,9 @@ class Ledger:
             ) from error
 
     def checksum(self) -> str:
-        """SHA-256 over all but the times: the same evaluation has the same checksum, interrupted or not."""
+        """SHA-256 over what was asked and what came out: the same outcomes have the same checksum, interrupted or not,
+        whenever, wherever and by whichever commit they were found.
+        """
         digest = hashlib.sha256()
         for sql in _CONTENT:
             for row in self._rows(sql):

@@ -89,7 +89,7 @@ def provenance(models: Sequence[Judged]) -> Section:
         environments = {f"environment {i}": e for i, e in enumerate(evaluation.environments, 1)}
         return {**parts, "evaluation": settings, **environments, "ledger": {"checksum": evaluation.ledger}}
 
-    lead = "Checksums are SHA-256. The same evaluation on the same kind of machine has the same ledger checksum."
+    lead = "Checksums are SHA-256. The same evaluation with the same outcomes has the same ledger checksum."
     entries = _entries(models, [facts(model) for model in models])
     return Section("provenance", "Provenance", render("facts", lead=lead, entries=entries))
 
