@@ -1,0 +1,189 @@
+"""Several processes as one run: who takes which part, what all agree on, and failing together.
+
+torchrun starts the processes and tells each of them its place in the environment. Without it the world is this process
+alone, and everything here is a matter of course.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from advsphere.errors import UserError
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.5
+"""How often a process looks whether another one failed."""
+
+PATIENCE_SECONDS = 10.0
+"""How long a process that failed waits for the first one to say so."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one run, as one of them sees it; `World()` is a world of one.
+
+    rank: this process, 0 to size - 1; rank 0, the first, alone writes and prints. local_rank: its number on this
+    machine, and that of its GPU. backend: as torch.distributed names it, "" in a world of one. Every method is called
+    by all ranks, at the same point.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    backend: str = ""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """This rank's part of n things in a row, by `cut`; calls nobody."""
+        return cut(n, self.size)[self.rank]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks of a tensor of one shape, the same bits on all of them; exact for whole numbers."""
+        return values if self.size == 1 else torch.stack(self._gathered(values)).sum(0)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks in their order, on the first rank; elsewhere an empty list."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.first else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def from_first(self, value: T) -> T:
+        """What the first rank gave; the others' values are not looked at."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.sum(torch.zeros(1))
+
+    def _gathered(self, values: Tensor) -> list[Tensor]:
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(gathered, values.contiguous())
+        return gathered
+
+
+def cut(n: int, parts: int) -> list[slice]:
+    """n things in a row as contiguous parts, none of which is larger than one before it, nor smaller by more than 1."""
+    size, rest = divmod(n, parts)
+    starts = [part * size + min(part, rest) for part in range(parts + 1)]
+    return [slice(*pair) for pair in pairwise(starts)]
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that torchrun made, joined until the block is left; a world of one without torchrun.
+
+    Tensors on a CPU travel by gloo, those on a GPU by nccl. Of several ranks the first alone prints: `sys.stdout` and
+    `sys.stderr` of the others are silent. All leave together. An error that leaves the block on any rank ends the
+    processes of all within seconds, whatever they wait for: the first rank prints it to stderr, a UserError in one
+    line and anything else with its traceback, and the exit status is 1 (that of a SystemExit is kept).
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World()
+        return
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    world = World(rank, size, local_rank, backend)
+    over = Event()
+    watcher = Thread(target=_watch, args=(store, world, over), daemon=True)
+    watcher.start()
+    leaving: SystemExit | None = None
+    with ExitStack() as silence:
+        if not world.first:
+            nowhere = silence.enter_context(Path(os.devnull).open("w"))
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        try:
+            yield world
+            world.barrier()
+        except BaseException as error:
+            code = error.code if isinstance(error, SystemExit) else 1
+            if code:
+                over.set()
+                watcher.join()  # another rank's failure may be being told, which ends this process
+                _end(store, world, code if isinstance(code, int) else 1, _told(error))
+            leaving = error if isinstance(error, SystemExit) else None
+    over.set()
+    watcher.join()
+    dist.destroy_process_group()
+    if leaving is not None:
+        raise leaving
+
+
+def _watch(store: Store, world: World, over: Event) -> None:
+    """Until it is over, look whether another rank failed, and then end this process too."""
+    while not over.wait(POLL_SECONDS):
+        try:
+            failed = store.check(["failed"])
+        except RuntimeError:  # whoever kept the store is gone, so this run is
+            failed = not over.wait(POLL_SECONDS)
+        if failed:
+            _end(store, world, 1)
+
+
+def _end(store: Store, world: World, status: int, message: str = "") -> NoReturn:
+    """End this process, with a message unless another rank has one, after the first rank has said it. Not by
+    SystemExit: the main thread may wait for ranks that are gone, and so may the destructors.
+    """
+    try:
+        store.compare_set("failed", "", message)
+        if world.first:
+            message = store.get("failed").decode()
+            if message:
+                print(f"error: {message}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            store.set("said", "")
+            time.sleep(2 * POLL_SECONDS)  # the others look it up in a store that may end with this process
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not store.check(["said"]) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS / 10)
+    finally:
+        os._exit(status)
+
+
+def _told(error: BaseException) -> str:
+    """What the first rank prints about an error of this one."""
+    if isinstance(error, SystemExit):  # said already, by whoever raised it
+        return ""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        return (
+            "another process of this run is gone (killed, or out of memory); go on from what was kept by the same "
+            "command, or let torchrun do so with --max-restarts"
+        )
+    return "".join(traceback.format_exception(error)).rstrip()
