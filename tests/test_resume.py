@@ -95,13 +95,17 @@ def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
     experiment.train(config, tmp_path / "rarely")
     often = replace(config, training=replace(config.training, checkpoint_minutes=0.0))
     cursors = []
+    writers = []
 
     def look() -> bool:
+        writers[0].wait()
         if (tmp_path / "often" / "last.safetensors").exists():
             cursors.append(load_checkpoint(tmp_path / "often" / "last.safetensors")[1]["cursor"])
         return False
 
-    experiment.train(often, tmp_path / "often", stop=look)
+    experiment.train(
+        often, tmp_path / "often", stop=look, on_start=lambda trainer, notes: writers.append(trainer.writer)
+    )
     assert cursors == [[0, 1, 0], [1, 0, 0], [1, 1, 0]], "asked after each step, before its checkpoint"
     assert_same_run(tmp_path / "rarely", tmp_path / "often")
 
@@ -137,7 +141,7 @@ def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(folder), "5"],
         cwd=Path(__file__).parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": "."},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": "src:."},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL

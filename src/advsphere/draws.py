@@ -41,8 +41,8 @@ class Draws:
             self, restart=self.restart if restart is None else restart, step=self.step if step is None else step
         )
 
-    def take(self, index: Tensor) -> Draws:
-        """The draws of a part of the batch; index: (b,) positions or (B,) bool."""
+    def take(self, index: Tensor | slice) -> Draws:
+        """The draws of a part of the batch; index: (b,) positions, (B,) bool or a slice."""
         return replace(self, ids=self.ids[index])
 
     def uniform(self, shape: Sequence[int], purpose: str) -> Tensor:

@@ -18,34 +18,25 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advsphere.data import Images, epoch_batches
+from advsphere.distributed import World
 from advsphere.draws import Draws, derived_seed
 from advsphere.errors import UserError
-from advsphere.objectives import Crafting, Criterion, Losses, Objective
+from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.training.checkpoint import (
     load,
     optimizer_tensors,
     prefixed,
     restore_model,
     restore_optimizer,
-    save,
     section,
 )
+from advsphere.training.parts import Division
+from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.settings import TrainSettings
+from advsphere.training.step import BatchGradient
+from advsphere.training.writing import CheckpointWriter
 
 Metrics = dict[str, float]
-
-
-class TrainStep(nn.Module):
-    """Model and objective as one module, (x, x_adv, y) -> Losses: what data parallelism wraps, while crafting uses the
-    bare model.
-    """
-
-    def __init__(self, model: nn.Module, objective: Objective, criterion: Criterion) -> None:
-        super().__init__()
-        self.model, self.objective, self.criterion = model, objective, criterion
-
-    def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Losses:
-        return self.objective.loss(self.model, x, x_adv, y, criterion=self.criterion)
 
 
 class Cursor(NamedTuple):
@@ -76,8 +67,9 @@ class Hooks:
     """What training needs from outside, so that it imports neither evaluation nor the sphere.
 
     before_step: called with the progress in [0, 1] before each step (schedules of scale and margin). shift: as in
-    `Crafting`. validate: model -> metrics, of which the objective's `chosen_by` chooses the best checkpoint. on_tick,
-    on_epoch: for progress bars and logs. stop: asked after every step.
+    `Crafting`. validate: model -> metrics, of which the objective's `chosen_by` chooses the best checkpoint; called on
+    all ranks, which have to get the same. on_tick, on_epoch: for progress bars and logs, called on the first rank.
+    stop: asked after every step on all ranks; one that says so stops all.
     """
 
     before_step: Callable[[float], None] = lambda progress: None
@@ -93,7 +85,8 @@ class Trainer:
     holds.
 
     environment: what bit-for-bit equality depends on besides the config. It is kept in the checkpoint, for a resume to
-    name what differs.
+    name what differs. world: the processes that train together. Each makes a trainer of the same model and images and
+    calls the same methods; the first one alone writes. The folder is one that all of them see.
     """
 
     def __init__(
@@ -107,11 +100,16 @@ class Trainer:
         folder: Path,
         environment: Mapping[str, Any] | None = None,
         hooks: Hooks | None = None,
+        world: World = World(),
     ) -> None:
         self.model, self.objective, self.images = model, objective, images
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.world = settings, folder, world
         self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
-        self.step = TrainStep(model, objective, criterion)
+        if settings.checkpoint_activations:
+            recompute_blocks(model)
+        self.division = Division(settings.batch_size, settings.accumulate, world, even=settings.sync_bn)
+        self.gradient = BatchGradient(model, objective, criterion, self.division)
+        self.writer = CheckpointWriter()
         self.device = images.labels.device
         self.dtype = settings.dtype(self.device)
         self.optimizer = optim.SGD(
@@ -120,8 +118,8 @@ class Trainer:
         averaging = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None
         self.cursor = Cursor()
-        self.carry: Tensor | None = None
-        # Sums over the epoch of the loss and of the images, kept on the device: reading them every step would stall it.
+        # Sums over the epoch of the loss and of the images of this rank's shares (of all shares, up to a resume), kept
+        # on the device: reading them every step would stall it.
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.seconds = 0.0
         self.best = -1.0
@@ -135,11 +133,14 @@ class Trainer:
         """Train until the last epoch is over.
 
         Raises Stopped when asked to stop, UserError when training diverges or the disk is full; either way the folder
-        holds the last good checkpoint.
+        holds the last good checkpoint, whole.
         """
-        while self.cursor.epoch < self.settings.epochs:
-            self._train_epoch()
-            self._close_epoch()
+        try:
+            while self.cursor.epoch < self.settings.epochs:
+                self._train_epoch()
+                self._close_epoch()
+        finally:
+            self.writer.wait()
 
     def _train_epoch(self) -> None:
         settings, epoch, replays = self.settings, self.cursor.epoch, self.objective.replays
@@ -147,55 +148,61 @@ class Trainer:
         saved = ticked = time.monotonic()
         for b in range(self.cursor.batch, len(batches)):
             began = time.monotonic()
-            ids = batches[b].to(self.device)
+            ids = self.division.share(batches[b]).to(self.device)
             pixels, y = self.images.stored(ids)
             # One augmentation for a batch, shared by its replays: each example has one draw an epoch.
             draws = Draws(settings.seed, ids, step=epoch)
             x = settings.augment(pixels, draws)
             for replay in range(self.cursor.replay, replays):
-                self._take_step(x, y, draws, (epoch + (b + replay / replays) / len(batches)) / settings.epochs)
+                progress = (epoch + (b + replay / replays) / len(batches)) / settings.epochs
+                self._take_step(x, y, draws, len(batches[b]), progress)
                 self.cursor = Cursor(epoch, b, replay + 1) if replay + 1 < replays else Cursor(epoch, b + 1)
                 now = time.monotonic()
                 self.seconds, began = self.seconds + now - began, now
-                if self.hooks.stop():
+                stopping, saving = self._agreed(self.hooks.stop(), now - saved > 60 * settings.checkpoint_minutes)
+                if stopping:
                     self.save()
                     raise Stopped(
                         f"stopped in epoch {epoch + 1} after batch {b + 1} of {len(batches)}; go on with --resume"
                     )
-            if now - ticked > 0.5:
-                loss, images = self._mean_loss(), int(self.sums[1]) // replays
-                self.hooks.on_tick(Tick(epoch, images, len(self.images), loss))
+            if self.world.first and now - ticked > 0.5:
+                images = min((b + 1) * settings.batch_size, len(self.images))
+                self.hooks.on_tick(Tick(epoch, images, len(self.images), self._mean_loss(self.sums)))
                 ticked = now
-            if now - saved > 60 * settings.checkpoint_minutes:
+            if saving:
                 self.save()
                 saved = now
 
-    def _take_step(self, x: Tensor, y: Tensor, draws: Draws, progress: float) -> None:
+    def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:
+        """Whether all stop, as any rank was asked to, and whether all save, as the first one's clock says: ranks that
+        disagreed would wait for each other for ever.
+        """
+        if self.world.size == 1:
+            return stopping, saving
+        asked = self.world.sum(torch.tensor([stopping, saving and self.world.first], dtype=torch.int64))
+        return bool(asked[0]), bool(asked[1])
+
+    def _take_step(self, x: Tensor, y: Tensor, draws: Draws, n: int, progress: float) -> None:
         settings = self.settings
         self.hooks.before_step(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * settings.lr_schedule(progress)
-        # The one place where the global generator is set: networks with dropout draw from it.
-        torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor))
-        how = Crafting(draws, self.carry, self.dtype, settings.fold, self.hooks.shift)
-        x_adv = self.objective.craft(self.model, x, y, how)
-        self.model.train()
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            losses = self.step(x, x_adv, y)
+        # The one place where the global generator is set: networks with dropout draw from it, each rank in its own way.
+        torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
-        losses.total.backward()
-        self.carry = self.objective.after_backward(x, x_adv, self.carry)
+        how = Crafting(draws, None, self.dtype, settings.fold, self.hooks.shift)
+        self.sums[0] += self.gradient.backward(x, y, n, how)
+        self.sums[1] += sum(part.images for part in self.division.parts(n))
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        self.sums[0] += losses.total.detach().double() * len(x)
-        self.sums[1] += len(x)
 
-    def _mean_loss(self) -> float:
+    def _mean_loss(self, sums: Tensor) -> float:
         """Of this epoch so far. Raises UserError where it or a weight is no longer finite, before that is kept."""
-        total, count = self.sums.tolist()
+        total, count = sums.tolist()
         if math.isfinite(total) and all(p.isfinite().all() for p in self.model.parameters()):
             return float(total / max(count, 1))
+        self.writer.wait()
         last = self.folder / "last.safetensors"
         kept = f"; {last} is from before" if last.exists() else ""
         raise UserError(
@@ -208,30 +215,37 @@ class Trainer:
         redoes all of it.
         """
         epochs = self.cursor.epoch + 1
-        metrics = {"epoch": epochs, "loss": self._mean_loss(), "lr": self.optimizer.param_groups[0]["lr"]}
+        metrics = {
+            "epoch": epochs,
+            "loss": self._mean_loss(self.world.sum(self.sums)),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
         metrics |= self.hooks.validate(self.result)
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
         if chosen_by >= self.best:  # of equals the later one, which is the last where nothing is validated
             self.best = chosen_by
-            save(self.folder / "best.safetensors", prefixed("model", self.result.state_dict()), {"metrics": metrics})
+            self._write("best", prefixed("model", self.result.state_dict()), {"metrics": metrics})
         self.cursor = Cursor(epochs)
         self.sums.zero_()
-        self.hooks.on_epoch(metrics)
+        if self.world.first:
+            self.hooks.on_epoch(metrics)
         self.save()
 
     def save(self) -> None:
-        """Write last.safetensors: the model as it is used, and all that a resume needs. Raises UserError rather than
-        store what is not finite.
+        """Begin to write last.safetensors: the model as it is used, and all that a resume needs. Raises UserError
+        rather than store what is not finite.
         """
-        self._mean_loss()
+        sums = self.world.sum(self.sums)
+        self._mean_loss(sums)
         tensors = prefixed("model", self.result.state_dict())
         tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer, self.model))
-        tensors["sums"] = self.sums
+        tensors["sums"] = sums
         if self.ema is not None:
             tensors |= prefixed("raw", self.model.state_dict()) | {"ema.n_averaged": self.ema.n_averaged}
-        if self.carry is not None:
-            tensors["carry"] = self.carry
+        carry = self.gradient.carried()
+        if carry is not None:
+            tensors["carry"] = carry
         meta = {
             "cursor": list(self.cursor),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -239,7 +253,11 @@ class Trainer:
             "best": self.best,
             "environment": self.environment,
         }
-        save(self.folder / "last.safetensors", tensors, meta)
+        self._write("last", tensors, meta)
+
+    def _write(self, which: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        if self.world.first:
+            self.writer.save(self.folder / f"{which}.safetensors", tensors, meta)
 
     def resume(self) -> list[str]:
         """Go on from last.safetensors. Returns what differs from the environment that wrote it: then equality is up to
@@ -254,8 +272,9 @@ class Trainer:
             restore_model(self.model, section("raw", tensors), path)
             self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
         restore_optimizer(self.optimizer, self.model, section("optimizer", tensors))
-        self.sums.copy_(tensors["sums"])
-        self.carry = tensors["carry"].to(self.device) if "carry" in tensors else None
+        if self.world.first:
+            self.sums.copy_(tensors["sums"])
+        self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
         self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
         for group in self.optimizer.param_groups:
             group["lr"] = meta["lr"]

@@ -21,8 +21,13 @@ class TrainSettings:
     epochs: int = 10
     """Passes over the data. FreeAT repeats every batch of each."""
     batch_size: int = 128
+    """The global batch, over all processes and parts; the learning rate belongs to it."""
+    accumulate: int = 1
+    """Take a process's share of each batch in so many parts, one after the other: less memory, the same gradient; but
+    batch norm normalises each part by itself.
+    """
     lr: float = 0.1
-    """The learning rate where its schedule is 1."""
+    """The learning rate where its schedule is 1, whatever the number of processes."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_schedule: Schedule = Constant()
@@ -35,12 +40,20 @@ class TrainSettings:
     """auto is bfloat16 autocast where the device has it natively."""
     fold: bool = True
     """Fold batch norm into the convolutions while crafting in eval mode; equal up to rounding."""
+    sync_bn: bool = False
+    """Normalise by the statistics of the whole batch, over all processes, not each process's own share; GPUs only."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each residual block and compute the rest again in the backward: less memory, a third more
+    time, the same gradient.
+    """
     checkpoint_minutes: float = 5.0
-    """Time between checkpoints within an epoch; each epoch ends with one anyway."""
+    """Time between checkpoints within an epoch, also a fraction; each epoch ends with one anyway."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise UserError(f"a batch of {self.batch_size} can't be taken in {self.accumulate} parts: use 1 or more")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise UserError(f"lr is {self.lr} and weight_decay {self.weight_decay}; neither may be negative, nor lr 0")
         if not (0 <= self.momentum < 1 and 0 <= self.ema < 1):
