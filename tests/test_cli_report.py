@@ -89,10 +89,22 @@ def test_what_was_computed_is_kept_and_makes_the_same_page(
     assert str(page) in shown.replace("\n", "") and "upper bound" in shown
 
 
+def test_curve_and_angles_of_a_sample_or_of_all(
+    page: Path, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advsphere.cli.report.SAMPLE", 20)
+    assert main(["report", str(runs[0]), "--out", str(tmp_path / "some.html")]) == 0
+    assert (tmp_path / "some.html").read_text().count("20 images, drawn from the 60") == 2
+    kept = {path.name for path in evaluations(runs[0]).glob("*-20.json")}
+    assert kept == {"curve-20.json", "angles-20.json"}
+    assert main(["report", str(runs[0]), "--whole", "--out", str(tmp_path / "all.html")]) == 0
+    assert "drawn from" not in (tmp_path / "all.html").read_text()
+
+
 def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], tmp_path: Path) -> None:
-    kept = evaluations(runs[0]) / "curve.json"
+    kept = evaluations(runs[0]) / "curve-60.json"
     right = kept.read_bytes()
-    kept.write_bytes((evaluations(runs[1]) / "curve.json").read_bytes())
+    kept.write_bytes((evaluations(runs[1]) / "curve-60.json").read_bytes())
     assert main(["report", str(runs[0]), "--out", str(tmp_path / "one.html")]) == 0
     assert kept.read_bytes() == right and Curve.load(kept)
     assert "keeps at most" in parse((tmp_path / "one.html").read_text()).all("h1")[0].text

@@ -58,8 +58,8 @@ def test_everything_is_under_the_folder(made: tuple[Demo, list[Progress]]) -> No
     for arm in result.arms:
         assert arm.run.parent == out and (arm.run / "best.safetensors").is_file()
         assert Evaluation.load(arm.evidence.folder / "evaluation.json") == arm.judged.evaluation
-        assert Curve.load(arm.evidence.folder / "curve.json") == arm.judged.curve
-        assert Spread.load(arm.evidence.folder / "angles.json") == arm.judged.spread
+        assert Curve.load(arm.evidence.folder / "curve-500.json") == arm.judged.curve
+        assert Spread.load(arm.evidence.folder / "angles-500.json") == arm.judged.spread
     names = [row.name for row in result.judged[0].evaluation.rows]
     assert names == ["clean", "FGSM", "PGD-20", "PGD-100", "margin PGD-100", "worst case"]
     assert result.judged[0].evaluation.clean.n == 500

@@ -126,7 +126,7 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
     left = 100 * evaluation.worst.accuracy
     on_progress(Progress(name, "attack", cells + 1, cells + 1, f"worst case: {left:.1f} %"))
     evidence = Evidence(name=name, folder=folder, evaluation=evaluation, model=model, images=images, run=run)
-    return Arm(judged(evidence, looked), run, evidence)
+    return Arm(judged(evidence, looked, most=None), run, evidence)
 
 
 def _train(config: Config, run: Path, name: str, on_progress: Callable[[Progress], None]) -> None:

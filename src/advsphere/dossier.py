@@ -40,7 +40,10 @@ Stage = Literal["curve", "angles"]
 
 Part = TypeVar("Part", Curve, Spread)
 
-LEDGER, CURVE, SPREAD = "ledger.sqlite", "curve.json", "angles.json"
+LEDGER = "ledger.sqlite"
+
+SAMPLE = 250
+"""Of more images, curve and angles are of a sample of so many: a minute or two, and an interval of +- 6 points."""
 
 PICTURES = 3_000_000
 """About so many bytes of pictures, and no more than three examples of each class."""
@@ -78,8 +81,14 @@ def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return found
 
 
-def judged(evidence: Evidence, on_progress: Callable[[Stage, int, int], None] = lambda *_: None) -> Judged:
+def judged(
+    evidence: Evidence,
+    on_progress: Callable[[Stage, int, int], None] = lambda *_: None,
+    *,
+    most: int | None = SAMPLE,
+) -> Judged:
     """All that a report shows of one model. on_progress: told (stage, done, of how many) while something is computed.
+    most: curve and angles are of a sample of so many images where there are more; None: of all.
 
     Raises UserError where files are broken, and where model or images are not those that were evaluated.
     """
@@ -91,8 +100,8 @@ def judged(evidence: Evidence, on_progress: Callable[[Stage, int, int], None] = 
     return Judged(
         name=evidence.name,
         evaluation=evaluation,
-        curve=_curve(evidence, lambda done, total: on_progress("curve", done, total)),
-        spread=_spread(evidence, lambda done, total: on_progress("angles", done, total)),
+        curve=_curve(evidence, most, lambda done, total: on_progress("curve", done, total)),
+        spread=_spread(evidence, most, lambda done, total: on_progress("angles", done, total)),
         classes=by_class(evaluation, labels, evidence.images.classes),
         gradients=_gradients(evidence),
         metrics=[] if run is None else read_metrics(run),
@@ -129,8 +138,8 @@ def confounded(evidence: Sequence[Evidence]) -> list[str]:
     return found
 
 
-def _curve(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Curve:
-    path = evidence.folder / CURVE
+def _curve(evidence: Evidence, most: int | None, on_progress: Callable[[int, int], None]) -> Curve:
+    path = _place(evidence, "curve", most)
     kept = _kept(path, Curve, evidence.evaluation)
     if kept is None:
         identity = evidence.evaluation.identity
@@ -138,6 +147,7 @@ def _curve(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Curve
             evidence.model,
             evidence.images,
             threat=_threat(evidence),
+            most=most,
             batch_size=identity["batch_size"],
             on_progress=on_progress,
         )
@@ -145,9 +155,9 @@ def _curve(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Curve
     return kept
 
 
-def _spread(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Spread | None:
+def _spread(evidence: Evidence, most: int | None, on_progress: Callable[[int, int], None]) -> Spread | None:
     """None for a network that has no angles to measure."""
-    path = evidence.folder / SPREAD
+    path = _place(evidence, "angles", most)
     kept = _kept(path, Spread, evidence.evaluation)
     if kept is None:
         try:
@@ -157,6 +167,7 @@ def _spread(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Spre
                 evidence.images,
                 threat=_threat(evidence),
                 head=head,
+                most=most,
                 batch_size=evidence.evaluation.identity["batch_size"],
                 on_progress=on_progress,
             )
@@ -164,6 +175,12 @@ def _spread(evidence: Evidence, on_progress: Callable[[int, int], None]) -> Spre
             return None
         kept.save(path)
     return kept
+
+
+def _place(evidence: Evidence, part: Stage, most: int | None) -> Path:
+    """Where it is kept: beside the evaluation, and beside what was computed of more or fewer images."""
+    n = len(evidence.images)
+    return evidence.folder / f"{part}-{n if most is None else min(most, n)}.json"
 
 
 def _kept(path: Path, kind: type[Part], evaluation: Evaluation) -> Part | None:

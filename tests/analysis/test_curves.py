@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.analysis import Curve, accuracy_against_eps, curve_figure
+from advsphere.analysis.broken import drawn
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Case, evaluate, suite, wilson
 from advsphere.threat import ThreatModel
@@ -28,12 +29,12 @@ def test_each_example_breaks_at_the_first_radius_beyond_its_distance(network: nn
     x, y = images.batch(torch.arange(len(images)))
     distance = linear.smallest_linf(network, x, y)
     curve = accuracy_against_eps(network, images, threat=THREAT)
-    assert curve.eps == tuple(THREAT.eps * i / 4 for i in range(9))
-    radii = torch.tensor(curve.eps)
+    assert curve.at == tuple(THREAT.eps * i / 4 for i in range(9))
+    radii = torch.tensor(curve.at)
     assert (distance[:, None] - radii).abs().min() > 1e-5, "no example may lie on a radius"
     expected = (radii[None] < distance[:, None]).sum(1)
     assert curve.broken == tuple(expected.tolist())
-    assert len({*curve.broken}) == len(curve.eps) + 1, "the case should have examples for every radius, and survivors"
+    assert len({*curve.broken}) == len(curve.at) + 1, "the case should have examples for every radius, and survivors"
     assert curve.robust[0] == len(images) - 3
 
 
@@ -56,7 +57,7 @@ def test_what_fooled_at_a_smaller_radius_counts_at_larger_ones() -> None:
 
 def test_known_counts_and_intervals() -> None:
     curve = Curve(
-        norm="linf", eps=(0.0, 0.1, 0.2), broken=(0, 1, 1, 2, 3, 3, 3, 3), steps=20, seed=0, model="m", data="d"
+        norm="linf", at=(0.0, 0.1, 0.2), broken=(0, 1, 1, 2, 3, 3, 3, 3), of=8, steps=20, seed=0, model="m", data="d"
     )
     assert curve.robust == (7, 5, 4)
     assert curve.accuracy == (7 / 8, 5 / 8, 4 / 8)
@@ -85,9 +86,19 @@ def test_batches_make_no_difference_and_the_model_is_given_back_as_it_was(networ
     assert told[-1] == (72, 72) and [done for done, _ in told] == sorted({done for done, _ in told})
 
 
+def test_a_sample_has_the_outcomes_that_its_images_have_among_all(network: nn.Sequential) -> None:
+    images = linear.images(network)
+    everything = accuracy_against_eps(network, images, threat=THREAT)
+    some = accuracy_against_eps(network, images, threat=THREAT, most=9, batch_size=4)
+    assert (some.n, some.of, everything.n) == (9, len(images), len(images)) and some.data == everything.data
+    chosen = drawn(len(images), 9, seed=0).tolist()
+    assert some.broken == tuple(everything.broken[i] for i in chosen)
+    assert chosen == sorted({*chosen}) != list(range(9)), "in order, and not the first ones"
+
+
 def test_radii_are_sorted_and_the_clean_images_are_always_there(network: nn.Sequential) -> None:
     images = linear.images(network)
-    assert accuracy_against_eps(network, images, threat=THREAT, eps=[0.02, 0.01, 0.02]).eps == (0.0, 0.01, 0.02)
+    assert accuracy_against_eps(network, images, threat=THREAT, eps=[0.02, 0.01, 0.02]).at == (0.0, 0.01, 0.02)
     for radii in ([], [0.0], [-0.1, 0.1]):
         with pytest.raises(UserError, match="above 0"):
             accuracy_against_eps(network, images, threat=THREAT, eps=radii)
@@ -118,7 +129,7 @@ def test_the_figure_draws_the_numbers(network: nn.Sequential) -> None:
     assert len(drawn) == 2 and drawn[0].get_color() != drawn[1].get_color()
     assert drawn[0].get_marker() != drawn[1].get_marker()
     for line in drawn:
-        assert tuple(line.get_xdata()) == curve.eps
+        assert tuple(line.get_xdata()) == curve.at
         assert list(line.get_ydata()) == pytest.approx([100 * a for a in curve.accuracy])
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none" and len(line.get_xdata()) == 1]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow] == [
@@ -127,7 +138,7 @@ def test_the_figure_draws_the_numbers(network: nn.Sequential) -> None:
 
 
 def test_there_are_as_many_lines_as_models() -> None:
-    curve = Curve(norm="l2", eps=(0.0, 1.0), broken=(0, 1, 2), steps=20, seed=0, model="m", data="d")
+    curve = Curve(norm="l2", at=(0.0, 1.0), broken=(0, 1, 2), of=3, steps=20, seed=0, model="m", data="d")
     figure = curve_figure({f"model {i}": curve for i in range(8)})
     looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
     assert len(looks) == 8

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from advsphere.analysis import Spread, spread_figure, spread_of_angles
+from advsphere.analysis.broken import drawn
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import data_checksum, model_checksum
@@ -54,6 +55,13 @@ def test_batches_do_not_matter_and_it_says_of_what_it_is(found: Spread) -> None:
     whole = spread_of_angles(network(), images(), threat=THREAT, batch_size=4)
     assert whole == found
     assert (found.model, found.data) == (model_checksum(network()), data_checksum(images(), 4))
+
+
+def test_a_sample_has_the_angles_that_its_images_have_among_all(found: Spread) -> None:
+    some = spread_of_angles(network(), images(), threat=THREAT, most=2)
+    chosen = drawn(4, 2, seed=0).tolist()
+    assert (some.n, some.of, some.data) == (2, 4, found.data)
+    assert some.adversarial.angle == tuple(found.adversarial.angle[i] for i in chosen)
 
 
 def test_it_is_kept_and_read_back_unless_it_was_changed(found: Spread, tmp_path: Path) -> None:

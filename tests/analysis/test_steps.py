@@ -19,7 +19,7 @@ def test_in_the_end_it_is_what_a_linear_model_allows() -> None:
     x, y = images.batch(torch.arange(len(images)))
     reachable = linear.smallest_linf(network, x, y) < THREAT.eps
     curve = accuracy_against_steps(network, images, threat=THREAT, steps=(10, 1, 2))
-    assert curve.steps == (0, 1, 2, 10)
+    assert curve.at == (0, 1, 2, 10)
     assert [b < 4 for b in curve.broken] == reachable.tolist(), "ten steps of a quarter reach every corner of the ball"
     assert list(curve.accuracy) == sorted(curve.accuracy, reverse=True) and curve.robust[0] == len(images) - 3
     assert len({*curve.accuracy}) > 2, "one step, from a random start, should not be enough for all"
@@ -29,7 +29,7 @@ def test_a_short_attack_is_the_beginning_of_a_long_one() -> None:
     network = linear.model(4)
     images = linear.images(network)
     many = accuracy_against_steps(network, images, threat=THREAT, steps=(1, 2, 3, 5), seed=2, batch_size=7)
-    for i, k in enumerate(many.steps[1:], 1):
+    for i, k in enumerate(many.at[1:], 1):
         alone = accuracy_against_steps(network, images, threat=THREAT, steps=(k,), seed=2)
         assert [b <= 1 for b in alone.broken] == [b <= i for b in many.broken]
 

@@ -70,8 +70,9 @@ def curve(model: str = "m" * 64) -> Curve:
     """A quarter of the examples is lost at each of four radii."""
     return Curve(
         norm="linf",
-        eps=(0.0, 0.1, 0.2, 0.3),
+        at=(0.0, 0.1, 0.2, 0.3),
         broken=tuple(i % 4 + 1 for i in range(N)),
+        of=N,
         steps=20,
         seed=0,
         model=model,
@@ -85,6 +86,7 @@ def spread(model: str = "m" * 64, by: float = 0.0) -> Spread:
     return Spread(
         clean=Sample(angle=tuple(angles), margin=tuple(margins)),
         adversarial=Sample(angle=tuple(v + 5 for v in angles), margin=tuple(v - 15 for v in margins)),
+        of=N,
         steps=10,
         seed=0,
         model=model,

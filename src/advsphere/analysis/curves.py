@@ -6,84 +6,57 @@ fooled at every larger one. An honest curve therefore never rises; one that woul
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor, nn
 
-from advsphere.analysis.broken import first_to_break
+from advsphere.analysis.broken import drawn, first_to_break
 from advsphere.analysis.canvas import canvas, legend, quiet
-from advsphere.analysis.palette import MARKERS, SERIES, SOFT
+from advsphere.analysis.falling import Falling, falling_line
+from advsphere.analysis.kept import read_kept, write_kept
+from advsphere.analysis.palette import SOFT
 from advsphere.attacks import pgd
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, Evaluation, data_checksum, model_checksum, radius, wilson
+from advsphere.evaluation import AttackSpec, Evaluation, data_checksum, model_checksum, radius
 from advsphere.evaluation.preflight import images_of
-from advsphere.evaluation.records import content_checksum, read_json
-from advsphere.files import write_atomically
 from advsphere.threat import Norm, ThreatModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMAT = "advsphere curve 1"
+FORMAT = "advsphere curve 2"
 GRID = tuple(i / 4 for i in range(9))
 """The radii by default, as multiples of the threat's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class Curve(Falling):
     """Accuracy under PGD at rising radii, an upper bound of robust accuracy at each.
 
-    eps: the radii, rising, the first is 0 (clean images). broken: for each example the position in `eps` of the first
-    radius at which it was misclassified, and len(eps) where none was enough. steps, seed: of the attack. model, data:
-    checksums of what was attacked.
+    at: the radii. steps: of PGD. model, data: checksums of the model that was attacked and of all images, whether or
+    not these are a sample of them.
     """
 
     norm: Norm
-    eps: tuple[float, ...]
-    broken: tuple[int, ...]
     steps: int
-    seed: int
     model: str
     data: str
 
-    @property
-    def n(self) -> int:
-        return len(self.broken)
-
-    @property
-    def robust(self) -> tuple[int, ...]:
-        """How many examples are left at each radius; never rising."""
-        return tuple(sum(b > i for b in self.broken) for i in range(len(self.eps)))
-
-    @property
-    def accuracy(self) -> tuple[float, ...]:
-        return tuple(k / self.n for k in self.robust)
-
-    @property
-    def intervals(self) -> tuple[tuple[float, float], ...]:
-        """A 95 % Wilson interval at each radius, for the sample alone."""
-        return tuple(wilson(k, self.n) for k in self.robust)
-
     def save(self, path: Path) -> None:
         """Write a JSON file, whole or not at all. Raises UserError where that can't be done."""
-        content = {"format": FORMAT, **asdict(self)}
-        write_atomically(path, json.dumps(content | {"checksum": content_checksum(content)}).encode())
+        write_kept(path, FORMAT, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """A saved curve. Raises UserError for a file that is missing, of another kind, or changed since."""
-        data = read_json(path, FORMAT)
-        if data.get("checksum") != content_checksum(data):
-            raise UserError(f"{path} was changed after it was written; compute the curve again")
-        fields: dict[str, Any] = {k: data[k] for k in cls.__dataclass_fields__}
-        return cls(**fields | {"eps": tuple(data["eps"]), "broken": tuple(data["broken"])})
+        values = read_kept(path, FORMAT)
+        return cls(**values | {"at": tuple(values["at"]), "broken": tuple(values["broken"])})
 
 
 def accuracy_against_eps(
@@ -94,6 +67,7 @@ def accuracy_against_eps(
     threat: ThreatModel,
     eps: Sequence[float] | None = None,
     steps: int = 20,
+    most: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -103,6 +77,7 @@ def accuracy_against_eps(
     model, images, labels, seed, batch_size: as in `evaluate`. threat: its norm and bounds; its eps sets the default
     radii, from 0 to twice that in quarters. eps: radii of one's own, in any order; 0 is always added. steps: of PGD,
     each a quarter of the radius long, from a uniform start, keeping the best iterate and stopping at the first success.
+    most: of more images a sample of so many is attacked, each with the draws that it would have among all.
     Every result is judged as in an evaluation: inside its own ball, and misclassified in float32. on_progress: told
     (radii done, radii in all), over all batches.
 
@@ -114,11 +89,13 @@ def accuracy_against_eps(
         raise UserError(f"a curve needs radii above 0, not {', '.join(map(radius, radii))}")
     balls = [replace(threat, eps=radius_i) for radius_i in radii[1:]]
     attacks = [(ball, _pgd(ball, steps)) for ball in balls]
-    broken = first_to_break(model, images, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
+    examples = drawn(len(images), most, seed=seed)
+    broken = first_to_break(model, images, examples, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
     return Curve(
         norm=threat.norm,
-        eps=radii,
+        at=radii,
         broken=broken,
+        of=len(images),
         steps=steps,
         seed=seed,
         model=model_checksum(model),
@@ -131,22 +108,14 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
     its own eps, as a hollow marker with its interval.
     """
     figure, (axes,) = canvas(4.6, 3.2)
-    highest = max(curve.eps[-1] for curve in curves.values())
+    highest = max(curve.at[-1] for curve in curves.values())
     for i, (name, curve) in enumerate(curves.items()):
-        colour, marker = SERIES[i % len(SERIES)], MARKERS[(i + i // len(SERIES)) % len(MARKERS)]
-        percent = [100 * a for a in curve.accuracy]
-        low, high = zip(*curve.intervals, strict=True)
-        axes.fill_between(
-            curve.eps, [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.16, linewidth=0
-        )
-        axes.plot(
-            curve.eps, percent, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name, clip_on=False
-        )
+        colour, marker = falling_line(axes, curve, i, name)
         if evaluations and name in evaluations:
             _worst(evaluations[name], axes, colour, marker)
     for eps in sorted({float(e.identity["threat"]["eps"]) for e in (evaluations or {}).values()}):
         axes.axvline(eps, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-    ticks = next(iter(curves.values())).eps[::2]
+    ticks = next(iter(curves.values())).at[::2]
     axes.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(0, 101), xticks=ticks, yticks=range(0, 101, 20))
     axes.set_xticklabels([radius(e) for e in ticks])
     quiet(axes, "eps", "accuracy, %")

@@ -158,8 +158,8 @@ def _content(e: Examination) -> dict[str, Any]:
         },
         "few steps": _few(e.first_steps),
         "table 7": {**_few(e.table7), "inferred": ["eps", "step size", "start", "s"], "paper": _paper()},
-        "accuracy against eps": {"eps": e.eps.eps, "robust": e.eps.robust, "steps": e.eps.steps},
-        "accuracy against steps": {"steps": e.steps.steps, "robust": e.steps.robust},
+        "accuracy against eps": {"eps": e.eps.at, "n": e.eps.n, "robust": e.eps.robust, "steps": e.eps.steps},
+        "accuracy against steps": {"steps": e.steps.at, "n": e.steps.n, "robust": e.steps.robust},
         "loss surface": {
             "examples": e.surface.examples, "along": _rounded(e.surface.along), "values": _rounded(e.surface.values),
         },

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
 from torch import nn
 
 from advsphere.analysis.anatomy import dissect
 from advsphere.analysis.angles import measure
+from advsphere.analysis.broken import drawn
 from advsphere.analysis.canvas import canvas, outside_legend, quiet
+from advsphere.analysis.kept import read_kept, write_kept
 from advsphere.analysis.palette import SERIES, SOFT
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.draws import Draws
-from advsphere.errors import UserError
 from advsphere.evaluation import data_checksum, model_checksum
 from advsphere.evaluation.judge import exact_float32
-from advsphere.evaluation.records import content_checksum, read_json
-from advsphere.files import write_atomically
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = "advsphere spread 1"
+FORMAT = "advsphere spread 2"
 BINS = 36
 
 
@@ -46,32 +43,35 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The images clean, and under PGD at the threat's eps (all steps, last iterate). model, data: checksums of what was
-    measured.
+    """Images clean, and under PGD at the threat's eps (all steps, last iterate). of: how many images these are drawn
+    from. model, data: checksums of the model and of all images.
     """
 
     clean: Sample
     adversarial: Sample
+    of: int
     steps: int
     seed: int
     model: str
     data: str
 
+    @property
+    def n(self) -> int:
+        return len(self.clean.angle)
+
     def save(self, path: Path) -> None:
         """Write a JSON file, whole or not at all. Raises UserError where that can't be done."""
-        content = {"format": FORMAT, **asdict(self)}
-        write_atomically(path, json.dumps(content | {"checksum": content_checksum(content)}).encode())
+        write_kept(path, FORMAT, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """A saved one. Raises UserError for a file that is missing, of another kind, or changed since."""
-        data = read_json(path, FORMAT)
-        if data.get("checksum") != content_checksum(data):
-            raise UserError(f"{path} was changed after it was written; measure the angles again")
-        fields: dict[str, Any] = {k: data[k] for k in cls.__dataclass_fields__}
-        for part in ("clean", "adversarial"):
-            fields[part] = Sample(**{key: tuple(values) for key, values in data[part].items()})
-        return cls(**fields)
+        values = read_kept(path, FORMAT)
+        samples = {
+            part: Sample(**{key: tuple(found) for key, found in values[part].items()})
+            for part in ("clean", "adversarial")
+        }
+        return cls(**values | samples)
 
 
 def spread_of_angles(
@@ -81,20 +81,23 @@ def spread_of_angles(
     threat: ThreatModel,
     head: str | None = None,
     steps: int = 10,
+    most: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Spread:
     """Measure every image, clean and after PGD with steps of eps / 4 from a uniform start.
 
-    head: the last linear layer's name, where it can't be told. on_progress: told (images done, images in all). Raises
-    UserError as `dissect`, where a network has no angles to measure.
+    head: the last linear layer's name, where it can't be told. most: of more images a sample of so many, the one of
+    `accuracy_against_eps`. on_progress: told (images done, images in all). Raises UserError as `dissect`, where a
+    network has no angles to measure.
     """
     anatomy = dissect(model, images, head=head, batch_size=batch_size)
     attack = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4)
     found: dict[str, dict[str, list[float]]] = {part: {"angle": [], "margin": []} for part in ("clean", "adversarial")}
+    examples, done = drawn(len(images), most, seed=seed), 0
     with exact_float32():
-        for index in torch.arange(len(images)).split(batch_size):
+        for index in examples.split(batch_size):
             x, y = images.batch(index)
             with frozen(model) as classify:
                 x_adv = attack(classify, x, y, draws=Draws(seed, index.to(x.device)))
@@ -102,11 +105,13 @@ def spread_of_angles(
                 angles = measure(anatomy, pixels, y, images.classes, batch_size=batch_size)
                 found[part]["angle"] += [round(v, 3) for v in angles.own.tolist()]
                 found[part]["margin"] += [round(v, 3) for v in angles.margin.tolist()]
-            on_progress(int(index[-1]) + 1, len(images))
+            done += len(index)
+            on_progress(done, len(examples))
     clean, adversarial = (Sample(**{k: tuple(v) for k, v in found[part].items()}) for part in found)
     return Spread(
         clean=clean,
         adversarial=adversarial,
+        of=len(images),
         steps=steps,
         seed=seed,
         model=model_checksum(model),

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from advsphere.analysis.broken import first_to_break
+from advsphere.analysis.broken import drawn, first_to_break
 from advsphere.analysis.canvas import canvas, legend, quiet
-from advsphere.analysis.palette import MARKERS, SERIES
+from advsphere.analysis.falling import Falling, falling_line
 from advsphere.attacks import pgd
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, radius, wilson
+from advsphere.evaluation import AttackSpec, radius
 from advsphere.evaluation.preflight import images_of
 from advsphere.losses import Loss, log_odds
 from advsphere.threat import ThreatModel
@@ -27,33 +27,11 @@ STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepsCurve:
-    """Accuracy under PGD with rising numbers of steps. steps: the first is 0 (clean images). broken: for each example
-    the position in `steps` of the first that misclassified it, and len(steps) where none did.
-    """
+class StepsCurve(Falling):
+    """Accuracy under PGD with rising numbers of steps. at: these numbers."""
 
     threat: ThreatModel
-    steps: tuple[int, ...]
-    broken: tuple[int, ...]
-    seed: int
-
-    @property
-    def n(self) -> int:
-        return len(self.broken)
-
-    @property
-    def robust(self) -> tuple[int, ...]:
-        """How many examples are left after each number of steps; never rising."""
-        return tuple(sum(b > i for b in self.broken) for i in range(len(self.steps)))
-
-    @property
-    def accuracy(self) -> tuple[float, ...]:
-        return tuple(k / self.n for k in self.robust)
-
-    @property
-    def intervals(self) -> tuple[tuple[float, float], ...]:
-        """A 95 % Wilson interval for each, for the sample alone."""
-        return tuple(wilson(k, self.n) for k in self.robust)
+    at: tuple[int, ...]
 
 
 def accuracy_against_steps(
@@ -64,6 +42,7 @@ def accuracy_against_steps(
     threat: ThreatModel,
     steps: Sequence[int] = STEPS,
     loss: Loss = log_odds,
+    most: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -71,30 +50,26 @@ def accuracy_against_steps(
     """PGD with steps of eps / 4 from the same uniform start, with each number of steps in turn, on what still resists.
 
     A shorter attack is thus the beginning of a longer one, and an image counts as fooled from its first success on.
-    images, labels, seed, batch_size: as in `evaluate`. on_progress: told (attacks done, in all), over all batches.
-    Raises UserError for steps that are not positive, or none.
+    images, labels, seed, batch_size: as in `evaluate`. most: as in `accuracy_against_eps`. on_progress: told (attacks
+    done, in all), over all batches. Raises UserError for steps that are not positive, or none.
     """
     images, numbers = images_of(images, labels), tuple(sorted({*map(int, steps)}))
     if not numbers or numbers[0] < 1:
         raise UserError(f"numbers of steps are positive, not {', '.join(map(str, numbers)) or 'none'}")
     attacks = [(threat, AttackSpec(f"PGD-{k}", _pgd(threat, k, loss))) for k in numbers]
-    broken = first_to_break(model, images, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
-    return StepsCurve(threat=threat, steps=(0, *numbers), broken=broken, seed=seed)
+    examples = drawn(len(images), most, seed=seed)
+    broken = first_to_break(model, images, examples, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
+    return StepsCurve(threat=threat, at=(0, *numbers), broken=broken, of=len(images), seed=seed)
 
 
 def steps_figure(curves: Mapping[str, StepsCurve]) -> Figure:
     """Curves with their 95 % bands, by the models' names; the steps on a logarithmic axis, beginning with 1."""
     figure, (axes,) = canvas(4.6, 3.2)
     for i, (name, curve) in enumerate(curves.items()):
-        colour, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
-        low, high = zip(*curve.intervals[1:], strict=True)
-        axes.fill_between(curve.steps[1:], [100 * v for v in low], [100 * v for v in high], color=colour, alpha=0.16,
-                          linewidth=0)  # fmt: skip
-        axes.plot(curve.steps[1:], [100 * a for a in curve.accuracy[1:]], color=colour, marker=marker, markersize=4,
-                  linewidth=1.6, label=name)  # fmt: skip
+        falling_line(axes, curve, i, name, first=1)
     one = next(iter(curves.values()))
     axes.set_xscale("log")
-    axes.set_xticks(one.steps[1:], [str(k) for k in one.steps[1:]])
+    axes.set_xticks(one.at[1:], [str(k) for k in one.at[1:]])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     quiet(axes, f"steps of PGD at {one.threat.norm} eps = {radius(one.threat.eps)}", "accuracy, %")

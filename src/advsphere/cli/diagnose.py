@@ -172,7 +172,7 @@ def _numbers(found: Diagnosis) -> Table:
     table = _table(title, ["", *(e.network.name for e in found.examinations)])
     rows = {
         "accuracy, clean, %": [numbers.percent(e.eps.accuracy[0]) for e in found.examinations],
-        f"accuracy, PGD-{found.examinations[0].steps.steps[-1]}, %": [
+        f"accuracy, PGD-{found.examinations[0].steps.at[-1]}, %": [
             numbers.percent(e.steps.accuracy[-1]) for e in found.examinations
         ],
         "angular margin, clean, degrees": [f"{float(e.clean.margin.mean()):.1f}" for e in found.examinations],

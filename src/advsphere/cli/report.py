@@ -20,7 +20,7 @@ from advsphere.cli.evaluations import Finished, common
 from advsphere.cli.subject import Subject
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS
-from advsphere.dossier import Evidence, confounded, judged, names, shared_pictures
+from advsphere.dossier import SAMPLE, Evidence, confounded, judged, names, shared_pictures
 from advsphere.recipes import method
 from advsphere.report import report, verdicts
 from advsphere.report.verdict import cautions
@@ -37,14 +37,17 @@ class Options:
     A baseline and a method:  advsphere report runs/pgd-at runs/pgd-at-he
 
     It shows finished evaluations: the strongest that all of the runs have, or the one of --suite. Curves and angles
-    that are not there yet are computed, and kept beside the evaluation. The page needs no network and is one file, to
-    be read on any screen or printed. Beside it, report.json has the rows of the models as RobustBench keeps them.
+    that are not there yet are computed, a minute or two for each model, and kept beside the evaluation. The page needs
+    no network and is one file, to be read on any screen or printed. Beside it, report.json has the rows of the models
+    as RobustBench keeps them.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs, or of evaluations; the first is the baseline."""
     suite: str | None = None
     """Of the evaluations; by default the strongest suite that all have finished."""
+    whole: bool = False
+    """Curves and angles of all images that were evaluated; of more than 250 a sample of 250 by default."""
     data: Path | None = None
     """Where the images lie now."""
     data_name: str | None = None
@@ -62,7 +65,7 @@ def main(arguments: list[str]) -> int:
         console.print(note, soft_wrap=True)
     evidence = _evidence(found, options.data)
     with _shown(console) as show:
-        models = [judged(one, show(one.name)) for one in evidence]
+        models = [judged(one, show(one.name), most=None if options.whole else SAMPLE) for one in evidence]
     path = options.out or options.runs[-1] / "report.html"
     warnings = [*_of_the_data(found[0].subject.at(options.data)), *confounded(evidence)]
     report(

@@ -92,8 +92,9 @@ def angles(models: Sequence[Judged]) -> Section | None:
         for what, (title, meaning) in titles.items()
     ]
     rows = [(name, part, *_quartiles(spread, part)) for name, spread in known.items() for part in _PARTS]
-    steps = next(iter(known.values())).steps
-    return Section("angles", "Margins and angles", render("angles", drawings=drawings, rows=rows, steps=steps))
+    one = next(iter(known.values()))
+    html = render("angles", drawings=drawings, rows=rows, steps=one.steps, n=one.n, of=one.of)
+    return Section("angles", "Margins and angles", html)
 
 
 def gradients(models: Sequence[Judged]) -> Section | None:

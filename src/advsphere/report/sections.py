@@ -102,13 +102,13 @@ def curves(models: Sequence[Judged]) -> Section | None:
     if not known:
         return None
     figure = curve_figure(known, {model.name: model.evaluation for model in models if model.name in known})
-    radii = sorted({eps for curve in known.values() for eps in curve.eps})
+    radii = sorted({eps for curve in known.values() for eps in curve.at})
     rows = [
         (
             radius(eps),
             [
                 Cell(numbers.percent(curve.accuracy[i]), numbers.limits(curve.intervals[i], EN_DASH))
-                if (i := _position(curve.eps, eps)) is not None
+                if (i := _position(curve.at, eps)) is not None
                 else Cell()
                 for curve in known.values()
             ],
@@ -121,7 +121,7 @@ def curves(models: Sequence[Judged]) -> Section | None:
     )
     drawing = Markup(svg(figure, name="curves-figure", title=title))
     curve = next(iter(known.values()))
-    html = render("curves", figure=drawing, names=list(known), rows=rows, steps=curve.steps, n=curve.n)
+    html = render("curves", figure=drawing, names=list(known), rows=rows, steps=curve.steps, n=curve.n, of=curve.of)
     return Section("curves", "Accuracy against eps", html)
 
 
