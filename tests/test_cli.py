@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,13 +59,11 @@ def test_the_same_evaluation_again_finds_the_ledger_complete(run: Path, capsys: 
 
 
 def test_verify_fails_on_a_changed_number(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = evaluation_of(run)
-    for path in source.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    text = json.loads((tmp_path / "evaluation.json").read_text())
+    written = evaluation_of(shutil.copytree(run, tmp_path / "copy")) / "evaluation.json"
+    text = json.loads(written.read_text())
     text["worst"]["k"] += 1
-    (tmp_path / "evaluation.json").write_text(json.dumps(text))
-    assert main(["verify", str(tmp_path)]) == 1
+    written.write_text(json.dumps(text))
+    assert main(["verify", str(written.parent)]) == 1
     assert "NOT verified" in capsys.readouterr().out
 
 

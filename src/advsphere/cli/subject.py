@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -79,8 +80,11 @@ class Subject:
         return self if data is None else replace(self, data=data)
 
     def save(self, folder: Path) -> None:
-        """Write subject.json into an evaluation's folder."""
-        write_atomically(folder / "subject.json", json.dumps(asdict(self), indent=1, default=str).encode())
+        """Write subject.json into an evaluation's folder. A place that the folder lies in, or that was given relative,
+        is written relative to the folder: so it is found from any place, and after both were moved together.
+        """
+        places = {name: _relative(getattr(self, name), folder) for name in ("run", "weights", "data")}
+        write_atomically(folder / "subject.json", json.dumps(asdict(self) | places, indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> Subject:
@@ -92,7 +96,23 @@ class Subject:
             subject: Subject = cattrs.structure(json.loads(path.read_text()), cls)
         except (ValueError, OSError, cattrs.BaseValidationError) as error:
             raise UserError(f"{path} is damaged; evaluate again into {folder} to write it anew") from error
-        return subject
+        run, weights, data = (_found(place, folder) for place in (subject.run, subject.weights, subject.data))
+        return replace(subject, run=run, weights=weights, data=data)
+
+
+def _relative(place: Path | None, folder: Path) -> str | None:
+    if place is None:
+        return None
+    inside = place.resolve() in folder.resolve().parents
+    return os.path.relpath(place.resolve(), folder.resolve()) if inside or not place.is_absolute() else str(place)
+
+
+def _found(place: Path | None, folder: Path) -> Path | None:
+    """As a place is written, seen from here: absolute if the folder was named so, else relative."""
+    if place is None or place.is_absolute():
+        return place
+    found = (folder / place).resolve()
+    return found if folder.is_absolute() else Path(os.path.relpath(found))
 
 
 def _kind_of(folder: Path) -> str:
