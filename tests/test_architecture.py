@@ -51,10 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier"},
     "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
     "corruption_table": CORE | {"data", "evaluation", "results"},
+    "reproduce": CORE
+    | SETUP
+    | {"confounders", "recipes", "experiment", "evaluation", "analysis", "results", "corruption_table"},
     "cli": CORE
     | SETUP
     | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier", "demo"}
-    | {"results", "corruption_table"},
+    | {"results", "corruption_table", "reproduce"},
     "__main__": {"cli"},
 }
 

@@ -202,3 +202,17 @@ def differences(old: Config, new: Config) -> list[str]:
 
     a, b = flat(to_dict(old)), flat(to_dict(new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def flags(changes: Sequence[str]) -> list[str] | None:
+    """`differences` from a recipe as what to type after `advsphere train RECIPE`; None where a flag can't say one."""
+    words = []
+    for change in changes:
+        name, told = change.split(": ", 1)
+        value = told.split(" -> ")[1]
+        if value.startswith(("(", "[", "{")) or value == "None":
+            return None
+        group, dot, last = name.removeprefix("training.").replace("_", "-").rpartition(".")
+        switch = {"True": f"--{group}{dot}{last}", "False": f"--{group}{dot}no-{last}"}
+        words += [switch[value]] if value in switch else [f"--{group}{dot}{last}", value]
+    return words

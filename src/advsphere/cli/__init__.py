@@ -23,12 +23,13 @@ COMMANDS = {
     "diagnose": "look inside a network: gradients, angles, pictures, and the four claims of the paper",
     "report": "write one HTML page about runs and their evaluations: verdict, tables, curves, pictures, provenance",
     "corruptions": "measure accuracy under common corruptions (CIFAR-10-C, ImageNet-C), generated or loaded",
+    "reproduce": "measure a table of the paper: train what it needs, attack it, print each cell beside the paper's",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
     "show": "tell one example's story: the attacks that tried it, the picture, the line that replays it",
     "results": "keep measured rows in a file, and make tables from it",
 }
 
-GO_ON = ("evaluate", "compare")
+GO_ON = ("evaluate", "compare", "reproduce")
 """Commands that, given again, go on where they were interrupted."""
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advsphere import experiment
 from advsphere.cli.evaluations import Finished
-from advsphere.config import differences
+from advsphere.config import differences, flags
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, radius
 from advsphere.recipes import recipe
@@ -39,14 +39,8 @@ def _train(run: Path) -> str | None:
         changes = [line for line in differences(recipe(config.recipe), config) if not line.startswith("data.root:")]
     except UserError:
         return None
-    flags = []
-    for change in changes:
-        name, value = change.split(": ", 1)
-        value = value.split(" -> ")[1]
-        if value.startswith(("(", "[", "{")) or value == "None":
-            return None
-        flags += [f"--{name.removeprefix('training.').replace('_', '-')}", value]
-    return _line("train", config.recipe, "--out", run, *flags)
+    typed = flags(changes)
+    return None if typed is None else _line("train", config.recipe, "--out", run, *typed)
 
 
 def _evaluate(one: Finished) -> str:

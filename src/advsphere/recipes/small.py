@@ -35,14 +35,14 @@ def digits(name: str, objective: AnyObjective) -> Config:
     )
 
 
-def cifar10_small(name: str, objective: AnyObjective, epochs: int) -> Config:
+def cifar10_small(name: str, objective: AnyObjective, epochs: int, lr: float = 0.2) -> Config:
     """CIFAR-10 with WRN-10-2 and the one-cycle schedule of fast_adversarial."""
     return Config(
         recipe=f"cifar10-small-{name}",
         data=DataSettings(name="cifar10", validation=1000),
         model=ModelSettings(name="wrn-10-2"),
         objective=objective,
-        training=TrainSettings(epochs=epochs, lr=0.2, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
+        training=TrainSettings(epochs=epochs, lr=lr, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
         threat=EPS,
     )
 
@@ -99,9 +99,17 @@ _PGDAT = PGDAT(threat=EPS, step_size=2 / 255, start="uniform")
 
 PLAIN = [digits(name, objective) for name, objective in _OF_DIGITS.items()]
 PLAIN += [cifar10_small("fastat", _FASTAT, 15), cifar10_small("pgd-at", _PGDAT, 7)]
+PLAIN += [
+    cifar10_small("trades", TRADES(threat=EPS, step_size=2 / 255), 7),
+    cifar10_small("freeat", FreeAT(threat=EPS), 4, lr=0.04),
+    cifar10_small("standard", Standard(), 15),
+]
 PLAIN += [folder("standard", Standard()), folder("fastat", _FASTAT), folder("pgd-at", _PGDAT)]
 _TINY = tiny_imagenet("freeat", FreeAT(threat=SMALL_EPS, step_size=4 / 255, repeats=4), 6)
-_S10 = Sphere(scale=10.0, margin=0.2)
+_S10, _S20 = Sphere(scale=10.0, margin=0.2), Sphere(scale=20.0, margin=0.3)
+_ALP, _ALP_HE = (ALP(threat=EPS, step_size=2 / 255, start="uniform", beta=beta) for beta in (0.5, 0.5 / _S20.scale**2))
+"""The same loss: logits on the sphere are s times the cosines that the paper's code pairs."""
 
 RECIPES = [variant(plain) for plain in PLAIN for variant in (lambda c: c, with_he, with_m_he)]
+RECIPES += [cifar10_small("alp", _ALP, 7), with_he(cifar10_small("alp", _ALP_HE, 7), _S20)]
 RECIPES += [_TINY, with_he(_TINY, _S10)]

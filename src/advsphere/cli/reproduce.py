@@ -1,0 +1,138 @@
+"""`advsphere reproduce TABLE`: train what a table of the paper needs, attack it, and set it beside the paper."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as Grid
+
+from advsphere.cli.arguments import parse
+from advsphere.reproduce import pace, running
+from advsphere.reproduce.budgets import budget
+from advsphere.reproduce.jobs import Job
+from advsphere.reproduce.plan import Places, Plan, plan
+from advsphere.reproduce.running import Failure, Start
+from advsphere.reproduce.tables import TABLES, table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train what a table of the paper needs, attack it, and print each cell beside the paper's.
+
+    In a minute:  advsphere reproduce table3 --budget smoke
+
+    On a few cores:  advsphere reproduce table3 --budget cpu --jobs 4
+
+    Everything:  advsphere reproduce all --budget gpu
+
+    The plan and the expected time are shown first. Interrupt it at any time; the same command goes on, and what is done
+    is not done again, also where two tables need the same run.
+    """
+
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """survival, table2 to table7, gradients, perturbations, ablation; or all."""
+    budget: Literal["smoke", "cpu", "gpu", "full"] = "smoke"
+    """How much it may cost: networks, epochs, seeds and images, the same for both arms of each pair.
+    - smoke: the digits, seconds; it shows that everything works, and nothing else.
+    - cpu: small networks on CIFAR-10, an hour or two a table on four cores.
+    - gpu: PreActResNet-18, about half an hour a table on one GPU.
+    - full: the paper's own recipes.
+    """
+    jobs: int = 1
+    """How many run at once, each on one thread."""
+    on: Literal["here", "ray"] = "here"
+    """Where they run: on this machine, or as tasks of a Ray cluster that shares this folder (pip install
+    'advsphere[ray]')."""
+    address: str | None = None
+    """The Ray cluster's; a local one is started without it."""
+    runs: Path = Path("runs")
+    """Where the runs are kept."""
+    images: Path | None = None
+    """The folder of Table 4's images; by default tiny-imagenet-40 in $ADVSPHERE_DATA."""
+    weight_decay: tuple[float, ...] | None = None
+    """Of the grid 5e-4, 2e-4, these alone."""
+    seeds: tuple[int, ...] | None = None
+    """Of the budget's seeds, these alone."""
+    only_plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the plan, and do nothing."""
+
+
+def main(arguments: list[str]) -> int:
+    """Show the plan, do it, print the tables."""
+    options = parse(Options, arguments or ["--help"], prog="advsphere reproduce")
+    console = Console(highlight=False, soft_wrap=True)
+    names = tuple(TABLES) if "all" in options.tables else options.tables
+    found = plan(
+        [table(name) for name in names],
+        budget(options.budget),
+        Places(runs=options.runs, images=options.images),
+        weight_decays=options.weight_decay,
+        seeds=options.seeds,
+    )
+    _show(found, options.jobs, console)
+    if options.only_plan:
+        return 0
+    failures = _run(found, options, console)
+    for failure in failures:
+        console.print(f"failed: {failure.job.name}: see {failure.log}", style="red")
+    left = len(found.open)
+    if left:
+        console.print(f"{left} of {len(found.jobs)} jobs are not done; the same command goes on with them")
+    return 1 if failures else 0
+
+
+def _show(found: Plan, at_once: int, console: Console) -> None:
+    """What there is to do, of what kind, and how long it takes."""
+    console.print(
+        f"[bold]{', '.join(t.name for t in found.tables)}[/], budget {found.budget.name}: {found.budget.scale}"
+    )
+    expected = pace.seconds(found.open)
+    grid = Grid(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("", "jobs", "done", "to do, on one core"):
+        grid.add_column(heading, justify="right" if heading else "left")
+    for kind in dict.fromkeys(job.name.split()[0] for job in found.jobs):
+        own = [job for job in found.jobs if job.name.startswith(f"{kind} ")]
+        done = sum(job.done for job in own)
+        grid.add_row(kind, str(len(own)), str(done), pace.in_words(sum(expected.get(job.name, 0.0) for job in own)))
+    console.print(grid)
+    total = sum(expected.values()) / at_once
+    console.print(
+        f"about {pace.in_words(total)} with --jobs {at_once}, if nothing else runs; runs: {found.places.runs}"
+    )
+
+
+def _run(found: Plan, options: Options, console: Console) -> list[Failure]:
+    """Every open job, with a bar on a terminal and a line for each that ends."""
+    logs = options.runs / "logs"
+    executor: AbstractContextManager[Start]
+    if options.on == "ray":
+        executor = running.on_ray(logs, options.address)
+    elif found.budget.together and options.jobs == 1:
+        executor = running.inside(importlib.import_module("advsphere.cli").main, logs)
+    else:
+        executor = running.here(options.jobs, logs)
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(found.jobs), completed=len(found.jobs) - len(found.open))
+
+        def ended(job: Job, status: int) -> None:
+            bar.advance(task)
+            if not found.budget.together:
+                console.print(f"{'done' if status == 0 else 'FAILED'}: {job.name}")
+
+        with executor as start:
+            return running.run(
+                found.jobs,
+                start,
+                logs=logs,
+                at_once=options.jobs,
+                on_start=lambda job: bar.update(task, description=job.name[:60]),
+                on_end=ended,
+            )

@@ -1,0 +1,155 @@
+"""How much a table may cost: which networks stand for the paper's, how long they train, and on how many images they are
+judged. Both arms of a pair always get the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from advsphere.config import Config
+from advsphere.errors import UserError
+from advsphere.hypersphere import Sphere
+from advsphere.recipes import recipe
+from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm
+
+WEIGHT_DECAYS = (5e-4, 2e-4)
+"""The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
+
+_ENDINGS = {"": "", "HE": "-he", "m-HE": "-m-he"}
+PAPERS_SPHERE = Sphere(scale=15.0, margin=0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Of an attack suite or a corruption record: the first n test images (None: all), the feature attack's guides, and
+    the steps in place of the suite's own.
+    """
+
+    n: int | None = None
+    guides: int = 100
+    steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """cifar10, imagenet: the recipe that stands for an objective, without its ending -he, per data of the paper; "{}"
+    is the objective. data_name: what the images are called in rows. network: in place of the recipe's, for both.
+    epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of the headline's pair. efforts:
+    by suite, "corruptions" and "inside" among them. together: whether the jobs run inside this process, since each
+    takes less time than Python takes to start.
+    """
+
+    name: str
+    scale: str
+    cifar10: str
+    imagenet: str
+    data_name: Mapping[str, str]
+    network: Mapping[str, str] = field(default_factory=dict)
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1)
+    headline_seeds: tuple[int, ...] = (0, 1, 2)
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    efforts: Mapping[str, Effort] = field(default_factory=dict)
+    together: bool = False
+
+    def config(self, arm: Arm, *, weight_decay: float, seed: int) -> Config:
+        """What is trained for an arm; the images' place is not told here. Raises UserError for an unknown recipe."""
+        ablated = arm.variant in ABLATION
+        base = recipe(getattr(self, arm.data).format(arm.objective) + _ENDINGS["HE" if ablated else arm.variant])
+        config = replace(
+            base,
+            model=replace(base.model, name=self.network.get(arm.data, base.model.name)),
+            training=replace(
+                base.training,
+                epochs=self.epochs.get(f"{arm.data} {arm.objective}", base.training.epochs),
+                weight_decay=weight_decay,
+                seed=seed,
+            ),
+        )
+        return replace(config, sphere=replace(PAPERS_SPHERE, **ABLATION[arm.variant])) if ablated else config  # type: ignore[arg-type]
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """The headline's arms get more."""
+        return self.headline_seeds if arm in HEADLINE else self.seeds
+
+    def effort(self, suite: str) -> Effort:
+        return self.efforts.get(suite, Effort())
+
+
+_JPEG = {"cifar10": "CIFAR-10 (JPEG)", "imagenet": "Tiny ImageNet, 40 classes"}
+
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        Budget(
+            name="smoke",
+            scale="the embedded digits stand for all images: it shows that everything works, and nothing else",
+            cifar10="digits-{}",
+            imagenet="digits-{}",
+            data_name={"cifar10": "digits", "imagenet": "digits"},
+            epochs={f"{data} {o}": 2 for data in _JPEG for o in ("standard", "pgd-at", "alp", "trades", "fastat")}
+            | {f"{data} freeat": 1 for data in _JPEG},
+            seeds=(0,),
+            headline_seeds=(0,),
+            weight_decays=(5e-4,),
+            efforts={
+                "survival": Effort(n=8, guides=1, steps=3),
+                "paper": Effort(n=40, steps=10),
+                "table2": Effort(n=10, guides=1, steps=5),
+                "table4": Effort(n=40, steps=10),
+                "table6": Effort(n=2, steps=3),
+                "corruptions": Effort(n=10),
+                "inside": Effort(n=40),
+            },
+            together=True,
+        ),
+        Budget(
+            name="cpu",
+            scale="small networks and few epochs: what four CPU cores train in an hour or two a table",
+            cifar10="cifar10-small-{}",
+            imagenet="tiny-imagenet-{}",
+            data_name=_JPEG,
+            network={"cifar10": "wrn-10-1", "imagenet": "wrn-10-1"},
+            epochs={"cifar10 standard": 3, "cifar10 fastat": 5, "cifar10 freeat": 2, "imagenet freeat": 3}
+            | {f"cifar10 {objective}": 2 for objective in ("pgd-at", "alp", "trades")},
+            efforts={
+                "survival": Effort(n=250, guides=5),
+                "paper": Effort(n=500),
+                "table2": Effort(n=250, guides=5),
+                "table4": Effort(n=500),
+                "table6": Effort(n=100),
+                "corruptions": Effort(n=500),
+                "inside": Effort(n=200),
+            },
+        ),
+        Budget(
+            name="gpu",
+            scale="PreActResNet-18 and a tenth of the paper's epochs: about half an hour a table on one GPU",
+            cifar10="cifar10-small-{}",
+            imagenet="tiny-imagenet-{}",
+            data_name={"cifar10": "CIFAR-10", "imagenet": "Tiny ImageNet, 40 classes"},
+            network={"cifar10": "preactresnet-18"},
+            epochs={"cifar10 standard": 10, "cifar10 fastat": 30, "cifar10 freeat": 10, "imagenet freeat": 15}
+            | {f"cifar10 {objective}": 5 for objective in ("pgd-at", "alp", "trades")},
+            efforts={name: Effort(n=1000) for name in ("survival", "paper", "table2", "table4", "table6", "inside")},
+        ),
+        Budget(
+            name="full",
+            scale="the paper's own recipes, on all test images",
+            cifar10="cifar10-{}",
+            imagenet="imagenet-{}",
+            data_name={"cifar10": "CIFAR-10", "imagenet": "ImageNet"},
+            seeds=(0, 1, 2),
+        ),
+    )
+}
+
+
+def budget(name: str) -> Budget:
+    """The budget of that name. Raises UserError with the nearest one where there is none."""
+    if name not in BUDGETS:
+        near = difflib.get_close_matches(name, BUDGETS, n=1)
+        raise UserError(f"no budget is called {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(BUDGETS)}")
+    return BUDGETS[name]

@@ -1,0 +1,136 @@
+"""Jobs: each is an ordinary command whose folder tells whether it is done, so that any of them can be skipped,
+repeated, or run elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advsphere.config import Config, differences, flags
+from advsphere.errors import UserError
+from advsphere.recipes import recipe
+from advsphere.reproduce.budgets import Effort
+from advsphere.training import read_metrics
+
+_ELSEWHERE = ("data.root:",)
+"""Settings that may differ from machine to machine, and so don't name a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """name: unique in a plan. command: the arguments of `advsphere`. after: names of the jobs whose output it needs.
+    made: the file that is there once it is done; of a run that has `epochs`, with a line for each. config: of the run
+    that is trained or judged. passes: of an image through its network and back, about how many it takes.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    made: Path
+    after: tuple[str, ...] = ()
+    epochs: int | None = None
+    passes: float = 0.0
+    config: Config
+
+    @property
+    def done(self) -> bool:
+        if not self.made.is_file():
+            return False
+        return self.epochs is None or len(read_metrics(self.made.parent)) >= self.epochs
+
+
+def changes(config: Config) -> list[str]:
+    """What sets a run apart from its recipe."""
+    return [line for line in differences(recipe(config.recipe), config) if not line.startswith(_ELSEWHERE)]
+
+
+def run_name(config: Config) -> str:
+    """A folder's name for a run, which is another for every other config: the recipe and what differs from it."""
+    told = [line.replace(": ", "=", 1).split("=", 1) for line in changes(config)]
+    parts = [f"{key.removeprefix('training.')}={value.split(' -> ')[1]}" for key, value in told]
+    return "_".join([config.recipe, *parts])
+
+
+def training(config: Config, runs: Path, *, images: int, data_root: Path | None = None) -> Job:
+    """Train a config into its own folder under `runs`. images: how many a training epoch has, for the estimate. Raises
+    UserError where flags can't say what it is.
+    """
+    folder = runs / run_name(config)
+    typed = flags(changes(config))
+    if typed is None:
+        raise UserError(f"{folder.name} differs from its recipe in what no flag can say; make it a recipe")
+    where = [] if data_root is None else ["--data.root", str(data_root)]
+    steps = getattr(config.objective, "steps", 0)
+    twice = 2 if type(config.objective).__name__ in ("ALP", "TRADES") else 1
+    return Job(
+        name=f"train {folder.name}",
+        command=("train", config.recipe, *typed, *where, "--resume", "--out", str(folder)),
+        made=folder / "metrics.jsonl",
+        epochs=config.training.epochs,
+        passes=config.training.epochs * images * config.objective.replays * (steps + twice),
+        config=config,
+    )
+
+
+FORWARDS = {
+    "paper": 70,
+    "quick": 90,
+    "table2": 1300,
+    "table4": 50,
+    "table6": 6000,
+    "survival": 3500,
+    "autoattack": 2400,
+}
+"""Passes for an image in each suite, about: as counted on small CIFAR-10 networks, on which most images fall early."""
+
+
+def evaluation(trained: Job, suite: str, effort: Effort, *, data_root: Path | None = None) -> Job:
+    """Attack a run's best checkpoint."""
+    folder = trained.made.parent
+    asked: list[object] = ["--n", effort.n] if effort.n else []
+    asked += ["--guides", effort.guides] if effort.guides != 100 else []
+    asked += ["--steps", effort.steps] if effort.steps else []
+    where = [] if data_root is None else ["--data", str(data_root)]
+    name = "-".join([suite, *(str(word).strip("-") for word in asked)])
+    out = folder / "evaluations" / name
+    return Job(
+        name=f"attack {folder.name}: {name}",
+        command=("evaluate", str(folder), "--suite", suite, *map(str, asked), *where, "--out", str(out)),
+        after=(trained.name,),
+        made=out / "evaluation.json",
+        passes=FORWARDS.get(suite, 1000) * (effort.n or 10_000),
+        config=trained.config,
+    )
+
+
+def corruption(trained: Job, effort: Effort, *, data_root: Path | None = None) -> Job:
+    """Measure a run's best checkpoint under the generated corruptions."""
+    folder = trained.made.parent
+    asked = ["--n", str(effort.n)] if effort.n else []
+    where = [] if data_root is None else ["--data", str(data_root)]
+    out = folder / "corruptions" / "-".join(["generated", *(word.strip("-") for word in asked)])
+    return Job(
+        name=f"corrupt {folder.name}: {out.name}",
+        command=("corruptions", str(folder), *asked, *where, "--out", str(out)),
+        after=(trained.name,),
+        made=out / "corruptions.png",  # drawn when the record is complete
+        passes=76 * (effort.n or 10_000),
+        config=trained.config,
+    )
+
+
+def diagnosis(trained: Job, baseline: Job | None, effort: Effort, *, data_root: Path | None = None) -> Job:
+    """Look inside a run's best checkpoint, beside its baseline if there is one."""
+    folder = trained.made.parent
+    beside = [] if baseline is None else ["--baseline", str(baseline.made.parent)]
+    n = ["--n", str(effort.n)] if effort.n else []
+    where = [] if data_root is None else ["--data", str(data_root)]
+    out = folder / "diagnosis" / "-".join(["pair" if baseline else "alone", *(word.strip("-") for word in n)])
+    return Job(
+        name=f"diagnose {folder.name}: {out.name}",
+        command=("diagnose", str(folder), *beside, *n, *where, "--out", str(out)),
+        after=(trained.name, *([] if baseline is None else [baseline.name])),
+        made=out / "diagnosis.json",
+        passes=1500 * (effort.n or 500) * (1 if baseline is None else 2),
+        config=trained.config,
+    )

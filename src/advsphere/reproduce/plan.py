@@ -1,0 +1,115 @@
+"""The plan of one table or of several: a graph of jobs, in the order in which they are worth having."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from advsphere.errors import UserError
+from advsphere.reproduce import jobs
+from advsphere.reproduce.budgets import Budget
+from advsphere.reproduce.jobs import Job
+from advsphere.reproduce.tables import HEADLINE, Arm, Table
+
+_IMAGES = {"digits": 1237, "cifar10": 49_000, "imagefolder": 19_000}
+"""Training images, about; ImageNet's are told by its classes, which only its folder knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """runs: where runs are kept. images: the folder of Table 4's images, where the budget takes some."""
+
+    runs: Path
+    images: Path | None = None
+
+    def of(self, job_data: str) -> Path | None:
+        """What has to be named for a data set; CIFAR is looked for where $ADVSPHERE_DATA says."""
+        if job_data != "imagefolder":
+            return None
+        found = self.images or Path(os.environ.get("ADVSPHERE_DATA", "data")) / "tiny-imagenet-40"
+        if not found.is_dir():
+            raise UserError(
+                f"Table 4 needs a folder with train/<class>/ and val/<class>/: there is no {found}; --images"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """jobs: every one after those it needs, in order of priority. budget, tables: what it is for."""
+
+    jobs: tuple[Job, ...]
+    budget: Budget
+    tables: tuple[Table, ...]
+    places: Places
+
+    @property
+    def open(self) -> tuple[Job, ...]:
+        """Those that are not done."""
+        return tuple(job for job in self.jobs if not job.done)
+
+
+def plan(
+    tables: Sequence[Table],
+    budget: Budget,
+    places: Places,
+    *,
+    weight_decays: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Plan:
+    """The jobs of these tables. weight_decays, seeds: those of the budget by default; a job that two tables need is
+    there once. Raises UserError where a recipe or a folder of images is missing.
+    """
+    found: dict[str, Job] = {}
+    first = sorted(tables, key=lambda table: table.suite != "survival")
+    for weight_decay in weight_decays or budget.weight_decays:
+        asked = _Asked(budget=budget, places=places, weight_decay=weight_decay, seeds=seeds)
+        # The headline's pair before all else, and what survives of its gain.
+        wanted = [(table, [arm for arm in table.arms if arm in HEADLINE]) for table in first]
+        wanted += [(table, list(table.arms)) for table in tables]
+        for table, arms in wanted:
+            for job in asked.jobs(table, arms):
+                found.setdefault(job.name, job)
+    return Plan(jobs=tuple(found.values()), budget=budget, tables=tuple(tables), places=places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What all jobs of one weight decay share."""
+
+    budget: Budget
+    places: Places
+    weight_decay: float
+    seeds: Sequence[int] | None
+
+    def jobs(self, table: Table, arms: Sequence[Arm]) -> Iterator[Job]:
+        """Pair by pair and seed by seed, so that what is finished can be compared already."""
+        for kind in dict.fromkeys((arm.objective, arm.data) for arm in arms):
+            own = [arm for arm in arms if (arm.objective, arm.data) == kind]
+            for seed in dict.fromkeys(seed for arm in own for seed in self.budget.seeds_of(arm)):
+                if self.seeds is None or seed in self.seeds:
+                    trained = {arm: self._train(arm, seed) for arm in own if seed in self.budget.seeds_of(arm)}
+                    yield from trained.values()
+                    for arm in trained:
+                        yield from self._measure(table, arm, trained)
+
+    def _train(self, arm: Arm, seed: int) -> Job:
+        config = self.budget.config(arm, weight_decay=self.weight_decay, seed=seed)
+        data = config.data.name
+        return jobs.training(config, self.places.runs, images=_IMAGES[data], data_root=self.places.of(data))
+
+    def _measure(self, table: Table, arm: Arm, trained: Mapping[Arm, Job]) -> Iterator[Job]:
+        """What a table asks of one run."""
+        job, effort = trained[arm], self.budget.effort
+        where = self.places.of(job.config.data.name)
+        if table.measure == "attacks":
+            yield jobs.evaluation(job, table.suite, effort(table.suite), data_root=where)
+        elif table.measure == "corruptions":
+            yield jobs.corruption(job, effort("corruptions"), data_root=where)
+        elif job.config.training.seed == self.budget.seeds[0] and self.weight_decay == self.budget.weight_decays[0]:
+            if arm.variant:  # a pair is looked at once
+                yield jobs.diagnosis(job, trained[arm.plain], effort("inside"), data_root=where)
+            elif len(table.arms) == 1:
+                yield jobs.diagnosis(job, None, effort("inside"), data_root=where)

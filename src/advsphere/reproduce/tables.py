@@ -1,0 +1,192 @@
+"""The tables by name: which methods are trained, how each is measured, and which of our rows stands beside which of the
+paper's columns.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Literal
+
+from advsphere.errors import UserError
+from advsphere.reproduce import paper
+
+Data = Literal["cifar10", "imagenet"]
+Variant = Literal["", "HE", "m-HE", "HE, no FN", "HE, no WN", "HE, no AM", "HE, s = 5", "HE, s = 30", "HE, m = 0.4"]
+Measure = Literal["attacks", "corruptions", "inside"]
+
+OBJECTIVES = {
+    "standard": "standard training",
+    "pgd-at": "PGD-AT",
+    "alp": "ALP",
+    "trades": "TRADES",
+    "fastat": "FastAT",
+    "freeat": "FreeAT",
+}
+"""The paper's names, by the end of a recipe's."""
+
+ABLATION: dict[Variant, Mapping[str, float | bool]] = {
+    "HE, no FN": {"normalize_features": False},
+    "HE, no WN": {"normalize_weights": False},
+    "HE, no AM": {"margin": 0.0},
+    "HE, s = 5": {"scale": 5.0},
+    "HE, s = 30": {"scale": 30.0},
+    "HE, m = 0.4": {"margin": 0.4},
+}
+"""What differs from HE with s = 15 and m = 0.2, one setting at a time."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method: an objective, plain or on the sphere."""
+
+    objective: str
+    variant: Variant = ""
+    data: Data = "cifar10"
+
+    @property
+    def name(self) -> str:
+        """As the paper's tables call it."""
+        return OBJECTIVES[self.objective] + (f"+{self.variant}" if self.variant else "")
+
+    @property
+    def plain(self) -> Arm:
+        """What it is compared with."""
+        return Arm(self.objective, "", self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a table consists of. suite: of attacks, where those are the measure. columns: our attack -> the paper's
+    column. headline: the attack whose gain is to survive. paper: its numbers. network: of the paper's row that stands
+    beside ours, where it has several. seeds_of_pairs: whether its pairs get as many seeds as the headline.
+    """
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    measure: Measure = "attacks"
+    suite: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    headline: str | None = None
+    paper: paper.Numbers = field(default_factory=dict)
+    network: str = ""
+
+    @property
+    def pairs(self) -> tuple[tuple[Arm, Arm], ...]:
+        """(plain, on the sphere), wherever both are there."""
+        return tuple((arm.plain, arm) for arm in self.arms if arm.variant and arm.plain in self.arms)
+
+
+def _arms(objectives: tuple[str, ...], variants: tuple[Variant, ...], data: Data = "cifar10") -> tuple[Arm, ...]:
+    return tuple(Arm(objective, variant, data) for objective, variant in product(objectives, variants))
+
+
+def _bare(*names: str) -> dict[str, str]:
+    """The official evaluators attack bare cosines, so the paper's columns are ours "(s = 1)"."""
+    return {f"{name} (s = 1)": name for name in names}
+
+
+_PAIR = _arms(("fastat",), ("", "HE"))
+_IMAGENET = _arms(("freeat",), ("", "HE"), "imagenet")
+_SAME = {name: name for name in ("clean", "DeepFool", "C&W", "FeaAtt.", "FAB")}
+_PGD_50 = {"clean": "clean", **_bare("PGD-50")}
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            name="table3",
+            title="Table 3: FastAT and FreeAT with HE and m-HE",
+            arms=_arms(("fastat", "freeat"), ("", "HE", "m-HE")),
+            suite="paper",
+            columns=_PGD_50,
+            headline="PGD-50 (s = 1)",
+            paper=paper.TABLE_3,
+        ),
+        Table(
+            name="table2",
+            title="Table 2: six defences under eight attacks",
+            arms=_arms(("pgd-at", "trades", "alp"), ("", "HE")),
+            suite="table2",
+            columns=_SAME | _bare("PGD-20", "PGD-500", "MIM-20", "FGSM"),
+            headline="PGD-20 (s = 1)",
+            paper=paper.TABLE_2,
+        ),
+        Table(
+            name="survival",
+            title="What survives the worst attack",
+            arms=_arms(("fastat", "pgd-at"), ("", "HE")),
+            suite="survival",
+            headline="PGD-50 (s = 1)",
+        ),
+        Table(
+            name="ablation",
+            title="FN, WN, AM, s and m, one at a time",
+            arms=(*_PAIR, *(Arm("fastat", variant) for variant in ABLATION)),
+            suite="paper",
+            columns={},
+            headline="PGD-50 (s = 1)",
+        ),
+        Table(
+            name="table4",
+            title="Table 4: FreeAT on ImageNet",
+            arms=_IMAGENET,
+            suite="table4",
+            columns={"clean": "clean", **_bare("PGD-10", "PGD-50")},
+            headline="PGD-50 (s = 1)",
+            paper=paper.TABLE_4,
+            network="ResNet-50",
+        ),
+        Table(
+            name="table5",
+            title="Table 5: common corruptions",
+            arms=_arms(("pgd-at", "alp", "trades", "fastat"), ("", "HE")) + _IMAGENET,
+            measure="corruptions",
+            paper=paper.TABLE_5,
+        ),
+        Table(
+            name="table6",
+            title="Table 6: RayS and AutoAttack",
+            arms=_arms(("pgd-at",), ("", "HE")),
+            suite="table6",
+            columns={"clean": "clean", "RayS": "RayS", "AutoAttack: + Square": "AutoAttack"},
+            paper=paper.TABLE_6,
+            network="WRN-34-10",
+        ),
+        Table(
+            name="table7",
+            title="Table 7: FN in the attack on a standardly trained network",
+            arms=(Arm("standard"),),
+            measure="inside",
+            paper=paper.TABLE_7,
+        ),
+        Table(
+            name="gradients",
+            title="How much louder adversarial images speak in the gradients of each layer",
+            arms=_PAIR,
+            measure="inside",
+        ),
+        Table(
+            name="perturbations",
+            title="Perturbations crafted with and without FN",
+            arms=_PAIR,
+            measure="inside",
+        ),
+    )
+}
+"""In the order in which a plan for all of them measures."""
+
+HEADLINE = _PAIR
+"""The pair that gets three seeds."""
+
+
+def table(name: str) -> Table:
+    """The table of that name. Raises UserError with the nearest one where there is none."""
+    if name not in TABLES:
+        near = difflib.get_close_matches(name, TABLES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TABLES)}"
+        raise UserError(f"no table is called {name!r}; {hint}")
+    return TABLES[name]
