@@ -38,6 +38,8 @@ class DataSettings:
     """Where they lie; else $ADVSPHERE_DATA or ./data are looked at."""
     image_size: int | None = None
     """The side of the square that an image folder's images become, in pixels."""
+    resize: int | None = None
+    """What their shorter side becomes before that square is cut out of the centre; image_size by default."""
     validation: int = 200
     """Training images held out to choose the best checkpoint; the test set never chooses."""
 

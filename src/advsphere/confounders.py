@@ -9,7 +9,7 @@ from advsphere.config import Config, differences
 _METHOD = ("recipe", "notes", "sphere")
 """Settings that are the method itself."""
 
-_NO_EFFECT = ("data.root", "training.checkpoint_minutes")
+_NO_EFFECT = ("data.root", "training.checkpoint_minutes", "training.workers")
 
 _WHY = {
     "training.weight_decay": "weight decay alone can move robust accuracy by several points (Pang et al. 2021)",

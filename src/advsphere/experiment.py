@@ -145,7 +145,10 @@ def train(
     `training.Stopped` when `stop` said so.
     """
     begun = _claim(folder, config, resume)
-    data = load(config.data.name, config.data.root, image_size=config.data.image_size)
+    crops = config.training.augment.min_area is not None
+    data = load(
+        config.data.name, config.data.root, image_size=config.data.image_size, resize=config.data.resize, crops=crops
+    )
     where = device()
     training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
     parts = assemble(config, data.train)
@@ -185,8 +188,8 @@ def train(
     return trainer.result
 
 
-_WITHOUT_EFFECT = ("data.root:", "training.checkpoint_minutes:")
-"""Settings that a resume may change: where the images lie now, and how often it is written."""
+_WITHOUT_EFFECT = ("data.root:", "training.checkpoint_minutes:", "training.workers:")
+"""Settings that a resume may change: where the images lie now, who decodes them, and how often it is written."""
 
 
 def _claim(folder: Path, config: Config, resume: bool) -> bool:
@@ -235,7 +238,8 @@ def load_run(folder: Path, which: Literal["best", "last"] = "best", *, data_root
     config = read_config(folder)
     path = folder / f"{which}.safetensors"
     tensors, _ = load_checkpoint(path)
-    test = load_test(config.data.name, data_root or config.data.root, image_size=config.data.image_size)
+    data = config.data
+    test = load_test(data.name, data_root or data.root, image_size=data.image_size, resize=data.resize)
     model = build_model(replace(config, model=replace(config.model, pretrained=False)), test)
     restore_model(model, section("model", tensors), path)
     where = device()

@@ -79,9 +79,9 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     digits = load("digits")
     few = Dataset(digits.train.first(40), digits.test.first(20))
-    monkeypatch.setattr(experiment, "load", lambda name, root=None, *, image_size=None: few)
+    monkeypatch.setattr(experiment, "load", lambda name, root=None, **_: few)
     monkeypatch.setattr(provenance, "commit", lambda: "0123456789ab")
-    monkeypatch.setattr(experiment, "load_test", lambda name, root=None, *, image_size=None: few.test)
+    monkeypatch.setattr(experiment, "load_test", lambda name, root=None, **_: few.test)
 
 
 def stopping_after(steps: int) -> Callable[[], bool]:

@@ -28,7 +28,7 @@ from advsphere.report import numbers
 from advsphere.threat import Norm, ThreatModel
 from advsphere.training import read_metrics
 
-_DOES_NOT_MATTER = ("recipe:", "data.root:", "training.checkpoint_minutes:", "notes:")
+_DOES_NOT_MATTER = ("recipe:", "data.root:", "training.checkpoint_minutes:", "training.workers:", "notes:")
 
 
 @dataclass(frozen=True, kw_only=True)

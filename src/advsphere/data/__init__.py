@@ -1,6 +1,8 @@
 """Images as pixels in [0, 1]: sets by name or from folders, batches, augmentation."""
 
 from advsphere.data.augment import Augment, augment, epoch_batches
+from advsphere.data.batches import Batch, batches
+from advsphere.data.encoded import EncodedImages
 from advsphere.data.folders import FolderImages, image_folder
 from advsphere.data.images import Dataset, Images, ImageSet, as_float
 from advsphere.data.sources import NAMES, load, load_test
@@ -8,12 +10,15 @@ from advsphere.data.sources import NAMES, load, load_test
 __all__ = [
     "NAMES",
     "Augment",
+    "Batch",
     "Dataset",
+    "EncodedImages",
     "FolderImages",
     "ImageSet",
     "Images",
     "as_float",
     "augment",
+    "batches",
     "epoch_batches",
     "image_folder",
     "load",

@@ -1,4 +1,4 @@
-"""The order of a training epoch, and augmentation of a whole batch in one pass."""
+"""The order of a training epoch, and augmentation of a whole batch in one pass on its device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advsphere.data.crops import ResizedCrops
 from advsphere.data.images import as_float
 from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
@@ -15,20 +16,32 @@ from advsphere.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How training images are varied: a random crop after zero padding by `padding` pixels, a random horizontal flip.
+    """How training images are varied. CIFAR's usual setting is padding=4, flip=True, ImageNet's min_area=0.08,
+    flip=True.
 
-    Calling it on (pixels, draws) is `augment` with these settings. CIFAR's usual setting is padding=4, flip=True.
+    Calling it on (pixels, draws) is `augment` with these settings; what comes before it, the random resized crop, is
+    `crops`.
     """
 
     padding: int = 0
+    """Crop at a random place after zero padding by so many pixels."""
     flip: bool = False
+    """Flip every other image horizontally."""
+    min_area: float | None = None
+    """Crop a random part of at least this share of each image, from the file's own pixels, and resize it."""
 
     def __post_init__(self) -> None:
+        if self.min_area is not None and not 0 < self.min_area <= 1:
+            raise UserError(f"a crop of at least {self.min_area:g} of an image: give a share in (0, 1], 0.08 is usual")
         if self.padding < 0:
             raise UserError(f"a crop is padded by {self.padding} pixels; give 0 for none, 4 is usual at 32 pixels")
 
     def __call__(self, pixels: Tensor, draws: Draws) -> Tensor:
         return augment(pixels, draws, padding=self.padding, flip=self.flip)
+
+    def crops(self, draws: Draws) -> ResizedCrops | None:
+        """The random resized crops of a batch; None where there are none."""
+        return None if self.min_area is None else ResizedCrops.of(draws, self.min_area)
 
 
 def augment(pixels: Tensor, draws: Draws, *, padding: int, flip: bool) -> Tensor:
@@ -55,7 +68,7 @@ def _windows(pixels: Tensor, offset: Tensor, mirrored: Tensor, *, height: int, w
     rows = offset[:, :1] + torch.arange(height, device=pixels.device)
     columns = torch.arange(width, device=pixels.device).expand(batch, width)
     columns = offset[:, 1:] + torch.where(mirrored, width - 1 - columns, columns)
-    places = (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, -1).expand(-1, channels, -1)
+    places = (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, height * width).expand(-1, channels, -1)
     return pixels.flatten(2).gather(2, places).view(batch, channels, height, width)
 
 

@@ -9,12 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from advsphere.data.crops import ResizedCrops
 from advsphere.draws import permutation
 from advsphere.errors import UserError
 
 
 class Images(ABC):
-    """A set of labelled images, in memory (`ImageSet`) or decoded when asked for (`FolderImages`).
+    """A set of labelled images, in memory (`ImageSet`) or decoded when asked for (`EncodedImages`).
 
     labels: (N,) int64 in 0..K-1, on the device that batches are to be on. classes: the K names.
     name: what reports call the set.
@@ -32,6 +33,11 @@ class Images(ABC):
     @abstractmethod
     def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B,C,H,W) as they are kept, uint8 or floating point, and labels (B,): where augmentation starts."""
+
+    def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
+        """As `stored`, but of each image the part that `crops` names, brought to the same shape."""
+        pixels, y = self.stored(index)
+        return crops(pixels), y
 
     @abstractmethod
     def take(self, index: Tensor) -> Self:

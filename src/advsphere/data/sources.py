@@ -8,7 +8,8 @@ from pathlib import Path
 
 from advsphere.data.cifar import LAYOUTS, read_cifar
 from advsphere.data.digits import read_digits
-from advsphere.data.folders import read_folder, read_test_folder
+from advsphere.data.encoded import View
+from advsphere.data.folders import kept, read_folder, read_test_folder
 from advsphere.data.images import Dataset, Images
 from advsphere.errors import UserError
 
@@ -17,29 +18,42 @@ NAMES = (*SIZES, "imagefolder")
 VARIABLE = "ADVSPHERE_DATA"
 
 
-def load(name: str, root: Path | None = None, *, image_size: int | None = None) -> Dataset:
+def load(
+    name: str,
+    root: Path | None = None,
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    crops: bool = False,
+) -> Dataset:
     """The data set of that name: "digits" (embedded), "cifar10", "cifar100" or "imagefolder".
 
     root: the folder itself or, for CIFAR, the one that holds it; without it $ADVSPHERE_DATA and ./data are looked at.
     image_size: the side of the square that an image folder's images become; the others have a size of their own.
+    resize: what their shorter side becomes before that square is cut out of their centre; image_size by default.
+    crops: the training images are to be cropped at random, so an image folder's stay encoded at their own resolution.
     Raises UserError where the folder is missing or broken, with what was looked for, where, and how to get it.
     """
-    _check(name, image_size)
+    _check(name, image_size, resize)
     if name == "digits":
         return read_digits()
     if name in LAYOUTS:
         return read_cifar(name, _cifar_folder(name, root))
-    return read_folder(_folder(root), image_size)
+    parts = read_folder(_folder(root), View.of(image_size, resize))
+    return Dataset(parts.train if crops else kept(parts.train), kept(parts.test), parts.note)
 
 
-def load_test(name: str, root: Path | None = None, *, image_size: int | None = None) -> Images:
+def load_test(
+    name: str, root: Path | None = None, *, image_size: int | None = None, resize: int | None = None
+) -> Images:
     """The test part of `load` alone; an image folder's training images are then not decoded, and may be absent."""
     if name == "imagefolder":
-        return read_test_folder(_folder(root), image_size)
-    return load(name, root, image_size=image_size).test
+        _check(name, image_size, resize)
+        return kept(read_test_folder(_folder(root), View.of(image_size, resize)))
+    return load(name, root, image_size=image_size, resize=resize).test
 
 
-def _check(name: str, image_size: int | None) -> None:
+def _check(name: str, image_size: int | None, resize: int | None) -> None:
     if name not in NAMES:
         nearest = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
@@ -48,6 +62,8 @@ def _check(name: str, image_size: int | None) -> None:
         raise UserError(
             f"{name} is {SIZES[name]}x{SIZES[name]}: leave out image_size={image_size}, which is for imagefolder"
         )
+    if resize is not None and name in SIZES:
+        raise UserError(f"{name} is {SIZES[name]}x{SIZES[name]}: leave out resize={resize}, which is for imagefolder")
 
 
 def _places(root: Path | None) -> list[Path]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advsphere.data import Images, epoch_batches
+from advsphere.data import batches as load_batches
 from advsphere.distributed import World
 from advsphere.draws import Draws, derived_seed
 from advsphere.errors import UserError
@@ -145,14 +146,13 @@ class Trainer:
     def _train_epoch(self) -> None:
         settings, epoch, replays = self.settings, self.cursor.epoch, self.objective.replays
         batches = epoch_batches(len(self.images), settings.batch_size, seed=settings.seed, epoch=epoch)
-        saved = ticked = time.monotonic()
-        for b in range(self.cursor.batch, len(batches)):
-            began = time.monotonic()
-            ids = self.division.share(batches[b]).to(self.device)
-            pixels, y = self.images.stored(ids)
-            # One augmentation for a batch, shared by its replays: each example has one draw an epoch.
-            draws = Draws(settings.seed, ids, step=epoch)
-            x = settings.augment(pixels, draws)
+        shares = [self.division.share(batch) for batch in batches[self.cursor.batch :]]
+        # One augmentation for a batch, shared by its replays: each example has one draw an epoch.
+        left = load_batches(
+            self.images, shares, settings.augment, seed=settings.seed, epoch=epoch, workers=settings.workers
+        )
+        began = saved = ticked = time.monotonic()
+        for b, (x, y, draws) in enumerate(left, start=self.cursor.batch):
             for replay in range(self.cursor.replay, replays):
                 progress = (epoch + (b + replay / replays) / len(batches)) / settings.epochs
                 self._take_step(x, y, draws, len(batches[b]), progress)
@@ -172,6 +172,7 @@ class Trainer:
             if saving:
                 self.save()
                 saved = now
+            began = time.monotonic()
 
     def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:
         """Whether all stop, as any rank was asked to, and whether all save, as the first one's clock says: ranks that

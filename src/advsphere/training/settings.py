@@ -48,6 +48,8 @@ class TrainSettings:
     """
     checkpoint_minutes: float = 5.0
     """Time between checkpoints within an epoch, also a fraction; each epoch ends with one anyway."""
+    workers: int | None = None
+    """Processes that decode image files ahead, one for each core by default; what they decode does not depend on it."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -58,6 +60,8 @@ class TrainSettings:
             raise UserError(f"lr is {self.lr} and weight_decay {self.weight_decay}; neither may be negative, nor lr 0")
         if not (0 <= self.momentum < 1 and 0 <= self.ema < 1):
             raise UserError(f"momentum is {self.momentum} and ema {self.ema}; both must be in [0, 1)")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"{self.workers} workers can't decode images; 0 decodes them in between")
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """What to autocast to on a device; None for plain float32."""

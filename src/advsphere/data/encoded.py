@@ -1,0 +1,178 @@
+"""Images that stay encoded, as JPEG or the like, and are decoded each time a batch asks for them."""
+
+from __future__ import annotations
+
+import io
+import os
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from advsphere.data.crops import ResizedCrops, resized
+from advsphere.data.images import Images, ImageSet, check_labels
+from advsphere.errors import UserError
+
+GAP = 2
+"""A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least GAP times the size that is
+asked for; Pillow's `thumbnail` has the same rule."""
+
+
+class View(NamedTuple):
+    """How an image becomes a square: its shorter side is resized to `shorter`, then the centre of `size` is cut out."""
+
+    size: int
+    shorter: int
+
+    @classmethod
+    def of(cls, image_size: int | None, resize: int | None) -> Self | None:
+        """None where no size is given; without `resize` as much as possible is seen. Raises UserError for sizes that
+        can't be.
+        """
+        if image_size is None:
+            return None
+        shorter = image_size if resize is None else resize
+        if not 1 <= image_size <= shorter:
+            raise UserError(
+                f"a centre of {image_size} pixels can't be cut out of images whose shorter side is resized to {shorter}"
+            )
+        return cls(image_size, shorter)
+
+
+class Encoded(NamedTuple):
+    """An image as it is stored. name: what errors call it. file: where it lies, or what is in it."""
+
+    name: str
+    file: str | io.BytesIO
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImages(Images):
+    """Images that are decoded, in threads, each time a batch asks for them: 3 x size x size, uint8.
+
+    Every image is converted to RGB. Its fixed view is bilinear, as torchvision's Resize and CenterCrop make it. Raises
+    UserError naming the image that cannot be read.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    view: View
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, len(self.classes), self.name)
+
+    @abstractmethod
+    def encoded(self, index: list[int]) -> list[Encoded]:
+        """These images as they are stored."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.view.size, self.view.size
+
+    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self._decoded(index, [partial(_centre, view=self.view)] * len(index))
+
+    def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
+        """Each crop is taken from the decoded image at its own resolution."""
+        return self._decoded(index, [partial(_crop, crops=crops, i=i, size=self.view.size) for i in range(len(index))])
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, labels=self.labels.to(device))
+
+    def in_memory(self) -> ImageSet:
+        """All the images decoded, with a progress bar."""
+        pixels = torch.empty((len(self), *self.shape), dtype=torch.uint8)
+        console = Console(stderr=True)
+        chunks = torch.split(torch.arange(len(self)), 512)
+        for chunk in track(
+            chunks, f"reading {self.name}", console=console, transient=True, disable=not console.is_terminal
+        ):
+            pixels[chunk] = self.stored(chunk)[0].cpu()
+        return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
+
+    def _decoded(self, index: Tensor, views: list[Callable[[Image.Image], Tensor]]) -> tuple[Tensor, Tensor]:
+        pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8)
+        work = zip(pixels, self.encoded(index.tolist()), views, strict=True)
+        if get_worker_info() is not None:  # a process that decodes beside others has one core
+            deque(map(_decode, work), maxlen=0)
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                deque(pool.map(_decode, work), maxlen=0)
+        device = self.labels.device
+        return pixels.to(device), self.labels[index.to(device)]
+
+
+def chosen(view: View | None, place: str, first: Encoded) -> View:
+    """The view. Raises UserError where there is none, with a proposal from the first image of the place."""
+    if view is None:
+        width, height = opened(first).size
+        raise UserError(
+            f"{place} needs an image size, to which its images are resized: its first image is {width}x{height}, "
+            f"so perhaps image_size={min(width, height)}"
+        )
+    return view
+
+
+def opened(image: Encoded) -> Image.Image:
+    """Its header alone is read. Raises UserError where that can't be."""
+    try:
+        return Image.open(image.file)
+    except Exception as error:
+        raise _unreadable(image.name, error) from error
+
+
+def _decode(work: tuple[Tensor, Encoded, Callable[[Image.Image], Tensor]]) -> None:
+    """One image into its (3, size, size) uint8 of the batch."""
+    pixels, image, view = work
+    with opened(image) as picture:
+        if picture.mode[0] in "IF":  # Pillow would clip these to 255
+            raise UserError(f"{image.name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
+        try:
+            pixels.copy_(view(picture))
+        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+            raise _unreadable(image.name, error) from error
+
+
+def _centre(picture: Image.Image, *, view: View) -> Tensor:
+    """(3, size, size) uint8."""
+    _decode_smaller(picture, min(picture.size), view.shorter)
+    # Pillow's `bleed` is what is left out at each side, as a share of it.
+    bleed = (1 - view.size / view.shorter) / 2
+    return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
+
+
+def _crop(picture: Image.Image, *, crops: ResizedCrops, i: int, size: int) -> Tensor:
+    """(3, size, size) uint8."""
+    width, height = picture.size
+    left, top, w, h = crops.box(i, width, height)
+    _decode_smaller(picture, min(w, h), size)
+    across, down = picture.width / width, picture.height / height
+    box = (round(left * across), round(top * down), round((left + w) * across), round((top + h) * down))
+    return resized(_rgb(picture.convert("RGB").crop(box)), size, size)
+
+
+def _decode_smaller(picture: Image.Image, side: int, wanted: int) -> None:
+    """Let a JPEG of which `side` pixels become `wanted` be decoded at a fraction of its size; others stay whole."""
+    if (factor := side // (GAP * wanted)) > 1:
+        picture.draft(None, (-(-picture.width // factor), -(-picture.height // factor)))
+
+
+def _rgb(picture: Image.Image) -> Tensor:
+    """(3, height, width) uint8."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(f"cannot read the image {name} ({error}): replace or remove it")
