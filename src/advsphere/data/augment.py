@@ -68,7 +68,9 @@ def _windows(pixels: Tensor, offset: Tensor, mirrored: Tensor, *, height: int, w
     rows = offset[:, :1] + torch.arange(height, device=pixels.device)
     columns = torch.arange(width, device=pixels.device).expand(batch, width)
     columns = offset[:, 1:] + torch.where(mirrored, width - 1 - columns, columns)
-    places = (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, height * width).expand(-1, channels, -1)
+    places = (
+        (rows[:, :, None] * padded_width + columns[:, None, :]).view(batch, 1, height * width).expand(-1, channels, -1)
+    )
     return pixels.flatten(2).gather(2, places).view(batch, channels, height, width)
 
 
