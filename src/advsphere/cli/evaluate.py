@@ -35,7 +35,7 @@ class Options:
     - quick: FGSM, PGD-20, PGD-100, margin PGD-100.
     - paper: PGD-50 at s = 1 and at s, margin PGD-50.
     - autoattack: APGD-CE, APGD-T, FAB-T, Square.
-    - table2, table6: the columns of the paper's tables.
+    - table2, table4, table6: the columns of the paper's tables.
     - survival: what `advsphere compare` needs.
     - adaptive: for bounded cosine heads: the scale swept, angles, features.
     """

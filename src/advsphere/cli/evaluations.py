@@ -12,7 +12,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.evaluation.records import canonical
 
-STRENGTH = ("own", "quick", "paper", "adaptive", "table2", "autoattack", "table6", "survival")
+STRENGTH = ("own", "quick", "paper", "table4", "adaptive", "table2", "autoattack", "table6", "survival")
 """Suites, the strongest last."""
 
 

@@ -211,7 +211,7 @@ def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, d
     return [Finding(f"{spec.name} at eps = 0", "ok", "the clean images, and their predictions")]
 
 
-FEW = {"steps": 2, "queries": 2, "rounds": 1, "tries": 1}
+FEW = {"steps": 2, "queries": 2, "rounds": 1, "tries": 1, "targets": 1}
 """How long an attack runs in the check at eps = 0."""
 
 

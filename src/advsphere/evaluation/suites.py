@@ -181,6 +181,13 @@ def table2(case: Case) -> list[AttackSpec]:
     ]
 
 
+def table4(case: Case) -> list[AttackSpec]:
+    """The columns of the paper's Table 4, PGD-10 and PGD-50 from a uniform start, each on bare cosines (s = 1), as the
+    official evaluator does, and on the logits as they are. A step is eps / 4: the table's 1/255 at its 4/255.
+    """
+    return [spec for steps in (10, 50) for spec in _at_both_scales(case, _pgd(case, steps))]
+
+
 def autoattack(case: Case) -> list[AttackSpec]:
     """AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square, each on what those before it left. The last row is
     AutoAttack's verdict. With `steps` of one's own it is not AutoAttack, and not called so.
@@ -247,6 +254,7 @@ SUITES: dict[str, Suite] = {
     "quick": quick,
     "paper": paper,
     "table2": table2,
+    "table4": table4,
     "table6": table6,
     "autoattack": autoattack,
     "adaptive": adaptive,
