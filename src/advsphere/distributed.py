@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
@@ -113,7 +114,8 @@ def joined() -> Iterator[World]:
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
     store, rank, size = next(rendezvous("env://"))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    # One rank may wait for another as long as that works: it is watched whether it fails.
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(days=365))
     world = World(rank, size, local_rank, backend)
     over = Event()
     watcher = Thread(target=_watch, args=(store, world, over), daemon=True)

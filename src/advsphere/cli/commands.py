@@ -10,7 +10,7 @@ from advsphere import experiment
 from advsphere.cli.evaluations import Finished
 from advsphere.config import differences, flags
 from advsphere.errors import UserError
-from advsphere.evaluation import Effort, radius
+from advsphere.evaluation import Effort, radius, usual_batch_size
 from advsphere.recipes import recipe
 from advsphere.report import Command
 
@@ -45,6 +45,7 @@ def _train(run: Path) -> str | None:
 
 def _evaluate(one: Finished) -> str:
     subject, identity = one.subject, one.evaluation.identity
+    shape = identity["data"]["shape"]
     given: dict[str, object] = {
         "--checkpoint": subject.checkpoint if subject.checkpoint != "best" else None,
         "--model": subject.model,
@@ -64,7 +65,7 @@ def _evaluate(one: Finished) -> str:
         "--norm": identity["threat"]["norm"],
         "--eps": radius(identity["threat"]["eps"]),
         "--seed": identity["seed"] or None,
-        "--batch-size": identity["batch_size"] if identity["batch_size"] != 250 else None,
+        "--batch-size": identity["batch_size"] if identity["batch_size"] != usual_batch_size(shape) else None,
         "--precision": identity["search"],
         "--head": identity["suite"].get("head") if subject.run is None else None,
         "--out": one.folder,

@@ -52,7 +52,7 @@ class Options:
     checkpoint: Literal["best", "last"] = "best"
     """Which of the runs' checkpoints."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
-    batch_size: int = 250
+    batch_size: int | None = None
     precision: Precision = "auto"
     """Of the search; auto is bfloat16 where the machine has it."""
     data: Path | None = None

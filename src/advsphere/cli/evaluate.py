@@ -13,6 +13,7 @@ from advsphere import experiment
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.subject import Subject
 from advsphere.config import Config
+from advsphere.distributed import World, joined
 from advsphere.evaluation import Effort, Evaluation, Precision, evaluate, progress_bar
 from advsphere.threat import Norm, ThreatModel
 
@@ -27,6 +28,10 @@ class Options:
 
     Everything is written down: a ledger with each outcome and each adversarial image, and evaluation.json with each
     number. Interrupt it at any time; the same command goes on. Then `advsphere verify` checks it.
+
+    Several processes share the images, and come to the same ledger:
+
+        torchrun --nproc-per-node 4 -m advsphere evaluate ...
     """
 
     subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
@@ -49,7 +54,8 @@ class Options:
     """Radius in pixel units, e.g. 8/255; the run's own by default, 8/255 for a model of yours."""
     seed: int = 0
     """Of the attacks' random starts."""
-    batch_size: int = 250
+    batch_size: int | None = None
+    """Of each attack, and the unit of work; by default 250, fewer of more than 74 pixels a side."""
     precision: Precision = "auto"
     """Of the search; auto is bfloat16 where the machine has it. What is found is always checked in float32."""
     head: str | None = None
@@ -60,23 +66,27 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Parse, evaluate, print the table and where the evidence lies."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
-    evaluation, folder = evaluated(options)
-    console = Console(highlight=False)
-    console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
-    console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
+    with joined() as world:
+        options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
+        console = Console(highlight=False)
+        if world.size > 1:
+            console.print(f"{world.size} processes share the images; the bars are of the first one's", soft_wrap=True)
+        evaluation, folder = evaluated(options, world)
+        console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
+        console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
     return 0
 
 
-def evaluated(options: Options) -> tuple[Evaluation, Path]:
+def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Path]:
     """The evaluation and the folder in which it is kept; what is there already is not done again."""
     subject = options.subject
     config = None if subject.run is None else experiment.read_config(subject.run)
     threat = _threat(options, config)
     model, images = subject.load()
     folder = options.out or _folder(options, threat)
-    folder.mkdir(parents=True, exist_ok=True)
-    subject.save(folder)
+    if world.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        subject.save(folder)
     with progress_bar() as on_progress:
         evaluation = evaluate(
             model,
@@ -91,8 +101,10 @@ def evaluated(options: Options) -> tuple[Evaluation, Path]:
             head=options.head or (None if config is None else experiment.head_name(config)),
             precision=options.precision,
             on_progress=on_progress,
+            world=world,
         )
-    evaluation.save(folder / "evaluation.json")
+    if world.first:
+        evaluation.save(folder / "evaluation.json")
     return evaluation, folder
 
 

@@ -1,5 +1,6 @@
 """Evaluation that can be trusted and checked again: preflight, attacks, ledger, intervals, verification."""
 
+from advsphere.evaluation.batches import usual_batch_size
 from advsphere.evaluation.cells import Cell, Cost
 from advsphere.evaluation.checksums import data_checksum, model_checksum
 from advsphere.evaluation.engine import Precision, evaluate
@@ -59,6 +60,7 @@ __all__ = [
     "suite",
     "survival",
     "telling",
+    "usual_batch_size",
     "verify",
     "wilson",
 ]

@@ -12,7 +12,7 @@ MOST_VALUES = 2**22
 """Numbers in a batch of images: what deep networks keep of it for a gradient then stays at a few GiB."""
 
 
-def usual_size(shape: Sequence[int]) -> int:
+def usual_batch_size(shape: Sequence[int]) -> int:
     """How many images of this shape (C, H, W) make a batch where nobody says: 250, and 27 at 224 pixels."""
     return max(1, min(LARGEST, MOST_VALUES // math.prod(shape)))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from advsphere.attacks import Guides
 from advsphere.classifier import frozen, low_precision, split
 from advsphere.data import Images
+from advsphere.distributed import World
 from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
+from advsphere.evaluation.batches import dealt, usual_batch_size
 from advsphere.evaluation.cells import Cell, Cost
 from advsphere.evaluation.checksums import data_checksum, model_checksum
 from advsphere.evaluation.findings import Finding
@@ -28,6 +31,7 @@ from advsphere.evaluation.preflight import device_of, images_of, preflight
 from advsphere.evaluation.probes import PROBES, SAMPLE, sample
 from advsphere.evaluation.progress import Progress
 from advsphere.evaluation.results import WORST, Evaluation
+from advsphere.evaluation.shared import own_part, whole
 from advsphere.evaluation.specs import AttackSpec, describe
 from advsphere.evaluation.suites import Case, Effort, anytime
 from advsphere.evaluation.suites import suite as suite_of
@@ -35,11 +39,14 @@ from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
 
 OnProgress = Callable[[Progress], None]
+Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
+"""(numbers of the examples, x, y) -> (their cells, forwards)."""
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _PRECISIONS: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-MOST_GUIDES = 1000
-"""Images among which the guides of the feature attack are drawn, so that they fit into memory whatever the set."""
+MOST_GUIDES, MOST_VALUES = 1000, 2**26
+"""Images, and numbers in them, among which the guides of the feature attack are drawn: 445 at 224 pixels, 256 MiB."""
 
 
 def evaluate(
@@ -50,29 +57,36 @@ def evaluate(
     threat: ThreatModel,
     suite: str | Sequence[AttackSpec] = "quick",
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     ledger: Path | None = None,
     effort: Effort = Effort(),
     budget: float | None = None,
     head: str | None = None,
     precision: Precision = "auto",
     on_progress: OnProgress | None = None,
+    world: World = World(),
 ) -> Evaluation:
     """Attack a model on images and say what is left of its accuracy: an upper bound of its robust accuracy.
 
     model: pixels in [0, 1] -> logits, with its input normalisation inside; it is put into eval mode and given back as
     it was. images: an `advsphere.data` set, or an (N, C, H, W) tensor in [0, 1] with `labels` (N,) int64. suite: a name
     (`SUITES`), or attacks of one's own. seed: of the attacks' random starts. batch_size: the unit of work, and part of
-    what makes two runs the same bit for bit. ledger: where to write every outcome; an evaluation that was interrupted
-    goes on from there; None keeps it in memory. effort: of a named suite. budget: seconds that the attacks may take;
-    they try only what those before them left, and what is not reached counts as robust, so the result is the tightest
-    upper bound that the time allows; the same call again goes on for as long. A few seconds more go into the signs of
-    gradient masking. head: the last linear layer's name, where it can't be found. precision: of the search, "auto"
-    being bfloat16 where the machine computes in it; what is found always has to fool the model in float32.
+    what makes two runs the same bit for bit; by default 250, fewer of more than 74 pixels a side. ledger: where to
+    write every outcome; an evaluation that was interrupted goes on from there; None keeps it in memory. effort: of a
+    named suite. budget: seconds that the attacks may take; they try only what those before them left, and what is not
+    reached counts as robust, so the result is the tightest upper bound that the time allows; the same call again goes
+    on for as long. A few seconds more go into the signs of gradient masking. head: the last linear layer's name, where
+    it can't be found. precision: of the search, "auto" being bfloat16 where the machine computes in it; what is found
+    always has to fool the model in float32. on_progress: told after each batch of this process. world: the processes
+    that share the work, each of which calls this with the same arguments and gets the same result; they take whole
+    batches, need a ledger's path that all of them see, and come to the ledger that one alone would. Each has the whole
+    budget; seconds are added up.
 
     Raises UserError for what `preflight` refuses, an unknown suite, and a ledger that holds another evaluation.
     """
     images, device = images_of(images, labels), device_of(model)
+    if batch_size is None:
+        batch_size = usual_batch_size(images.shape)
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
     if threat.norm == "linf" and threat.eps > threat.bounds[1] - threat.bounds[0]:
@@ -82,14 +96,15 @@ def evaluate(
     case, notes = case_of(model, images, threat, effort, head)
     specs = _specs(suite, case)
     with exact_float32():
-        findings = (*preflight(model, images, batch_size=batch_size, attacks=specs), *notes)
+        checked = preflight(model, images, batch_size=batch_size, attacks=specs) if world.first else ()
+        findings = (*world.from_first(checked), *notes)
         dtype, found = _search(model, images, precision)
         findings += found
         identity = {
             "model": {"type": type(model).__name__, "checksum": model_checksum(model), "scale": case.scale},
             "data": {
                 "name": images.name,
-                "checksum": data_checksum(images, batch_size),
+                "checksum": world.from_first(data_checksum(images, batch_size) if world.first else ""),
                 "n": len(images),
                 "shape": list(images.shape),
             },
@@ -100,17 +115,24 @@ def evaluate(
             "batch_size": batch_size,
             "search": str(dtype or torch.float32).removeprefix("torch."),
         }
-        with Ledger.create_or_resume(
-            ledger, identity=identity, labels=images.labels.tolist(), environment=environment(device)
-        ) as book:
-            work = _Work(model, images, threat, book, seed, batch_size, dtype, on_progress)
-            work.clean()
-            deadline = math.inf if budget is None else time.monotonic() + budget
-            with contextlib.suppress(OutOfTime):
-                for spec in specs:
-                    work.attack(spec, deadline)
-            work.probe()
-            return Evaluation.of(book, findings)
+        begin = partial(
+            Ledger.create_or_resume,
+            identity=identity,
+            labels=images.labels.tolist(),
+            environment=environment(device),
+        )
+        work = partial(_Work, model, images, threat, specs, seed, batch_size, dtype, on_progress, world)
+        if world.size > 1:
+            with own_part(ledger, begin, world) as book:
+                work(book).run(budget)
+        result = None
+        if world.first:
+            with whole(ledger, begin) as book:
+                if world.size == 1:
+                    work(book).run(budget)
+                work(book).probe()
+                result = Evaluation.of(book, findings)
+        return cast(Evaluation, world.from_first(result))
 
 
 def case_of(
@@ -125,25 +147,39 @@ def case_of(
         if head is not None:
             raise
         return Case(threat=threat, effort=effort), [Finding("head", "ok", f"attacked at scale 1, since {error}")]
-    chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:MOST_GUIDES].sort().values
+    most = min(MOST_GUIDES, MOST_VALUES // math.prod(images.shape))
+    chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:most].sort().values
     guides = Guides(*(part.to(device_of(model)) for part in images.batch(chosen)))
     return Case(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort), []
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What all attacks of an evaluation share."""
+    """What this process does of an evaluation, and the ledger that it writes down what came out in."""
 
     model: nn.Module
     images: Images
     threat: ThreatModel
-    ledger: Ledger
+    specs: Sequence[AttackSpec]
     seed: int
     batch_size: int
     dtype: torch.dtype | None
     on_progress: OnProgress | None
+    world: World
+    ledger: Ledger
 
-    def clean(self) -> None:
+    def run(self, budget: float | None) -> None:
+        """Its batches of every attack, one attack after the other, as far as the budget goes."""
+        batches = list(torch.arange(len(self.images)).split(self.batch_size))
+        finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
+        own = {batch: batches[batch] for batch in dealt(len(batches), finished, self.world)}
+        self._clean(own)
+        deadline = math.inf if budget is None else time.monotonic() + budget
+        with contextlib.suppress(OutOfTime):
+            for spec in self.specs:
+                self._attack(spec, own, deadline)
+
+    def _clean(self, own: Mapping[int, Tensor]) -> None:
         with frozen(self.model) as exact:
 
             def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
@@ -151,9 +187,9 @@ class _Work:
                 rows = zip(index.tolist(), wrong.tolist(), classes.tolist(), strict=True)
                 return [Cell(i, "fooled" if w else "resisted", c, 0.0) for i, w, c in rows], len(x)
 
-            self._run(CLEAN, cells)
+            self._each(CLEAN, own, cells)
 
-    def attack(self, spec: AttackSpec, deadline: float) -> None:
+    def _attack(self, spec: AttackSpec, own: Mapping[int, Tensor], deadline: float) -> None:
         standing = torch.tensor([robust == "1" for robust in self.ledger.outcomes(spec.name)])
 
         def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
@@ -166,7 +202,7 @@ class _Work:
             verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=self.dtype, deadline=deadline)
             return skipped + verdict.cells(ids, y), verdict.forwards
 
-        self._run(spec.name, cells)
+        self._each(spec.name, own, cells)
 
     def probe(self) -> None:
         """Measure what the signs of gradient masking need, once; the attacks' deadline does not cut it short."""
@@ -179,10 +215,11 @@ class _Work:
             for name in missing:
                 self.ledger.record_probe(name, PROBES[name](exact, self.threat, x, y))
 
-    def _run(self, name: str, cells: Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]) -> None:
+    def _each(self, name: str, own: Mapping[int, Tensor], cells: Find) -> None:
         done, device = self.ledger.done(name), device_of(self.model)
-        seconds, images = 0.0, 0
-        for batch, index in enumerate(torch.arange(len(self.images)).split(self.batch_size)):
+        counts = Counter(c.status for c in self.ledger.cells(name) if c.example // self.batch_size in own)
+        seconds, images, total = 0.0, 0, sum(map(len, own.values()))
+        for batch, index in own.items():
             if batch not in done:
                 began = time.perf_counter()
                 x, y = (t.to(device) for t in self.images.batch(index))
@@ -190,14 +227,14 @@ class _Work:
                 took = time.perf_counter() - began
                 self.ledger.record(name, batch, found, Cost(took, forwards))
                 seconds, images = seconds + took, images + len(index)
+                counts.update(cell.status for cell in found)
             if self.on_progress is not None:
-                counts = self.ledger.counts(name)
                 self.on_progress(
                     Progress(
                         attack=name,
-                        done=sum(counts.values()),
-                        total=len(self.images),
-                        robust=counts.get("resisted", 0) + counts.get("invalid", 0),
+                        done=counts.total(),
+                        total=total,
+                        robust=counts["resisted"] + counts["invalid"],
                         seconds=seconds,
                         images=images,
                     )

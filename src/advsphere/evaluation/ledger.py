@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from torch import Tensor
 
 from advsphere.errors import UserError
 from advsphere.evaluation.cells import Cell, Cost, Status, fingerprint, packed, unpacked
+from advsphere.evaluation.database import Database, uri
 from advsphere.evaluation.records import canonical, differences
 
 CLEAN = "clean"
@@ -46,17 +44,14 @@ _CONTENT = (
 )
 
 
-class Ledger:
+class Ledger(Database):
     """An open ledger; a context manager. `create_or_resume` opens one to write, `read` one to look into.
 
     Raises UserError where the file is no ledger, is damaged, or the disk is full; what was committed stays intact.
     """
 
     def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
-        self.path = path
-        where = ":memory:" if path is None else f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        with self._errors():
-            self._db = sqlite3.connect(where, uri=True, isolation_level=None)
+        super().__init__(path, read_only=read_only)
         self._environment = canonical({})
 
     @classmethod
@@ -71,13 +66,20 @@ class Ledger:
 
     @classmethod
     def create_or_resume(
-        cls, path: Path | None, *, identity: Mapping[str, Any], labels: Sequence[int], environment: Mapping[str, Any]
+        cls,
+        path: Path | None,
+        *,
+        identity: Mapping[str, Any],
+        labels: Sequence[int],
+        environment: Mapping[str, Any],
+        beside: Path | None = None,
     ) -> Self:
         """A new ledger, or the one at `path` if it is of the same evaluation; None keeps it in memory.
 
         identity: JSON-able, all that the outcome depends on; its entry "attacks" maps names to settings, in order.
-        environment: where it is run; one in which something is recorded is added to those before. Raises UserError
-        that names what differs.
+        environment: where it is run; one in which something is recorded is added to those before. beside: another
+        ledger of this evaluation, whose cells are read with this one's as if they were in it, and never written. Raises
+        UserError that names what differs.
         """
         ledger = cls(path)
         with ledger._closed_on_error():
@@ -88,25 +90,28 @@ class Ledger:
             if not known:
                 with ledger._transaction():
                     ledger._create(identity, labels)
+            if beside is not None:
+                ledger._read_with(beside)
         ledger._environment = canonical(environment)
         return ledger
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._db.close()
 
     def record(self, attack: str, batch: int, cells: Sequence[Cell], cost: Cost) -> None:
         """Write all cells of one attack and batch, or none of them."""
         rows = [(attack, c.example, c.status, c.prediction, c.distance, packed(c.x_adv)) for c in cells]
         with self._transaction():
-            self._db.executemany("INSERT INTO cells VALUES (?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", (attack, batch, cost.seconds, cost.forwards))
+            self._db.executemany("INSERT INTO main.cells VALUES (?, ?, ?, ?, ?, ?)", rows)
+            row = (attack, batch, cost.seconds, cost.forwards)
+            self._db.execute("INSERT INTO main.batches VALUES (?, ?, ?, ?)", row)
             self._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (self._environment,))
+
+    def take_over(self, parts: Sequence[Ledger]) -> None:
+        """Write down all that other ledgers of the same evaluation hold and this one does not, or nothing of it."""
+        with self._transaction():
+            for part in parts:
+                for table, columns in {"cells": 6, "batches": 4, "environments": 1}.items():
+                    rows = part._rows(f"SELECT * FROM {table} ORDER BY rowid")
+                    marks = ", ".join("?" * columns)
+                    self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
 
     def record_probe(self, name: str, value: Any) -> None:
         """Write down a measurement beside the attacks, JSON-able, in place of an earlier one of its name."""
@@ -173,10 +178,9 @@ class Ledger:
         if attack is not None:
             names = [CLEAN, *self.attacks.get(attack, {}).get("after", []), attack]
         marks = ", ".join("?" * len(names))
-        sql = f"""SELECT MAX(status = 'fooled') FROM examples LEFT JOIN cells
-                  ON cells.example = examples.example AND attack IN ({marks})
-                  GROUP BY examples.example ORDER BY examples.example"""
-        return "".join("0" if broken else "1" for (broken,) in self._rows(sql, *names))
+        sql = f"SELECT example FROM cells WHERE status = 'fooled' AND attack IN ({marks})"
+        broken = {i for (i,) in self._rows(sql, *names)}
+        return "".join("0" if i in broken else "1" for i in range(len(self.labels)))
 
     def cells(self, attack: str) -> list[Cell]:
         """The cells of an attack in order of examples, without their adversarial examples."""
@@ -214,6 +218,13 @@ class Ledger:
         attacks = [(name, canonical(settings)) for name, settings in [(CLEAN, {}), *identity["attacks"].items()]]
         self._db.executemany("INSERT INTO attacks (name, settings) VALUES (?, ?)", attacks)
 
+    def _read_with(self, beside: Path) -> None:
+        with self._errors():
+            self._db.execute("ATTACH ? AS beside", (uri(beside, "ro"),))
+            for table in ("cells", "batches"):  # a temporary view hides the tables of its name
+                both = f"SELECT * FROM main.{table} UNION ALL SELECT * FROM beside.{table}"
+                self._db.execute(f"CREATE TEMP VIEW {table} AS {both}")
+
     def _check(self) -> None:
         with self._errors():
             (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
@@ -234,41 +245,3 @@ class Ledger:
                 f"{self.path} holds another evaluation: {'; '.join(changed[:4])}. "
                 "Give another file, or delete this one to begin again"
             )
-
-    def _rows(self, sql: str, *values: object) -> Iterator[Any]:
-        with self._errors():
-            yield from self._db.execute(sql, values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            cures = {
-                "full": "free some space and run the same again: every finished batch is safe in it",
-                "locked": "another process is writing it; wait for that one, or give another file",
-                "readonly": "it was interrupted while it wrote; run the same evaluation again to complete it",
-                "unable to open": "check that the folder exists and can be written",
-            }
-            cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")
-            raise UserError(f"ledger {self.path}: {error}; {cure}") from error

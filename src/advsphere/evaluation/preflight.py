@@ -21,6 +21,7 @@ from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet
 from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
+from advsphere.evaluation.batches import usual_batch_size
 from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import log_odds
@@ -35,17 +36,19 @@ def preflight(
     images: Images | Tensor,
     labels: Tensor | None = None,
     *,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     attacks: Sequence[AttackSpec] = (),
 ) -> tuple[Finding, ...]:
     """Check model, images and labels on up to `batch_size` images drawn from all of them, and the attacks at eps = 0.
 
-    images, labels: as in `evaluate`. Raises UserError for: images outside [0, 1]; a model that can't take them, that
-    returns probabilities, NaN or another shape, that answers differently each time or by what else is in the batch;
-    labels that don't map to its outputs; an attack that can't run on it or does harm at eps = 0. Findings say what was
-    checked, fixed ("fixed": train mode) and to be known ("noted").
+    images, labels, batch_size: as in `evaluate`. Raises UserError for: images outside [0, 1]; a model that can't take
+    them, that returns probabilities, NaN or another shape, that answers differently each time or by what else is in the
+    batch; labels that don't map to its outputs; an attack that can't run on it or does harm at eps = 0. Findings say
+    what was checked, fixed ("fixed": train mode) and to be known ("noted").
     """
     images, device = images_of(images, labels), device_of(model)
+    if batch_size is None:
+        batch_size = usual_batch_size(images.shape)
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it must be at least 1")
     ids = permutation(len(images), seed=0, epoch=0, purpose="preflight")[:batch_size].sort().values
