@@ -1,0 +1,122 @@
+"""An evaluation by several processes is the one by a single process, whatever happens in between."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from advsphere.distributed import World
+from advsphere.errors import UserError
+from advsphere.evaluation import Evaluation, Ledger, verify
+from advsphere.evaluation.batches import dealt, usual_batch_size
+from advsphere.evaluation.shared import Begin, own_part
+from tests.data.layouts import write_image
+from tests.evaluation.sharing import SPECS, digits, shared
+from tests.launching import run_ranks
+
+PROGRAM = "import sys; from tests.evaluation.sharing import main; main(sys.argv[1:])"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are then the same bits as in the ranks."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def content(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of an evaluation, but times and places."""
+    columns = dict.fromkeys(("meta", "examples", "attacks", "probes", "cells"), "*")
+    with closing(sqlite3.connect(path)) as db:
+        return {
+            table: sorted(db.execute(f"SELECT {which} FROM {table}"), key=str)
+            for table, which in (columns | {"batches": "attack, batch, forwards"}).items()
+        }
+
+
+def test_two_and_three_ranks_come_to_the_ledger_of_one(tmp_path: Path, one_thread: None) -> None:
+    alone, by_three, by_two, killed = (tmp_path / f"{name}.sqlite" for name in ("alone", "three", "two", "killed"))
+    expected = shared(digits(), alone).ledger
+
+    first = run_ranks(3, PROGRAM, by_three, "kill", killed)
+    assert [rank.returncode for rank in first] == [1, 1, -9], first[0].stderr
+    assert first[0].stdout == f"{expected}\n" and "another process of this run is gone" in first[0].stderr
+    parts = sorted(tmp_path.glob("killed.rank-*.sqlite"))
+    assert [part.name for part in parts] == [f"killed.rank-{rank}.sqlite" for rank in range(3)]
+    assert 0 < sum(finished(part) for part in parts) < finished(alone)
+    later = tmp_path / "later" / killed.name
+    shutil.copytree(tmp_path, later.parent)
+
+    command, out = photos(tmp_path)
+    second = run_ranks(2, PROGRAM, by_two, killed, *command)
+    assert [rank.returncode for rank in second] == [0, 0], second[0].stderr
+    assert second[0].stdout.startswith(f"{expected}\n{expected}\n") and second[1].stdout == ""
+    assert second[0].stdout.count("worst case") == 1 and "2 processes" in second[0].stdout
+    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "ledger.sqlite", "subject.json"]
+    assert Evaluation.load(out / "evaluation.json").clean.n == 10
+
+    result = shared(digits(), later)
+    assert result.ledger == expected
+    assert content(by_three) == content(by_two) == content(killed) == content(later) == content(alone)
+    assert not [*tmp_path.rglob("*.rank-*")]
+    result.save(tmp_path / "evaluation.json")
+    assert verify(tmp_path / "evaluation.json", later, *digits(), suite=SPECS).passed
+
+
+def finished(path: Path) -> int:
+    """How many batches of attacks are finished."""
+    with Ledger.read(path) as book:
+        return sum(len(book.done(name)) for name in ("clean", *book.attacks))
+
+
+def photos(folder: Path) -> tuple[list[object], Path]:
+    """A command that evaluates a model of one's own on ten images, and where it writes."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10):
+        pixels = torch.randint(256, (6, 6, 3), generator=generator, dtype=torch.uint8).numpy()
+        write_image(folder / "val" / f"class{i % 2}" / f"{i}.png", pixels)
+    settings: dict[str, object] = {"model": "tests.evaluation.cases:tiny", "data": folder, "image-size": 6, "steps": 3}
+    settings |= {"batch-size": 4, "precision": "float32", "out": folder / "out"}
+    return ["evaluate", *(word for name, value in settings.items() for word in (f"--{name}", value))], folder / "out"
+
+
+def begin(seed: int) -> Begin:
+    identity = {"seed": seed, "attacks": {}}
+    return partial(Ledger.create_or_resume, identity=identity, labels=[0], environment={})
+
+
+def test_several_processes_need_a_file() -> None:
+    with pytest.raises(UserError, match="give the ledger a path"), own_part(None, begin(0), World(0, 2)):
+        pass
+
+
+def test_a_rank_that_means_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "barrier", lambda self: None)
+    path = tmp_path / "ledger.sqlite"
+    with own_part(path, begin(0), World(0, 2)):
+        pass
+    with pytest.raises(UserError, match="seed: 0 is not 1"), own_part(path, begin(1), World(1, 2)):
+        pass
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_every_batch_has_one_taker_and_all_take_as_much_that_is_equally_far(size: int) -> None:
+    done = [{0, 1, 2, 3, 4, 5}, {0, 2, 4}]
+    shares = [dealt(8, done, World(rank, size)) for rank in range(size)]
+    assert sorted(batch for share in shares for batch in share) == list(range(8))
+    for alike in ({0, 2, 4}, {1, 3, 5}, {6, 7}):
+        numbers = [len(alike & {*share}) for share in shares]
+        assert max(numbers) - min(numbers) <= 1
+
+
+def test_a_batch_is_as_large_as_memory_allows() -> None:
+    assert [usual_batch_size((3, side, side)) for side in (8, 32, 64, 224, 4000)] == [250, 250, 250, 27, 1]
