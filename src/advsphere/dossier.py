@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -27,12 +27,12 @@ from advsphere.analysis import (
     strongest,
 )
 from advsphere.classifier import find_head
-from advsphere.config import to_dict
+from advsphere.config import Config, to_dict
 from advsphere.confounders import confounders, trained_elsewhere
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger
-from advsphere.report import Judged, Pictures
+from advsphere.report import Judged, Pictures, Seed
 from advsphere.threat import ThreatModel
 from advsphere.training import load_checkpoint, read_metrics
 
@@ -49,13 +49,20 @@ PICTURES = 3_000_000
 """About so many bytes of pictures, and no more than three examples of each class."""
 
 
+class Another(NamedTuple):
+    """The same training from another seed: its run, and the evaluation that asked the same of it."""
+
+    run: Path
+    evaluation: Evaluation
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence:
     """A finished evaluation and what it is of.
 
     name: what the model is called. folder: where the evaluation lies, with its ledger. model, images: those that were
     evaluated. run: the folder of the training run whose checkpoint it is; None for any other model. head: the last
-    linear layer's name, where it can't be told.
+    linear layer's name, where it can't be told. others: further seeds.
     """
 
     name: str
@@ -66,6 +73,12 @@ class Evidence:
     run: Path | None = None
     checkpoint: Literal["best", "last"] = "best"
     head: str | None = None
+    others: tuple[Another, ...] = ()
+
+    @property
+    def configs(self) -> list[Config]:
+        """How it was trained, and its further seeds; none for a model of somebody's own."""
+        return [experiment.read_config(run) for run in (self.run, *(o.run for o in self.others)) if run is not None]
 
 
 def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
@@ -106,6 +119,7 @@ def judged(
         gradients=_gradients(evidence),
         metrics=[] if run is None else read_metrics(run),
         training={} if run is None else _training(run, evidence.checkpoint),
+        seeds=_seeds(evidence),
     )
 
 
@@ -126,16 +140,24 @@ def shared_pictures(evidence: Sequence[Evidence]) -> Pictures:
 
 def confounded(evidence: Sequence[Evidence]) -> list[str]:
     """Sentences on what else differs between each model and the first, and on radii of training that were others."""
-    known = [(one, experiment.read_config(one.run)) for one in evidence if one.run is not None]
+    known = [(one, configs) for one in evidence if (configs := one.configs)]
     found = []
-    for one, config in known[1:]:
+    for one, configs in known[1:]:
         first, baseline = known[0]
-        lines = confounders([baseline], [config])
-        found += [f"Besides the method, {first.name} and {one.name} differ in {line}." for line in lines]
-    for one, config in known:
-        lines = trained_elsewhere(f"{one.name} checkpoint", config, _threat(one).eps)
-        found += [f"{line[0].upper()}{line[1:]}." for line in lines]
-    return found
+        for line in confounders(baseline, configs):
+            within = line.startswith("within")
+            found.append(line if within else f"besides the method, {first.name} and {one.name} differ in {line}")
+    for one, configs in known:
+        found += trained_elsewhere(f"{one.name} checkpoint", configs[0], _threat(one).eps)
+    return [f"{line[0].upper()}{line[1:]}." for line in found]
+
+
+def _seeds(evidence: Evidence) -> list[Seed]:
+    """All seeds, its own first; none where there is no other."""
+    if not evidence.others:
+        return []
+    every = (evidence.evaluation, *(other.evaluation for other in evidence.others))
+    return [Seed(config.training.seed, evaluation) for config, evaluation in zip(evidence.configs, every, strict=True)]
 
 
 def _curve(evidence: Evidence, most: int | None, on_progress: Callable[[int, int], None]) -> Curve:

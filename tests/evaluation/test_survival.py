@@ -20,7 +20,7 @@ def evaluation(columns: dict[str, str], *, scale: float = 1.0) -> Evaluation:
     """An evaluation with these outcomes; the last is the worst case."""
     rows = [made.row(name, column) for name, column in columns.items()]
     before = made.evaluation()
-    identity = {**before.identity, "model": {**before.identity["model"], "scale": scale}}
+    identity = {**before.identity, "model": {"type": "Known", "checksum": str(columns), "scale": scale}}
     return replace(before, clean=rows[0], attacks=tuple(rows[1:-1]), worst=rows[-1], identity=identity)
 
 

@@ -15,21 +15,26 @@ from advsphere.recipes import recipe
 from advsphere.report import Command
 
 
-def commands(places: Sequence[Path], found: Sequence[Finished]) -> list[Command]:
-    """From training to this page. places: what the report was asked for."""
+def commands(places: Sequence[Sequence[Path]], arms: Sequence[Sequence[Finished]]) -> list[Command]:
+    """From training to this page. places: what the report was asked for; each arm is one place, or several seeds."""
     lines = []
-    for one in found:
+    for one in (one for arm in arms for one in arm):
         run = one.subject.run
         if run is not None and (trained := _train(run)) is not None:
             lines.append(Command(f"Train {run.name}", trained))
         lines.append(Command(f"Evaluate {(run or one.folder).name}", _evaluate(one)))
         lines.append(Command("Check its every number from the evidence", _line("verify", one.folder)))
-    runs = [one.subject.run for one in found if one.subject.run is not None]
-    if len(runs) == len(found) == 2:
-        lines.append(Command("Compare the two under all attacks of the survival suite", _line("compare", *runs)))
-    lines += [Command(f"Look inside {run.name}", _line("diagnose", run)) for run in runs[-1:]]
-    suite = found[0].evaluation.identity["suite"]["name"]
-    return [*lines, Command("Write this page again", _line("report", *places, "--suite", suite))]
+    runs = [[one.subject.run for one in arm if one.subject.run is not None] for arm in arms]
+    if len(arms) == 2 and list(map(len, runs)) == list(map(len, arms)):
+        compared = _line("compare", *map(_joined, runs))
+        lines.append(Command("Compare the two under all attacks of the survival suite", compared))
+    lines += [Command(f"Look inside {run.name}", _line("diagnose", run)) for run in runs[-1][:1]]
+    suite = arms[0][0].evaluation.identity["suite"]["name"]
+    return [*lines, Command("Write this page again", _line("report", *map(_joined, places), "--suite", suite))]
+
+
+def _joined(seeds: Sequence[Path]) -> str:
+    return ",".join(map(str, seeds))
 
 
 def _train(run: Path) -> str | None:

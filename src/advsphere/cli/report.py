@@ -20,7 +20,8 @@ from advsphere.cli.evaluations import Finished, common
 from advsphere.cli.subject import Subject
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS
-from advsphere.dossier import SAMPLE, Evidence, confounded, judged, names, shared_pictures
+from advsphere.dossier import SAMPLE, Another, Evidence, confounded, judged, names, shared_pictures
+from advsphere.errors import UserError
 from advsphere.recipes import method
 from advsphere.report import report, verdicts
 from advsphere.report.verdict import cautions
@@ -36,14 +37,17 @@ class Options:
 
     A baseline and a method:  advsphere report runs/pgd-at runs/pgd-at-he
 
+    Three seeds of each:  advsphere report runs/a0,runs/a1,runs/a2 runs/b0,runs/b1,runs/b2
+
     It shows finished evaluations: the strongest that all of the runs have, or the one of --suite. Curves and angles
     that are not there yet are computed, a minute or two for each model, and kept beside the evaluation. The page needs
     no network and is one file, to be read on any screen or printed. Beside it, report.json has the rows of the models
     as RobustBench keeps them.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs, or of evaluations; the first is the baseline."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of runs, or of evaluations; the first is the baseline. Several seeds of one method have commas between
+    them; the page looks into the first, and shows what all of them tell."""
     suite: str | None = None
     """Of the evaluations; by default the strongest suite that all have finished."""
     whole: bool = False
@@ -60,19 +64,22 @@ def main(arguments: list[str]) -> int:
     """Gather, compute what is missing, write the page, print the verdict and where the page lies."""
     options = parse(Options, arguments or ["--help"], prog="advsphere report")
     console = Console(highlight=False, markup=False)
-    found, notes = common(options.runs, options.suite)
+    arms = [[Path(place) for place in arm.split(",")] for arm in options.runs]
+    every, notes = common([place for arm in arms for place in arm], options.suite)
+    rest = iter(every)
+    found = [[next(rest) for _ in arm] for arm in arms]
     for note in notes:
         console.print(note, soft_wrap=True)
     evidence = _evidence(found, options.data)
     with _shown(console) as show:
         models = [judged(one, show(one.name), most=None if options.whole else SAMPLE) for one in evidence]
-    path = options.out or options.runs[-1] / "report.html"
-    warnings = [*_of_the_data(found[0].subject.at(options.data)), *confounded(evidence)]
+    path = options.out or arms[-1][0] / "report.html"
+    warnings = [*_of_the_data(every[0].subject.at(options.data)), *confounded(evidence)]
     report(
         models,
         path,
         pictures=shared_pictures(evidence),
-        commands=commands(options.runs, found),
+        commands=commands(arms, found),
         warnings=warnings,
         data_name=options.data_name,
     )
@@ -88,17 +95,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _evidence(found: Sequence[Finished], data: Path | None) -> list[Evidence]:
-    """With models and images, each under its name."""
+def _evidence(arms: Sequence[Sequence[Finished]], data: Path | None) -> list[Evidence]:
+    """With models and images, each under its name; of several seeds the first stands for its arm."""
+    found = [arm[0] for arm in arms]
     configs = [None if one.subject.run is None else experiment.read_config(one.subject.run) for one in found]
     methods = [
         method(config) if config is not None else str(one.subject.model).rpartition(":")[2]
         for one, config in zip(found, configs, strict=True)
     ]
     evidence = []
-    for one, name, config in zip(
-        found, names(methods, [one.subject.run or one.folder for one in found]), configs, strict=True
-    ):
+    called = names(methods, [one.subject.run or one.folder for one in found])
+    for arm, name, config in zip(arms, called, configs, strict=True):
+        one = arm[0]
         model, images = one.subject.at(data).load()
         head = one.evaluation.identity["suite"].get("head")
         evidence.append(
@@ -111,9 +119,16 @@ def _evidence(found: Sequence[Finished], data: Path | None) -> list[Evidence]:
                 run=one.subject.run,
                 checkpoint=one.subject.checkpoint,
                 head=head or (None if config is None else experiment.head_name(config)),
+                others=tuple(Another(_run_of(other), other.evaluation) for other in arm[1:]),
             )
         )
     return evidence
+
+
+def _run_of(one: Finished) -> Path:
+    if one.subject.run is None:
+        raise UserError(f"{one.folder} is of no training run, so it has no seed; give it without a comma before it")
+    return one.subject.run
 
 
 def _of_the_data(subject: Subject) -> list[str]:

@@ -14,12 +14,13 @@ from advsphere.evaluation.rows import Row
 from advsphere.evaluation.specs import AttackSpec, describe
 from advsphere.evaluation.story import Attempt, Replay, Story, find_name, replay, story
 from advsphere.evaluation.suites import SUITES, Case, Effort, suite
-from advsphere.evaluation.survival import Gain, Survival, row_for, survival
+from advsphere.evaluation.survival import ENOUGH_SEEDS, Gain, Survival, row_for, survival
 from advsphere.evaluation.telling import Telling, telling
 from advsphere.evaluation.verify import Verification, verify
 
 __all__ = [
     "CLEAN",
+    "ENOUGH_SEEDS",
     "SUITES",
     "WORST",
     "AttackSpec",

@@ -112,9 +112,12 @@ def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pg
 
     pgd: the row whose gain is to survive; by default the first of cross-entropy at s = 1, as the paper's official code
     evaluates, else the first PGD. A plain head's s is 1, so there its rows stand for those "(s = 1)".
-    Raises UserError where images, threat or rows differ.
+    Raises UserError where images, threat or rows differ, and for a checkpoint that is twice in an arm.
     """
     everything = [*baseline, *method]
+    for arm in (baseline, method):
+        if len({one.identity["model"]["checksum"] for one in arm}) < len(arm):
+            raise UserError("a checkpoint is twice in one arm; the same one again is no other seed")
     for other in everything[1:]:
         for key in ("data", "threat"):
             if changed := differences(everything[0].identity[key], other.identity[key], key):

@@ -21,13 +21,14 @@ class Entry(NamedTuple):
 
 def flags(models: Sequence[Judged]) -> Section:
     """What a reader must know before believing the numbers."""
-    found = [(model.name, flag, "") for model in models for flag in model.evaluation.flags]
+    every = {name: evaluation for model in models for name, evaluation in model.checkpoints.items()}
+    found = [(name, flag, "") for name, evaluation in every.items() for flag in evaluation.flags]
     found += [
-        (model.name, f"sign of gradient masking, {sign.check}: {sign.detail}", sign.advice)
-        for model in models
-        for sign in model.evaluation.raised
+        (name, f"sign of gradient masking, {sign.check}: {sign.detail}", sign.advice)
+        for name, evaluation in every.items()
+        for sign in evaluation.raised
     ]
-    looked = [(model.name, model.evaluation.looked_for) for model in models]
+    looked = [(name, evaluation.looked_for) for name, evaluation in every.items()]
     return Section("flags", "Flags", render("flags", flags=found, looked=looked))
 
 
@@ -87,7 +88,9 @@ def provenance(models: Sequence[Judged]) -> Section:
         parts = {k: v for k, v in evaluation.identity.items() if isinstance(v, Mapping) and k != "attacks"}
         settings = {k: v for k, v in evaluation.identity.items() if not isinstance(v, Mapping)}
         environments = {f"environment {i}": e for i, e in enumerate(evaluation.environments, 1)}
-        return {**parts, "evaluation": settings, **environments, "ledger": {"checksum": evaluation.ledger}}
+        ledgers = {f"ledger of seed {seed.number}": {"checksum": seed.evaluation.ledger} for seed in model.seeds}
+        ledgers = ledgers or {"ledger": {"checksum": evaluation.ledger}}
+        return {**parts, "evaluation": settings, **environments, **ledgers}
 
     lead = "Checksums are SHA-256. The same evaluation with the same outcomes has the same ledger checksum."
     entries = _entries(models, [facts(model) for model in models])

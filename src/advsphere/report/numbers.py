@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advsphere.evaluation import PairedDifference
+from advsphere.evaluation import Gain, PairedDifference
 
 
 def percent(share: float) -> str:
@@ -21,7 +21,7 @@ def limits(interval: tuple[float, float], dash: str = "-") -> str:
     return dash.join(map(percent, interval))
 
 
-def span(difference: PairedDifference) -> str:
+def span(difference: PairedDifference | Gain) -> str:
     """The interval of a difference, in points: "+2.3 to +6.9"."""
     return f"{points(difference.low)} to {points(difference.high)}"
 

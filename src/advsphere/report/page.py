@@ -8,10 +8,10 @@ from pathlib import Path
 
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
-from advsphere.report import evidence, gallery, insights, sections
+from advsphere.report import evidence, gallery, insights, sections, seeds
 from advsphere.report.judged import Command, Judged, Pictures
 from advsphere.report.rendering import checksum, render, script, stylesheet
-from advsphere.report.robustbench import row
+from advsphere.report.robustbench import rows
 from advsphere.report.verdict import cautions, verdicts
 
 FORMAT = "advsphere report 1"
@@ -35,7 +35,11 @@ def report(
     """
     html = page(models, pictures=pictures, commands=commands, warnings=warnings, data_name=data_name)
     write_atomically(path, html.encode())
-    record = {"format": FORMAT, "rows": [row(model, data_name) for model in models], "notes": list(warnings)}
+    record = {
+        "format": FORMAT,
+        "rows": [row for model in models for row in rows(model, data_name)],
+        "notes": list(warnings),
+    }
     write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
 
 
@@ -53,6 +57,7 @@ def page(
         raise UserError(f"a report needs models, each with a name of its own; it was given: {', '.join(names) or '-'}")
     data = data_name or models[0].evaluation.identity["data"]["name"]
     parts = [
+        seeds.seeds(models, data),
         sections.accuracy(models, data),
         evidence.flags(models),
         sections.curves(models),
@@ -79,7 +84,7 @@ def page(
         threat=sections.threat_of(models[0]),
         verdicts=verdicts(models),
         cautions=[*cautions(models), *warnings],
-        flagged=any(model.evaluation.flags or model.evaluation.raised for model in models),
+        flagged=any(e.flags or e.raised for model in models for e in model.checkpoints.values()),
         sections=[part for part in parts if part is not None],
     )
     return str(html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from advsphere.evaluation import Row, radius
@@ -9,6 +10,14 @@ from advsphere.report.judged import Judged
 from advsphere.report.numbers import limits
 
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def rows(model: Judged, data_name: str | None = None) -> list[dict[str, Any]]:
+    """One row, or one for each seed. Arguments as in `row`."""
+    every = model.checkpoints.items()
+    return [
+        row(replace(model, name=name, evaluation=found, curve=None, spread=None), data_name) for name, found in every
+    ]
 
 
 def row(model: Judged, data_name: str | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from advsphere.analysis import curve_figure
-from advsphere.evaluation import WORST, PairedDifference, Row, compare, paired, radius, row_for
+from advsphere.evaluation import WORST, Gain, PairedDifference, Row, compare, paired, radius, row_for
 from advsphere.report import numbers
 from advsphere.report.figures import svg
 from advsphere.report.judged import Judged
@@ -80,7 +80,7 @@ def accuracy(models: Sequence[Judged], data: str) -> Section:
         (
             name,
             [Cell(numbers.percent(r.accuracy), numbers.limits(r.interval, EN_DASH)) if r else Cell() for r in row],
-            [d and _difference(d, min(ends), max(ends)) for d in pairs],
+            [d and difference_of(d, not d.cannot_tell, min(ends), max(ends)) for d in pairs],
         )
         for (name, row), (_, pairs) in zip(rows_of(models), compared, strict=True)
     ]
@@ -135,7 +135,8 @@ def _position(eps: Sequence[float], value: float) -> int | None:
     return eps.index(value) if value in eps else None
 
 
-def _difference(d: PairedDifference, left: float, right: float) -> Difference:
+def difference_of(d: PairedDifference | Gain, tells: bool, left: float, right: float) -> Difference:
+    """As a cell shows it; left, right: the ends of the axis."""
     length = (right - left) or 1.0
     bar = [round(1000 * (v - left) / length) for v in (0.0, d.low, d.difference, d.high)]
-    return Difference(numbers.points(d.difference), numbers.span(d), not d.cannot_tell, bar)
+    return Difference(numbers.points(d.difference), numbers.span(d), tells, bar)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from advsphere.errors import UserError
-from advsphere.evaluation import WORST, Gain, PairedDifference, Survival, compare, survival
+from advsphere.evaluation import ENOUGH_SEEDS, WORST, Gain, Survival, compare, survival
 from advsphere.report.judged import Judged
 from advsphere.report.numbers import limits, percent, points, probability, share, shares, span
 
@@ -15,6 +15,8 @@ CAUTION = (
     "This is about these {count} checkpoints, on these images. What a method of training does would take several "
     "seeds of each."
 )
+ALONE = "This is about this checkpoint, on these images."
+METHODS = "This is about these methods on these images, as far as {count} seeds of each can tell."
 UPPER_BOUND = "Robust accuracy is an upper bound: a stronger attack may leave less."
 
 _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
@@ -55,9 +57,12 @@ def verdicts(models: Sequence[Judged]) -> list[Verdict]:
 
 def cautions(models: Sequence[Judged]) -> list[str]:
     """What is to be kept in mind with any verdict."""
-    count = _WORDS.get(len(models), str(len(models)))
-    caution = CAUTION.format(count=count) if len(models) > 1 else "This is about this checkpoint, on these images."
-    flags = sum(len(model.evaluation.flags) + len(model.evaluation.raised) for model in models)
+    every = [evaluation for model in models for evaluation in model.checkpoints.values()]
+    caution = CAUTION.format(count=_word(len(every))) if len(every) > 1 else ALONE
+    fewest = min(len(model.seeds) for model in models)
+    if len(models) > 1 and fewest >= ENOUGH_SEEDS:
+        caution = METHODS.format(count=_word(fewest))
+    flags = sum(len(evaluation.flags) + len(evaluation.raised) for evaluation in every)
     raised = ["One flag was raised; read it first."] if flags == 1 else [f"{flags} flags were raised; read them first."]
     return [*(raised if flags else []), UPPER_BOUND, caution]
 
@@ -74,7 +79,7 @@ def undecided(models: Sequence[Judged]) -> str:
 def survived(first: Judged, second: Judged) -> Survival | None:
     """How much of the second model's gain over the first survives; None where they share no PGD attack."""
     try:
-        return survival([first.evaluation], [second.evaluation])
+        return survival([*first.checkpoints.values()], [*second.checkpoints.values()])
     except UserError:
         return None
 
@@ -94,41 +99,74 @@ def _alone(model: Judged) -> Verdict:
 
 
 def _compared(first: Judged, second: Judged) -> Verdict:
-    difference = compare(second.evaluation, first.evaluation, WORST)
     found = survived(first, second)
+    if found is not None and max(found.seeds) > 1:
+        return _over_seeds(first, second, found)
+    difference = compare(second.evaluation, first.evaluation, WORST)
     a, b = first.evaluation.worst, second.evaluation.worst
     detail = (
         f"In the worst case over {_attacks(second)}, {second.name} keeps at most {percent(b.accuracy)} % and "
         f"{first.name} at most {percent(a.accuracy)} % of the same {difference.n} images. The difference is "
         f"{points(difference.difference)} points, with a 95 % interval from {span(difference)} (paired; McNemar's "
-        f"p {_equals(difference)})."
+        f"p {_equals(difference.p_value)})."
     )
     told = not difference.cannot_tell
-    return Verdict(_headline(first, second, difference, found), detail, told, _numbers(found) if found else ())
+    headline = _headline(first, second, "checkpoint", difference.difference, told, found)
+    return Verdict(headline, detail, told, _numbers(found) if found else ())
 
 
-def _headline(first: Judged, second: Judged, difference: PairedDifference, found: Survival | None) -> str:
-    """The survival of a gain where the sample tells it, else which of the two withstands more."""
-    gain = f"the {second.name} checkpoint's gain over the {first.name} one"
-    told = {
+def _over_seeds(first: Judged, second: Judged, found: Survival) -> Verdict:
+    """Of arms of several checkpoints; of the methods themselves where the seeds are enough."""
+    gain = found.gain(WORST)
+    sample = "images and seeds (Welch)" if found.of_the_method else "images alone, for there are fewer than three seeds"
+    detail = (
+        f"In the worst case over {_attacks(second)}, {second.name} keeps at most {percent(gain.method)} % and "
+        f"{first.name} at most {percent(gain.baseline)} % of the same {found.n} images, on average over "
+        f"{_word(found.seeds[1])} and {_word(found.seeds[0])} checkpoints. The difference is {points(gain.difference)} "
+        f"points, with a 95 % interval from {points(gain.low)} to {points(gain.high)} over {sample}; "
+        f"p {_equals(gain.p_value)}."
+    )
+    kind = "" if found.of_the_method else "checkpoints"
+    return Verdict(
+        _headline(first, second, kind, gain.difference, gain.clear, found), detail, gain.clear, _numbers(found)
+    )
+
+
+_OTHER = {"checkpoint": "one", "checkpoints": "ones"}
+
+
+def _headline(first: Judged, second: Judged, kind: str, difference: float, told: bool, found: Survival | None) -> str:
+    """The survival of a gain where the sample tells it, else which of the two withstands more. kind: what is spoken of,
+    a key of _OTHER, or "" for the methods themselves.
+    """
+
+    def this(model: Judged) -> str:
+        return f"the {model.name} {kind}" if kind else model.name
+
+    def that(model: Judged) -> str:
+        return f"the {model.name} {_OTHER[kind]}" if kind else model.name
+
+    plural = kind.endswith("s")
+    gain = f"{this(second)}'{'' if plural else 's'} gain over {that(first)}"
+    survives = {
         "survives": f"In the worst case {gain} survives.",
         "partly": f"In the worst case a part of {gain} survives.",
         "does not survive": f"In the worst case {gain} does not survive.",
     }
-    if found is not None and found.verdict in told:
-        return told[found.verdict]
-    if difference.cannot_tell:
-        return f"The sample cannot tell the {second.name} checkpoint from the {first.name} one."
-    better, worse = (second, first) if difference.difference > 0 else (first, second)
-    by = f"{100 * abs(difference.difference):.1f} points"
-    return f"The {better.name} checkpoint withstands more than the {worse.name} one, by {by}."
+    if found is not None and found.verdict in survives:
+        return survives[found.verdict]
+    if not told:
+        return f"The sample cannot tell {this(second)} from {that(first)}."
+    better, worse = (second, first) if difference > 0 else (first, second)
+    more = f"{this(better)} {'withstand' if plural else 'withstands'} more than {that(worse)}"
+    return f"{more[0].upper()}{more[1:]}, by {100 * abs(difference):.1f} points."
 
 
 def _numbers(found: Survival) -> tuple[Number, ...]:
     """The gain, what is left of it, and the share that this is."""
 
     def number(label: str, gain: Gain) -> Number:
-        return Number(label, points(gain.difference), f"{points(gain.low)} to {points(gain.high)}", "points")
+        return Number(label, points(gain.difference), span(gain), "points")
 
     gained, left = (
         number(f"gain under {found.pgd}", found.gain(found.pgd)),
@@ -142,9 +180,13 @@ def _numbers(found: Survival) -> tuple[Number, ...]:
 
 def _attacks(model: Judged) -> str:
     count = len(model.evaluation.attacks)
-    return "one attack" if count == 1 else f"{_WORDS.get(count, str(count))} attacks"
+    return "one attack" if count == 1 else f"{_word(count)} attacks"
 
 
-def _equals(difference: PairedDifference) -> str:
-    text = probability(difference.p_value)
+def _word(count: int) -> str:
+    return _WORDS.get(count, str(count))
+
+
+def _equals(p_value: float) -> str:
+    text = probability(p_value)
     return text if text.startswith("<") else f"= {text}"
