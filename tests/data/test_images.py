@@ -49,6 +49,15 @@ def test_take_and_first_keep_examples_labels_and_names() -> None:
     assert len(images.first(100)) == 12
 
 
+def test_a_few_are_the_first_ones_or_of_all_classes() -> None:
+    pixels = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1)
+    mixed = ImageSet(pixels, torch.arange(12) % 3, ("a", "b", "c"))
+    assert mixed.few(5).pixels.flatten().tolist() == [0, 1, 2, 3, 4]
+    by_class = ImageSet(pixels, torch.arange(12) // 4, ("a", "b", "c"))
+    assert by_class.few(5).pixels.flatten().tolist() == [0, 2, 4, 7, 9]
+    assert by_class.few(3).labels.tolist() == [0, 1, 2] and len(by_class.few(100)) == 12
+
+
 def test_to_keeps_everything_but_the_device() -> None:
     moved = make().to("cpu")
     assert torch.equal(moved.pixels, make().pixels) and torch.equal(moved.labels, make().labels)

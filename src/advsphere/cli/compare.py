@@ -46,7 +46,7 @@ class Options:
     pgd: str | None = None
     """The attack whose gain is to survive; by default PGD on cross-entropy at s = 1."""
     n: int | None = None
-    """The first n test images; all by default."""
+    """As many test images, as `advsphere evaluate` takes them; all by default."""
     eps: float | None = None
     """Radius in pixel units, e.g. 8/255; the baseline's own by default."""
     checkpoint: Literal["best", "last"] = "best"

@@ -46,14 +46,14 @@ class Subject:
     """What your model's input is normalised with, if it does not do that itself; one number a channel."""
     std: tuple[float, ...] | None = None
     n: int | None = None
-    """The first n test images; all by default."""
+    """The first n test images, or n at equal distances where they lie class by class; all by default."""
 
     def load(self) -> tuple[nn.Module, Images]:
         """The model in eval mode and its test images, on one device. Raises UserError for whatever is missing or does
         not fit.
         """
         model, images = self._run() if self.run is not None else self._own()
-        return model.to(experiment.device()).eval(), images if self.n is None else images.first(self.n)
+        return model.to(experiment.device()).eval(), images if self.n is None else images.few(self.n)
 
     def _run(self) -> tuple[nn.Module, Images]:
         assert self.run is not None
