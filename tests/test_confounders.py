@@ -21,6 +21,15 @@ def test_what_else_differs_is_named_with_its_reason() -> None:
     assert any("different seeds" in line for line in found)
 
 
+def test_how_batch_norm_saw_the_batch_is_named_and_what_was_kept_in_memory_is_not() -> None:
+    plain, sphere = recipe("digits-pgd-at"), recipe("digits-pgd-at-he")
+    other = replace(sphere.training, sync_bn=True, accumulate=2, checkpoint_activations=True)
+    assert confounders([plain], [replace(sphere, training=other)]) == [
+        "training.accumulate: 1 -> 2; batch norm normalises each part of a batch by itself",
+        "training.sync_bn: False -> True; batch norm over all processes sees other statistics than over a share",
+    ]
+
+
 def test_another_objective_is_the_method_itself() -> None:
     assert confounders([recipe("digits-pgd-at")], [recipe("digits-trades")]) == []
 

@@ -9,13 +9,21 @@ from advsphere.config import Config, differences
 _METHOD = ("recipe", "notes", "sphere")
 """Settings that are the method itself."""
 
-_NO_EFFECT = ("data.root", "training.checkpoint_minutes", "training.workers")
+_NO_EFFECT = (
+    "data.root",
+    "training.checkpoint_minutes",
+    "training.checkpoint_activations",
+    "training.workers",
+)
 
 _WHY = {
     "training.weight_decay": "weight decay alone can move robust accuracy by several points (Pang et al. 2021)",
     "training.epochs": "longer training is more robust until it overfits (Rice et al. 2020)",
     "training.lr_schedule": "the schedule decides where robust overfitting sets in (Rice et al. 2020)",
     "training.precision": "networks trained in other precisions differ by rounding, as other seeds do",
+    "training.sync_bn": "batch norm over all processes sees other statistics than over a share",
+    "training.accumulate": "batch norm normalises each part of a batch by itself",
+    "training.batch_size": "the learning rate and batch norm's statistics belong to the batch",
     "objective.mode": "batch norm's mode while crafting moves robust accuracy (Pang et al. 2021)",
     "objective.threat.eps": "a network withstands best the radius that it was trained at; 0.031 is not 8/255",
     "model.name": "another network",

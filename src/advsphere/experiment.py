@@ -8,12 +8,12 @@ files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,13 @@ from advsphere.attacks import pgd
 from advsphere.classifier import find_head, fooled, frozen
 from advsphere.config import Config, differences, from_yaml, to_yaml
 from advsphere.data import Images, load, load_test
+from advsphere.distributed import World
 from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
-from advsphere.models import STATISTICS, build
+from advsphere.models import STATISTICS, build, synchronised
 from advsphere.objectives import Criterion
 from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
@@ -99,7 +100,8 @@ class Validation:
     """Clean and PGD-10 accuracy on held-out training images, which choose the best checkpoint.
 
     PGD-10 takes steps of eps / 4 from a uniform start, the same draws in every epoch. record: further metrics of the
-    model on these images.
+    model on these images. world: each of its ranks takes a share of the images, and all get the counts of all; the
+    first one alone records.
     """
 
     images: Images
@@ -107,12 +109,14 @@ class Validation:
     dtype: torch.dtype | None
     batch_size: int = 500
     record: Callable[[nn.Module, Images], Metrics] = lambda model, images: {}
+    world: World = World()
 
     def __call__(self, model: nn.Module) -> Metrics:
         attack = partial(pgd, threat=self.threat, steps=10, step_size=self.threat.eps / 4, until_fooled=True)
-        correct = robust = 0
+        n, correct, robust = len(self.images), 0, 0
+        mine = torch.arange(n)[self.world.share(n)]
         with frozen(model, dtype=self.dtype, fold=True) as classify:
-            for index in torch.arange(len(self.images)).split(self.batch_size):
+            for index in mine.split(self.batch_size) if len(mine) else ():
                 x, y = self.images.batch(index)
                 with torch.no_grad():
                     right = ~fooled(classify(x), y)
@@ -122,8 +126,9 @@ class Validation:
                 if len(x):
                     with torch.no_grad():
                         robust += int((~fooled(classify(attack(classify, x, y, draws=draws)), y)).sum())
-        metrics = {"clean": correct / len(self.images), "robust": robust / len(self.images)}
-        return metrics | self.record(model, self.images)
+        correct, robust = self.world.sum(torch.tensor([correct, robust])).tolist()
+        metrics = {"clean": correct / n, "robust": robust / n}
+        return metrics | self.record(model, self.images) if self.world.first else metrics
 
 
 def train(
@@ -136,38 +141,47 @@ def train(
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     stop: Callable[[], bool] = lambda: False,
     record: Callable[[nn.Module, Images, Criterion], Metrics] = lambda model, images, criterion: {},
+    world: World = World(),
 ) -> nn.Module:
     """Train what the config says into the folder; returns the network as it is after the last epoch.
 
     resume: go on from the folder's last checkpoint, or begin where there is none yet. on_start: told the trainer and
     what the user should know. record: asked after each epoch for metrics to log with the others, on the held-out images
-    and by what is minimised. Raises UserError where the folder holds another run, and as `Trainer.fit`;
-    `training.Stopped` when `stop` said so.
+    and by what is minimised. world: the processes that train together; the first alone calls `on_tick` and `on_epoch`,
+    and writes the folder, which all of them have to see. Raises UserError where the folder holds another run, and as
+    `Trainer.fit`; `training.Stopped` when `stop` said so.
     """
-    begun = _claim(folder, config, resume)
+    where = device()
+    if config.training.sync_bn and where.type == "cpu":
+        raise UserError("--sync-bn needs GPUs: torch has no synchronised batch norm on a CPU; leave it out")
+    around = environment(where) | {"ranks": world.size}
+    begun = world.from_first(world.first and _claim(folder, config, resume, around))
     crops = config.training.augment.min_area is not None
     data = load(
         config.data.name, config.data.root, image_size=config.data.image_size, resize=config.data.resize, crops=crops
     )
-    where = device()
     training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
     parts = assemble(config, data.train)
+    model = parts.model.to(where)
     trainer = Trainer(
-        parts.model.to(where),
+        synchronised(model) if config.training.sync_bn and world.size > 1 else model,
         config.objective,
         parts.criterion,
         training_images.to(where),
         settings=config.training,
         folder=folder,
-        environment=environment(device()),
+        environment=around,
+        world=world,
     )
     notes = [data.note] if data.note else []
     if begun:
         notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
-    with closing(MetricsLog(folder, trainer.cursor.epoch)) as log:
+    with ExitStack() as files:
+        log = files.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
 
         def finished_epoch(metrics: Metrics) -> None:
-            log(metrics)
+            if log is not None:
+                log(metrics)
             on_epoch(metrics)
 
         trainer.hooks = Hooks(
@@ -178,6 +192,7 @@ def train(
                 config.threat,
                 trainer.dtype,
                 record=lambda model, images: record(model, images, parts.criterion),
+                world=world,
             ),
             on_tick=on_tick,
             on_epoch=finished_epoch,
@@ -188,11 +203,18 @@ def train(
     return trainer.result
 
 
-_WITHOUT_EFFECT = ("data.root:", "training.checkpoint_minutes:", "training.workers:")
-"""Settings that a resume may change: where the images lie now, who decodes them, and how often it is written."""
+_WITHOUT_EFFECT = (
+    "data.root:",
+    "training.checkpoint_activations:",
+    "training.checkpoint_minutes:",
+    "training.workers:",
+)
+"""Settings that a resume may change: where the images lie now, who decodes them, what is kept in memory, and how often
+it is written.
+"""
 
 
-def _claim(folder: Path, config: Config, resume: bool) -> bool:
+def _claim(folder: Path, config: Config, resume: bool, around: Mapping[str, Any]) -> bool:
     """Make the folder this run's; True where it already holds a checkpoint to go on from."""
     kept, begun = folder / "config.yaml", (folder / "last.safetensors").exists()
     if begun and not resume:
@@ -208,7 +230,7 @@ def _claim(folder: Path, config: Config, resume: bool) -> bool:
         half_written.unlink()
     if not begun:
         write_atomically(kept, to_yaml(config).encode())
-        write_atomically(folder / "provenance.json", json.dumps(environment(device()), indent=1).encode())
+        write_atomically(folder / "provenance.json", json.dumps(around, indent=1).encode())
     return begun
 
 

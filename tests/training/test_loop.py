@@ -89,6 +89,14 @@ def test_free_training_carries_its_perturbation_by_position(tmp_path: Path) -> N
     assert 0.01 < carried <= objective.threat.eps + 1e-6
 
 
+def test_an_image_that_joined_the_last_batch_is_trained_on_too(tmp_path: Path) -> None:
+    objective = Watched(repeats=2)
+    trainer = tiny_trainer(tmp_path, objective, batch_size=7)
+    trainer.fit()
+    assert [len(x) for x in objective.seen[0]] == [7, 7, 7, 7, 8, 8] * 2
+    assert len(trainer.gradient.carried()) == 8
+
+
 def test_one_augmentation_is_shared_by_replays_and_drawn_anew_by_epoch_and_seed(tmp_path: Path) -> None:
     cut = {}
     for seed in range(2):

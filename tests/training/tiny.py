@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from advsphere import experiment, provenance
 from advsphere.config import Config
 from advsphere.data import Dataset, ImageSet, load
+from advsphere.distributed import World
 from advsphere.losses import cross_entropy
 from advsphere.objectives import Criterion, Objective, Standard
 from advsphere.recipes import recipe
@@ -41,6 +42,7 @@ def tiny_trainer(
     images: ImageSet | None = None,
     hooks: Hooks | None = None,
     model: nn.Module | None = None,
+    world: World = World(),
     **settings: Any,
 ) -> Trainer:
     """`conv_net` for two epochs of three batches (8, 8 and 6 images), in float32 unless `settings` say otherwise."""
@@ -53,6 +55,7 @@ def tiny_trainer(
         settings=TrainSettings(**chosen),
         folder=folder,
         hooks=hooks,
+        world=world,
     )
 
 

@@ -41,11 +41,12 @@ class TrainingProgress:
         """Say what is trained and on how many images."""
         settings = trainer.settings
         weights = sum(p.numel() for p in trainer.model.parameters())
+        processes = "" if trainer.world.size == 1 else f"{trainer.world.size} x "
         precision = "float32" if trainer.dtype is None else "bfloat16"
         self.console.print(
             f"[bold]{self.config.recipe}[/]: {self.config.model.name} ({weights:,} weights), "
             f"{type(self.config.objective).__name__} on {len(trainer.images):,} images of {self.config.data.name}, "
-            f"{settings.epochs} epochs, {precision} on {trainer.device.type}",
+            f"{settings.epochs} epochs, {precision} on {processes}{trainer.device.type}",
             soft_wrap=True,
         )
         for note in (*self.config.notes, *notes):

@@ -21,6 +21,7 @@ from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.config import Config
 from advsphere.data import Images
+from advsphere.distributed import World, joined
 from advsphere.hypersphere import Sphere
 from advsphere.losses import Loss
 from advsphere.recipes import recipe
@@ -34,6 +35,11 @@ training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time; 
   advsphere train digits-pgd-at-he
   advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
   advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
+
+On several GPUs or machines the command is the same, and so are its settings: --batch-size is the global batch,
+--lr belongs to it. A process that dies is started again, and all go on from the last checkpoint:
+
+  torchrun --nproc-per-node 8 --max-restarts 3 -m advsphere train imagenet-freeat-he-resnet50 --resume
 
 --diagnose also records, after each epoch, how much louder adversarial images speak than clean ones in the gradients of
 each layer; `advsphere diagnose` draws it.
@@ -59,6 +65,11 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Parse, train, and say where the result is."""
+    with joined() as world:
+        return _train(arguments, world)
+
+
+def _train(arguments: list[str], world: World) -> int:
     if not arguments or arguments[0].startswith("-"):
         print(HELP)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
@@ -80,10 +91,13 @@ def main(arguments: list[str]) -> int:
                 on_tick=progress.tick,
                 on_epoch=progress.epoch,
                 stop=lambda: bool(asked),
+                world=world,
                 **({"record": _recorder(options.config)} if options.diagnose else {}),
             )
         except Stopped as stopped:
-            console.print(f"{stopped}: advsphere train {name} {' '.join(_resuming(rest, folder))}")
+            command = f"advsphere train {name} {' '.join(_resuming(rest, folder))}"
+            together = "" if world.size == 1 else "torchrun ... -m "
+            console.print(f"{stopped}: {together}{command}")
             return 130
     console.print(f"trained; next: advsphere evaluate {folder}")
     return 0

@@ -4,6 +4,7 @@ from advsphere.models.by_name import build
 from advsphere.models.preact_resnet import PreActResNet18
 from advsphere.models.small_cnn import SmallCNN
 from advsphere.models.statistics import STATISTICS, Statistics
+from advsphere.models.synchronised import synchronised
 from advsphere.models.wide_resnet import WideResNet
 
-__all__ = ["STATISTICS", "PreActResNet18", "SmallCNN", "Statistics", "WideResNet", "build"]
+__all__ = ["STATISTICS", "PreActResNet18", "SmallCNN", "Statistics", "WideResNet", "build", "synchronised"]

@@ -166,7 +166,7 @@ class Trainer:
                         f"stopped in epoch {epoch + 1} after batch {b + 1} of {len(batches)}; go on with --resume"
                     )
             if self.world.first and now - ticked > 0.5:
-                images = min((b + 1) * settings.batch_size, len(self.images))
+                images = sum(len(batch) for batch in batches[: b + 1])
                 self.hooks.on_tick(Tick(epoch, images, len(self.images), self._mean_loss(self.sums)))
                 ticked = now
             if saving:

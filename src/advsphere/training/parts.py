@@ -28,7 +28,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Division:
-    """Batches of up to `batch_size` over the ranks of a world, each rank's share in `accumulate` parts.
+    """Batches of up to `batch_size` images, or one more, over the ranks of a world, and a rank's share in `accumulate`
+    parts.
 
     even: take equally many parts on every rank, as layers that wait for each other need (synchronised batch norm).
     Raises UserError where a full batch has too few images for that.
@@ -50,14 +51,19 @@ class Division:
         """The entries of a global batch that this rank takes. Where none is left, the first one stands in: all ranks
         have to take part in every step, this one with weight 0.
         """
-        mine = batch[self.world.share(self.batch_size)]
+        positions = self.positions(self.world.rank)
+        mine = batch[positions[0].start : positions[-1].stop]
         return mine if len(mine) else batch[:1]
 
     def positions(self, rank: int) -> list[slice]:
-        """Of a rank's parts in a full batch."""
+        """Of a rank's parts in a full batch. The very last part has room for one more, since `epoch_batches` lets a
+        single image that is left over join the batch before.
+        """
         share = cut(self.batch_size, self.world.size)[rank]
         pieces = cut(share.stop - share.start, self.accumulate)
-        return [slice(share.start + piece.start, share.start + piece.stop) for piece in pieces]
+        stops = [share.start + piece.stop for piece in pieces]
+        stops[-1] += rank == self.world.size - 1
+        return [slice(share.start + piece.start, stop) for piece, stop in zip(pieces, stops, strict=True)]
 
     def parts(self, n: int) -> list[Part]:
         """This rank's, of a batch of n images; at least one."""
