@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from advsphere.data.corruptions.noise import normal
+from advsphere.data.corruptions.noise import normal, symmetric
 from advsphere.draws import Draws
 
 Functions = dict[str, Callable[..., Any]]
@@ -26,6 +26,9 @@ def same_draws(name: str, example: int, severity: int, side: int) -> Functions |
 
     def uniform(*shape: int, purpose: str = name) -> Any:
         return draws.uniform(shape, purpose)[0].numpy().astype(np.float64)
+
+    def even(*shape: int, purpose: str = name) -> Any:
+        return symmetric(draws, shape, purpose)[0].numpy().astype(np.float64)
 
     def gaussian(size: tuple[int, ...], loc: float = 0, scale: float = 1) -> Any:
         planes = (3, side, side) if len(size) == 3 else (1, side, side)
@@ -44,10 +47,10 @@ def same_draws(name: str, example: int, severity: int, side: int) -> Functions |
             return {"randint": lambda low, high, size: next(offsets)(high)}
         case "fog":
             side = 1 << (side - 1).bit_length()
-            noise = _squares_and_diamonds(2 * uniform(side, side) - 1)
+            noise = _squares_and_diamonds(even(side, side))
             return {"uniform": lambda low, high, shape: high * next(noise)}
         case "elastic_transform":
-            shift = iter(2 * uniform(2, side, side, purpose=f"{name} displacement") - 1)
+            shift = iter(even(2, side, side, purpose=f"{name} displacement"))
             affine = 2 * uniform(3, 2, purpose=f"{name} affine") - 1
             return {"uniform": lambda low, high, size: high * affine if size == (3, 2) else next(shift)}
         case "frost":
@@ -59,13 +62,13 @@ def same_draws(name: str, example: int, severity: int, side: int) -> Functions |
 def _glass(draws: Draws, side: int) -> Iterator[Callable[[int], Any]]:
     """For each pixel in the order of the passes, a function from the reach to its offsets (dx, dy)."""
     for number in itertools.count():
-        u = draws.at(restart=number).uniform((2, side * side), "glass_blur")[0].view(2, side, side).numpy()
+        u = draws.at(restart=number).integers((2, side, side), "glass_blur")[0].numpy()
         reach = 0
 
         def offsets(d: int, h: int, w: int, u: Any = u) -> Any:
             nonlocal reach
             reach = d
-            dy, dx = np.floor(u[:, h, w] * np.float32(2 * d)).astype(int) - d
+            dy, dx = (u[:, h, w] * 2 * d >> 16) - d
             return dx, dy
 
         h = w = 0

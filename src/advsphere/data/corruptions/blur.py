@@ -58,7 +58,7 @@ def glass_blur(images: Tensor, draws: Draws, sigma: float, reach: float, passes:
 def _sources(draws: Draws, side: int, d: int) -> Tensor:
     """(B, side^2) int64: the pixel whose old value each pixel ends up with after one pass."""
     pixels, batch = side * side, len(draws.ids)
-    dy, dx = draws.uniform((2, pixels), "glass_blur").mul_(2 * d).floor_().sub_(d).long().unbind(1)
+    dy, dx = draws.integers((2, pixels), "glass_blur").mul_(2 * d).bitwise_right_shift_(16).sub_(d).long().unbind(1)
     here = torch.arange(pixels, device=dx.device)
     row, column = here // side, here % side
     moved = (row > d) & (row <= side - d) & (column > d) & (column <= side - d)

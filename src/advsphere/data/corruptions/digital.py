@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from advsphere.data.corruptions import filters
+from advsphere.data.corruptions.noise import symmetric
 from advsphere.draws import Draws
 
 
@@ -39,10 +40,9 @@ def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
     side, planes = images.shape[-1], images.shape[:2].numel()
     small = int(side * share)
     tall = Image.fromarray(images.cpu().reshape(planes * side, side).numpy())
-    shrunk = np.array(tall.resize((small, small * planes), Image.Resampling.BOX))
-    nearest = ((torch.arange(side, dtype=torch.float64) + 0.5) * (small / side)).long()
-    x = torch.from_numpy(shrunk).view(planes, small, small).index_select(2, nearest).index_select(1, nearest)
-    return x.view(images.shape).to(images.device)
+    shrunk = tall.resize((small, small * planes), Image.Resampling.BOX)
+    enlarged = np.array(shrunk.resize((side, side * planes), Image.Resampling.NEAREST))
+    return torch.from_numpy(enlarged).view(images.shape).to(images.device)
 
 
 def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
@@ -69,15 +69,16 @@ def elastic_transform(images: Tensor, draws: Draws, amplitude: float, smoothness
     """
     x, side = images.float(), images.shape[-1]
     grid = torch.arange(side, device=x.device, dtype=torch.float32)
-    row, column = torch.meshgrid(grid, grid, indexing="ij")
-    flat = torch.stack((column, row, torch.ones_like(row)), -1)
-    at = flat @ _affine(draws, side, jitter)[:, None].to(flat.dtype)
-    x = F.grid_sample(x, at.mul_(2 / (side - 1)).sub_(1), padding_mode="reflection", align_corners=True)
+    column, row, constant = _affine(draws, side, jitter).mul(2 / (side - 1)).float().unsqueeze(-1).unbind(1)
+    at = (column * grid + constant - 1)[:, :, None, :] + (row * grid)[:, :, :, None]  # (B, 2, S, S), in -1..1
+    x = F.grid_sample(x, at.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=True)
     if amplitude:
-        shift = draws.uniform((2, side, side), "elastic_transform displacement").mul_(2).sub_(1)
-        shift = filters.gaussian_blur(shift, smoothness, border="reflect", truncate=3.0).mul_(amplitude)
-        at = torch.stack((column + shift[:, 0], row + shift[:, 1]), -1)
-        x = F.grid_sample(x, at.mul_(2).add_(1).div_(side).sub_(1), padding_mode="reflection", align_corners=False)
+        shift = symmetric(draws, (2, side, side), "elastic_transform displacement")
+        shift = filters.gaussian_blur(shift, smoothness, border="reflect", truncate=3.0).mul_(2 * amplitude / side)
+        here = (2 * grid + 1) / side - 1
+        shift[:, 0] += here
+        shift[:, 1] += here[:, None]
+        x = F.grid_sample(x, shift.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=False)
     return x
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advsphere.data.corruptions import filters
-from advsphere.data.corruptions.noise import normal
+from advsphere.data.corruptions.noise import normal, symmetric
 from advsphere.draws import Draws
 
 _GREY = (0.299, 0.587, 0.114)
@@ -60,7 +60,7 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
     uniform draw of amplitude w^2, where w is 100 at first and divided by `decay` in each round.
     """
     m = 1 << (side - 1).bit_length()
-    noise = draws.uniform((m, m), "fog").mul_(2).sub_(1)
+    noise = symmetric(draws, (m, m), "fog")
     field = torch.zeros_like(noise)
     step, wobble = m, 100.0
     while step >= 2:
