@@ -27,8 +27,9 @@ def saturate(images: Tensor, draws: Draws, factor: float, offset: float) -> Tens
     v, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     span = v - low
     loss = (span / v.clamp(min=1)).mul_(factor).add_(offset).clamp_(0, 1).mul_(v)  # of V, where a channel is lowest
-    red = torch.tensor((0.0, 1.0, 1.0), device=x.device)[:, None, None]
-    return v - loss * torch.where(span > 0, (v - x) / span, red)
+    below = (v - x).div_(span.clamp(min=1))
+    below[:, 1:] += (span < 1).float()
+    return v - below.mul_(loss)
 
 
 def pixelate(images: Tensor, draws: Draws, share: float) -> Tensor:
@@ -49,16 +50,17 @@ def jpeg_compression(images: Tensor, draws: Draws, quality: float) -> Tensor:
     """Written and read as JPEG of this quality, with colours at half the resolution, by libjpeg."""
     from torchvision.io import decode_jpeg, encode_jpeg
 
-    def through(image: Tensor) -> Tensor:
-        return decode_jpeg(encode_jpeg(image, int(quality)))
+    def through(image: Tensor) -> Tensor:  # (S, S, 3), which is how the codec has it
+        return decode_jpeg(encode_jpeg(image.permute(2, 0, 1), int(quality))).permute(1, 2, 0)
 
-    pixels = images.cpu()
+    # Stacking channels is twice as fast as permuting them.
+    pixels = torch.stack(images.cpu().unbind(1), -1)
     if (threads := torch.get_num_threads()) == 1:
         done = [through(image) for image in pixels]
     else:
         with ThreadPoolExecutor(threads) as pool:
             done = list(pool.map(through, pixels))
-    return torch.stack(done).to(images.device)
+    return torch.stack(done).permute(0, 3, 1, 2).to(images.device)
 
 
 def elastic_transform(images: Tensor, draws: Draws, amplitude: float, smoothness: float, jitter: float) -> Tensor:

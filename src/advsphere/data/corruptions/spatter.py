@@ -41,10 +41,9 @@ def spatter(
     layer = filters.gaussian_blur(normal(draws, (1, *images.shape[2:]), "spatter").mul_(sigma).add_(mean), blur)
     if mud:
         cover = filters.gaussian_blur((layer > threshold).float(), strength)
-        cover = torch.where(cover < 0.8, 0, cover)
+        cover = F.threshold(cover, 0.8, 0)
         return x * (1 - cover) + cover * _colour(_MUD, x)
-    layer = filters.side_by_side(layer)
-    liquid = torch.where(layer < threshold, 0, layer).mul_(255).clamp_(0, 255).floor_()
+    liquid = F.threshold(filters.side_by_side(layer), threshold, 0).mul_(255).clamp_(0, 255).floor_()
     relief = liquid * _relief(liquid)
     relief *= strength / relief.amax((2, 3), keepdim=True).clamp_(min=1)
     return x + relief[0][:, None] * _colour(_WATER, x)
@@ -57,26 +56,35 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
     down = padded[..., 2:, :] - padded[..., :-2, :]
     dx = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
     dy = down[..., :-2] + 2 * down[..., 1:-1] + down[..., 2:]
-    size = dx.abs() + dy.abs()
+    width, height = dx.abs(), dy.abs()
+    size = width + height
     around = F.pad(size, [1] * 4)
 
-    def at(i: int, j: int) -> Tensor:
-        return _shifted(around, 1 + i, 1 + j, size)
+    def larger(i: int, j: int, k: int, m: int) -> Tensor:
+        return torch.maximum(_shifted(around, 1 + i, 1 + j, size), _shifted(around, 1 + k, 1 + m, size))
 
-    flat = dy.abs() < dx.abs() * 0.41421356  # tan(22.5 degrees)
-    steep = dy.abs() > dx.abs() * 2.41421356
-    diagonal = torch.where(
-        (dx < 0) ^ (dy < 0), (size > at(-1, 1)) & (size > at(1, -1)), (size > at(-1, -1)) & (size > at(1, 1))
-    )
-    crest = torch.where(flat, (size > at(0, -1)) & (size >= at(0, 1)), diagonal)
-    crest = torch.where(steep, (size > at(-1, 0)) & (size >= at(1, 0)), crest) & (size > low)
-    found = (crest & (size > high)).float()
-    weak = crest.float()
-    while True:  # what touches an edge and is weak becomes an edge
-        grown = F.max_pool2d(found, 3, 1, 1).mul_(weak)
-        if torch.equal(grown, found):
-            return found.bool()
-        found = grown
+    # A crest is higher than its neighbours across; along rows and columns, than half a level below the later one.
+    # Masks are floats and choose by arithmetic, exact in whole and half numbers: torch's `where` is ten times as slow.
+    around_half = around - 0.5
+    beside = torch.maximum(_shifted(around, 1, 0, size), _shifted(around_half, 1, 2, size))
+    above = torch.maximum(_shifted(around, 0, 1, size), _shifted(around_half, 2, 1, size))
+    falling, rising = larger(-1, -1, 1, 1), larger(-1, 1, 1, -1)
+    opposite = (dx * dy).lt_(0)
+    across_it = falling.add_(rising.sub_(falling).mul_(opposite))
+    flat, steep = (height - width * 0.41421356).lt_(0), (height - width * 2.41421356).gt_(0)  # tan(22.5 degrees), tan(67.5)
+    across_it.add_(beside.sub_(across_it).mul_(flat))
+    across_it.add_(above.sub_(across_it).mul_(steep))
+    crest = size > across_it.clamp_(min=low)
+    found = F.pad(crest & (size > high), [1] * 4).movedim(1, -1).contiguous()
+    # What touches an edge and is weak becomes an edge: few are weak, so they are gone through one by one.
+    weak = F.pad(crest & (size <= high), [1] * 4).movedim(1, -1).flatten().nonzero()
+    row, pixel = found.stride(1), found.stride(2)
+    steps = torch.tensor([i * row + j * pixel for i in (-1, 0, 1) for j in (-1, 0, 1)], device=grey.device)
+    flat_found = found.view(-1)
+    while len(weak) and bool((touching := flat_found[weak + steps].any(1)).any()):
+        flat_found[weak[touching]] = True
+        weak = weak[~touching]
+    return found.movedim(-1, 1)[..., 1:-1, 1:-1]
 
 
 def distances(edge: Tensor) -> Tensor:
@@ -85,31 +93,32 @@ def distances(edge: Tensor) -> Tensor:
     A shortest way uses each kind of step some number of times, in any order; so one kind after the other, and 1, 2, 4,
     8 and 16 steps of each.
     """
-    found = torch.full(edge.shape, _FARTHEST, device=edge.device).masked_fill_(edge, 0.0)
     reach = 32
-    height, width = edge.shape[2:]
-    padded = F.pad(found, [reach] * 4, value=_FARTHEST)
-    inside = padded[..., reach : reach + height, reach : reach + width]
+    padded = F.pad(_FARTHEST * (1 - edge.float()), [reach] * 4, value=_FARTHEST)
+    inside = _shifted(padded, reach, reach, edge)
+    nearer = torch.empty_like(inside)
     for (i, j), length in _STEPS:
         times = 1
         while times * length < _FARTHEST:
-            ahead = _shifted(padded, reach + times * i, reach + times * j, inside)
-            behind = _shifted(padded, reach - times * i, reach - times * j, inside)
-            inside.copy_(torch.minimum(inside, torch.minimum(ahead, behind).add_(times * length)))
+            ahead = _shifted(padded, reach + times * i, reach + times * j, edge)
+            behind = _shifted(padded, reach - times * i, reach - times * j, edge)
+            torch.minimum(ahead, behind, out=nearer)
+            torch.minimum(inside, nearer.add_(times * length), out=inside)
             times *= 2
-    return inside.contiguous()
+    return inside.contiguous(memory_format=torch.channels_last)
 
 
 def equalised(grey: Tensor) -> Tensor:
     """Histogram equalisation of each plane of grey (1, B, H, W), whole numbers in 0..255 as float32."""
-    flat = grey[0].flatten(1).long()
-    counts = torch.zeros(len(flat), 256, device=grey.device)
-    counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-    total, lowest = flat.shape[1], flat.amin(1, keepdim=True)
+    levels = grey[0].permute(1, 2, 0)
+    count, total = grey.shape[1], grey.shape[2] * grey.shape[3]
+    which = levels.int().add_(256 * torch.arange(count, device=grey.device, dtype=torch.int32)).flatten()
+    counts = torch.bincount(which, minlength=256 * count).view(count, 256).float()
+    lowest = levels.amin((0, 1)).long()[:, None]
     first = counts.gather(1, lowest)
     table = ((counts.cumsum(1) - first) * (255 / (total - first).clamp(min=1))).round_().clamp_(0, 255)
     table = torch.where(first == total, lowest.float(), table)
-    return table.gather(1, flat).view(grey.shape).contiguous(memory_format=torch.channels_last)
+    return table.flatten().index_select(0, which).view(levels.shape).permute(2, 0, 1)[None]
 
 
 def _relief(liquid: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from advsphere.data.corruptions import filters
@@ -29,7 +30,7 @@ def snow(
     is not whitened.
     """
     flakes = filters.zoomed(normal(draws, (1, *images.shape[2:]), "snow").mul_(sigma).add_(mean), zoom)
-    flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1).mul(255).floor()
+    flakes = F.threshold(flakes, threshold, 0).clamp_(0, 1).mul_(255).floor_()
     angle = draws.uniform((), "snow angle").mul(90).sub(135)
     flakes = filters.motion_blur(flakes, angle, radius, width)
     x = images.float()
@@ -48,9 +49,10 @@ def fog(images: Tensor, draws: Draws, thickness: float, decay: float) -> Tensor:
 
 def brightness(images: Tensor, draws: Draws, more: float) -> Tensor:
     """V of HSV raised: hue and saturation stay, so every channel grows by the same factor, and black becomes grey."""
-    v = images.amax(1, keepdim=True).float()
-    brighter = (v + 255 * more).clamp_(max=255)
-    return torch.where(v > 0, images * (brighter / v), brighter)
+    x = images.float()
+    v = x.amax(1, keepdim=True)
+    x += (v < 1).float()  # black as grey of level 1, which is divided by below
+    return x.mul_((v + 255 * more).clamp_(max=255).div_(v.clamp_(min=1)))
 
 
 def plasma(draws: Draws, side: int, decay: float) -> Tensor:
