@@ -25,6 +25,10 @@ def uniform(seed: int = 0, ids: Tensor | None = None, size: int = 1000, purpose:
     return Draws(seed, torch.arange(1) if ids is None else ids, **at).uniform((size,), purpose)
 
 
+def halves(size: int) -> Tensor:
+    return Draws(0, torch.arange(1)).integers((size,), "test")[0]
+
+
 def test_pinned_by_golden_values() -> None:
     """A change of the generator changes every published number: let it be on purpose."""
     draws = Draws(7, torch.tensor([0, 5, 2**40, -1]), restart=2, step=3)
@@ -106,6 +110,7 @@ def test_values_are_float32_in_the_open_interval() -> None:
 
 STREAMS = {
     "elements of one example": lambda: uniform(size=200_000)[0],
+    "halves of words": lambda: halves(200_000).add(uniform(size=200_000, purpose="low bits")[0]).div(65536),
     "ids in a row": lambda: uniform(ids=torch.arange(200_000), size=1)[:, 0],
     "ids far apart": lambda: uniform(ids=torch.arange(100_000) * 2**32 + 12345, size=2).flatten(),
     "seeds in a row": lambda: torch.cat([uniform(seed=seed, size=100)[0] for seed in range(1000)]),
@@ -164,6 +169,22 @@ def test_two_examples_never_share_their_numbers() -> None:
     for i in range(0, 60, 7):
         for j in range(i + 1, 60, 11):
             assert len(np.intersect1d(values[i], values[j])) < 8 * expected + 8
+
+
+def test_integers_are_the_halves_of_words_and_all_of_them_come_up() -> None:
+    draws = Draws(0, torch.arange(150))
+    values = draws.integers((100, 101), "test")
+    assert values.dtype == torch.int32 and values.shape == (150, 100, 101)
+    assert torch.equal(values.flatten(1)[:, :7], draws.integers((7,), "test"))
+    assert len(values.unique()) == 65536 and values.min() == 0 and values.max() == 65535
+
+
+@pytest.mark.parametrize("words", [1, 700, 2**40])
+def test_how_many_words_are_mixed_together_makes_no_difference(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(7)
+    expected = uniform(ids=ids, size=300)
+    monkeypatch.setattr("advsphere.draws._AT_ONCE", words)
+    assert torch.equal(uniform(ids=ids, size=300), expected)
 
 
 def test_normal_is_standard_normal() -> None:

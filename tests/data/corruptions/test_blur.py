@@ -108,8 +108,8 @@ def test_glass_takes_pixels_one_after_the_other(severity: int, side: int) -> Non
     for number, image in enumerate(x.double().numpy()):
         grey = np.floor(ndimage.gaussian_filter(image, sigma, axes=(1, 2), mode="nearest") + 1e-6)
         for turn in range(int(passes)):
-            u = draws.at(restart=turn).uniform((2, side, side), "glass_blur")[number]
-            offsets = np.floor(u.numpy() * np.float32(2 * d)).astype(int) - d
+            u = draws.at(restart=turn).integers((2, side, side), "glass_blur")[number].numpy() / 65536
+            offsets = np.floor(u * 2 * d).astype(int) - d
             for h in range(side - d, d, -1):
                 for w in range(side - d, d, -1):
                     dy, dx = offsets[:, h, w]

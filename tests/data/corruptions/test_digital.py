@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from advsphere.data.corruptions import corrupt
+from advsphere.data.corruptions.noise import symmetric
 from advsphere.data.corruptions.tables import strength
 from advsphere.draws import Draws
 from tests.data.corruptions.pictures import pictures
@@ -83,7 +84,7 @@ def test_elastic_is_an_affine_map_and_smooth_displacements(severity: int, side: 
     centre, arm = side // 2, side // 3
     points = np.array([[centre + arm] * 2, [centre + arm, centre - arm], [centre - arm] * 2], float)
     moves = (2 * draws.uniform((3, 2), "elastic_transform affine").double().numpy() - 1) * jitter
-    shifts = 2 * draws.uniform((2, side, side), "elastic_transform displacement").double().numpy() - 1
+    shifts = symmetric(draws, (2, side, side), "elastic_transform displacement").double().numpy()
     grid = np.mgrid[0:side, 0:side].astype(float)
     theirs = []
     for image, move, shift in zip(x.double().numpy(), moves, shifts, strict=True):

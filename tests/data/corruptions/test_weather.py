@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from advsphere.data.corruptions import corrupt, frost, weather
-from advsphere.data.corruptions.noise import normal
+from advsphere.data.corruptions.noise import normal, symmetric
 from advsphere.data.corruptions.tables import strength
 from advsphere.draws import Draws
 from advsphere.errors import UserError
@@ -50,7 +50,7 @@ def plasma(noise: np.ndarray, decay: float) -> np.ndarray:
 
 def test_fog_is_plasma_over_the_image() -> None:
     thickness, decay = strength("fog", 3, 32)
-    noise = 2 * DRAWS.at(step=3).uniform((32, 32), "fog").double().numpy() - 1
+    noise = symmetric(DRAWS.at(step=3), (32, 32), "fog").double().numpy()
     x = X.double().numpy() / 255
     top = x.max((1, 2, 3), keepdims=True)
     layer = np.stack([plasma(n, decay) for n in noise])[:, None]

@@ -56,7 +56,7 @@ def symmetric(draws: Draws, shape: tuple[int, ...] | torch.Size, purpose: str) -
 
 
 def poisson(images: Tensor, draws: Draws, photons: float) -> Tensor:
-    """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) int32, exact up to 16 bits of chance.
+    """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) int32, with chances exact to 2^-16.
 
     By Walker's aliases (1974): for each of the 256 means a table of 256 cells, each of which holds one count up to a
     mark and another one from there on. Half of a draw's bits choose the cell, the others the side of the mark.

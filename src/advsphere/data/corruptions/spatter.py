@@ -71,7 +71,10 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
     falling, rising = larger(-1, -1, 1, 1), larger(-1, 1, 1, -1)
     opposite = (dx * dy).lt_(0)
     across_it = falling.add_(rising.sub_(falling).mul_(opposite))
-    flat, steep = (height - width * 0.41421356).lt_(0), (height - width * 2.41421356).gt_(0)  # tan(22.5 degrees), tan(67.5)
+    flat, steep = (
+        (height - width * 0.41421356).lt_(0),
+        (height - width * 2.41421356).gt_(0),
+    )  # tan(22.5 degrees), tan(67.5)
     across_it.add_(beside.sub_(across_it).mul_(flat))
     across_it.add_(above.sub_(across_it).mul_(steep))
     crest = size > across_it.clamp_(min=low)
