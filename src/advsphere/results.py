@@ -18,7 +18,7 @@ from advsphere.evaluation import Evaluation, PairedDifference, paired, radius, w
 from advsphere.experiment import read_config
 from advsphere.files import write_atomically
 from advsphere.recipes import recipe
-from advsphere.training import read_metrics
+from advsphere.training import load_checkpoint, read_metrics
 
 Row = dict[str, Any]
 
@@ -58,13 +58,19 @@ def row_of_run(run: Path, measured: Path, *, data_name: str | None = None) -> Ro
     """What all rows of a run say of it; measured: the folder of a measurement, with its subject.json. Raises UserError
     where a file is missing or broken.
     """
+    checkpoint = json.loads((measured / "subject.json").read_text())["checkpoint"]
+    return row_of_checkpoint(run, checkpoint, data_name=data_name)
+
+
+def row_of_checkpoint(run: Path, checkpoint: str, *, data_name: str | None = None) -> Row:
+    """The same for a checkpoint whose name is known."""
     config = read_config(run)
     trained = json.loads((run / "provenance.json").read_text())
-    subject = json.loads((measured / "subject.json").read_text())
     epochs = read_metrics(run)
+    chosen = epochs[-1] if checkpoint == "last" else load_checkpoint(run / "best.safetensors")[1]["metrics"]
     return {
         "recipe": config.recipe,
-        "overrides": differences(_origin(config.recipe, config), config),
+        "overrides": [line for line in differences(_origin(config.recipe, config), config) if not _local(line)],
         "network": config.model.name,
         "objective": type(config.objective).__name__,
         "scale": config.sphere.scale if config.sphere else None,
@@ -72,12 +78,18 @@ def row_of_run(run: Path, measured: Path, *, data_name: str | None = None) -> Ro
         "weight_decay": config.training.weight_decay,
         "epochs": config.training.epochs,
         "seed": config.training.seed,
-        "checkpoint": subject["checkpoint"],
+        "checkpoint": checkpoint,
         "data": data_name or config.data.name,
         "trained": trained | {"seconds": round(epochs[-1]["seconds"], 1)},
+        "validated": {name: chosen[name] for name in ("epoch", "clean", "robust")},
         "paper": None,
         "source": None,
     }
+
+
+def _local(difference: str) -> bool:
+    """Where the images lie is of this machine alone."""
+    return difference.startswith("data.root:")
 
 
 def _origin(name: str, fallback: Any) -> Any:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
+from advsphere import results
 from advsphere.cli.arguments import parse
-from advsphere.reproduce import pace, running
+from advsphere.reproduce import pace, pages, running
 from advsphere.reproduce.budgets import budget
+from advsphere.reproduce.collecting import collect
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Places, Plan, plan
 from advsphere.reproduce.running import Failure, Start
@@ -60,8 +65,11 @@ class Options:
     """Of the grid 5e-4, 2e-4, these alone."""
     seeds: tuple[int, ...] | None = None
     """Of the budget's seeds, these alone."""
-    only_plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Show the plan, and do nothing."""
+    rows: Path | None = None
+    """The file that measured rows are kept in; results/BUDGET.jsonl by default. `advsphere results results --pages DIR`
+    makes pages of it."""
+    only: Literal["plan", "rows"] | None = None
+    """plan: show it, and do nothing. rows: keep and show what is measured already, and train or attack nothing."""
 
 
 def main(arguments: list[str]) -> int:
@@ -76,16 +84,42 @@ def main(arguments: list[str]) -> int:
         weight_decays=options.weight_decay,
         seeds=options.seeds,
     )
-    _show(found, options.jobs, console)
-    if options.only_plan:
+    if options.only != "rows":
+        _show(found, options.jobs, console)
+    if options.only == "plan":
         return 0
-    failures = _run(found, options, console)
+    failures = [] if options.only == "rows" else _run(found, options, console)
+    rows = options.rows or Path("results") / f"{options.budget}.jsonl"
+    collect(found, rows)
+    measured = results.read(rows)
+    for name in names:
+        text, _ = pages.page(table(name), {rows: measured})
+        show(text, console)
     for failure in failures:
         console.print(f"failed: {failure.job.name}: see {failure.log}", style="red")
     left = len(found.open)
     if left:
         console.print(f"{left} of {len(found.jobs)} jobs are not done; the same command goes on with them")
+    console.print(f"rows: {rows}")
     return 1 if failures else 0
+
+
+def show(text: str, console: Console) -> None:
+    """A page of Markdown on a terminal, its tables drawn."""
+    for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        if not is_table:
+            console.print("\n".join(line for line in lines if not line.startswith("!")), markup=False)
+            continue
+        head, _, *body = ([cell.replace("<br>", "\n").replace("*", "") for cell in _cells(line)] for line in lines)
+        grid = Grid(*head, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=False)
+        for cells in body:
+            grid.add_row(*cells)
+        width = max(console.width, console.measure(grid).maximum)  # a narrow terminal breaks lines, and loses nothing
+        console.print(grid, width=width, markup=False, crop=False)
+
+
+def _cells(line: str) -> list[str]:
+    return line.strip("|").strip().split(" | ")
 
 
 def _show(found: Plan, at_once: int, console: Console) -> None:
@@ -127,6 +161,7 @@ def _run(found: Plan, options: Options, console: Console) -> list[Failure]:
             if not found.budget.together:
                 console.print(f"{'done' if status == 0 else 'FAILED'}: {job.name}")
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the jobs are stopped too
         with executor as start:
             return running.run(
                 found.jobs,

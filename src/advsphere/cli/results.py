@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -12,19 +12,26 @@ from advsphere import results
 from advsphere.cli.arguments import parse
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
+from advsphere.reproduce import pages
+from advsphere.reproduce.checking import Status, check
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Print the table of a file of measured rows, after adding the rows of some runs' evaluations to it.
 
-    advsphere results results/mine.jsonl runs/digits-pgd-at runs/digits-pgd-at-he
+    Keep rows:  advsphere results results/mine.jsonl runs/digits-pgd-at runs/digits-pgd-at-he
+
+    Write the pages of the paper's tables:  advsphere results results --pages docs/results
+
+    Recompute:  advsphere results results runs --check
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """JSON lines, one for each run and attack."""
+    """JSON lines, one for each run and attack; or a folder of such files."""
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Runs whose finished evaluations are added; a measurement that the file has already is replaced."""
+    """Runs whose finished evaluations are added; a measurement that the file has already is replaced. With --check:
+    where the evidence is looked for."""
     data_name: str | None = None
     """What the images are called in the rows; the data set's name by default."""
     checkpoint: Literal["best", "last"] | None = None
@@ -33,20 +40,30 @@ class Options:
     """Show the rows of this suite alone."""
     into: Path | None = None
     """A page to write the table into, between the lines <!-- results --> and <!-- /results -->."""
+    pages: Path | None = None
+    """A folder to write a page for each of the paper's tables into, with its figures."""
+    check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Recompute the rows whose ledgers are below the runs, and name those whose are not."""
 
 
 def main(arguments: list[str]) -> int:
-    """Add rows, print the table, write it into a page."""
+    """Add rows, print the table, write it into a page; or write all pages; or check the rows."""
     options = parse(Options, arguments or ["--help"], prog="advsphere results")
+    if options.check:
+        return _check(options)
+    if options.pages is not None:
+        written = pages.write({file: results.read(file) for file in _files(options.file)}, options.pages)
+        print("\n".join(map(str, written)))
+        return 0
+    if options.file.is_dir():
+        raise UserError(f"{options.file} is a folder; name a file of it, or say --pages or --check")
     for run in options.runs:
         found = sorted(path.parent for path in run.glob("evaluations/*/evaluation.json"))
         if not found:
             raise UserError(f"{run} holds no finished evaluation; `advsphere evaluate {run}` makes one")
         for evaluation in found:
             results.add(options.file, results.rows_of(run, evaluation, data_name=options.data_name))
-    if not options.file.exists():
-        raise UserError(f"there is no file {options.file}; name runs whose rows are to be put into it")
-    rows = results.read(options.file)
+    rows = [row for file in _files(options.file) for row in results.read(file)]
     shown = [row for row in rows if options.checkpoint in (None, row["checkpoint"])]
     table = results.markdown([row for row in shown if options.suite in (None, row["suite"])])
     print(table)
@@ -54,3 +71,21 @@ def main(arguments: list[str]) -> int:
         page = results.replace_between(options.into.read_text(), table)
         write_atomically(options.into, page.encode())
     return 0
+
+
+def _files(place: Path) -> list[Path]:
+    """The file, or those of the folder."""
+    found = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    if not (found and all(file.is_file() for file in found)):
+        raise UserError(f"there is no file {place}; name runs whose rows are to be put into it")
+    return found
+
+
+def _check(options: Options) -> int:
+    """Print what became of each row; 1 if one is wrong."""
+    found = [one for file in _files(options.file) for one in check(results.read(file), options.runs)]
+    for one in found:
+        print(f"{one.status}: {one.of}, {one.rows} rows{f': {one.detail}' if one.detail else ''}")
+    counts = {status: sum(one.rows for one in found if one.status == status) for status in get_args(Status)}
+    print(", ".join(f"{count} rows {status}" for status, count in counts.items()))
+    return 1 if counts["WRONG"] else 0

@@ -12,7 +12,7 @@ from advsphere.config import Config
 from advsphere.errors import UserError
 from advsphere.hypersphere import Sphere
 from advsphere.recipes import recipe
-from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm
+from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data
 
 WEIGHT_DECAYS = (5e-4, 2e-4)
 """The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
@@ -34,11 +34,13 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """cifar10, imagenet: the recipe that stands for an objective, without its ending -he, per data of the paper; "{}"
-    is the objective. data_name: what the images are called in rows. network: in place of the recipe's, for both.
-    epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of the headline's pair. efforts:
-    by suite, "corruptions" and "inside" among them. together: whether the jobs run inside this process, since each
-    takes less time than Python takes to start.
+    """scale: what it is, in a sentence. cifar10, imagenet: the recipe that stands for an objective, without its ending
+    -he, per data of the paper; "{}" is the objective. data_name: what the images are called in rows. network: in place
+    of the recipe's, for both. epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of
+    the headline's pair. efforts: by suite, "corruptions" and "inside" among them. validation: held-out images, in place
+    of the recipe's. corruptible: whose images are large enough for it. photos: whether the digits, drawn large, stand
+    for ImageNet too. together: whether the jobs run inside this process, since each takes less time than Python takes
+    to start.
     """
 
     name: str
@@ -52,6 +54,9 @@ class Budget:
     headline_seeds: tuple[int, ...] = (0, 1, 2)
     weight_decays: tuple[float, ...] = WEIGHT_DECAYS
     efforts: Mapping[str, Effort] = field(default_factory=dict)
+    validation: Mapping[str, int] = field(default_factory=dict)
+    corruptible: tuple[Data, ...] = ("cifar10", "imagenet")
+    photos: bool = False
     together: bool = False
 
     def config(self, arm: Arm, *, weight_decay: float, seed: int) -> Config:
@@ -60,6 +65,7 @@ class Budget:
         base = recipe(getattr(self, arm.data).format(arm.objective) + _ENDINGS["HE" if ablated else arm.variant])
         config = replace(
             base,
+            data=replace(base.data, validation=self.validation.get(arm.data, base.data.validation)),
             model=replace(base.model, name=self.network.get(arm.data, base.model.name)),
             training=replace(
                 base.training,
@@ -87,10 +93,13 @@ BUDGETS = {
             name="smoke",
             scale="the embedded digits stand for all images: it shows that everything works, and nothing else",
             cifar10="digits-{}",
-            imagenet="digits-{}",
-            data_name={"cifar10": "digits", "imagenet": "digits"},
-            epochs={f"{data} {o}": 2 for data in _JPEG for o in ("standard", "pgd-at", "alp", "trades", "fastat")}
-            | {f"{data} freeat": 1 for data in _JPEG},
+            imagenet="tiny-imagenet-{}",
+            data_name={"cifar10": "digits", "imagenet": "digits as photos"},
+            network={"imagenet": "small-cnn"},
+            validation={"imagenet": 100},
+            corruptible=("imagenet",),
+            epochs={f"cifar10 {objective}": 2 for objective in ("standard", "pgd-at", "alp", "trades", "fastat")}
+            | {"cifar10 freeat": 1, "imagenet freeat": 1},
             seeds=(0,),
             headline_seeds=(0,),
             weight_decays=(5e-4,),
@@ -103,6 +112,7 @@ BUDGETS = {
                 "corruptions": Effort(n=10),
                 "inside": Effort(n=40),
             },
+            photos=True,
             together=True,
         ),
         Budget(

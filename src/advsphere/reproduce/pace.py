@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,23 @@ _CLASSES, _SIZES = {"imagefolder": 40, "cifar100": 100}, {"digits": (1, 8)}
 def seconds(jobs: Sequence[Job]) -> dict[str, float]:
     """By name, how long each job will take alone. A network is measured once, for about half a second."""
     paces: dict[str, float] = {}
-    for job in jobs:
-        key = _key(job.config)
-        if key not in paces:
-            paces[key] = seconds_per_pass(job.config)
+    with _one_thread():
+        for job in jobs:
+            key = _key(job.config)
+            if key not in paces:
+                paces[key] = seconds_per_pass(job.config)
     return {job.name: job.passes * paces[_key(job.config)] for job in jobs}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As the jobs will run; and threads that wait for each other would count as work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seconds_per_pass(config: Config, *, batch: int = 64, at_least: float = 0.4) -> float:

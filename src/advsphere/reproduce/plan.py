@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from advsphere.config import Config
 from advsphere.errors import UserError
 from advsphere.reproduce import jobs
 from advsphere.reproduce.budgets import Budget
 from advsphere.reproduce.jobs import Job
+from advsphere.reproduce.photos import PHOTOS, digits_as_photos
 from advsphere.reproduce.tables import HEADLINE, Arm, Table
 
 _IMAGES = {"digits": 1237, "cifar10": 49_000, "imagefolder": 19_000}
@@ -19,19 +21,21 @@ _IMAGES = {"digits": 1237, "cifar10": 49_000, "imagefolder": 19_000}
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """runs: where runs are kept. images: the folder of Table 4's images, where the budget takes some."""
+    """runs: where runs are kept. images: the folder of Table 4's images; without it $ADVSPHERE_DATA is looked at."""
 
     runs: Path
     images: Path | None = None
 
-    def of(self, job_data: str) -> Path | None:
-        """What has to be named for a data set; CIFAR is looked for where $ADVSPHERE_DATA says."""
-        if job_data != "imagefolder":
+    def of(self, config: Config, budget: Budget) -> Path | None:
+        """What has to be named for a config's data: a folder of images. Raises UserError where it is missing."""
+        if config.data.name != "imagefolder":
             return None
+        if budget.photos:
+            return digits_as_photos(self.runs / "digits-as-photos")
         found = self.images or Path(os.environ.get("ADVSPHERE_DATA", "data")) / "tiny-imagenet-40"
         if not found.is_dir():
             raise UserError(
-                f"Table 4 needs a folder with train/<class>/ and val/<class>/: there is no {found}; --images"
+                f"Table 4 is of a folder with train/<class>/ and val/<class>/: no {found}; name it: --images"
             )
         return found
 
@@ -89,7 +93,8 @@ class _Asked:
         for kind in dict.fromkeys((arm.objective, arm.data) for arm in arms):
             own = [arm for arm in arms if (arm.objective, arm.data) == kind]
             for seed in dict.fromkeys(seed for arm in own for seed in self.budget.seeds_of(arm)):
-                if self.seeds is None or seed in self.seeds:
+                wanted = table.measure != "corruptions" or kind[1] in self.budget.corruptible
+                if wanted and (self.seeds is None or seed in self.seeds):
                     trained = {arm: self._train(arm, seed) for arm in own if seed in self.budget.seeds_of(arm)}
                     yield from trained.values()
                     for arm in trained:
@@ -97,13 +102,13 @@ class _Asked:
 
     def _train(self, arm: Arm, seed: int) -> Job:
         config = self.budget.config(arm, weight_decay=self.weight_decay, seed=seed)
-        data = config.data.name
-        return jobs.training(config, self.places.runs, images=_IMAGES[data], data_root=self.places.of(data))
+        images = PHOTOS if self.budget.photos and arm.data == "imagenet" else _IMAGES[config.data.name]
+        return jobs.training(config, self.places.runs, images=images, data_root=self.places.of(config, self.budget))
 
     def _measure(self, table: Table, arm: Arm, trained: Mapping[Arm, Job]) -> Iterator[Job]:
         """What a table asks of one run."""
         job, effort = trained[arm], self.budget.effort
-        where = self.places.of(job.config.data.name)
+        where = self.places.of(job.config, self.budget)
         if table.measure == "attacks":
             yield jobs.evaluation(job, table.suite, effort(table.suite), data_root=where)
         elif table.measure == "corruptions":

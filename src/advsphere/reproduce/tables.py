@@ -61,7 +61,7 @@ class Arm:
 class Table:
     """What a table consists of. suite: of attacks, where those are the measure. columns: our attack -> the paper's
     column. headline: the attack whose gain is to survive. paper: its numbers. network: of the paper's row that stands
-    beside ours, where it has several. seeds_of_pairs: whether its pairs get as many seeds as the headline.
+    beside ours, where it has several. also: methods that the paper's table lacks, shown where rows are there.
     """
 
     name: str
@@ -73,11 +73,13 @@ class Table:
     headline: str | None = None
     paper: paper.Numbers = field(default_factory=dict)
     network: str = ""
+    also: tuple[Arm, ...] = ()
 
     @property
     def pairs(self) -> tuple[tuple[Arm, Arm], ...]:
         """(plain, on the sphere), wherever both are there."""
-        return tuple((arm.plain, arm) for arm in self.arms if arm.variant and arm.plain in self.arms)
+        shown = (*self.arms, *self.also)
+        return tuple((arm.plain, arm) for arm in shown if arm.variant and arm.plain in shown)
 
 
 def _arms(objectives: tuple[str, ...], variants: tuple[Variant, ...], data: Data = "cifar10") -> tuple[Arm, ...]:
@@ -114,6 +116,7 @@ TABLES = {
             columns=_SAME | _bare("PGD-20", "PGD-500", "MIM-20", "FGSM"),
             headline="PGD-20 (s = 1)",
             paper=paper.TABLE_2,
+            also=_PAIR,
         ),
         Table(
             name="survival",
@@ -153,8 +156,10 @@ TABLES = {
             arms=_arms(("pgd-at",), ("", "HE")),
             suite="table6",
             columns={"clean": "clean", "RayS": "RayS", "AutoAttack: + Square": "AutoAttack"},
+            headline="RayS",
             paper=paper.TABLE_6,
             network="WRN-34-10",
+            also=_PAIR,
         ),
         Table(
             name="table7",
@@ -162,6 +167,7 @@ TABLES = {
             arms=(Arm("standard"),),
             measure="inside",
             paper=paper.TABLE_7,
+            also=_PAIR,
         ),
         Table(
             name="gradients",

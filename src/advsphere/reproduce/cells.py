@@ -1,0 +1,106 @@
+"""Cells and differences: each computed from outcomes alone, and beside the paper's number where there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from advsphere.evaluation import Survival, survival, wilson
+from advsphere.evaluation.survival import BARE, ENOUGH_SEEDS
+from advsphere.reproduce.groups import Group, Measurement
+from advsphere.reproduce.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """An arm's accuracy under one attack, in [0, 1]. seeds: of each run. low, high: 95 %, over images and, from three
+    seeds on, over seeds. paper: the paper's, None where it has none.
+    """
+
+    seeds: tuple[float, ...]
+    low: float
+    high: float
+    paper: float | None
+
+    @property
+    def value(self) -> float:
+        return fmean(self.seeds)
+
+
+def cell(group: Group, arm: str, attack: str, table: Table) -> Cell | None:
+    """None where no run of the arm has that row; a plain head's rows stand for those "(s = 1)"."""
+    outcomes = [row for m in group.arms[arm] if (row := _outcomes(m, attack)) is not None]
+    if not outcomes:
+        return None
+    low, high = _interval(outcomes)
+    told = table.paper.get(f"{table.network} {arm}".strip(), {}).get(table.columns.get(attack, ""))
+    seeds = tuple(row.count("1") / len(row) for row in outcomes)
+    return Cell(seeds=seeds, low=low, high=high, paper=None if told is None else told / 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A method beside its plain baseline. refused: why they are not compared, if they are not."""
+
+    baseline: str
+    method: str
+    gains: Survival | None
+    refused: str = ""
+
+
+def pairs(group: Group, table: Table) -> list[Pair]:
+    """Every pair of the table that the group has both arms of; seeds that one of them lacks are left out."""
+    found = []
+    for plain, sphere in table.pairs:
+        if plain.name in group.arms and sphere.name in group.arms:
+            found.append(_pair(group, plain.name, sphere.name, table))
+    return found
+
+
+def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
+    by_seed = [{m.any["seed"]: m for m in group.arms[name]} for name in (baseline, method)]
+    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if not shared:
+        return Pair(baseline=baseline, method=method, gains=None, refused="they share no seed")
+    first, second = ([arm[seed] for seed in shared] for arm in by_seed)
+    differ = {*first[0].confounders} ^ {*second[0].confounders}
+    if group.weight_decay is None:  # what the group is about
+        differ = {line for line in differ if not line.startswith("training.weight_decay:")}
+    if differ:
+        return Pair(baseline=baseline, method=method, gains=None, refused="; ".join(sorted(differ)))
+    asked = table.headline if table.headline in group.attacks() else None
+    gains = survival([m.evaluation() for m in first], [m.evaluation() for m in second], pgd=asked)
+    return Pair(baseline=baseline, method=method, gains=gains)
+
+
+def paper_gain(table: Table, pair: Pair, attack: str) -> float | None:
+    """The paper's method less its baseline in the column that an attack of ours stands beside, in [-1, 1]."""
+    column = table.columns.get(attack, "")
+    values = [table.paper.get(f"{table.network} {arm}".strip(), {}).get(column) for arm in (pair.method, pair.baseline)]
+    return None if values[0] is None or values[1] is None else (values[0] - values[1]) / 100
+
+
+def _outcomes(measurement: Measurement, attack: str) -> str | None:
+    row = measurement.rows.get(attack)
+    if row is None and measurement.any["scale"] is None:
+        row = measurement.rows.get(attack.removesuffix(BARE))
+    return None if row is None else str(row["outcomes"])
+
+
+def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
+    """95 % for a mean over images; from three seeds on, their spread is added, by Student's t."""
+    if len(outcomes) == 1:
+        return wilson(outcomes[0].count("1"), len(outcomes[0]))
+    columns = np.array([[c == "1" for c in row] for row in outcomes], dtype=float)
+    variance, freedom = float(columns.mean(0).var(ddof=1)) / columns.shape[1], math.inf
+    if len(columns) >= ENOUGH_SEEDS:
+        variance += float(columns.mean(1).var(ddof=1)) / len(columns)
+        freedom = len(columns) - 1
+    from scipy.stats import t  # slow to import
+
+    reach = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return max(0.0, float(columns.mean()) - reach), min(1.0, float(columns.mean()) + reach)

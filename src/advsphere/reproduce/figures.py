@@ -1,0 +1,72 @@
+"""The figures of the pages, as SVG whose bytes depend on the rows alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.palette import INK, MARKERS, SERIES
+from advsphere.files import write_atomically
+from advsphere.reproduce.cells import Pair, paper_gain
+from advsphere.reproduce.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
+    """Each method's gain over its baseline under each attack, with its 95 % interval, and the paper's beside it."""
+    pairs = [pair for pair in found if pair.gains is not None]
+    attacks = list(dict.fromkeys(gain.name for pair in pairs if pair.gains for gain in pair.gains.gains))
+    figure, (axes,) = canvas(8.0, 0.9 + 0.16 * len(attacks) * (1 + len(pairs)))
+    for number, pair in enumerate(pairs):
+        assert pair.gains is not None
+        colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+        gains = {gain.name: gain for gain in pair.gains.gains}
+        at = {name: -(attacks.index(name) * (1 + len(pairs)) + number) for name in attacks}
+        values = [100 * gains[name].difference for name in gains]
+        reach = [
+            [100 * (g.difference - g.low) for g in gains.values()],
+            [100 * (g.high - g.difference) for g in gains.values()],
+        ]
+        axes.errorbar(values, [at[name] for name in gains], xerr=reach, fmt=marker, color=colour, markersize=4.5,
+                      elinewidth=1.2, label=f"{pair.method} less {pair.baseline}")  # fmt: skip
+        theirs = {name: told for name in gains if (told := paper_gain(table, pair, name)) is not None}
+        if theirs:
+            axes.plot([100 * v for v in theirs.values()], [at[name] for name in theirs], marker=marker, linestyle="",
+                      markersize=6.5, markerfacecolor="none", markeredgecolor=colour,
+                      label="the paper's" if number == 0 else None)  # fmt: skip
+    axes.axvline(0, color=INK, linewidth=0.8)
+    middle = (len(pairs) - 1) / 2
+    axes.set_yticks([-(i * (1 + len(pairs)) + middle) for i in range(len(attacks))], attacks)
+    quiet(axes, "gain in points, 95 % interval", "", grid="x")
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def gradients_figure(ratios: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """By network, the norm of each layer's gradient on adversarial images over that on clean ones."""
+    figure, (axes,) = canvas(8.0, 3.2)
+    for number, (name, found) in enumerate(ratios.items()):
+        axes.plot(range(len(found["ratio"])), found["ratio"], color=SERIES[number % len(SERIES)],
+                  marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, label=name)  # fmt: skip
+    axes.axhline(1, color=INK, linewidth=0.8)
+    layers = next(iter(ratios.values()))["layers"]
+    names = [layer.removeprefix("network.") for layer in layers]
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    quiet(axes, "", "adversarial / clean")
+    legend(axes)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG; the same figure gives the same bytes."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "advsphere", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    write_atomically(path, out.getvalue().encode())

@@ -1,0 +1,188 @@
+"""Rows that may stand in one table: equal in everything but the method and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+from advsphere.errors import UserError
+from advsphere.evaluation import Evaluation
+from advsphere.evaluation.rows import Row as Measured
+from advsphere.reproduce.tables import ABLATION, Table
+from advsphere.results import Row
+
+_METHODS = {
+    "Standard": "standard training",
+    "PGDAT": "PGD-AT",
+    "ALP": "ALP",
+    "TRADES": "TRADES",
+    "FastAT": "FastAT",
+    "FreeAT": "FreeAT",
+}
+_OF_THE_SEED = ("training.seed:",)
+_OF_THE_METHOD = ("sphere", "objective.beta:")
+"""ALP's beta weighs logits, which on the sphere are s times the cosines that the paper's code pairs."""
+
+
+def method(row: Row) -> str:
+    """As the paper's tables call it: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
+    name = _METHODS[row["objective"]]
+    if row["scale"] is None:
+        return name
+    if row["recipe"].endswith("-m-he"):
+        return f"{name}+m-HE"
+    changed = {line.split(": ")[0]: line.split(" -> ")[1] for line in row["overrides"] if line.startswith("sphere.")}
+    for variant, settings in ABLATION.items():
+        if changed == {f"sphere.{key}": str(value) for key, value in settings.items()}:
+            return f"{name}+{variant}"
+    return f"{name}+HE" + "".join(f", {key.removeprefix('sphere.')} = {value}" for key, value in changed.items())
+
+
+def on_imagenet(row: Row) -> bool:
+    """Whether it stands for the paper's ImageNet."""
+    return row["recipe"].startswith(("imagenet-", "tiny-imagenet-"))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run under one suite. rows: by attack, in the suite's order."""
+
+    rows: Mapping[str, Row]
+
+    @property
+    def any(self) -> Row:
+        return next(iter(self.rows.values()))
+
+    @property
+    def confounders(self) -> tuple[str, ...]:
+        """What must be equal within a pair: the recipe without its sphere, and what was overridden but the seed."""
+        base = self.any["recipe"].removesuffix("-he").removesuffix("-m")
+        kept = (line for line in self.any["overrides"] if not line.startswith((*_OF_THE_SEED, *_OF_THE_METHOD)))
+        return (base, *kept)
+
+    def evaluation(self) -> Evaluation:
+        """The rows as the evaluation they came from, as far as comparing needs it."""
+        measured = {
+            name: Measured(name=name, outcomes=row["outcomes"], settings=row["settings"], invalid=0, unreached=0,
+                           median=row["median"], seconds=row["attack_seconds"], forwards=0)
+            for name, row in self.rows.items()
+        }  # fmt: skip
+        row = self.any
+        return Evaluation(
+            clean=measured.pop("clean"),
+            worst=measured.pop("worst case"),
+            attacks=tuple(measured.values()),
+            identity={
+                "data": {"checksum": row["evaluated"]["data"]},
+                "threat": {"of": row["threat"]},
+                "model": {"scale": row["scale"] or 1.0},
+            },
+            environments=(),
+            ledger=row["evaluated"]["ledger"],
+            findings=(),
+            signs=(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """arms: a method's measurements, one for each seed. effort: beyond the suite's name. weight_decay: of all arms,
+    None where each has its best.
+    """
+
+    data: str
+    network: str
+    threat: str
+    suite: str
+    n: int
+    checkpoint: str
+    effort: str
+    weight_decay: float | None
+    arms: Mapping[str, tuple[Measurement, ...]] = field(hash=False)
+
+    @property
+    def title(self) -> str:
+        """What its rows have in common."""
+        decay = "each arm at its best weight decay" if self.weight_decay is None else (
+            f"weight decay {self.weight_decay:g}"
+        )  # fmt: skip
+        told = f"{self.network} on {self.data}, first {self.n:,} test images, {self.threat}, {decay}"
+        told += f", {self.effort}" if self.effort else ""
+        return told + (", last checkpoint" if self.checkpoint == "last" else "")
+
+    def attacks(self) -> list[str]:
+        """Every attack of the group, in the order of the arm that has the most."""
+        longest = max((m.rows for arm in self.arms.values() for m in arm), key=len)
+        return list(longest)
+
+
+def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
+    """The rows that belong in a table, in groups; of the paper's data that the table is about, and its methods only.
+
+    Where the arms of a group were trained at several weight decays, each of them by all seeds, one more group follows
+    with each arm at the weight decay that was most robust on held-out training images. Raises UserError where an arm
+    has runs that differ in more than their seed.
+    """
+    wanted = {(arm.name, arm.data == "imagenet"): place for place, arm in enumerate((*table.arms, *table.also))}
+    runs: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        if row["suite"] == suite and (method(row), on_imagenet(row)) in wanted:
+            runs.setdefault(_run(row), {})[row["attack"]] = row
+    found: dict[Group, dict[str, list[Measurement]]] = {}
+    for measurement in map(Measurement, runs.values()):
+        found.setdefault(_question(measurement), {}).setdefault(method(measurement.any), []).append(measurement)
+    made = []
+    for question, arms in found.items():
+        for name, arm in arms.items():
+            if len({measurement.confounders for measurement in arm}) > 1:
+                raise UserError(f"{name} has runs that differ in more than their seed; keep them in files of their own")
+        ordered = sorted(arms, key=lambda name: wanted[name, on_imagenet(arms[name][0].any)])
+        kept = {name: tuple(sorted(arms[name], key=lambda m: int(m.any["seed"]))) for name in ordered}
+        made.append(replace(question, arms=kept))
+    return [*made, *_at_their_best(made)]
+
+
+def _run(row: Row) -> tuple[Any, ...]:
+    return (row["recipe"], *row["overrides"], row["seed"], row["checkpoint"], row["data"], row["threat"], row["n"])
+
+
+def _question(measurement: Measurement) -> Group:
+    """What was asked, of which networks and images; guides of the feature attack are part of it."""
+    row = measurement.any
+    guides = next((r["settings"]["tries"] for r in measurement.rows.values() if "tries" in r.get("settings", {})), None)
+    return Group(
+        data=row["data"],
+        network=row["network"],
+        threat=row["threat"],
+        suite=row["suite"],
+        n=row["n"],
+        checkpoint=row["checkpoint"],
+        effort="" if guides is None else f"{guides} guides",
+        weight_decay=row["weight_decay"],
+        arms={},
+    )
+
+
+def _at_their_best(made: Sequence[Group]) -> list[Group]:
+    """For each set of groups that differ in weight decay alone, one with each arm at its best."""
+    families: dict[Group, list[Group]] = {}
+    for one in made:
+        families.setdefault(replace(one, weight_decay=None, arms={}), []).append(one)
+    best = []
+    for common, family in families.items():
+        names = [name for name in family[0].arms if all(_seeds(g, name) == _seeds(family[0], name) for g in family)]
+        if len(family) > 1 and names:
+            arms = {name: max((group.arms[name] for group in family), key=validated) for name in names}
+            best.append(replace(common, arms=arms))
+    return best
+
+
+def _seeds(group: Group, name: str) -> list[int]:
+    return sorted(measurement.any["seed"] for measurement in group.arms.get(name, ()))
+
+
+def validated(arm: Sequence[Measurement]) -> float:
+    """Mean robust accuracy on held-out training images; -1 for rows from before it was kept."""
+    return fmean(m.any.get("validated", {}).get("robust", -1.0) for m in arm)

@@ -1,0 +1,137 @@
+"""The pages of what is not attacked by a suite: corruptions, FN in the attack, gradient norms, perturbations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from advsphere.corruption_table import TITLES
+from advsphere.evaluation.corruption_record import Mean
+from advsphere.reproduce.figures import gradients_figure, save
+from advsphere.reproduce.groups import method, on_imagenet
+from advsphere.reproduce.markdown import line, provenance, rule
+from advsphere.reproduce.tables import Table
+from advsphere.results import Row
+
+INTRODUCTIONS = {
+    "table5": "Accuracy in %, averaged over five severities; mCA is the mean over corruptions, with its 95 % interval. "
+    "Below it the paper's, for its own, larger networks. Corruptions are generated, not the published files.",
+    "table7": "Accuracy in % under one and two steps of PGD, with FN on the attack's path and without, judged by the "
+    "untouched network; the radius and the step are inferred (docs/fidelity.md). The paper's network is a WRN-34-10.",
+    "gradients": "The norm of the loss's gradient in each layer on adversarial images over that on clean ones; the "
+    "paper's figure says that with FN it is larger.",
+    "perturbations": "Clean images, and what is added to them when FN is on the attack's path and when it is not.",
+}
+
+
+def sections(table: Table, rows: Sequence[Row], file: Path, folder: Path | None) -> list[str]:
+    """The sections of a table's page from one file of rows."""
+    wanted = {(arm.name, arm.data == "imagenet") for arm in (*table.arms, *table.also)}
+    own = [row for row in rows if (method(row), on_imagenet(row)) in wanted]
+    if table.name == "table5":
+        return _corruptions(table, [row for row in own if row["suite"] == "corruptions"], file)
+    seen = [row for row in own if row["suite"] == "inside"]
+    if table.name == "table7":
+        return _table7(table, [row for row in seen if row["attack"].startswith("PGD-")], file)
+    if table.name == "gradients":
+        return _gradients([row for row in seen if row["attack"] == "gradient norms"], file, folder)
+    return _pictures([row for row in seen if row["attack"] == "pictures"], file)
+
+
+def _together(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """By what a section's rows have in common, as its title says it."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        title = f"{row['network']} on {row['data']}, first {row['n']:,} test images, {row['threat']}, weight decay "
+        found.setdefault(f"{title}{row['weight_decay']:g}", []).append(row)
+    return found
+
+
+def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
+    parts = []
+    for title, group in _together(rows).items():
+        names = [name for name in TITLES if all(name in row["accuracy"] for row in group)]
+        heads = ["method", "seed", "epochs", "clean", "mCA", *(TITLES[name] for name in names)]
+        lines = [f"## {title}", "", *rule(heads)]
+        of_base = {(method(row), row["seed"]): row for row in group}
+        for row in group:
+            name = method(row)
+            theirs = table.paper.get(name, {}) if (name == "FreeAT") <= on_imagenet(row) else {}
+            cells = [f"{100 * row['clean']:.1f}", _with_paper(row["mCA"], theirs.get("mCA"), row["interval"])]
+            cells += [_with_paper(fmean(row["accuracy"][key]), theirs.get(key)) for key in names]
+            lines.append(line([name, str(row["seed"]), str(row["epochs"]), *cells]))
+            base = of_base.get((name.removesuffix("+HE"), row["seed"]))
+            if name.endswith("+HE") and base is not None:
+                d = Mean.of([a - b for a, b in zip(_means(row), _means(base), strict=True)])
+                change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f})*"
+                change += "<br>*cannot tell*" * d.cannot_tell
+                each = [fmean(row["accuracy"][key]) - fmean(base["accuracy"][key]) for key in names]
+                clean = row["clean"] - base["clean"]
+                cells = [f"*{100 * clean:+.1f}*", change, *(f"*{100 * value:+.1f}*" for value in each)]
+                lines.append(line([f"*less {method(base)}*", "", "", *cells]))
+        parts.append("\n".join([*lines, "", provenance(group, file)]))
+    return parts
+
+
+def _with_paper(value: float, paper: float | None, interval: Sequence[float] | None = None) -> str:
+    told = f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else "")
+    return told if paper is None else f"{told}<br>paper {paper:.1f}"
+
+
+def _means(row: Row) -> list[float]:
+    """For each image, the share of the counted corruptions and severities under which it is classified as labelled."""
+    columns = [outcomes for name in row["counted"] for outcomes in row["outcomes"][name]]
+    return [image.count("1") / len(image) for image in zip(*columns, strict=True)]
+
+
+def _table7(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
+    parts = []
+    for title, group in _together(rows).items():
+        lines = [f"## {title}", "", *rule(["network", "seed", "FN in the attack", "PGD-1", "PGD-2"])]
+        runs: dict[tuple[str, int], dict[str, Row]] = {}
+        for row in group:
+            runs.setdefault((method(row), row["seed"]), {})[row["attack"]] = row
+        for (name, seed), attacks in runs.items():
+            for fn in ("", ", FN in the attack"):
+                theirs = table.paper.get(name + fn, {})
+                cells = [
+                    _with_paper(attacks[k + fn]["accuracy"], theirs.get(k), attacks[k + fn]["interval"])
+                    for k in ("PGD-1", "PGD-2")
+                ]
+                lines.append(line([name, str(seed), "yes" if fn else "no", *cells]))
+        parts.append("\n".join([*lines, "", provenance(group, file)]))
+    return parts
+
+
+def _gradients(rows: Sequence[Row], file: Path, folder: Path | None) -> list[str]:
+    parts = []
+    for number, (title, group) in enumerate(_together(rows).items()):
+        ratios: Mapping[str, Mapping[str, object]] = {
+            f"{method(row)}, seed {row['seed']}": row["gradients"] for row in group
+        }
+        figure = f"gradients-{file.stem}-{number}.svg"
+        if folder is not None:
+            save(gradients_figure(ratios), folder / figure)
+        lines = [f"## {title}", "", f"![Gradient-norm ratios by layer]({figure})", ""]
+        lines += rule(["network", "seed", "median ratio of the layers"])
+        for row in group:
+            middle = sorted(row["gradients"]["ratio"])[len(row["gradients"]["ratio"]) // 2]
+            lines.append(line([method(row), str(row["seed"]), f"{middle:.2f}"]))
+        parts.append("\n".join([*lines, "", provenance(group, file)]))
+    return parts
+
+
+def _pictures(rows: Sequence[Row], file: Path) -> list[str]:
+    parts = []
+    for title, group in _together(rows).items():
+        lines = [f"## {title}"]
+        for row in group:
+            lines += [
+                "",
+                f"### {method(row)}, seed {row['seed']}",
+                "",
+                f"![{method(row)}](../../results/{row['picture']})",
+            ]
+        parts.append("\n".join([*lines, "", provenance(group, file)]))
+    return parts

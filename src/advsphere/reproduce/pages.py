@@ -1,0 +1,111 @@
+"""A page of Markdown for each table, written from rows of results alone: nothing on it is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from advsphere.files import write_atomically
+from advsphere.reproduce import inside
+from advsphere.reproduce.cells import Cell, Pair, cell, pairs, paper_gain
+from advsphere.reproduce.figures import gains_figure, save
+from advsphere.reproduce.groups import Group, groups
+from advsphere.reproduce.markdown import line, provenance, rule
+from advsphere.reproduce.tables import TABLES, Table
+from advsphere.results import Row
+
+INTRODUCTION = (
+    "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it, the "
+    "paper's number for its own, larger networks, and what ours is less that. An interval of one or two seeds is over "
+    'images alone, and speaks of these checkpoints; from three on, of the method. Attacks "(s = 1)" see bare cosines, '
+    "as the paper's official evaluators do; what follows them is the same attack on the logits as they are."
+)
+
+
+def write(files: Mapping[Path, Sequence[Row]], folder: Path) -> list[Path]:
+    """Write a page for each table, its figures, and README.md that lists them. files: rows by the file they are in."""
+    written, index = [], ["# Results", "", "Generated from the rows in `results/` by `advsphere results --pages`.", ""]
+    for table in TABLES.values():
+        path = folder / f"{table.name}.md"
+        text, measured = page(table, files, folder)
+        write_atomically(path, text.encode())
+        index.append(f"- [{table.title}]({path.name}){'' if measured else ': not measured yet'}")
+        written.append(path)
+    write_atomically(folder / "README.md", "\n".join([*index, ""]).encode())
+    return [*written, folder / "README.md"]
+
+
+def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None = None) -> tuple[str, bool]:
+    """The text of a table's page, and whether anything is measured. folder: where its figures are written; none are
+    made without it.
+    """
+    parts = []
+    for file, rows in files.items():
+        if table.measure == "attacks":
+            for number, group in enumerate(groups(rows, table, suite=table.suite)):
+                parts.append(_section(group, table, file, folder, f"{table.name}-{file.stem}-{number}.svg"))
+        else:
+            parts += inside.sections(table, rows, file, folder)
+    command = f"    advsphere reproduce {table.name} --budget cpu\n    advsphere results --pages docs/results"
+    told = INTRODUCTION if table.measure == "attacks" else inside.INTRODUCTIONS[table.name]
+    body = "\n\n".join(parts) or "Not measured yet."
+    return f"# {table.title}\n\n{told}\n\n{command}\n\n{body}\n", bool(parts)
+
+
+def _section(group: Group, table: Table, file: Path, folder: Path | None, figure: str) -> str:
+    attacks, found = group.attacks(), pairs(group, table)
+    lines = [f"## {group.title}", "", *_grid(group, table, attacks, found), ""]
+    for pair in found:
+        if pair.gains is None:
+            lines.append(f"- {pair.method} and {pair.baseline} are not compared: {pair.refused}.")
+        else:
+            of = "the method" if pair.gains.of_the_method else "these checkpoints"
+            lines.append(f"- **{pair.method}**, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
+    if folder is not None and any(pair.gains for pair in found):
+        save(gains_figure(found, table), folder / figure)
+        lines += ["", f"![What each method gains under each attack]({figure})"]
+    rows = [row for arm in group.arms.values() for m in arm for row in m.rows.values()]
+    return "\n".join([*lines, "", provenance(rows, file)])
+
+
+def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pair]) -> list[str]:
+    heads = ["method", "seeds", "epochs", "minutes", *attacks]
+    lines = rule(heads)
+    compared = {pair.method: pair for pair in found if pair.gains is not None}
+    for name, arm in group.arms.items():
+        seeds = ", ".join(str(m.any["seed"]) for m in arm)
+        minutes = f"{fmean(m.any['trained']['seconds'] for m in arm) / 60:.1f}"
+        if "minutes" in (numbers := table.paper.get(name, {})):
+            minutes += f"<br>paper {numbers['minutes']:.1f}"
+        decay = f" (weight decay {arm[0].any['weight_decay']:g})" if group.weight_decay is None else ""
+        cells = [shown(cell(group, name, attack, table)) for attack in attacks]
+        lines.append(line([name + decay, seeds, str(arm[0].any["epochs"]), minutes, *cells]))
+        if name in compared:
+            pair = compared[name]
+            gains = [_gain(pair, attack, table) for attack in attacks]
+            lines.append(line([f"*less {pair.baseline}*", "", "", "", *gains]))
+    return lines
+
+
+def shown(found: Cell | None) -> str:
+    """A cell: the mean and its interval, each seed where there are several, and the paper's."""
+    if found is None:
+        return ""
+    parts = [f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"]
+    if len(found.seeds) > 1:
+        parts.append("seeds " + ", ".join(f"{100 * seed:.1f}" for seed in found.seeds))
+    if found.paper is not None:
+        parts.append(f"paper {100 * found.paper:.1f}: {100 * (found.value - found.paper):+.1f}")
+    return "<br>".join(parts)
+
+
+def _gain(pair: Pair, attack: str, table: Table) -> str:
+    assert pair.gains is not None
+    gain = next((gain for gain in pair.gains.gains if gain.name == attack), None)
+    if gain is None:
+        return ""
+    told = f"*{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})*"
+    told += "" if gain.clear else "<br>*cannot tell*"
+    theirs = paper_gain(table, pair, attack)
+    return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.1f}*")
