@@ -114,7 +114,7 @@ def show(text: str, console: Console) -> None:
         grid = Grid(*head, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=False)
         for cells in body:
             grid.add_row(*cells)
-        width = max(console.width, console.measure(grid).maximum)  # a narrow terminal breaks lines, and loses nothing
+        width = Console(width=10_000).measure(grid).maximum  # a narrow terminal breaks lines, and loses nothing
         console.print(grid, width=width, markup=False, crop=False)
 
 
