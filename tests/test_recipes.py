@@ -27,8 +27,8 @@ PAIRS = [
 ]
 
 # fmt: off
-ON_CIFAR = {"data": "cifar10", "image_size": None, "validation": 1000, "padding": 4, "flip": True, "momentum": 0.9,
-            "batch": 128}
+ON_CIFAR = {"data": "cifar10", "image_size": None, "resize": None, "validation": 1000, "padding": 4, "flip": True,
+            "min_area": None, "momentum": 0.9, "batch": 128}
 WIDE = ON_CIFAR | {"network": "wrn-34-10", "epochs": 77, "lr": 0.1, "weight_decay": 2e-4, "judged_at": 0.031}
 PGD_10 = {"eps": 0.031, "steps": 10, "step_size": 0.007, "start": "normal", "mode": "eval"}
 SMALL = ON_CIFAR | {"network": "preactresnet-18", "weight_decay": 5e-4, "judged_at": 8 / 255, "eps": 8 / 255}
@@ -37,7 +37,7 @@ FAST = SMALL | {"objective": "FastAT", "epochs": 30, "lr": 0.2, "steps": 1, "ste
 FREE = SMALL | {"objective": "FreeAT", "epochs": 10, "lr": 0.04, "step_size": 8 / 255, "replays": 8}
 FREE_4 = {"objective": "FreeAT", "eps": 4 / 255, "step_size": 4 / 255, "replays": 4, "epochs": 23, "lr": 0.1,
           "momentum": 0.9, "weight_decay": 1e-4, "batch": 256, "data": "imagefolder", "image_size": 224,
-          "validation": 1000, "padding": 28, "flip": True, "judged_at": 4 / 255}
+          "resize": 256, "validation": 1000, "padding": 0, "flip": True, "min_area": 0.08, "judged_at": 4 / 255}
 HE_15, HE_20, HE_10 = {"s": 15, "m": 0.2}, {"s": 20, "m": 0.3}, {"s": 10, "m": 0.2}
 README_OF_AUGUST = HE_10 | {"weight_decay": 5e-4, "judged_at": 8 / 255}
 
@@ -69,8 +69,8 @@ SOURCES = {
                                        | {"network": "wrn-34-20"},
     "cifar10-standard": WIDE | {"objective": "Standard"},
 }
-"""Copied from the scripts, configs and READMEs of AT_HE and fast_adversarial, not from the recipes; `validation` and
-ImageNet's `padding` are ours."""
+"""Copied from the scripts, configs and READMEs of AT_HE and fast_adversarial, not from the recipes; `validation` is
+ours."""
 
 TABLE_ROWS = {
     "Table 2": ["PGD-AT", "PGD-AT+HE", "ALP", "ALP+HE", "TRADES", "TRADES+HE"],
@@ -95,6 +95,7 @@ def settings(config: Config) -> dict[str, object]:
         "objective": type(objective).__name__,
         "data": config.data.name,
         "image_size": config.data.image_size,
+        "resize": config.data.resize,
         "validation": config.data.validation,
         "network": config.model.name,
         "epochs": training.epochs,
@@ -104,6 +105,7 @@ def settings(config: Config) -> dict[str, object]:
         "weight_decay": training.weight_decay,
         "padding": training.augment.padding,
         "flip": training.augment.flip,
+        "min_area": training.augment.min_area,
         "judged_at": config.threat.eps,
     }
     for key in ("steps", "step_size", "start", "mode", "beta"):
@@ -142,6 +144,23 @@ def test_every_trained_row_of_the_tables_has_its_recipe_and_no_other():
 def test_a_name_stands_for_one_config():
     assert len(RECIPES) == sum(map(len, TABLES.values()))
     assert all(config.recipe == name for name, config in RECIPES.items())
+
+
+@pytest.mark.parametrize("suffix", ["", "-he"])
+def test_fastat_and_pgd_at_on_imagenet_are_listed_as_ours(suffix):
+    fast, pgd = recipe(f"imagenet-fastat{suffix}"), recipe(f"imagenet-pgd-at{suffix}")
+    assert {fast.recipe, pgd.recipe} <= {config.recipe for config in TABLES[OURS]}
+    on_imagenet = {key: FREE_4[key] for key in ("data", "image_size", "resize", "flip", "min_area", "weight_decay")}
+    for config in (fast, pgd):
+        assert settings(config).items() >= on_imagenet.items()
+        assert {"differs", "uncertain" if config.sphere or config is pgd else "source"} <= {
+            note.split(":")[0] for note in config.notes
+        }
+    assert settings(fast).items() >= {"eps": 4 / 255, "step_size": 5 / 255, "epochs": 15, "mode": "train"}.items()
+    ends = [fast.training.lr * fast.training.lr_schedule(epoch / 15) for epoch in (0, 1, 6, 12, 15)]
+    assert ends == pytest.approx([0, 0.2, 0.02, 0.002, 0.0002])
+    assert settings(pgd).items() >= {"eps": 4 / 255, "steps": 3, "epochs": 90, "batch": 512, "mode": "eval"}.items()
+    assert [first for first, _ in rates(pgd)][29:61:10] == pytest.approx([0.1, 0.01, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("suffix", ["", "-he"])

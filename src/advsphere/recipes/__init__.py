@@ -14,7 +14,10 @@ from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
 from advsphere.recipes import cifar10, imagenet, small
 
 OURS = "ours"
-TABLES: dict[str, list[Config]] = {OURS: small.RECIPES, **dict(sorted((cifar10.TABLES | imagenet.TABLES).items()))}
+TABLES: dict[str, list[Config]] = {
+    OURS: [*small.RECIPES, *imagenet.RECIPES],
+    **dict(sorted((cifar10.TABLES | imagenet.TABLES).items())),
+}
 """The recipes by the paper's table that their results belong in."""
 RECIPES: dict[str, Config] = {config.recipe: config for configs in TABLES.values() for config in configs}
 
