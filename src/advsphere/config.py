@@ -35,7 +35,9 @@ class DataSettings:
     name: str = "digits"
     """digits, cifar10, cifar100 or imagefolder."""
     root: Path | None = None
-    """Where they lie; else $ADVSPHERE_DATA or ./data are looked at."""
+    """Where they lie; else $ADVSPHERE_DATA or ./data are looked at. An image folder holds files or tar shards, here or
+    at a URL.
+    """
     image_size: int | None = None
     """The side of the square that an image folder's images become, in pixels."""
     resize: int | None = None

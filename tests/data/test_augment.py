@@ -129,3 +129,10 @@ def test_a_single_example_that_is_left_over_joins_the_batch_before() -> None:
 def test_padding_cannot_be_negative() -> None:
     with pytest.raises(UserError, match="-3"):
         Augment(padding=-3)
+
+
+@pytest.mark.parametrize("min_area", [0.0, -0.1, 1.5])
+def test_a_crop_is_a_share_of_the_image(min_area: float) -> None:
+    with pytest.raises(UserError, match=r"give a share in \(0, 1\]"):
+        Augment(min_area=min_area)
+    assert Augment().crops(Draws(0, torch.arange(2))) is None

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as reference
 
-from advsphere.data import FolderImages, ImageSet, folders, image_folder, load, load_test
+from advsphere.data import FolderImages, ImageSet, encoded, folders, image_folder, load, load_test
+from advsphere.data.crops import ResizedCrops
+from advsphere.data.encoded import View
 from advsphere.errors import UserError
 from tests.data.layouts import write_image
 
@@ -55,6 +57,45 @@ def test_images_are_resized_and_cropped_as_torchvision_does(folder: Path, width:
     assert int((found.int() - expected.int()).abs().max()) <= 10
     if width == height:
         assert torch.equal(found, expected)
+
+
+def test_a_centre_of_the_resized_image_is_torchvisions(folder: Path) -> None:
+    ramp = np.linspace(0, 200, 90)[None, :] + np.linspace(0, 50, 60)[:, None]
+    pixels = np.stack([ramp, 250 - ramp, ramp.clip(100, 150)], -1).astype(np.uint8)
+    for name in "01":
+        write_image(folder / "a" / name / "x.png", pixels)
+    found = image_folder(folder / "a", 28, resize=32).stored(torch.tensor([0]))[0][0]
+    image = reference.resize(Image.fromarray(pixels), [32], reference.InterpolationMode.BILINEAR)
+    expected = reference.pil_to_tensor(reference.center_crop(image, [28]))
+    assert int((found.int() - expected.int()).abs().max()) <= 4, "half a pixel of a ramp with steps up to 6"
+    assert load("imagefolder", folder, image_size=4, resize=6).test.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("resize", [15, 0])
+def test_a_centre_that_is_larger_than_the_image_is_refused(folder: Path, resize: int) -> None:
+    with pytest.raises(UserError, match=f"a centre of 16 pixels can't be cut out of images .* resized to {resize}"):
+        image_folder(folder / "train", 16, resize=resize)
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photograph of 640x480 for 64 pixels is decoded at a half."""
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for name in "01":
+        path = folder / "a" / name / "x.jpg"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=95)
+    images = FolderImages(torch.tensor([0]), ("0", "1"), "a", View(64, 64), (str(path),))
+    index, whole = torch.tensor([0]), ResizedCrops(torch.full((1, 22), 0.999), 1.0)
+    third = ResizedCrops(torch.full((1, 22), 0.5), 0.1)
+    sizes: list[tuple[int, int]] = []
+    convert = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda self, mode: sizes.append(self.size) or convert(self, mode))
+    small = [images.stored(index)[0], images.cropped(index, whole)[0], images.cropped(index, third)[0]]
+    monkeypatch.setattr(encoded, "GAP", 1000)
+    full = [images.stored(index)[0], images.cropped(index, whole)[0], images.cropped(index, third)[0]]
+    assert sizes == [(320, 240), (320, 240), (320, 240), *[(640, 480)] * 3]
+    for a, b in zip(small, full, strict=True):
+        assert (a.float() - b.float()).abs().mean() < 2, "grey levels, where neighbours differ by 10"
 
 
 def test_an_image_that_has_the_size_keeps_its_pixels(folder: Path) -> None:

@@ -52,6 +52,8 @@ def test_a_size_for_a_set_that_has_its_own_is_refused() -> None:
     with pytest.raises(UserError, match="digits is 8x8: leave out image_size=32"):
         load("digits", image_size=32)
     assert load("digits", image_size=8).test.shape == (1, 8, 8)
+    with pytest.raises(UserError, match="digits is 8x8: leave out resize=9"):
+        load("digits", resize=9)
 
 
 def test_the_test_part_alone_is_the_test_part() -> None:

@@ -24,6 +24,7 @@ from advsphere.data.crops import ResizedCrops, resized
 from advsphere.data.images import Images, ImageSet, check_labels
 from advsphere.errors import UserError
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 GAP = 2
 """A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least GAP times the size that is
 asked for; Pillow's `thumbnail` has the same rule."""

@@ -11,12 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from advsphere.data.encoded import Encoded, EncodedImages, View, chosen
+from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, chosen
 from advsphere.data.images import Images
 from advsphere.data.parts import TEST_FOLDERS, Parts, called, held_out
 from advsphere.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of decoded pixels up to which a set is kept in memory."""
 

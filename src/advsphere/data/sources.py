@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from advsphere.data.cifar import LAYOUTS, read_cifar
@@ -11,11 +12,14 @@ from advsphere.data.digits import read_digits
 from advsphere.data.encoded import View
 from advsphere.data.folders import kept, read_folder, read_test_folder
 from advsphere.data.images import Dataset, Images
+from advsphere.data.shards import holds_shards, read_shards, read_test_shards
 from advsphere.errors import UserError
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 NAMES = (*SIZES, "imagefolder")
 VARIABLE = "ADVSPHERE_DATA"
+_URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)")
+"""What is left of a URL that went through a Path, which makes one slash of two."""
 
 
 def load(
@@ -29,6 +33,7 @@ def load(
     """The data set of that name: "digits" (embedded), "cifar10", "cifar100" or "imagefolder".
 
     root: the folder itself or, for CIFAR, the one that holds it; without it $ADVSPHERE_DATA and ./data are looked at.
+    An image folder holds image files or, as train/*.tar and val/*.tar, shards; these may also lie at a URL.
     image_size: the side of the square that an image folder's images become; the others have a size of their own.
     resize: what their shorter side becomes before that square is cut out of their centre; image_size by default.
     crops: the training images are to be cropped at random, so an image folder's stay encoded at their own resolution.
@@ -39,7 +44,8 @@ def load(
         return read_digits()
     if name in LAYOUTS:
         return read_cifar(name, _cifar_folder(name, root))
-    parts = read_folder(_folder(root), View.of(image_size, resize))
+    place, view = _place(root), View.of(image_size, resize)
+    parts = read_shards(place, view) if holds_shards(place) else read_folder(_folder(place), view)
     return Dataset(parts.train if crops else kept(parts.train), kept(parts.test), parts.note)
 
 
@@ -49,7 +55,8 @@ def load_test(
     """The test part of `load` alone; an image folder's training images are then not decoded, and may be absent."""
     if name == "imagefolder":
         _check(name, image_size, resize)
-        return kept(read_test_folder(_folder(root), View.of(image_size, resize)))
+        place, view = _place(root), View.of(image_size, resize)
+        return kept(read_test_shards(place, view) if holds_shards(place) else read_test_folder(_folder(place), view))
     return load(name, root, image_size=image_size, resize=resize).test
 
 
@@ -89,12 +96,21 @@ def _cifar_folder(name: str, root: Path | None) -> Path:
     )
 
 
-def _folder(root: Path | None) -> Path:
+def _place(root: Path | None) -> str:
+    """Where an image folder lies: a folder that is there, or the URL of one that may be."""
     places = _places(root)
     for place in places:
+        if url := _URL.fullmatch(str(place)):
+            return f"{url[1]}://{url[2]}"
         if place.is_dir():
-            return place
+            return str(place)
     raise UserError(
         f"imagefolder: there is no folder {_looked_in(places)}; name as root, or in ${VARIABLE}, "
-        "a folder with train/<class>/ and val/<class>/ full of images"
+        "a folder with train/<class>/ and val/<class>/ full of images, or with train/ and val/ full of .tar shards"
     )
+
+
+def _folder(place: str) -> Path:
+    if "://" in place:
+        raise UserError(f"imagefolder: there are no .tar shards in {place}/train, {place}/val or {place} itself")
+    return Path(place)

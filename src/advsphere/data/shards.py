@@ -1,0 +1,157 @@
+"""Images in tar archives, in the layout of WebDataset: each archive is indexed once, and read by offset from then on.
+
+So they can be taken in any order, and training can be resumed in the middle of an epoch, as with single files. What
+`fsspec` can open will do: a folder, s3://bucket/folder, gs://..., https://...
+
+Source: https://github.com/webdataset/webdataset. Members whose names agree up to the first dot are one example:
+0001.jpg (or another image format) with 0001.cls, the number of its class, or 0001.json with {"label": number}.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from advsphere.data.encoded import Encoded, EncodedImages, View, chosen
+from advsphere.data.parts import TEST_FOLDERS, Parts, called, held_out
+from advsphere.data.tar_index import index_of
+from advsphere.errors import UserError
+
+CLASSES = "classes.txt"
+"""Beside the archives or their folders: the names of the classes, one a line; without it they are called 0, 1, ..."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardImages(EncodedImages):
+    """Images in archives. places: (N, 3) int64, the archive's number, the offset in it and the size of each image."""
+
+    archives: tuple[str, ...]
+    names: tuple[str, ...]
+    places: Tensor
+
+    def encoded(self, index: list[int]) -> list[Encoded]:
+        archives = [self.archives[i] for i in self.places[index, 0].tolist()]
+        starts, sizes = self.places[index, 1].tolist(), self.places[index, 2].tolist()
+        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+        names = [f"{self.names[i]} of {archive}" for i, archive in zip(index, archives, strict=True)]
+        # Here and not once for all: connections do not survive a fork. All at once, as object stores like it.
+        contents = _files(self.archives[0]).cat_ranges(archives, starts, ends) if index else []
+        return [_read(name, content, size) for name, content, size in zip(names, contents, sizes, strict=True)]
+
+    def take(self, index: Tensor) -> Self:
+        names = tuple(self.names[i] for i in index.tolist())
+        labels = self.labels[index.to(self.labels.device)]
+        return replace(self, names=names, places=self.places[index.cpu()], labels=labels)
+
+
+def holds_shards(place: str) -> bool:
+    """Whether there are .tar files in a folder, or in its train, val or test folder."""
+    return any(_archives(f"{place}/{part}") for part in ("", "train", *TEST_FOLDERS))
+
+
+def read_shards(place: str, view: View | None) -> Parts:
+    """`place`/train/*.tar with `place`/val/*.tar or test/*.tar; nothing is decoded. place: a folder, or a URL.
+
+    Where there is no test folder, or `place` itself holds the archives, a tenth of the images is held out. Raises
+    UserError for an archive that can't be read, an image without a label, a label without an image, and archives
+    without images.
+    """
+    test = _test_place(place)
+    train = f"{place}/train" if _archives(f"{place}/train") else None
+    if test is None:
+        return held_out(_scan(train or place, place, view))
+    if train is None:
+        raise UserError(f"{test} has no train folder beside it: put the training archives into {place}/train")
+    parts = Parts(_scan(train, place, view), _scan(test, place, view))
+    classes = max(parts.train.classes, parts.test.classes, key=len)
+    return Parts(replace(parts.train, classes=classes), replace(parts.test, classes=classes))
+
+
+def read_test_shards(place: str, view: View | None) -> EncodedImages:
+    """The test images of `read_shards`; those for training may be absent, beside val or test, if a classes.txt says
+    how many classes there are.
+    """
+    test = _test_place(place)
+    return read_shards(place, view).test if test is None else _scan(test, place, view)
+
+
+def _test_place(place: str) -> str | None:
+    return next((f"{place}/{part}" for part in TEST_FOLDERS if _archives(f"{place}/{part}")), None)
+
+
+def _files(place: str) -> Any:
+    """The file system that a place is on. Raises UserError where its library is missing."""
+    import fsspec  # here and not at the top: it is slow to import
+
+    try:
+        return fsspec.core.url_to_fs(place)[0]
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{place} can't be opened ({error}); for object stores: pip install 'advsphere[cloud]'"
+        ) from error
+
+
+def _archives(place: str) -> list[str]:
+    """The archives in one folder, in the order of their names."""
+    files = _files(place)
+    try:
+        return sorted(files.glob(f"{files._strip_protocol(place)}/*.tar"))
+    except OSError as error:
+        raise UserError(f"{place} can't be listed: {error}") from error
+
+
+def _scan(folder: str, root: str, view: View | None) -> ShardImages:
+    """All images of a folder's archives, in the order of archives and members."""
+    files = _files(folder)
+    archives = tuple(files.unstrip_protocol(path) if "://" in folder else path for path in _archives(folder))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        console = Console(stderr=True)
+        found = track(
+            pool.map(partial(index_of, files), archives),
+            f"indexing {folder}",
+            total=len(archives),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        indices = list(found)
+    rows = [(i, *row) for i, index in enumerate(indices) for row in zip(index.offsets, index.sizes, strict=True)]
+    labels = torch.tensor([label for index in indices for label in index.labels])
+    names = tuple(name for index in indices for name in index.names)
+    images = ShardImages(
+        labels,
+        _classes(root, int(labels.max()) + 1),
+        called(PurePosixPath(folder)),
+        view or View(1, 1),
+        archives,
+        names,
+        torch.tensor(rows),
+    )
+    return replace(images, view=chosen(view, folder, images.encoded([0])[0]))
+
+
+def _classes(root: str, at_least: int) -> tuple[str, ...]:
+    files, path = _files(root), f"{root}/{CLASSES}"
+    if not files.exists(path):
+        return tuple(str(i) for i in range(at_least))
+    names = tuple(line.strip() for line in files.cat_file(path).decode().splitlines() if line.strip())
+    if len(names) < at_least:
+        raise UserError(f"{path} names {len(names)} classes, but a label is {at_least - 1}: name one class a line")
+    return names
+
+
+def _read(name: str, content: bytes | Exception, size: int) -> Encoded:
+    if isinstance(content, Exception) or len(content) != size:
+        cause = content if isinstance(content, Exception) else f"{len(content)} of {size} bytes"
+        raise UserError(f"cannot read {name} ({cause}): has the archive changed, or the connection gone?")
+    return Encoded(name, io.BytesIO(content))
