@@ -32,6 +32,7 @@ from advsphere.confounders import confounders, trained_elsewhere
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger
+from advsphere.evaluation.corruption_record import RECORD, CorruptionRecord
 from advsphere.report import Judged, Pictures, Seed
 from advsphere.threat import ThreatModel
 from advsphere.training import load_checkpoint, read_metrics
@@ -117,6 +118,7 @@ def judged(
         spread=_spread(evidence, most, lambda done, total: on_progress("angles", done, total)),
         classes=by_class(evaluation, labels, evidence.images.classes),
         gradients=_gradients(evidence),
+        corruption=_corruption(evidence),
         metrics=[] if run is None else read_metrics(run),
         training={} if run is None else _training(run, evidence.checkpoint),
         seeds=_seeds(evidence),
@@ -222,6 +224,16 @@ def _gradients(evidence: Evidence) -> LayerGradients | None:
     if path is None or not path.is_file():
         return None
     return diagnosed(path, evidence.evaluation.identity["model"]["checksum"])
+
+
+def _corruption(evidence: Evidence) -> CorruptionRecord | None:
+    """Of this checkpoint's complete records in its run, that of the most images and corruptions."""
+    if evidence.run is None:
+        return None
+    found = [CorruptionRecord.load(path) for path in sorted((evidence.run / "corruptions").glob(f"*/{RECORD}"))]
+    checksum = evidence.evaluation.identity["model"]["checksum"]
+    own = [one for one in found if one.complete and one.counted and one.identity["model"]["checksum"] == checksum]
+    return max(own, key=lambda one: (one.clean.n, len(one.names)), default=None)
 
 
 def _training(run: Path, which: Literal["best", "last"]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from advsphere.analysis import Curve, LayerGradients, Picture, Sample, Spread, by_class
 from advsphere.analysis.gradients import RECORD
 from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
+from advsphere.evaluation.corruption_record import CorruptionCell, CorruptionRecord
 from advsphere.report import Command, Judged, Pictures
 
 N = 200
@@ -94,6 +95,21 @@ def spread(model: str = "m" * 64, by: float = 0.0) -> Spread:
     )
 
 
+def corruption(by: int = 0, *, names: tuple[str, ...] = ("fog", "contrast", "spatter"), data: str = "d") -> Any:
+    """180 of 200 right clean; 120 under the first corruption at severity 1, 10 fewer at each next one, and 20 fewer
+    under each next corruption; `by` more everywhere.
+    """
+    cells = tuple(
+        CorruptionCell(corruption=name, severity=s, outcomes=outcomes(130 - 20 * i - 10 * s + by))
+        for i, name in enumerate(names)
+        for s in range(1, 6)
+    )
+    source = {"kind": "generated", "table": "CIFAR-10-C", "frost": "procedural", "names": list(names)}
+    identity = {"model": {"checksum": "m" * 64}, "data": {"checksum": data * 64}, "corruptions": source}
+    clean = CorruptionCell(corruption="clean", severity=0, outcomes=outcomes(180))
+    return CorruptionRecord(identity=identity, clean=clean, cells=cells)
+
+
 GRADIENTS = LayerGradients(
     layers=("a", "b", "c"), kinds=("conv", "norm", "linear"), clean=(1.0, 2.0, 0.0), adversarial=(1.5, 4.0, 0.0)
 )
@@ -118,6 +134,7 @@ def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[Judged]:
             spread=spread(by=by),
             classes=by_class(found, labels, classes),
             gradients=GRADIENTS,
+            corruption=corruption(int(2 * by)),
             metrics=METRICS,
             training=how,
         )

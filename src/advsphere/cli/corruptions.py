@@ -21,9 +21,7 @@ from advsphere.data.corruptions import SEVERITIES, Corrupted, generated, read_pu
 from advsphere.errors import UserError
 from advsphere.evaluation import progress_bar
 from advsphere.evaluation.corruption import corruption_accuracy, recheck
-from advsphere.evaluation.corruption_record import ALEXNET, CorruptionRecord
-
-RECORD = "corruptions.json"
+from advsphere.evaluation.corruption_record import ALEXNET, RECORD, CorruptionRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from advsphere.evaluation.records import content_checksum, differences, read_jso
 from advsphere.files import write_atomically
 
 FORMAT = "advsphere corruptions 1"
+RECORD = "corruptions.json"
+"""The file's name."""
 
 _NOISE, _BLUR = (0.886428, 0.894468, 0.922640), (0.819880, 0.826268, 0.785948, 0.798360)
 _WEATHER, _DIGITAL = (0.866816, 0.826572, 0.819324, 0.564592), (0.853204, 0.646056, 0.717840, 0.606500)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from advsphere.analysis import ClassAccuracy, Curve, LayerGradients, Picture, Spread
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
+from advsphere.evaluation.corruption_record import CorruptionRecord
 
 
 class Seed(NamedTuple):
@@ -23,9 +24,10 @@ class Judged:
     """A model with what was found out about it; only the evaluation has to be known.
 
     name: what the page calls it. evaluation, curve, spread: of the same model and images. classes: accuracy class by
-    class. gradients: of its layers, as a diagnosis measured them. metrics: what its run logged after each epoch.
-    training: how it was trained, as JSON-able settings. seeds: where the same was trained several times, all of these,
-    this one first. Raises UserError where curve or spread are of something else, and for one seed twice.
+    class. gradients: of its layers, as a diagnosis measured them. corruption: under common corruptions. metrics: what
+    its run logged after each epoch. training: how it was trained, as JSON-able settings. seeds: where the same was
+    trained several times, all of these, this one first. Raises UserError where curve or spread are of something else,
+    and for one seed twice.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Judged:
     spread: Spread | None = None
     classes: Sequence[ClassAccuracy] = ()
     gradients: LayerGradients | None = None
+    corruption: CorruptionRecord | None = None
     metrics: Sequence[Mapping[str, float]] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[Seed] = ()

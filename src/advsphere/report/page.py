@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
-from advsphere.report import evidence, gallery, insights, sections, seeds
+from advsphere.report import corruption, evidence, gallery, insights, sections, seeds
 from advsphere.report.judged import Command, Judged, Pictures
 from advsphere.report.rendering import checksum, render, script, stylesheet
 from advsphere.report.robustbench import rows
@@ -61,6 +61,7 @@ def page(
         sections.accuracy(models, data),
         evidence.flags(models),
         sections.curves(models),
+        corruption.corruptions(models),
         insights.classes(models),
         insights.agreement(models),
         insights.angles(models),

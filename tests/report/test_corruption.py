@@ -1,0 +1,46 @@
+"""The section on corruptions: numbers that are known, and what it says where they are not comparable."""
+
+from __future__ import annotations
+
+import re
+
+from advsphere.report import page
+from tests.report import made
+from tests.report.parsed import Node, parse
+
+
+def tables(*records: object) -> list[Node]:
+    models = [made.judged(name, corruption=record) for name, record in zip("AB", records, strict=False)]
+    return parse(page(models)).one("corruptions").all("table")
+
+
+def test_every_accuracy_is_in_the_heat_map_and_the_tint_follows_it() -> None:
+    heat = tables(made.corruption())[1]
+    rows = {row.all("th")[0].text: row.all("td") for row in heat.all("tbody")[0].all("tr")}
+    assert list(rows) == ["fog", "contrast", "(spatter)"]  # the last does not enter mCA
+    assert [cell.text for cell in rows["fog"]] == ["60.0", "55.0", "50.0", "45.0", "40.0", "50.0"]
+    assert [cell.text for cell in rows["(spatter)"]] == ["40.0", "35.0", "30.0", "25.0", "20.0", "30.0"]
+    tints = [int(re.findall(r"\d+", str(cell.attributes["style"]))[0]) for cell in rows["fog"]]
+    assert tints == [30, 28, 25, 22, 20, 25]  # of 45 at the clean accuracy, 90 %
+
+
+def test_means_and_paired_differences() -> None:
+    first, second = tables(made.corruption(), made.corruption(20))[0].all("tbody")[0].all("tr")
+    assert first.text.startswith("A 90.0") and "45.0" in first.text  # mCA: of fog and contrast, 50 and 40
+    assert "55.0" in second.text and "+10.0" in second.text and "cannot tell" not in second.text
+    same = tables(made.corruption(), made.corruption())[0].all("tr")[2].text
+    assert "0.0" in same and "cannot tell" in same
+
+
+def test_what_was_measured_on_is_said() -> None:
+    caption = tables(made.corruption())[0].all("caption")[0].text
+    assert "200 images" in caption and "2 of 15 corruptions (fog, contrast)" in caption
+    assert "strengths of CIFAR-10-C, frost with textures made of noise" in caption
+
+
+def test_records_of_other_images_are_not_compared() -> None:
+    assert "not comparable" in tables(made.corruption(), made.corruption(data="e"))[0].text
+
+
+def test_there_is_no_section_without_a_record() -> None:
+    assert "common corruptions" not in page([made.judged("A")])
