@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from advsphere.data.corruptions import CORRUPTIONS, SEVERITIES
 from advsphere.errors import UserError
-from advsphere.evaluation.corruption_record import CorruptionRecord
+from advsphere.evaluation.corruption_record import ALEXNET, CorruptionRecord
 from advsphere.report import numbers
 from advsphere.report.judged import Judged
 from advsphere.report.rendering import render
@@ -35,10 +34,10 @@ def corruptions(models: Sequence[Judged]) -> Section | None:
         "corruptions",
         rows=rows,
         maps=[(name, _map(record)) for name, record in known.items()],
-        severities=SEVERITIES,
+        severities=_severities(first),
         n=first.clean.n,
         counted=[name.replace("_", " ") for name in first.counted],
-        all_of_them=first.counted == CORRUPTIONS,
+        all_of_them=first.counted == tuple(ALEXNET),
         source=_source(first),
     )
     return Section("corruptions", "Accuracy under common corruptions", html)
@@ -69,10 +68,14 @@ def _map(record: CorruptionRecord) -> list[tuple[str, bool, list[Field]]]:
     top = max(record.clean.accuracy, 1e-9)
     rows = []
     for name in record.names:
-        shares = [*(record.cell(name, severity).accuracy for severity in SEVERITIES), 1 - record.error(name)]
+        shares = [*(record.cell(name, severity).accuracy for severity in _severities(record)), 1 - record.error(name)]
         fields = [Field(numbers.percent(share), round(DEEPEST * min(1.0, share / top))) for share in shares]
         rows.append((name.replace("_", " "), name in record.counted, fields))
     return rows
+
+
+def _severities(record: CorruptionRecord) -> list[int]:
+    return sorted({cell.severity for cell in record.cells})
 
 
 def _source(record: CorruptionRecord) -> str:
