@@ -18,11 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NoReturn, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from advsphere.errors import UserError
@@ -113,7 +114,8 @@ def joined() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, size = next(rendezvous("env://"))
+    shared, rank, size = next(rendezvous("env://"))
+    store = _new_corner(shared, rank, size)
     # One rank may wait for another as long as that works: it is watched whether it fails.
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(days=365))
     world = World(rank, size, local_rank, backend)
@@ -141,6 +143,26 @@ def joined() -> Iterator[World]:
     dist.destroy_process_group()
     if leaving is not None:
         raise leaving
+
+
+def _new_corner(store: Store, rank: int, size: int) -> Store:
+    """A part of the store in which nothing is written yet. torchrun's own outlives its processes (torch 2.11): one that
+    is started again would find the addresses, and the failure, of those before it.
+    """
+    mine = uuid4().hex
+    if rank > 0:
+        store.set(f"asked by {rank}", mine)
+        corner = store.get(f"answer to {mine}").decode()
+        store.set(f"{corner} found by {rank}", "")
+        return PrefixStore(corner, store)
+    missing = list(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f"asked by {other}"]):  # perhaps by one that is dead, whom an answer does not harm
+                store.set(f"answer to {store.get(f'asked by {other}').decode()}", mine)
+        time.sleep(POLL_SECONDS / 10)
+        missing = [other for other in missing if not store.check([f"{mine} found by {other}"])]
+    return PrefixStore(mine, store)
 
 
 def _watch(store: Store, world: World, over: Event) -> None:

@@ -58,9 +58,10 @@ class BatchGradient:
         return total
 
     def carried(self) -> Tensor | None:
-        """What is carried, by position in the global batch: whole on the first rank. All ranks ask together."""
-        parts = [carry for rank in self.division.world.gather(self.carries) for carry in rank if carry is not None]
-        return torch.cat([part.to(parts[0].device) for part in parts]) if parts else None
+        """What is carried, by position in the global batch: whole on the first rank, on the CPU. All ranks ask."""
+        mine = [carry.cpu() for carry in self.carries if carry is not None]
+        parts = [carry for rank in self.division.world.gather(mine) for carry in rank]
+        return torch.cat(parts) if parts else None
 
     def carry(self, whole: Tensor | None) -> None:
         """Go on with what `carried` gave, perhaps in another world."""
