@@ -54,6 +54,10 @@ class ModelSettings:
     """wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, or a bare name of theirs."""
     pretrained: bool = False
     """Start from the library's published weights."""
+    weights: Path | None = None
+    """Start from the weights in this file: a state dict, as safetensors or from torch.save; a head for other classes is
+    left out.
+    """
     head: str | None = None
     """The last linear layer's dotted name, where it can't be told."""
     statistics: str | None = None

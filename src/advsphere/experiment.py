@@ -8,6 +8,7 @@ files.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
-from advsphere.models import STATISTICS, build, synchronised
+from advsphere.models import STATISTICS, build, load_weights, synchronised
 from advsphere.objectives import Criterion
 from advsphere.provenance import environment
 from advsphere.threat import ThreatModel
@@ -40,12 +41,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_model(config: Config, images: Images) -> nn.Module:
+def build_model(config: Config, images: Images, tell: Callable[[str], None] = lambda line: None) -> nn.Module:
     """The network of a config for these images, with its sphere if it has one; initial weights are a function of the
-    seed.
+    seed, or those that the config names.
 
-    Raises UserError for an unknown name, and where the last linear layer can't be told.
+    tell: told what the user should know. Raises UserError for an unknown name, where the last linear layer can't be
+    told, and for weights that can't be had or do not fit.
     """
+    if config.model.pretrained and config.model.weights is not None:
+        raise UserError("start from --model.pretrained or from --model.weights, not from both")
     channels, size, _ = images.shape
     name = config.model.statistics or ("imagenet" if config.data.name == "imagefolder" else config.data.name)
     if name not in STATISTICS:
@@ -60,10 +64,19 @@ def build_model(config: Config, images: Images) -> nn.Module:
         pretrained=config.model.pretrained,
         init_seed=config.training.seed,
     )
+    if config.model.weights is not None:
+        said = load_weights(model, config.model.weights, head=find_head(model, head_name(config)))
+        if said:
+            tell(said)
     if config.sphere is not None:
         config.sphere.attach(model, head_name(config))
     channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return channels_last
+
+
+def from_scratch(config: Config) -> Config:
+    """The same with initial weights of its own: for a network that is about to be given others."""
+    return replace(config, model=replace(config.model, pretrained=False, weights=None))
 
 
 def head_name(config: Config) -> str | None:
@@ -82,9 +95,9 @@ class Parts(NamedTuple):
     shift: Callable[[Tensor, Tensor], Tensor] | None
 
 
-def assemble(config: Config, images: Images) -> Parts:
-    """Build the model and bind the sphere to it."""
-    model, sphere = build_model(config, images), config.sphere
+def assemble(config: Config, images: Images, tell: Callable[[str], None] = lambda line: None) -> Parts:
+    """Build the model, as `build_model` does, and bind the sphere to it."""
+    model, sphere = build_model(config, images, tell), config.sphere
     if sphere is None:
         return Parts(model, cross_entropy, lambda progress: None, None)
     head = model.get_submodule(find_head(model, head_name(config)))
@@ -161,7 +174,8 @@ def train(
         config.data.name, config.data.root, image_size=config.data.image_size, resize=config.data.resize, crops=crops
     )
     training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
-    parts = assemble(config, data.train)
+    notes = [data.note] if data.note else []
+    parts = assemble(from_scratch(config) if begun else config, data.train, notes.append)
     model = parts.model.to(where)
     trainer = Trainer(
         synchronised(model) if config.training.sync_bn and world.size > 1 else model,
@@ -173,7 +187,6 @@ def train(
         environment=around,
         world=world,
     )
-    notes = [data.note] if data.note else []
     if begun:
         notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
     with ExitStack() as files:
@@ -191,6 +204,7 @@ def train(
                 held_out.to(where),
                 config.threat,
                 trainer.dtype,
+                batch_size=min(500, 500 * 64**2 // math.prod(held_out.shape[1:])),  # larger images, fewer at once
                 record=lambda model, images: record(model, images, parts.criterion),
                 world=world,
             ),
@@ -262,7 +276,7 @@ def load_run(folder: Path, which: Literal["best", "last"] = "best", *, data_root
     tensors, _ = load_checkpoint(path)
     data = config.data
     test = load_test(data.name, data_root or data.root, image_size=data.image_size, resize=data.resize)
-    model = build_model(replace(config, model=replace(config.model, pretrained=False)), test)
+    model = build_model(from_scratch(config), test)
     restore_model(model, section("model", tensors), path)
     where = device()
     return Run(config, model.to(where).eval(), test.to(where))

@@ -110,7 +110,7 @@ def _run(folder: Path, model: nn.Module, images: Images, subject: Subject) -> Ne
     """A run's network, with its other states: the initial weights are a function of the config, and made again."""
     config = experiment.read_config(folder)
     states: dict[str, nn.Module] = {}
-    if not config.model.pretrained:
+    if config == experiment.from_scratch(config):
         states["initial"] = experiment.build_model(config, images).to(experiment.device()).eval()
     other: Literal["best", "last"] = "last" if subject.checkpoint == "best" else "best"
     if (folder / f"{other}.safetensors").exists():

@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cattrs
-import torch
 import tyro
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from advsphere import experiment
@@ -24,6 +21,7 @@ from advsphere.classifier import PixelClassifier
 from advsphere.data import Images, load_test
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
+from advsphere.models import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ class Subject:
             )
         model = _call(self.model)
         if self.weights is not None:
-            _load_weights(model, self.weights)
+            load_weights(model, self.weights)
         if (self.mean is None) != (self.std is None):
             raise UserError("give both --mean and --std, one number a channel, or neither")
         if self.mean is not None and self.std is not None:
@@ -139,28 +137,3 @@ def _call(name: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UserError(f"--model {name}: {function}() returned a {type(made).__name__}, not a torch.nn.Module")
     return made
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """A state dict from safetensors or torch.save; pickles are read with weights_only, so that they run no code."""
-    try:
-        if path.suffix == ".safetensors":
-            state: dict[str, Any] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there are no weights at {path}") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle raises whatever it likes
-        raise UserError(
-            f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
-        ) from error
-    for wrapped in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state.get(wrapped), dict):
-            state = state[wrapped]
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the model: {' '.join(str(error).split())[:300]}") from error

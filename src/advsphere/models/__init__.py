@@ -5,6 +5,16 @@ from advsphere.models.preact_resnet import PreActResNet18
 from advsphere.models.small_cnn import SmallCNN
 from advsphere.models.statistics import STATISTICS, Statistics
 from advsphere.models.synchronised import synchronised
+from advsphere.models.weights import load_weights
 from advsphere.models.wide_resnet import WideResNet
 
-__all__ = ["STATISTICS", "PreActResNet18", "SmallCNN", "Statistics", "WideResNet", "build", "synchronised"]
+__all__ = [
+    "STATISTICS",
+    "PreActResNet18",
+    "SmallCNN",
+    "Statistics",
+    "WideResNet",
+    "build",
+    "load_weights",
+    "synchronised",
+]

@@ -1,0 +1,101 @@
+"""Weights from a file, into a network that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from advsphere.classifier import PixelClassifier
+from advsphere.errors import UserError
+
+_WRAPPED = ("state_dict", "model", "model_state_dict")
+"""Under which key training scripts keep the state dict in a dictionary of other things."""
+
+
+def load_weights(model: nn.Module, path: Path, *, head: str | None = None) -> str:
+    """Give a model the weights in a file: a state dict, as safetensors or from torch.save.
+
+    What data parallelism, compilation, wrappers and the checkpoints of our own runs put before the names is taken off;
+    a file without normalisation is for the network inside a `PixelClassifier`. Pickles are read with weights_only, so
+    that they run no code. head: the last linear layer's name, where it may be for other classes: then it stays as it
+    is, and the line that is returned says so; else that is empty. Raises UserError for a file that can't be read, and
+    where it does not fit, with the first names that differ.
+    """
+    state, own = _read(path), model.state_dict()
+    theirs = _aligned(state, own)
+    if not theirs.keys() & own.keys() and isinstance(model, PixelClassifier):
+        inside = None if head is None else head.removeprefix("network.")
+        return load_weights(model.network, path, head=inside)
+    said = ""
+    if head is not None:
+        of_head = {name for name in own.keys() | theirs.keys() if name.startswith(f"{head}.")}
+        given, wanted = theirs.get(f"{head}.weight"), own[f"{head}.weight"]
+        if given is None or given.shape != wanted.shape:
+            classes = "no head" if given is None else f"a head for {len(given)} classes"
+            said = f"{path} has {classes}: training begins with a new one, for {len(wanted)}"
+            theirs = {name: value for name, value in theirs.items() if name not in of_head}
+        # A spherical head has no bias, but a scale; a plain one is what weights are loaded into.
+        theirs = {name: value for name, value in theirs.items() if name not in of_head or name in own}
+        theirs |= {name: own[name] for name in of_head & own.keys() - theirs.keys()}
+    if problem := _differences(own, theirs):
+        raise UserError(f"{path} does not fit the model: {problem}")
+    model.load_state_dict(theirs, strict=False)
+    return said
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there are no weights at {path}") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # pickle raises whatever it likes
+        raise UserError(
+            f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no state dict, but a {type(state).__name__}; save model.state_dict()")
+    for wrapped in _WRAPPED:
+        if isinstance(state.get(wrapped), dict):
+            state = state[wrapped]
+    if any(str(name).startswith("optimizer.") for name in state):  # a checkpoint of a run of ours
+        state = {name: value for name, value in state.items() if name.startswith("model.")}
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the first part of its names, as often as all share it and none is known."""
+    names = state
+    while names and not names.keys() & own.keys():
+        if len({name.partition(".")[0] for name in names}) > 1 or not all("." in name for name in names):
+            return state
+        names = {name.partition(".")[2]: value for name, value in names.items()}
+    return names
+
+
+def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """What is missing, too much or of another shape; "" where all fits."""
+    # Counters that files of old versions lack, and that nothing reads.
+    missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in theirs if name not in own]
+    reshaped = [
+        f"{name} ({tuple(value.shape)} instead of {tuple(own[name].shape)})"
+        for name, value in theirs.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    kinds = {"it lacks": missing, "it has besides": unknown, "of another shape are": reshaped}
+    return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds.items() if names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
