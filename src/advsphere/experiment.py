@@ -204,7 +204,9 @@ def train(
                 held_out.to(where),
                 config.threat,
                 trainer.dtype,
-                batch_size=min(500, 500 * 64**2 // math.prod(held_out.shape[1:])),  # larger images, fewer at once
+                batch_size=max(
+                    1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))
+                ),  # large images, fewer at once
                 record=lambda model, images: record(model, images, parts.criterion),
                 world=world,
             ),
