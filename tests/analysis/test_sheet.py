@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from advsphere.analysis import both_ways, dissect, first_right, measure, picture_figure
+from advsphere.cli.diagnose import enough
+from advsphere.cli.subject import Subject
 from advsphere.threat import ThreatModel
 from tests.analysis.bodies import dark, spiral
 
@@ -38,3 +48,39 @@ def test_the_sheet_has_a_column_for_each_part() -> None:
     captions = [ax.xaxis.label for ax in axes[:5]]
     assert [c.get_text() for c in captions] == ["dark", "", "bright", "", "dark"]
     assert [c.get_fontweight() for c in captions[2::2]] == ["bold", "normal"]
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_photos_of_any_size_with_weights_from_a_file(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    for number, label in product(range(2), ("cat", "dog")):
+        (tmp_path / "photos" / "val" / label).mkdir(parents=True, exist_ok=True)
+        levels = np.random.default_rng(number).integers(0, 256, (240, 260, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(tmp_path / "photos" / "val" / label / f"{number}.png")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "nets_of_photos.py").write_text(
+        "import timm\ndef build():\n    return timm.create_model('test_resnet', num_classes=2)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    subject = Subject(
+        model="nets_of_photos:build", weights=tmp_path / "net.safetensors", data=tmp_path / "photos", image_size=side
+    )
+    model, images = subject.load()
+    found = both_ways(dissect(model, images), images, (0, 3), threat=ThreatModel(norm="linf", eps=8 / 255), steps=2)
+    for picture in (*found["with FN"], *found["without FN"]):
+        assert picture.clean.shape == picture.adversarial.shape == (3, side, side)
+        assert 0 < float(picture.perturbation.abs().max()) <= 8 / 255 + 1e-6
+    figure = picture_figure(found, 16 / 255)
+    figure.savefig(io.BytesIO(), format="png", dpi=160)
+    drawn = figure.axes[0].get_window_extent()
+    assert drawn.width * 160 / figure.dpi >= side and drawn.width == pytest.approx(drawn.height), (
+        "no pixel of a photo is lost"
+    )
+
+
+def test_larger_images_are_fewer() -> None:
+    assert [enough((3, side, side)) for side in (8, 32, 64, 224, 600)] == [500, 500, 125, 60, 60]

@@ -26,8 +26,10 @@ from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import Loss, cross_entropy
 from advsphere.threat import ThreatModel
 
-GRADIENTS, HARD, SURFACES = 256, 500, 4
-"""How many images are enough: for the layers' gradients, for each example's own gradient, for slices of the surface."""
+GRADIENTS, HARD, CURVES, SURFACES = 256, 500, 250, 4
+"""How many images are enough: for the layers' gradients, for each example's own gradient, for the curves against eps
+and steps, which take most of the time, and for slices of the surface.
+"""
 
 STAGES = ("craft", "gradients", "hardness", "few steps", "Table 7", "eps", "steps", "surface", "pictures")
 
@@ -95,7 +97,7 @@ def examine(
     clean, adversarial = (
         measure(anatomy, x, crafted.y, images.classes, batch_size=batch_size) for x in (crafted.x, crafted.x_adv)
     )
-    gradients = _gradients(network, images.first(GRADIENTS), threat, seed, told["gradients"])
+    gradients = _gradients(network, images.few(GRADIENTS), threat, seed, told["gradients"])
     first_steps = few_steps(
         anatomy,
         images,
@@ -107,9 +109,11 @@ def examine(
         on_progress=told["few steps"],
     )
     table7 = few_steps(anatomy, images, seed=seed, batch_size=batch_size, on_progress=told["Table 7"])
-    eps = accuracy_against_eps(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=told["eps"])
+    eps = accuracy_against_eps(
+        model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=told["eps"]
+    )
     steps = accuracy_against_steps(
-        model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=told["steps"]
+        model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=told["steps"]
     )
     return Examination(
         network=network,

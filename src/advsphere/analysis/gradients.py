@@ -94,8 +94,8 @@ def layer_gradients(
 def record(
     model: nn.Module, images: Images, criterion: Loss, *, threat: ThreatModel, head: str | None = None, n: int = 256
 ) -> dict[str, float]:
-    """The ratio of each layer that has one, on the first n images, as metrics to log after an epoch of training."""
-    found = layer_gradients(model, images.first(n), threat=threat, criterion=criterion, head=head)
+    """The ratio of each layer that has one, on n of the images, as metrics to log after an epoch of training."""
+    found = layer_gradients(model, images.few(n), threat=threat, criterion=criterion, head=head)
     return {f"{RECORD}{layer}": ratio for layer, ratio in zip(found.layers, found.ratio, strict=True) if ratio == ratio}
 
 

@@ -69,9 +69,11 @@ def picture_figure(found: Mapping[str, Sequence[Picture]], scale: float) -> Figu
     """
     ways = list(found)
     rows = list(zip(*(found[way] for way in ways), strict=True))
-    figure, axes = canvas(1.35 * (1 + 2 * len(ways)), 1.5 * len(rows) + 0.35, len(rows), 1 + 2 * len(ways))
+    columns, heads_and_note = 1 + 2 * len(ways), 0.75
+    side = max(1.35, rows[0][0].clean.shape[-1] / 145)  # a photo keeps its pixels at 160 dots an inch
+    figure, axes = canvas(side * columns, (side + 0.15) * len(rows) + heads_and_note, len(rows), columns)
     for r, same in enumerate(rows):
-        line = axes[r * (1 + 2 * len(ways)) : (r + 1) * (1 + 2 * len(ways))]
+        line = axes[r * columns : (r + 1) * columns]
         show_image(line[0], same[0].clean, same[0].label)
         for w, picture in enumerate(same):
             show_image(line[1 + 2 * w], picture.scaled(scale))
