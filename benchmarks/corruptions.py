@@ -5,32 +5,30 @@ they are but for what newer libraries broke: numpy.float_, numpy.fromstring, sci
 skimage's `multichannel`. They need scikit-image, opencv-python, wand and ImageMagick's library beside the packages of
 this project.
 
-    git clone https://github.com/hendrycks/robustness
-    python benchmarks/corruptions.py robustness images.npy --n 1000        # agreement, a table in Markdown
-    python benchmarks/corruptions.py robustness images.npy --n 100 --speed
-
-images.npy: (N, S, S, 3) uint8 with S of 32, 64 or 224. Ours is timed in batches of all n images, the reference image by
-image as it is made; both with the threads that OMP_NUM_THREADS allows.
+Ours is timed in one batch of all images, the reference image by image as it is made, each on images in its own layout.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import tyro
+from comparison import show
 from PIL import Image
 from same_draws import same_draws
 
+from advsphere.cli.arguments import parse
 from advsphere.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, corrupt
 from advsphere.draws import Draws
 
@@ -42,12 +40,39 @@ RANDOM = {
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Our corruptions beside the published generators: agreement, or speed."""
+
+    checkout: Annotated[Path, tyro.conf.Positional]
+    """A checkout of hendrycks/robustness."""
+    images: Annotated[Path, tyro.conf.Positional]
+    """(N, S, S, 3) uint8 with S of 32, 64 or 224, .npy."""
+    n: int = 100
+    """How many of the images."""
+    speed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Time, instead of comparing."""
+    each: int = 20
+    """How many images the reference is timed on: it is slow, and takes one after the other."""
+    only: tuple[str, ...] = (*CORRUPTIONS, *EXTRA)
+    """Some of the corruptions."""
+    save: Path | None = None
+    """Write the reference's images there, as CIFAR-10-C lays them out but for the labels, and nothing else."""
+    threads: int = 1
+
+
 class Published:
     """The functions of one published generator, called as the generator calls them."""
 
     def __init__(self, checkout: Path, side: int) -> None:
         self.folder = checkout / "ImageNet-C" / "create_c"
-        source = (self.folder / GENERATORS[side]).read_text()
+        generator = self.folder / GENERATORS.get(side, "")
+        if not generator.is_file():
+            raise SystemExit(
+                f"no {generator} to compare with at {side} pixels: git clone https://github.com/hendrycks/robustness, "
+                "and take images of 32, 64 or 224 pixels"
+            )
+        source = generator.read_text()
         source = source[source.index("# /////////////// Distortion Helpers") :]
         for end in ("# /////////////// Further Setup", "import collections"):
             source = source.split(end)[0]
@@ -82,26 +107,27 @@ def _gaussian_with_multichannel(gaussian: Callable[..., Any]) -> Callable[..., A
     return patched
 
 
+def batch(pixels: Pixels) -> torch.Tensor:
+    """As ours takes them: (N, 3, S, S)."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
 def ours(pixels: Pixels, name: str, severity: int, frost: Path | None = None) -> Pixels:
     """The same images under ours; frost: a folder with the published textures."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    draws = Draws(0, torch.arange(len(images)))
-    return corrupt(images, name, severity, draws=draws, frost_folder=frost).permute(0, 2, 3, 1).numpy()
+    done = corrupt(batch(pixels), name, severity, draws=Draws(0, torch.arange(len(pixels))), frost_folder=frost)
+    return done.permute(0, 2, 3, 1).numpy()
 
 
-def agreement(published: Published, pixels: Pixels, names: list[str]) -> Iterator[str]:
+def agreement(published: Published, pixels: Pixels, names: Sequence[str]) -> Iterator[list[object]]:
     """Rows of a table: values that are equal and that are at most 1 apart, of a deterministic corruption or with the
     same draws; the mean absolute change of the clean image and the PSNR, of theirs with their own draws and of ours.
     """
-    yield "| corruption | equal, % | within 1, % | largest | change, theirs | ours | PSNR, theirs | ours |"
-    yield "|---|" + "---:|" * 7
     for name in names:
         rows = [_compared(published, pixels, name, severity) for severity in SEVERITIES]
         equal, near, largest, *means = zip(*rows, strict=True)
         cells = [f"{100 * statistics.fmean(part):.2f}" for part in (equal, near)] if equal[0] is not None else ["", ""]
         cells += ["" if largest[0] is None else f"{max(largest):.0f}"]
-        cells += [f"{statistics.fmean(part):.2f}" for part in means]
-        yield f"| {name} | " + " | ".join(cells) + " |"
+        yield [name, *cells, *(f"{statistics.fmean(part):.2f}" for part in means)]
 
 
 def _compared(published: Published, pixels: Pixels, name: str, severity: int) -> tuple[Any, ...]:
@@ -124,7 +150,7 @@ def _compared(published: Published, pixels: Pixels, name: str, severity: int) ->
     return *agreed, *changes, psnr(theirs, pixels), psnr(mine, pixels)
 
 
-def save(published: Published, pixels: Pixels, names: list[str], folder: Path) -> None:
+def save(published: Published, pixels: Pixels, names: Sequence[str], folder: Path) -> None:
     """Their images as CIFAR-10-C lays them out, but for the labels."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -138,58 +164,64 @@ def psnr(a: Any, b: Any) -> float:
     return float(np.where(error > 0, 10 * np.log10(255**2 / np.maximum(error, 1e-9)), 60).clip(max=60).mean())
 
 
-def speed(published: Published, pixels: Pixels, names: list[str]) -> Iterator[str]:
-    """Rows of a table: microseconds for an image, the mean over severities, and the ratio; then its geometric mean."""
-    yield "| corruption | reference, us | ours, us | ratio |"
-    yield "|---|---:|---:|---:|"
-    ratios = []
-    few = [Image.fromarray(p) for p in pixels[: max(1, len(pixels) // 10)]]
-    for name in names:
-        theirs = statistics.fmean(_seconds(partial(_each, published, few, name, s), 1) / len(few) for s in SEVERITIES)
-        mine = statistics.fmean(_seconds(partial(ours, pixels, name, s), 3) / len(pixels) for s in SEVERITIES)
-        ratios.append(theirs / mine)
-        yield f"| {name} | {1e6 * theirs:,.0f} | {1e6 * mine:,.0f} | {ratios[-1]:.1f} |"
-    main = ratios[: len([n for n in names if n in CORRUPTIONS])]
-    for label, part in (("geometric mean of the 15", main), ("geometric mean of all", ratios)):
-        yield f"| {label} | | | {statistics.geometric_mean(part):.1f} |" if part else ""
-
-
-def _each(published: Published, images: list[Image.Image], name: str, severity: int) -> None:
-    for image in images:
-        published(image, name, severity)
-
-
-def _seconds(work: Callable[[], Any], times: int) -> float:
-    """The median, after one call that is not counted. With one thread, seconds of the processor: other programs on the
-    machine then count for less.
+def speed(published: Published, pixels: Pixels, names: Sequence[str], each: int) -> Iterator[list[object]]:
+    """Rows of a table: microseconds for an image, the mean over severities, wall-clock and of the processor, and the
+    ratio of the latter; then its geometric means.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    work()
-    taken = []
-    for _ in range(times):
-        began = clock()
+    images, few = batch(pixels), [Image.fromarray(p) for p in pixels[:each]]
+    ratios = {}
+    for name in names:
+        theirs, mine = np.zeros(2), np.zeros(2)
+        for severity in SEVERITIES:
+
+            def reference(name: str = name, severity: int = severity) -> None:
+                for image in few:
+                    published(image, name, severity)
+
+            def ours_at_once(name: str = name, severity: int = severity) -> None:
+                corrupt(images, name, severity)
+
+            a, b = in_turns(reference, ours_at_once)
+            theirs += 1e6 * a / len(few) / len(SEVERITIES)
+            mine += 1e6 * b / len(images) / len(SEVERITIES)
+        ratios[name] = theirs[1] / mine[1]
+        yield [name, *(f"{wall:,.1f} ({cpu:,.1f})" for wall, cpu in (theirs, mine)), f"{ratios[name]:.1f}"]
+    main = [ratio for name, ratio in ratios.items() if name in CORRUPTIONS]
+    for label, part in (("geometric mean of the 15", main), ("geometric mean of all", list(ratios.values()))):
+        if part:
+            yield [label, "", "", f"{statistics.geometric_mean(part):.1f}"]
+
+
+def in_turns(*works: Callable[[], Any], times: int = 3) -> list[Any]:
+    """For each, its least seconds of (wall-clock, processor), after one call that is not counted: other programs on the
+    machine only ever add to them.
+    """
+    for work in works:
         work()
-        taken.append(clock() - began)
-    return statistics.median(taken)
+    least = [np.full(2, np.inf) for _ in works]
+    for _ in range(times):
+        for best, work in zip(least, works, strict=True):
+            began = time.perf_counter(), time.process_time()
+            work()
+            np.minimum(best, (time.perf_counter() - began[0], time.process_time() - began[1]), out=best)
+    return least
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkout", type=Path, help="a checkout of hendrycks/robustness")
-    parser.add_argument("images", type=Path, help="(N, S, S, 3) uint8, .npy")
-    parser.add_argument("--n", type=int, default=100, help="how many of the images")
-    parser.add_argument("--speed", action="store_true", help="time, instead of comparing")
-    parser.add_argument("--save", type=Path, help="write the reference's images there, and nothing else")
-    parser.add_argument("--only", nargs="*", default=[*CORRUPTIONS, *EXTRA], help="some of the corruptions")
-    options = parser.parse_args()
+def main(options: Arguments) -> None:
+    torch.set_num_threads(options.threads)
     pixels = np.load(options.images)[: options.n]
     published = Published(options.checkout.resolve(), pixels.shape[1])
-    print(f"{len(pixels)} images of {pixels.shape[1]} pixels, {torch.get_num_threads()} threads\n")
     if options.save:
         return save(published, pixels, options.only, options.save)
-    for line in (speed if options.speed else agreement)(published, pixels, options.only):
-        print(line, flush=True)
+    print(f"{len(pixels)} images of {pixels.shape[1]} pixels, {torch.get_num_threads()} threads\n")
+    if options.speed:
+        titles = ["corruption", "reference, us (cpu)", "ours, us (cpu)", "ratio (cpu)"]
+        show(titles, list(speed(published, pixels, options.only, options.each)))
+    else:
+        means = [f"{what}, {whose}" for what in ("change", "PSNR") for whose in ("theirs", "ours")]
+        titles = ["corruption", "equal, %", "within 1, %", "largest", *means]
+        show(titles, list(agreement(published, pixels, options.only)))
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(Arguments, sys.argv[1:] or ["--help"], prog="corruptions.py"))

@@ -18,10 +18,11 @@ from advsphere.attacks import fgsm, pgd
 from advsphere.cli.arguments import parse
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel
+from tests.data.corruptions.pictures import pictures
 from tests.laws import RADII, conv_net, images
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("auto_attack", "low_precision", "memory", "network", "pgd", "square")
+SCRIPTS = ("auto_attack", "corruptions", "low_precision", "memory", "network", "pgd", "square")
 THREAT = ThreatModel(norm="linf", eps=RADII["linf"])
 HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
 
@@ -30,7 +31,7 @@ HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The scripts as modules, imported as when they are run: beside each other."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("comparison", *SCRIPTS)
+    names = ("comparison", "same_draws", *SCRIPTS)
     before = {name: sys.modules.pop(name, None) for name in names}
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name, module in before.items():
@@ -60,6 +61,63 @@ def test_each_has_its_command_in_the_readme_and_takes_it(benchmarks: SimpleNames
 def test_a_peer_that_is_not_there_is_one_clear_line(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no autoattack_of_nobody to compare with .* get it"):
         benchmarks.comparison.peer("autoattack_of_nobody", None, "get it")
+
+
+GENERATOR = """
+# /////////////// Distortion Helpers ///////////////
+from types import SimpleNamespace
+
+cv2 = SimpleNamespace(setNumThreads=lambda n: None)
+gaussian = None
+
+def contrast(image, severity):
+    x, share = np.array(image) / 255.0, (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
+    mean = x.mean((0, 1), keepdims=True)
+    return 255 * (mean + share * (x - mean))
+
+def gaussian_noise(image, severity):
+    x, sigma = np.array(image) / 255.0, (0.04, 0.06, 0.08, 0.09, 0.1)[severity - 1]
+    return 255 * np.clip(x + np.random.normal(size=x.shape, scale=sigma), 0, 1)
+
+def pixelate(image, severity):
+    return np.array(image) // 2 + severity
+# /////////////// Further Setup /////////////////
+raise SystemExit("the rest is not run")
+"""
+
+
+@pytest.fixture
+def published(benchmarks: SimpleNamespace, tmp_path: Path) -> Any:
+    folder = tmp_path / "ImageNet-C" / "create_c"
+    folder.mkdir(parents=True)
+    (folder / "make_cifar_c.py").write_text(GENERATOR)
+    return benchmarks.corruptions.Published(tmp_path, 32)
+
+
+def test_corruptions_that_agree_and_one_that_does_not(benchmarks: SimpleNamespace, published: Any) -> None:
+    pixels = pictures(4, 32).permute(0, 2, 3, 1).contiguous().numpy()
+    names = ["contrast", "gaussian_noise", "pixelate"]
+    rows = {row[0]: row[1:] for row in benchmarks.corruptions.agreement(published, pixels, names)}
+    for name in names[:2]:
+        equal, near, largest, theirs, ours, *_ = map(float, rows[name])
+        assert equal > 98 and near == 100 and largest <= 1 and ours == pytest.approx(theirs, rel=0.05)
+    assert float(rows["pixelate"][1]) < 50 and int(rows["pixelate"][2]) > 50
+
+
+def test_corruptions_are_timed_in_turns(benchmarks: SimpleNamespace, published: Any) -> None:
+    order: list[str] = []
+    least = benchmarks.corruptions.in_turns(lambda: order.append("a"), lambda: order.append("b"), times=2)
+    assert "".join(order) == "ababab" and len(least) == 2
+    pixels = pictures(2, 32).permute(0, 2, 3, 1).contiguous().numpy()
+    rows = list(benchmarks.corruptions.speed(published, pixels, ["contrast", "pixelate"], 1))
+    assert [row[0] for row in rows] == [*("contrast", "pixelate", "geometric mean of the 15", "geometric mean of all")]
+
+
+def test_a_generator_that_is_not_there_is_one_clear_line(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no .*make_cifar_c\.py to compare with at 32 pixels: git clone"):
+        benchmarks.corruptions.Published(tmp_path, 32)
+    with pytest.raises(SystemExit, match="at 48 pixels"):
+        benchmarks.corruptions.Published(tmp_path, 48)
 
 
 class FakeAutoAttack:
