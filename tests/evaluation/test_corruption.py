@@ -96,6 +96,18 @@ def test_only_the_fifteen_enter_mca() -> None:
         _ = of_errors({"saturate": 0.8}).mca
 
 
+def test_a_severity_that_lacks_images_is_named(tmp_path: Path) -> None:
+    """A folder of which a part was downloaded."""
+
+    def load(name: str, severity: int) -> Images:
+        images = flipping().load(name, severity)
+        return images.first(7) if (name, severity) == ("contrast", 2) else images
+
+    partly = Corrupted(("fog", "contrast"), {"kind": "made"}, load)
+    with pytest.raises(UserError, match=r"contrast 2 has 7 images, fog 1 has 8: were all of them downloaded\?"):
+        corruption_accuracy(Bright(), CLEAN, partly, record=tmp_path / "r.json", batch_size=3)
+
+
 def test_an_interrupted_record_is_gone_on_with(tmp_path: Path) -> None:
     whole = measured(tmp_path)
     other = tmp_path / "other"

@@ -45,7 +45,7 @@ def corruption_accuracy(
     corruption's name.
 
     Raises UserError for a model, images or labels that `preflight` refuses, and for a record of another model, other
-    images, or corruptions from elsewhere.
+    images, or corruptions from elsewhere; and where one severity has more images than another.
     """
     preflight(model, images, batch_size=batch_size)
     done = _begin(model, images, corrupted, record, batch_size)
@@ -57,6 +57,7 @@ def corruption_accuracy(
             for severity in SEVERITIES:
                 if not done.has(name, severity):
                     sets = corrupted.load(name, severity)
+                    _check_whole(sets, name, severity, done)
                     done = done.put(_measure(model, sets, name, severity, batch_size, on_progress))
                     done.save(record)
     return done
@@ -111,6 +112,15 @@ def _begin(model: nn.Module, images: Images, corrupted: Corrupted, record: Path,
     if changed := differences(begun.identity, identity):
         raise UserError(f"{record} is of something else ({changed[0]}); name another folder, or remove it")
     return begun if begun.complete else begun.in_environment(here)
+
+
+def _check_whole(images: Images, name: str, severity: int, done: CorruptionRecord) -> None:
+    if done.cells and len(images) != done.cells[0].n:
+        first = done.cells[0]
+        raise UserError(
+            f"{name} {severity} has {len(images)} images, {first.corruption} {first.severity} has {first.n}: were all "
+            "of them downloaded? get them again"
+        )
 
 
 def _measure(
