@@ -39,7 +39,7 @@ def cells(line: str) -> list[str]:
 
 def test_a_table_follows_from_the_outcomes() -> None:
     heading, _, columns, _, plain, he, difference = results.markdown([*PLAIN, *HE]).splitlines()
-    assert heading.startswith("toys, first 10 test images, linf 8/255") and "upper bound" in heading
+    assert heading.startswith("toys, 10 test images, linf 8/255") and "upper bound" in heading
     assert cells(columns) == ["recipe", "epochs", "clean", "PGD-50 (s = 1)", "PGD-50"]
     low, high = wilson(3, 10)
     shown = f"30.0 ({100 * low:.1f}-{100 * high:.1f})"

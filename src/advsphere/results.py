@@ -153,7 +153,7 @@ def _table(data: str, threat: str, n: int, checkpoint: str, suite: str, rows: Se
     longest = max(recipes, key=lambda name: sum(row["recipe"] == name for row in rows))  # its order is the suite's
     attacks = list(dict.fromkeys(row["attack"] for row in sorted(rows, key=lambda row: row["recipe"] != longest)))
     lines = [
-        f"{data}, first {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}, suite `{suite}`. Accuracy in % with "
+        f"{data}, {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}, suite `{suite}`. Accuracy in % with "
         "its 95 % interval; under attack it is an upper bound. Differences are in points, paired, and of these two "
         "checkpoints.",
         "",
