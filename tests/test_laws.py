@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
 
 import advsphere.attacks
 import advsphere.objectives
@@ -20,6 +21,7 @@ from tests.laws import (
     RADII,
     assert_same_state,
     conv_net,
+    count_examples,
     global_randomness_untouched,
     images,
     labels,
@@ -64,6 +66,25 @@ def extreme_images(n):
     x = images(n)
     x[0], x[1], x[2] = 0.0, 1.0, (x[2] > 0.5).float()
     return x
+
+
+@attacks
+@norms
+def test_a_thousand_classes_cost_and_change_nothing_that_twelve_do_not(row, norm, monkeypatch):
+    threat, x, y = ThreatModel(norm=norm, eps=RADII[norm]), images(4), labels(4)
+    backwards = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **options: backwards.append(1) or grad(*args, **options))
+    results, costs = [], []
+    for extra in (0, 988):  # classes that are never likely
+        network = nn.Sequential(conv_net(classes=12), nn.ConstantPad1d((0, extra), -1e4)).eval().double()
+        forwards = count_examples(network)
+        with frozen(network) as model:
+            results.append(row.make(threat)(model, x.double(), y, draws=Draws(0, torch.arange(4))))
+        costs.append((forwards, len(backwards)))
+        backwards.clear()
+    assert torch.allclose(*results, rtol=0, atol=1e-9)
+    assert costs[0] == costs[1]
 
 
 @attacks
