@@ -52,7 +52,7 @@ def test_a_batch_of_photos_under_pgd_10(network: str, photos: ImageSet, tmp_path
     with Ledger.read(path) as book:
         assert [cell.status for cell in book.cells(CLEAN)] == ["fooled", "resisted", "resisted"]
         first, *attacked = book.cells("PGD-10")
-    assert first.status == "not_run" and result.row("PGD-10").k < result.clean.k
+    assert first.status == "not_run" and result.row("PGD-10").forwards >= len(attacked)
     for cell in attacked:
-        assert cell.distance is not None and cell.distance <= 4 / 255 + 1e-6
+        assert cell.distance is not None and 1 / 255 < cell.distance <= 4 / 255 + 1e-6
         assert (cell.status == "fooled") == (cell.prediction != labels[cell.example]), cell

@@ -85,7 +85,7 @@ def photos(folder: Path) -> tuple[list[object], Path]:
         pixels = torch.randint(256, (6, 6, 3), generator=generator, dtype=torch.uint8).numpy()
         write_image(folder / "val" / f"class{i % 2}" / f"{i}.png", pixels)
     settings: dict[str, object] = {"model": "tests.evaluation.cases:tiny", "data": folder, "image-size": 6, "steps": 3}
-    settings |= {"batch-size": 4, "precision": "float32", "out": folder / "out"}
+    settings |= {"batch-size": 4, "precision": "float32", "budget": "60s", "out": folder / "out"}
     return ["evaluate", *(word for name, value in settings.items() for word in (f"--{name}", value))], folder / "out"
 
 

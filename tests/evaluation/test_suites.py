@@ -78,6 +78,17 @@ def test_table2_has_the_columns_of_the_paper() -> None:
     assert len(suite("table2", replace(case, scale=1.0))) == len(columns)
 
 
+def test_table4_takes_steps_of_a_255th_in_the_ball_around_the_clean_image() -> None:
+    threat = ThreatModel(norm="linf", eps=4 / 255)
+    specs = {spec.name: spec.settings for spec in suite("table4", Case(threat=threat, scale=10.0))}
+    assert list(specs) == ["PGD-10 (s = 1)", "PGD-10", "PGD-50 (s = 1)", "PGD-50"]
+    for name, settings in specs.items():
+        assert settings["steps"] == int(name[4:6]) and settings["start"] == "uniform"
+        assert settings["step_size"] == 1 / 255 and settings["threat"]["eps"] == 4 / 255
+        bare = {"name": "at_scale", "factor": 0.1, "loss": "log_odds"}
+        assert settings["loss"] == (bare if "s = 1" in name else "log_odds")
+
+
 def test_autoattack_is_the_published_one_and_each_stage_sees_what_is_left() -> None:
     specs = suite("autoattack", Case(threat=THREAT))
     names = ["AutoAttack: APGD-CE", "AutoAttack: + APGD-T", "AutoAttack: + FAB-T", "AutoAttack: + Square"]
