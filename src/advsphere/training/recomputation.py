@@ -55,12 +55,18 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> 
 
 @contextmanager
 def _untracked(block: nn.Module) -> Iterator[None]:
-    """Batch norm has counted these images before: in train mode it must not move its running statistics again."""
-    tracking = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    """Batch norm has counted these images before: its running statistics must not move again. With a momentum of 0 they
+    stay where they are, and as many tensors are kept for the backward as the first time.
+    """
+    found = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    before = [(m.momentum, m.num_batches_tracked) for m in found]
+    counts = [None if count is None else count.clone() for _, count in before]
     try:
-        for module in tracking:
-            module.track_running_stats = False
+        for module in found:
+            module.momentum = 0.0
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        for module, (momentum, tracked), count in zip(found, before, counts, strict=True):
+            module.momentum = momentum
+            if tracked is not None and count is not None:
+                tracked.copy_(count)

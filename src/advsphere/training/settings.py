@@ -54,6 +54,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
+        if not self.checkpoint_minutes >= 0:
+            raise UserError(
+                f"{self.checkpoint_minutes} minutes between checkpoints: give 0 or more, 0.5 for half a one"
+            )
         if not 1 <= self.accumulate <= self.batch_size:
             raise UserError(f"a batch of {self.batch_size} can't be taken in {self.accumulate} parts: use 1 or more")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
