@@ -97,7 +97,7 @@ def _train(arguments: list[str], world: World) -> int:
         except Stopped as stopped:
             command = f"advsphere train {name} {' '.join(_resuming(rest, folder))}"
             together = "" if world.size == 1 else "torchrun ... -m "
-            console.print(f"{stopped}: {together}{command}")
+            console.print(f"{stopped}: {together}{command}", soft_wrap=True)
             return 130
     console.print(f"trained; next: advsphere evaluate {folder}")
     return 0
