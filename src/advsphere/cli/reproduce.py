@@ -115,7 +115,7 @@ def show(text: str, console: Console) -> None:
         for cells in body:
             grid.add_row(*cells)
         width = Console(width=10_000).measure(grid).maximum  # a narrow terminal breaks lines, and loses nothing
-        console.print(grid, width=width, markup=False, crop=False)
+        Console(width=width, highlight=False).print(grid, markup=False)
 
 
 def _cells(line: str) -> list[str]:

@@ -96,7 +96,7 @@ BUDGETS = {
             imagenet="tiny-imagenet-{}",
             data_name={"cifar10": "digits", "imagenet": "digits as photos"},
             network={"imagenet": "small-cnn"},
-            validation={"imagenet": 100},
+            validation={"imagenet": 40},
             corruptible=("imagenet",),
             epochs={f"cifar10 {objective}": 2 for objective in ("standard", "pgd-at", "alp", "trades", "fastat")}
             | {"cifar10 freeat": 1, "imagenet freeat": 1},

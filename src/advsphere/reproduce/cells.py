@@ -92,15 +92,16 @@ def _outcomes(measurement: Measurement, attack: str) -> str | None:
 
 
 def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
-    """95 % for a mean over images; from three seeds on, their spread is added, by Student's t."""
+    """95 % for a mean over images; from three seeds on, their spread is added."""
     if len(outcomes) == 1:
         return wilson(outcomes[0].count("1"), len(outcomes[0]))
     columns = np.array([[c == "1" for c in row] for row in outcomes], dtype=float)
-    variance, freedom = float(columns.mean(0).var(ddof=1)) / columns.shape[1], math.inf
+    images, seeds = float(columns.mean(0).var(ddof=1)) / columns.shape[1], 0.0
     if len(columns) >= ENOUGH_SEEDS:
-        variance += float(columns.mean(1).var(ddof=1)) / len(columns)
-        freedom = len(columns) - 1
+        seeds = float(columns.mean(1).var(ddof=1)) / len(columns)
     from scipy.stats import t  # slow to import
 
-    reach = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    # Satterthwaite: few seeds make it wide in so far as it is they that spread.
+    freedom = (images + seeds) ** 2 * (len(columns) - 1) / seeds**2 if seeds else math.inf
+    reach = float(t.ppf(0.975, freedom)) * math.sqrt(images + seeds)
     return max(0.0, float(columns.mean()) - reach), min(1.0, float(columns.mean()) + reach)

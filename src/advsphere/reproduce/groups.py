@@ -77,7 +77,7 @@ class Measurement:
             identity={
                 "data": {"checksum": row["evaluated"]["data"]},
                 "threat": {"of": row["threat"]},
-                "model": {"scale": row["scale"] or 1.0},
+                "model": {"scale": row["scale"] or 1.0, "checksum": row["evaluated"]["model"]},
             },
             environments=(),
             ledger=row["evaluated"]["ledger"],

@@ -12,7 +12,7 @@ from torch import Tensor
 from advsphere.data import load
 from advsphere.files import write_atomically
 
-PHOTOS, _TEST, _SIDE = 400, 50, 32
+PHOTOS, _TEST, _SIDE = 240, 40, 32
 
 
 def digits_as_photos(folder: Path) -> Path:

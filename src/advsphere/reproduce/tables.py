@@ -121,7 +121,8 @@ TABLES = {
         Table(
             name="survival",
             title="What survives the worst attack",
-            arms=_arms(("fastat", "pgd-at"), ("", "HE")),
+            arms=_PAIR,
+            also=_arms(("pgd-at", "trades", "alp", "freeat"), ("", "HE")),
             suite="survival",
             headline="PGD-50 (s = 1)",
         ),

@@ -1,0 +1,87 @@
+"""Cells and differences with known answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from advsphere.evaluation import paired, wilson
+from advsphere.reproduce.cells import cell, pairs, paper_gain
+from advsphere.reproduce.groups import Group, groups
+from advsphere.reproduce.tables import TABLES
+from tests.reproduce.made import PLAIN, SPHERE, bits, rows
+
+TABLE = TABLES["table3"]
+
+
+def group(*given: list) -> Group:
+    (found,) = groups([row for one in given for row in one], TABLE, suite="paper")
+    return found
+
+
+def test_one_seed_has_a_wilson_interval_and_a_plain_head_is_its_own_at_s_1() -> None:
+    both = group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE))
+    plain = cell(both, "FastAT", "PGD-50 (s = 1)", TABLE)
+    assert plain is not None and plain.seeds == (0.4,) and (plain.low, plain.high) == wilson(40, 100)
+    assert plain.paper == pytest.approx(0.4640)
+    sphere = cell(both, "FastAT+HE", "PGD-50", TABLE)
+    assert sphere is not None and sphere.value == 0.44 and sphere.paper is None, "the paper attacks bare cosines"
+    assert cell(both, "FastAT+HE", "Square", TABLE) is None
+
+
+def test_seeds_are_averaged_and_from_three_on_their_spread_widens_the_interval() -> None:
+    def arm(*right: int) -> list:
+        return [rows("small-fastat", PLAIN | {"PGD-50": bits(k)}, seed=seed) for seed, k in enumerate(right)]
+
+    two, three, spread = (
+        cell(group(*arm(*right)), "FastAT", "PGD-50", TABLE) for right in ((30, 50), (40, 40, 40), (30, 40, 50))
+    )
+    assert two is not None and three is not None and spread is not None
+    assert [one.value for one in (two, three, spread)] == pytest.approx([0.4] * 3)
+    assert three.high - 0.4 == pytest.approx(1.96 * (0.24 / 99) ** 0.5, abs=1e-3), "seeds that agree add nothing"
+    assert spread.high - spread.low > 1.3 * (three.high - three.low)
+    # Over images alone: 30 of them have mean 1, 20 a half, the others 0.
+    assert two.high - 0.4 == pytest.approx(1.96 * (0.19 / 99) ** 0.5, abs=1e-3)
+
+
+def test_a_pair_of_equal_confounders_is_compared_under_each_attack() -> None:
+    (pair,) = pairs(group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE)), TABLE)
+    assert pair.gains is not None and pair.gains.pgd == "PGD-50 (s = 1)"
+    gain = pair.gains.gain("worst case")
+    expected = paired([c == "1" for c in bits(41)], [c == "1" for c in bits(36)])
+    assert (gain.low, gain.high) == (expected.low, expected.high) and gain.difference == pytest.approx(0.05)
+    assert pair.gains.share is not None and pair.gains.share[0] == pytest.approx(0.25)
+    assert paper_gain(TABLE, pair, "PGD-50 (s = 1)") == pytest.approx(0.0615)
+    assert paper_gain(TABLE, pair, "PGD-50") is None
+
+
+@pytest.mark.parametrize("change", ["training.epochs: 15 -> 5", "training.lr: 0.2 -> 0.1"])
+def test_a_pair_that_differs_in_more_than_the_sphere_is_refused(change: str) -> None:
+    (pair,) = pairs(group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE, overrides=(change,))), TABLE)
+    assert pair.gains is None and change in pair.refused
+
+
+def test_only_seeds_that_both_arms_have_are_compared() -> None:
+    arms = [rows("small-fastat", PLAIN, seed=seed) for seed in (0, 1, 2)] + [rows("small-fastat-he", SPHERE, seed=1)]
+    (pair,) = pairs(group(*arms), TABLE)
+    assert pair.gains is not None and pair.gains.seeds == (1, 1)
+    (pair,) = pairs(group(arms[0], arms[-1]), TABLE)
+    assert pair.gains is None and "no seed" in pair.refused
+
+
+def test_three_seeds_in_each_arm_speak_of_the_method() -> None:
+    both = (("small-fastat", PLAIN), ("small-fastat-he", SPHERE))
+    arms = [rows(recipe, outcomes, seed=seed) for recipe, outcomes in both for seed in (0, 1, 2)]
+    (pair,) = pairs(group(*arms), TABLE)
+    assert pair.gains is not None and pair.gains.of_the_method
+
+
+def test_arms_at_their_own_best_weight_decay_are_compared() -> None:
+    given = [
+        rows("small-fastat", PLAIN, robust=0.3),
+        rows("small-fastat", PLAIN, weight_decay=2e-4, robust=0.4),
+        rows("small-fastat-he", SPHERE, robust=0.4),
+        rows("small-fastat-he", SPHERE, weight_decay=2e-4, robust=0.3),
+    ]
+    *_, best = groups([row for one in given for row in one], TABLE, suite="paper")
+    (pair,) = pairs(best, TABLE)
+    assert pair.gains is not None

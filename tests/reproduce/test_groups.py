@@ -1,0 +1,92 @@
+"""Which rows stand in one table: equal in everything but the method and the seed."""
+
+from __future__ import annotations
+
+import pytest
+
+from advsphere.errors import UserError
+from advsphere.reproduce.groups import groups, method, on_imagenet
+from advsphere.reproduce.tables import TABLES
+from tests.reproduce.made import PLAIN, SPHERE, rows
+
+TABLE = TABLES["table3"]
+
+
+def found(*given: list) -> list:
+    return groups([row for one in given for row in one], TABLE, suite="paper")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "name"),
+    [
+        ("small-fastat", (), "FastAT"),
+        ("small-fastat-he", (), "FastAT+HE"),
+        ("small-freeat-m-he", (), "FreeAT+m-HE"),
+        ("small-fastat-he", ("sphere.normalize_features: True -> False",), "FastAT+HE, no FN"),
+        ("small-fastat-he", ("sphere.scale: 15.0 -> 30.0",), "FastAT+HE, s = 30"),
+        ("small-fastat-he", ("sphere.margin: 0.2 -> 0.1",), "FastAT+HE, margin = 0.1"),
+        ("small-standard", (), "standard training"),
+    ],
+)
+def test_a_row_is_called_as_in_the_paper_whatever_its_seed(recipe: str, overrides: tuple[str, ...], name: str) -> None:
+    for seed in (0, 3):
+        assert method(rows(recipe, {"clean": "1"}, overrides=overrides, seed=seed)[0]) == name
+
+
+def test_seeds_come_together_in_order_and_other_methods_stay_out() -> None:
+    (group,) = found(
+        rows("small-fastat-he", SPHERE, seed=1),
+        rows("small-fastat", PLAIN, seed=1),
+        rows("small-fastat", PLAIN),
+        rows("small-pgd-at", PLAIN),
+        rows("small-fastat", PLAIN, suite="quick"),
+        rows("tiny-imagenet-fastat", PLAIN),
+    )
+    assert {name: [m.any["seed"] for m in arm] for name, arm in group.arms.items()} == {
+        "FastAT": [0, 1],
+        "FastAT+HE": [1],
+    }
+    assert group.attacks() == list(SPHERE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"network": "wrn-10-2"},
+        {"data": "other toys"},
+        {"threat": "linf 4/255"},
+        {"checkpoint": "last"},
+        {"n": 50},
+        {"settings": {"tries": 5}},
+    ],
+)
+def test_rows_of_other_confounders_are_never_mixed(other: dict) -> None:
+    both = found(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE, **other))
+    assert [list(group.arms) for group in both] == [["FastAT"], ["FastAT+HE"]]
+    assert len({group.title for group in both}) == 2
+
+
+def test_an_arm_of_runs_that_differ_in_more_than_their_seed_is_refused() -> None:
+    with pytest.raises(UserError, match="FastAT has runs that differ"):
+        found(rows("small-fastat", PLAIN), rows("small-fastat", PLAIN, overrides=("training.lr: 0.2 -> 0.1",)))
+
+
+def test_each_arm_at_its_best_is_chosen_on_validation_and_only_where_all_seeds_are_there() -> None:
+    both = [
+        *(rows("small-fastat", PLAIN, seed=seed, robust=0.30) for seed in (0, 1)),
+        *(rows("small-fastat", SPHERE, seed=seed, weight_decay=2e-4, robust=0.31) for seed in (0, 1)),
+        *(rows("small-fastat-he", SPHERE, seed=seed, robust=0.4) for seed in (0, 1)),
+    ]
+    whole = [rows("small-fastat-he", SPHERE, seed=seed, weight_decay=2e-4, robust=0.35) for seed in (0, 1)]
+    *single, best = found(*both, *whole)
+    assert [group.weight_decay for group in single] == [5e-4, 2e-4] and best.weight_decay is None
+    chosen = {name: {m.any["weight_decay"] for m in arm} for name, arm in best.arms.items()}
+    assert chosen == {"FastAT": {2e-4}, "FastAT+HE": {5e-4}}
+    *_, best = found(*both, whole[0])
+    assert list(best.arms) == ["FastAT"], "one seed of the other weight decay is missing"
+
+
+def test_tiny_imagenet_stands_for_imagenet() -> None:
+    assert on_imagenet(rows("tiny-imagenet-freeat", PLAIN)[0]) and not on_imagenet(rows("small-freeat", PLAIN)[0])
+    (group,) = groups(rows("tiny-imagenet-freeat", PLAIN, suite="table4"), TABLES["table4"], suite="table4")
+    assert list(group.arms) == ["FreeAT"]

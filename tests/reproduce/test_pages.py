@@ -1,0 +1,60 @@
+"""Pages: every number from a row, the same bytes from the same rows, and those that are committed up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advsphere import results
+from advsphere.cli import main
+from advsphere.reproduce import pages
+from advsphere.reproduce.tables import TABLES
+from tests.reproduce.made import PLAIN, SPHERE, rows
+
+ROOT = Path(__file__).parents[2]
+GIVEN = {Path("results/toys.jsonl"): [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE)]}
+
+
+def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path: Path) -> None:
+    text, measured = pages.page(TABLES["table3"], GIVEN, tmp_path)
+    assert measured and "## wrn-10-1 on toys, first 100 test images, linf 8/255, weight decay 0.0005" in text
+    plain, sphere, less = (line for line in text.splitlines() if line.startswith(("| FastAT", "| *less")))
+    assert "40.0 (30.9-49.8)<br>paper 46.4: -6.4" in plain, "its PGD-50 is that at s = 1"
+    assert "60.0 (50.2-69.1)<br>paper 52.5: +7.5" in sphere
+    assert "*+20.0 (" in less and "<br>*paper +6.2*" in less
+    assert "25 % of it" in text and "This is about these checkpoints." in text
+    assert "a processor, cpu, 1 thread" in text and "results/toys.jsonl" in text and "at commit abc" in text
+    (figure,) = tmp_path.glob("*.svg")
+    assert figure.name in text and "FastAT+HE less FastAT" in figure.read_text()
+
+
+def test_arms_that_may_not_be_compared_are_named(tmp_path: Path) -> None:
+    other = {
+        Path("r.jsonl"): [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE, overrides=("x: 1 -> 2",))]
+    }
+    text, _ = pages.page(TABLES["table3"], {Path("r.jsonl"): both}, tmp_path)
+    assert "are not compared: x: 1 -> 2" in text and "*less" not in text and not list(tmp_path.glob("*.svg"))
+
+
+def test_the_same_rows_give_the_same_bytes_and_a_table_without_rows_says_so(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        pages.write(GIVEN, folder)
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+    assert (
+        "not measured yet" in (first / "README.md").read_text() and "Not measured" in (first / "table6.md").read_text()
+    )
+
+
+def test_the_committed_pages_are_those_of_the_committed_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["results", str(ROOT / "results"), "--pages", str(tmp_path)]) == 0
+    for page in tmp_path.glob("*.md"):
+        assert page.read_text() == (ROOT / "docs" / "results" / page.name).read_text(), "make pages"
+    for figure in tmp_path.glob("*.svg"):
+        assert (ROOT / "docs" / "results" / figure.name).is_file(), "make pages"
+    for file in (ROOT / "results").glob("*.jsonl"):
+        for row in results.read(file):
+            assert (ROOT / "results" / row.get("picture", "")).exists()

@@ -1,0 +1,152 @@
+"""What a plan consists of: every job an ordinary command, every pair of equal confounders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advsphere.cli.arguments import parse
+from advsphere.cli.evaluate import Options as Evaluate
+from advsphere.cli.train import Options as Train
+from advsphere.config import Config
+from advsphere.confounders import confounders
+from advsphere.errors import UserError
+from advsphere.objectives import ALP
+from advsphere.recipes import recipe
+from advsphere.reproduce.budgets import BUDGETS, Budget, budget
+from advsphere.reproduce.jobs import Job, run_name
+from advsphere.reproduce.pace import in_words
+from advsphere.reproduce.plan import Places, Plan, plan
+from advsphere.reproduce.tables import TABLES, Arm, table
+
+FEW = ("cpu", "full")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
+    images = tmp_path_factory.mktemp("images")
+    return Places(runs=tmp_path_factory.mktemp("plan") / "runs", images=images)
+
+
+def everything(name: str, places: Places) -> Plan:
+    return plan(list(TABLES.values()), BUDGETS[name], places)
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_each_job_is_there_once_and_after_those_it_needs(name: str, places: Places) -> None:
+    jobs = everything(name, places).jobs
+    for number, job in enumerate(jobs):
+        assert {*job.after} <= {earlier.name for earlier in jobs[:number]}
+    assert len({job.name for job in jobs}) == len({job.made for job in jobs}) == len(jobs)
+    assert len({job.made.parent for job in jobs}) == len(jobs), "no two jobs write into one folder"
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_within_a_pair_nothing_but_the_sphere_differs(name: str) -> None:
+    """ALP's beta weighs logits, which on its sphere are 20 times the cosines that are paired."""
+
+    def compared(config: Config) -> Config:
+        objective, sphere = config.objective, config.sphere
+        if isinstance(objective, ALP) and sphere is not None and sphere.scale == 20:
+            return replace(config, objective=replace(objective, beta=objective.beta * sphere.scale**2))
+        return config
+
+    one = BUDGETS[name]
+    for pair in {pair for found in TABLES.values() for pair in found.pairs}:
+        for decay in one.weight_decays:
+            plain, sphere = (compared(one.config(arm, weight_decay=decay, seed=1)) for arm in pair)
+            assert confounders([plain], [sphere]) == [] and plain.sphere is None and sphere.sphere is not None
+            assert plain.training.weight_decay == decay and plain.training.seed == 1
+
+
+def test_the_headlines_pair_is_measured_first_seed_by_seed_at_the_first_weight_decay(places: Places) -> None:
+    jobs = everything("cpu", places).jobs
+    kinds = [(job.command[0], job.config.sphere is not None, job.config.training.seed) for job in jobs[:12]]
+    one = [("train", False), ("train", True), ("evaluate", False), ("evaluate", True)]
+    assert kinds == [(*kind, seed) for seed in (0, 1, 2) for kind in one]
+    assert all("survival" in job.command for job in jobs[:12] if job.command[0] == "evaluate")
+    decays = [job.config.training.weight_decay for job in jobs]
+    assert decays == sorted(decays, reverse=True)
+
+
+def test_tables_share_runs_and_a_run_is_another_for_another_config(places: Places) -> None:
+    def trained(*names: str) -> set[str]:
+        found = plan([table(name) for name in names], BUDGETS["cpu"], places)
+        return {job.name for job in found.jobs if job.command[0] == "train"}
+
+    assert trained("table2") < trained("table2", "table5") and trained("table6") < trained("table2")
+    jobs = [job for job in everything("cpu", places).jobs if job.command[0] == "train"]
+    assert len({repr(job.config) for job in jobs}) == len({run_name(job.config) for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_command_of_a_training_job_says_its_config(name: str, places: Places) -> None:
+    jobs = everything(name, places).jobs
+    found = {(job.config.recipe, job.config.sphere): job for job in jobs if job.command[0] == "train"}
+    for job in found.values():
+        _, named, *rest = job.command
+        typed = parse(Train, rest, prog="", default=Train(config=recipe(named)))
+        assert replace(typed.config, data=replace(typed.config.data, root=None)) == job.config
+        assert typed.resume and typed.out == job.made.parent
+
+
+def test_the_command_of_an_attack_says_its_effort(places: Places) -> None:
+    job = next(job for job in everything("cpu", places).jobs if "table2" in job.command)
+    typed = parse(Evaluate, job.command[1:], prog="")
+    assert (typed.suite, typed.subject.n, typed.effort.guides) == ("table2", 250, 5)
+    assert typed.out == job.made.parent and typed.subject.run == job.made.parents[2]
+
+
+def test_a_plan_of_some_seeds_and_one_weight_decay_is_a_part_of_the_whole(places: Places) -> None:
+    whole, part = (
+        plan([table("table3")], BUDGETS["cpu"], places, weight_decays=decays, seeds=seeds)
+        for decays, seeds in ((None, None), ((2e-4,), (1,)))
+    )
+    assert {job.name for job in part.jobs} < {job.name for job in whole.jobs}
+    assert {(job.config.training.seed, job.config.training.weight_decay) for job in part.jobs} == {(1, 2e-4)}
+
+
+def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> None:
+    job = everything("cpu", Places(runs=tmp_path, images=places.images)).jobs[0]
+    job.made.parent.mkdir(parents=True)
+    job.made.write_text('{"epoch": 1}\n' * 4)
+    assert not job.done, "4 of 5 epochs"
+    job.made.write_text('{"epoch": 1}\n' * 5)
+    assert job.done
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda: table("tabel3"), "did you mean table3"),
+        (lambda: budget("gpus"), "did you mean gpu"),
+        (lambda: plan([table("table4")], BUDGETS["cpu"], Places(runs=Path("r"), images=Path("nowhere"))), "--images"),
+    ],
+)
+def test_a_mistake_gets_a_hint(ask, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ask()
+
+
+def test_an_ablation_changes_one_setting_of_the_sphere() -> None:
+    one: Budget = BUDGETS["cpu"]
+    sphere = one.config(Arm("fastat", "HE"), weight_decay=5e-4, seed=0).sphere
+    for arm in TABLES["ablation"].arms[2:]:
+        changed = one.config(arm, weight_decay=5e-4, seed=0).sphere
+        assert sphere is not None and changed is not None
+        assert sum(getattr(sphere, key) != getattr(changed, key) for key in vars(sphere)) == 1
+
+
+def test_times_in_words() -> None:
+    assert [in_words(seconds) for seconds in (7, 480, 9000)] == ["7 s", "8 min", "2.5 h"]
+
+
+def test_training_costs_more_passes_with_more_steps(places: Places) -> None:
+    jobs: dict[str, Job] = {
+        job.config.recipe: job for job in everything("cpu", places).jobs if job.command[0] == "train"
+    }
+    passes = {name: job.passes / job.config.training.epochs for name, job in jobs.items()}
+    assert passes["cifar10-small-fastat"] == 2 * 49_000 and passes["cifar10-small-pgd-at"] == 11 * 49_000
+    assert passes["cifar10-small-freeat"] == 8 * 49_000 and passes["cifar10-small-trades"] == 12 * 49_000

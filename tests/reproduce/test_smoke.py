@@ -1,0 +1,88 @@
+"""Every table on the digits: trained, attacked, kept as rows, shown, recomputed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from advsphere import results
+from advsphere.cli import main
+from advsphere.reproduce import pages
+from advsphere.reproduce.tables import TABLES
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all tables were reproduced."""
+    folder = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["reproduce", "all", "--budget", "smoke"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def test_every_table_and_figure_is_measured(place: Path) -> None:
+    rows = {place / "results" / "smoke.jsonl": results.read(place / "results" / "smoke.jsonl")}
+    assert all(pages.page(table, rows, place / "pages")[1] for table in TABLES.values())
+    for table in TABLES.values():
+        text, _ = pages.page(table, rows)
+        shown = {arm.name for arm in table.arms if table.name != "table5" or arm.data == "imagenet"}
+        assert all(f"| {name}" in text or f"### {name}" in text for name in shown), table.name
+    assert list((place / "results" / "pictures").glob("*.png"))
+    assert (place / "pages" / "gradients-smoke-0.svg").is_file()
+
+
+def test_asked_again_it_does_nothing_and_shows_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*") if path.is_file()}
+    kept = (place / "results" / "smoke.jsonl").read_bytes()
+    assert main(["reproduce", "table3", "--budget", "smoke"]) == 0
+    shown = capsys.readouterr().out
+    assert "FastAT+m-HE" in shown and "worst" in shown and "paper" in shown
+    assert {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*") if path.is_file()} == before
+    assert (place / "results" / "smoke.jsonl").read_bytes() == kept
+
+
+def test_a_plan_is_shown_and_nothing_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    assert main(["reproduce", "table3", "--budget", "smoke", "--runs", str(runs), "--only", "plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "with --jobs 1" in shown and "train" in shown and not runs.exists()
+
+
+def test_rows_are_recomputed_from_their_evidence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = results.read(place / "results" / "smoke.jsonl")
+    assert main(["results", "results", "runs", "--check"]) == 0
+    assert f"{len(rows)} rows confirmed, 0 rows WRONG, 0 rows no evidence here" in capsys.readouterr().out
+    assert main(["results", "results", "results", "--check"]) == 0
+    assert f"{len(rows)} rows no evidence here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suite", "change"),
+    [
+        ("paper", lambda row: {"outcomes": "1" * row["n"], "k": row["n"], "accuracy": 1.0}),
+        ("paper", lambda row: {"k": row["k"] + 1}),
+        ("corruptions", lambda row: {"outcomes": row["outcomes"] | {"fog": ["1" * row["n"]] * 5}}),
+        ("inside", lambda row: {"k": 0, "accuracy": 0.0} if "k" in row else {"gradients": {}}),
+    ],
+)
+def test_a_row_that_its_evidence_denies_is_wrong(
+    suite: str, change, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = results.read(place / "results" / "smoke.jsonl")
+    victim = next(i for i, row in enumerate(rows) if row["suite"] == suite and row["attack"] != "clean")
+    rows[victim] |= change(rows[victim])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["results", str(tmp_path / "rows.jsonl"), "runs", "--check"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_row_names_no_place_of_this_machine(place: Path) -> None:
+    assert str(place) not in (place / "results" / "smoke.jsonl").read_text()
