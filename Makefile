@@ -14,10 +14,10 @@ PEERS := .venv/peers/.installed
 # One thread in each test process: the processes already fill the cores, and a fixed count keeps sums reproducible.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv demo test test-all lint types clean
+.PHONY: help venv demo test test-all lint types pages check-results clean
 
 help: ## list the targets
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## set up .venv with the pinned dependencies
 
@@ -48,6 +48,13 @@ lint: $(STAMP) ## ruff: rules and formatting
 
 types: $(STAMP) ## mypy --strict on src
 	$(BIN)/mypy
+
+pages: $(STAMP) ## write docs/results/ anew from the rows in results/
+	$(BIN)/advsphere results results --pages docs/results
+
+RUNS ?= runs
+check-results: $(STAMP) ## recompute the rows in results/ whose ledgers are below RUNS (runs), and name the others
+	$(BIN)/advsphere results results $(RUNS) --check
 
 clean: ## remove the environment, the caches and build output (runs are kept)
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

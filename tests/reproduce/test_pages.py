@@ -18,9 +18,9 @@ def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path
     text, measured = pages.page(TABLES["table3"], GIVEN, tmp_path)
     assert measured and "## wrn-10-1 on toys, first 100 test images, linf 8/255, weight decay 0.0005" in text
     plain, sphere, less = (line for line in text.splitlines() if line.startswith(("| FastAT", "| *less")))
-    assert "40.0 (30.9-49.8)<br>paper 46.4: -6.4" in plain, "its PGD-50 is that at s = 1"
-    assert "60.0 (50.2-69.1)<br>paper 52.5: +7.5" in sphere
-    assert "*+20.0 (" in less and "<br>*paper +6.2*" in less
+    assert "40.0 (30.9-49.8)<br>paper 46.40: -6.4" in plain, "its PGD-50 is that at s = 1"
+    assert "60.0 (50.2-69.1)<br>paper 52.55: +7.5" in sphere
+    assert "*+20.0 (" in less and "<br>*paper +6.15*" in less
     assert "25 % of it" in text and "This is about these checkpoints." in text
     assert "a processor, cpu, 1 thread" in text and "results/toys.jsonl" in text and "at commit abc" in text
     (figure,) = tmp_path.glob("*.svg")
@@ -28,9 +28,7 @@ def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path
 
 
 def test_arms_that_may_not_be_compared_are_named(tmp_path: Path) -> None:
-    other = {
-        Path("r.jsonl"): [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE, overrides=("x: 1 -> 2",))]
-    }
+    both = [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE, overrides=("x: 1 -> 2",))]
     text, _ = pages.page(TABLES["table3"], {Path("r.jsonl"): both}, tmp_path)
     assert "are not compared: x: 1 -> 2" in text and "*less" not in text and not list(tmp_path.glob("*.svg"))
 
@@ -47,9 +45,7 @@ def test_the_same_rows_give_the_same_bytes_and_a_table_without_rows_says_so(tmp_
     )
 
 
-def test_the_committed_pages_are_those_of_the_committed_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
     assert main(["results", str(ROOT / "results"), "--pages", str(tmp_path)]) == 0
     for page in tmp_path.glob("*.md"):
         assert page.read_text() == (ROOT / "docs" / "results" / page.name).read_text(), "make pages"

@@ -76,7 +76,7 @@ def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
 
 def _with_paper(value: float, paper: float | None, interval: Sequence[float] | None = None) -> str:
     told = f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else "")
-    return told if paper is None else f"{told}<br>paper {paper:.1f}"
+    return told if paper is None else f"{told}<br>paper {paper:.2f}"
 
 
 def _means(row: Row) -> list[float]:

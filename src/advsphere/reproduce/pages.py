@@ -77,7 +77,7 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
         seeds = ", ".join(str(m.any["seed"]) for m in arm)
         minutes = f"{fmean(m.any['trained']['seconds'] for m in arm) / 60:.1f}"
         if "minutes" in (numbers := table.paper.get(name, {})):
-            minutes += f"<br>paper {numbers['minutes']:.1f}"
+            minutes += f"<br>paper {numbers['minutes']:.2f}"
         decay = f" (weight decay {arm[0].any['weight_decay']:g})" if group.weight_decay is None else ""
         cells = [shown(cell(group, name, attack, table)) for attack in attacks]
         lines.append(line([name + decay, seeds, str(arm[0].any["epochs"]), minutes, *cells]))
@@ -96,7 +96,7 @@ def shown(found: Cell | None) -> str:
     if len(found.seeds) > 1:
         parts.append("seeds " + ", ".join(f"{100 * seed:.1f}" for seed in found.seeds))
     if found.paper is not None:
-        parts.append(f"paper {100 * found.paper:.1f}: {100 * (found.value - found.paper):+.1f}")
+        parts.append(f"paper {100 * found.paper:.2f}: {100 * (found.value - found.paper):+.1f}")
     return "<br>".join(parts)
 
 
@@ -108,4 +108,4 @@ def _gain(pair: Pair, attack: str, table: Table) -> str:
     told = f"*{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})*"
     told += "" if gain.clear else "<br>*cannot tell*"
     theirs = paper_gain(table, pair, attack)
-    return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.1f}*")
+    return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.2f}*")
