@@ -138,3 +138,14 @@ def test_what_can_t_be_compared_is_refused() -> None:
     bare = evaluation({"clean": column(0.8), "Square": column(0.5), WORST: column(0.5)})
     with pytest.raises(UserError, match="none of these rows is a PGD attack"):
         survival([bare], [bare])
+
+
+def test_a_gain_that_only_the_number_of_attacks_leaves_open_is_said_to_be_so() -> None:
+    """Clear of 0 alone, and not among five attacks."""
+    found = [
+        evaluation({"clean": "1" * 200, **{f"PGD-{i}": "1" * k + "0" * (200 - k) for i in range(5)}, WORST: "0" * 200})
+        for k in (100, 107)
+    ]
+    survived = survival(found[:1], found[1:])
+    assert survived.gain("PGD-0").apart and not survived.gain("PGD-0").clear
+    assert survived.verdict == "cannot tell" and "for so many attacks are asked about" in survived.sentence

@@ -33,7 +33,9 @@ def test_three_seeds_speak_of_the_method() -> None:
     assert "these methods" in said and "three seeds" in said and "checkpoints, on these" not in said
     found = survival(*([seed.evaluation for seed in model.seeds] for model in THREE))
     assert verdict.numbers[1].value == f"{100 * found.gain(WORST).difference:+.1f}"
-    assert "74.3 %" in verdict.detail and "49.5 %" in verdict.detail, "means, not the first seed's"
+    assert "three seeds of each" in verdict.detail and "74.3 %" in verdict.detail and "49.5 %" in verdict.detail, (
+        "means, not the first seed's"
+    )
 
 
 def test_two_seeds_speak_of_these_checkpoints() -> None:

@@ -57,7 +57,12 @@ class Gain:
     @property
     def clear(self) -> bool:
         """Whether the interval excludes no difference, and so does the corrected test."""
-        return not self.low <= 0 <= self.high and self.adjusted <= 1 - CONFIDENCE
+        return self.apart and self.adjusted <= 1 - CONFIDENCE
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval alone excludes no difference, as if this attack were the only one."""
+        return not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,9 @@ class Survival:
         if self.verdict == "no gain":
             return f"There is no gain to survive: under {self.pgd} {who} loses {_points(before)}; {left}."
         if self.share is None:
-            return f"Cannot tell: under {self.pgd} {who} differs by {_points(before)}, which may be nothing; {left}."
+            why = ", for so many attacks are asked about" if before.apart else ""
+            differs = f"under {self.pgd} {who} differs by {_points(before)}"
+            return f"{differs[0].upper()}{differs[1:]}, which may be nothing{why}; {left}."
         share = "{:.0f} % of it ({:.0f} to {:.0f})".format(*(100 * part for part in self.share))
         ends = {
             "survives": f"the gain survives: {left}, {share}",

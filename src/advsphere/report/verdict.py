@@ -118,12 +118,13 @@ def _compared(first: Judged, second: Judged) -> Verdict:
 def _over_seeds(first: Judged, second: Judged, found: Survival) -> Verdict:
     """Of arms of several checkpoints; of the methods themselves where the seeds are enough."""
     gain = found.gain(WORST)
+    new, old = map(_word, (found.seeds[1], found.seeds[0]))
+    counts = f"{new} seeds of each" if new == old else f"{new} and {old} checkpoints"
     sample = "images and seeds (Welch)" if found.of_the_method else "images alone, for there are fewer than three seeds"
     detail = (
         f"In the worst case over {_attacks(second)}, {second.name} keeps at most {percent(gain.method)} % and "
-        f"{first.name} at most {percent(gain.baseline)} % of the same {found.n} images, on average over "
-        f"{_word(found.seeds[1])} and {_word(found.seeds[0])} checkpoints. The difference is {points(gain.difference)} "
-        f"points, with a 95 % interval from {points(gain.low)} to {points(gain.high)} over {sample}; "
+        f"{first.name} at most {percent(gain.baseline)} % of the same {found.n} images, on average over {counts}. "
+        f"The difference is {points(gain.difference)} points, with a 95 % interval from {span(gain)} over {sample}; "
         f"p {_equals(gain.p_value)}."
     )
     kind = "" if found.of_the_method else "checkpoints"
@@ -173,7 +174,8 @@ def _numbers(found: Survival) -> tuple[Number, ...]:
         number("gain in the worst case", found.gain(WORST)),
     )
     if found.share is None:
-        return gained, left, Number("share that survives", "", "withheld: the gain itself is not clear of 0", "")
+        many = " among so many attacks" if found.gain(found.pgd).apart else ""
+        return gained, left, Number("share that survives", "", f"withheld: the gain itself is not clear of 0{many}", "")
     value, low, high = found.share
     return gained, left, Number("share that survives", share(value), shares(low, high), "%")
 
