@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +9,6 @@ from typing import Annotated, Literal
 import tyro
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import nn
 
@@ -19,6 +16,7 @@ from advsphere import experiment
 from advsphere.analysis import Diagnosis, Network, diagnose
 from advsphere.analysis.few_steps import PAPER
 from advsphere.cli.arguments import parse
+from advsphere.cli.progress import stage_bars
 from advsphere.cli.subject import Subject
 from advsphere.config import Config, differences
 from advsphere.data import Images
@@ -84,7 +82,7 @@ def main(arguments: list[str]) -> int:
     )
     baseline, differ = _baseline(options.baseline, subject, images)
     console = Console(highlight=False, markup=False)
-    with _shown(console) as show:
+    with stage_bars(console) as show:
         found = diagnose(
             network,
             images,
@@ -233,19 +231,3 @@ def _answers(found: Diagnosis) -> list[str]:
         lines.append(f"   {claim.detail}")
     return [*lines, f"This is about {'this checkpoint' if len(found.examinations) == 1 else 'these two checkpoints'}, "
             "on these images."]  # fmt: skip
-
-
-@contextmanager
-def _shown(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
-    """On a terminal a bar for each network and stage; elsewhere nothing until the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[tuple[str, str], TaskID] = {}
-
-        def show(name: str, stage: str, done: int, total: int) -> None:
-            key = (name, stage)
-            if key not in tasks:
-                tasks[key] = bars.add_task(f"{name:<24} {stage:<10}", total=total)
-            bars.update(tasks[key], completed=done)
-
-        yield show

@@ -1,11 +1,23 @@
-"""What is shown while a network trains: a bar on a terminal, a line an epoch anywhere."""
+"""What is shown while something takes long: of a training a bar on a terminal and a line an epoch anywhere; of other
+work a bar for each stage, on a terminal alone.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from advsphere.config import Config
 from advsphere.training import Metrics, Tick, Trainer
@@ -71,3 +83,21 @@ class TrainingProgress:
             f"{metrics['images_per_second']:,.0f} images/s  {metrics['seconds']:,.0f} s",
             soft_wrap=True,
         )
+
+
+@contextmanager
+def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
+    """On a terminal a bar for each network and stage; elsewhere nothing until the end. It yields what is to be told
+    (network, stage, done, total).
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[tuple[str, str], TaskID] = {}
+
+        def show(name: str, stage: str, done: int, total: int) -> None:
+            key = (name, stage)
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{name:<24} {stage:<13}", total=total)
+            bars.update(tasks[key], completed=done)
+
+        yield show

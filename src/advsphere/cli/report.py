@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from advsphere import experiment
 from advsphere.cli.arguments import parse
 from advsphere.cli.commands import commands
 from advsphere.cli.evaluations import Finished, common
+from advsphere.cli.progress import stage_bars
 from advsphere.cli.subject import Subject
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS
-from advsphere.dossier import SAMPLE, Another, Evidence, confounded, judged, names, shared_pictures
+from advsphere.dossier import SAMPLE, Another, Evidence, Stage, confounded, judged, names, shared_pictures
 from advsphere.errors import UserError
 from advsphere.recipes import method
 from advsphere.report import report, verdicts
 from advsphere.report.verdict import cautions
 
-_DOING = {"curve": "at rising eps", "angles": "angles"}
+_DOING: dict[Stage, str] = {"curve": "at rising eps", "angles": "angles"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +70,8 @@ def main(arguments: list[str]) -> int:
     for note in notes:
         console.print(note, soft_wrap=True)
     evidence = _evidence(found, options.data)
-    with _shown(console) as show:
-        models = [judged(one, show(one.name), most=None if options.whole else SAMPLE) for one in evidence]
+    with stage_bars(console) as show:
+        models = [judged(one, _told(show, one.name), most=None if options.whole else SAMPLE) for one in evidence]
     path = options.out or arms[-1][0] / "report.html"
     warnings = [*_of_the_data(every[0].subject.at(options.data)), *confounded(evidence)]
     report(
@@ -142,20 +141,5 @@ def _of_the_data(subject: Subject) -> list[str]:
     return [f"{note}."] if note else []
 
 
-@contextmanager
-def _shown(console: Console) -> Iterator[Callable[[str], Callable[[str, int, int], None]]]:
-    """On a terminal a bar for each model and stage; elsewhere nothing until the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[tuple[str, str], TaskID] = {}
-
-        def show(name: str) -> Callable[[str, int, int], None]:
-            def told(stage: str, done: int, total: int) -> None:
-                key = (name, stage)
-                if key not in tasks:
-                    tasks[key] = bars.add_task(f"{name:<24} {_DOING[stage]:<13}", total=total)
-                bars.update(tasks[key], completed=done)
-
-            return told
-
-        yield show
+def _told(show: Callable[[str, str, int, int], None], name: str) -> Callable[[Stage, int, int], None]:
+    return lambda stage, done, total: show(name, _DOING[stage], done, total)
