@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advsphere.attacks import pgd
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
+from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Case, Finding, preflight, suite
 from advsphere.losses import dlr
@@ -92,6 +92,14 @@ def test_no_image_as_labelled(known: Known) -> None:
     second = logits.topk(2, dim=1).indices[:, 1]
     with pytest.raises(UserError, match=r"0 of 100 drawn images.*normalisation is inside the model"):
         preflight(model, images, second)
+
+
+def test_none_right_in_a_small_batch_makes_it_look_at_more(known: Known) -> None:
+    drawn = permutation(100, seed=0, epoch=0, purpose="preflight")[:20]
+    labels = known.model(known.images).argmax(1)
+    labels[drawn] = (labels[drawn] + 1 + torch.arange(20) % 3) % 4
+    found = preflight(known.model, known.images, labels, batch_size=20)
+    assert outcome(found, "clean accuracy").detail == "80 of 100 drawn images are classified as labelled"
 
 
 def test_a_model_at_chance_is_noted(known: Known) -> None:

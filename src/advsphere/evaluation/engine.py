@@ -45,7 +45,7 @@ Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _PRECISIONS: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
-MOST_GUIDES, MOST_VALUES = 1000, 2**26
+MOST_GUIDES, MOST_GUIDE_VALUES = 1000, 2**26
 """Images, and numbers in them, among which the guides of the feature attack are drawn: 445 at 224 pixels, 256 MiB."""
 
 
@@ -147,7 +147,7 @@ def case_of(
         if head is not None:
             raise
         return Case(threat=threat, effort=effort), [Finding("head", "ok", f"attacked at scale 1, since {error}")]
-    most = min(MOST_GUIDES, MOST_VALUES // math.prod(images.shape))
+    most = min(MOST_GUIDES, MOST_GUIDE_VALUES // math.prod(images.shape))
     chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:most].sort().values
     guides = Guides(*(part.to(device_of(model)) for part in images.batch(chosen)))
     return Case(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort), []

@@ -21,7 +21,7 @@ from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet
 from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
-from advsphere.evaluation.batches import usual_batch_size
+from advsphere.evaluation.batches import LARGEST, usual_batch_size
 from advsphere.evaluation.findings import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import log_odds
@@ -51,13 +51,19 @@ def preflight(
         batch_size = usual_batch_size(images.shape)
     if batch_size < 1:
         raise UserError(f"the batch size is {batch_size}; it must be at least 1")
-    ids = permutation(len(images), seed=0, epoch=0, purpose="preflight")[:batch_size].sort().values
+    order = permutation(len(images), seed=0, epoch=0, purpose="preflight")
+    ids = order[:batch_size].sort().values
     x, y = (t.to(device) for t in images.batch(ids))
     found = [_images(x), _mode(model)]
     with frozen(model) as classify:
         logits = _logits(classify, x)
         found += [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits)]
-        found += [_clean_accuracy(logits, y), _gradient(classify, x, y)]
+        seen, rest = [(logits, y)], order[batch_size:LARGEST]
+        if len(rest) and bool(fooled(logits, y).all()):  # of many classes, a small batch may have none right by chance
+            for more in rest.split(batch_size):
+                x_more, y_more = (t.to(device) for t in images.batch(more))
+                seen.append((_logits(classify, x_more), y_more))
+        found += [_clean_accuracy(*map(torch.cat, zip(*seen, strict=True))), _gradient(classify, x, y)]
         right = (~fooled(logits, y)).nonzero().squeeze(1)[:4]
         for spec in attacks if len(right) else ():
             found += _at_eps_zero(classify, spec, x[right], y[right], Draws(0, ids.to(x.device)[right]))
