@@ -29,9 +29,9 @@ class Options:
     Everything is written down: a ledger with each outcome and each adversarial image, and evaluation.json with each
     number. Interrupt it at any time; the same command goes on. Then `advsphere verify` checks it.
 
-    Several processes share the images and come to the same ledger; torchrun wants -- before what is not its own:
+    Several processes share the images, and come to the same ledger:
 
-    torchrun --nproc-per-node 4 -m -- advsphere evaluate runs/digits-pgd-at-he
+    torchrun --nproc-per-node 4 -m advsphere evaluate runs/digits-pgd-at-he
     """
 
     subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()

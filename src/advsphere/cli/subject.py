@@ -43,8 +43,9 @@ class Subject:
     mean: tuple[float, ...] | None = None
     """What your model's input is normalised with, if it does not do that itself; one number a channel."""
     std: tuple[float, ...] | None = None
-    n: int | None = None
-    """The first n test images, or n at equal distances where they lie class by class; all by default."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """The first n test images, or n at equal distances where they lie class by class; all by default. Under torchrun,
+    which would take --n for one of its own, -n."""
 
     def load(self) -> tuple[nn.Module, Images]:
         """The model in eval mode and its test images, on one device. Raises UserError for whatever is missing or does
