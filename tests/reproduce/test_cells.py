@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from advsphere.evaluation import paired, wilson
-from advsphere.reproduce.cells import cell, pairs, paper_gain
+from advsphere.reproduce.cells import cell, pairs, paper_gain, paper_survival
 from advsphere.reproduce.groups import Group, groups
 from advsphere.reproduce.tables import TABLES
 from tests.reproduce.made import PLAIN, SPHERE, bits, rows
@@ -58,6 +58,12 @@ def test_a_pair_of_equal_confounders_is_compared_under_each_attack() -> None:
 def test_a_pair_that_differs_in_more_than_the_sphere_is_refused(change: str) -> None:
     (pair,) = pairs(group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE, overrides=(change,))), TABLE)
     assert pair.gains is None and change in pair.refused
+
+
+def test_what_the_papers_own_columns_say_of_the_worst_case() -> None:
+    told = paper_survival(TABLES["table2"])
+    assert told[0] == "PGD-AT+HE +5.39 under PGD-20, +1.65 in the worst column" and len(told) == 3
+    assert paper_survival(TABLES["table3"]) == [], "one attack has no worst"
 
 
 def test_only_seeds_that_both_arms_have_are_compared() -> None:

@@ -84,6 +84,23 @@ def paper_gain(table: Table, pair: Pair, attack: str) -> float | None:
     return None if values[0] is None or values[1] is None else (values[0] - values[1]) / 100
 
 
+def paper_survival(table: Table) -> list[str]:
+    """What the paper's own columns say: each pair's gain under the headline's attack and in the worst column; nothing
+    for tables of fewer than three attacks, which have no worst to speak of.
+    """
+    told = []
+    for plain, sphere in table.pairs:
+        rows = [table.paper.get(f"{table.network} {arm.name}".strip()) for arm in (plain, sphere)]
+        headline = table.columns.get(table.headline or "")
+        if rows[0] and rows[1] and headline:
+            attacks = [column for column in rows[0] if column in table.columns.values() and column != "clean"]
+            if len(attacks) > 2:
+                before = rows[1][headline] - rows[0][headline]
+                after = min(rows[1][a] for a in attacks) - min(rows[0][a] for a in attacks)
+                told.append(f"{sphere.name} {before:+.2f} under {headline}, {after:+.2f} in the worst column")
+    return told
+
+
 def _outcomes(measurement: Measurement, attack: str) -> str | None:
     row = measurement.rows.get(attack)
     if row is None and measurement.any["scale"] is None:

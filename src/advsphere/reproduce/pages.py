@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from advsphere.evaluation import WORST, Survival
 from advsphere.files import write_atomically
 from advsphere.reproduce import inside
-from advsphere.reproduce.cells import Cell, Pair, cell, pairs, paper_gain
+from advsphere.reproduce.cells import Cell, Pair, cell, pairs, paper_gain, paper_survival
 from advsphere.reproduce.figures import gains_figure, save
 from advsphere.reproduce.groups import Group, groups
 from advsphere.reproduce.markdown import line, provenance, rule
@@ -19,21 +20,59 @@ INTRODUCTION = (
     "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it, the "
     "paper's number for its own, larger networks, and what ours is less that. An interval of one or two seeds is over "
     'images alone, and speaks of these checkpoints; from three on, of the method. Attacks "(s = 1)" see bare cosines, '
-    "as the paper's official evaluators do; what follows them is the same attack on the logits as they are."
+    "as the paper's official evaluators do; what follows them is the same attack on the logits as they are. "
+    '"Cannot tell" stands where the interval holds 0, or would after Holm\'s correction for so many attacks. '
+    "Minutes are of training, by the clock."
 )
 
 
 def write(files: Mapping[Path, Sequence[Row]], folder: Path) -> list[Path]:
-    """Write a page for each table, its figures, and README.md that lists them. files: rows by the file they are in."""
-    written, index = [], ["# Results", "", "Generated from the rows in `results/` by `advsphere results --pages`.", ""]
+    """Write a page for each table with its figures, and README.md, which lists them and every pair. files: rows by the
+    file that they are in.
+    """
+    written, index = [], ["# Results", "", "Generated from the rows in `results/` by `make pages`.", ""]
     for table in TABLES.values():
         path = folder / f"{table.name}.md"
         text, measured = page(table, files, folder)
         write_atomically(path, text.encode())
         index.append(f"- [{table.title}]({path.name}){'' if measured else ': not measured yet'}")
         written.append(path)
-    write_atomically(folder / "README.md", "\n".join([*index, ""]).encode())
+    write_atomically(folder / "README.md", "\n".join([*index, "", *overview(files), ""]).encode())
     return [*written, folder / "README.md"]
+
+
+def overview(files: Mapping[Path, Sequence[Row]]) -> list[str]:
+    """Every pair of every table in a line: what it gains under the headline's attack, and in the worst case."""
+    heads = [
+        "table",
+        "method",
+        "network, images",
+        "weight decay",
+        "seeds",
+        "n",
+        "gain under the headline",
+        "in the worst case",
+    ]
+    lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *rule([*heads, "share left", "verdict"])]
+    for table in TABLES.values():
+        for rows in files.values():
+            for group in groups(rows, table, suite=table.suite) if table.measure == "attacks" else ():
+                lines += [
+                    line(_told(table, group, pair.method, pair.gains)) for pair in pairs(group, table) if pair.gains
+                ]
+    return lines
+
+
+def _told(table: Table, group: Group, method: str, gains: Survival) -> list[str]:
+    decay = "each its best" if group.weight_decay is None else f"{group.weight_decay:g}"
+    before, after = gains.gain(gains.pgd), gains.gain(WORST)
+    points = [f"{100 * g.difference:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f})" for g in (before, after)]
+    share = "" if gains.share is None else "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * part for part in gains.share))
+    images = f"{group.network}, {group.data}" + ", last checkpoint" * (group.checkpoint == "last")
+    seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
+    link = f"[{table.name}]({table.name}.md)"
+    points[0] = f"{gains.pgd}: {points[0]}"
+    return [link, method, images, decay, seeds, str(gains.n), *points, share, gains.verdict]
 
 
 def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None = None) -> tuple[str, bool]:
@@ -48,9 +87,18 @@ def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None 
         else:
             parts += inside.sections(table, rows, file, folder)
     command = f"    advsphere reproduce {table.name} --budget cpu\n    advsphere results --pages docs/results"
-    told = INTRODUCTION if table.measure == "attacks" else inside.INTRODUCTIONS[table.name]
+    told = _introduction(table) if table.measure == "attacks" else inside.INTRODUCTIONS[table.name]
     body = "\n\n".join(parts) or "Not measured yet."
     return f"# {table.title}\n\n{told}\n\n{command}\n\n{body}\n", bool(parts)
+
+
+def _introduction(table: Table) -> str:
+    """What the cells are, and what the paper's own numbers say of the worst case."""
+    told = INTRODUCTION
+    told += f" The paper's rows are its {table.network}'s." if table.network else ""
+    told += " m-HE is our reading of it." if any(arm.variant == "m-HE" for arm in table.arms) else ""
+    worst = "; ".join(paper_survival(table))
+    return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")
 
 
 def _section(group: Group, table: Table, file: Path, folder: Path | None, figure: str) -> str:
