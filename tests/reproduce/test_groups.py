@@ -86,6 +86,14 @@ def test_each_arm_at_its_best_is_chosen_on_validation_and_only_where_all_seeds_a
     assert list(best.arms) == ["FastAT"], "one seed of the other weight decay is missing"
 
 
+def test_an_ablation_without_an_ablated_arm_is_none() -> None:
+    pair = [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE)]
+    assert groups(pair, TABLES["ablation"], suite="paper") == []
+    more = rows("small-fastat-he", SPHERE, overrides=("sphere.normalize_features: True -> False",))
+    (group,) = groups([*pair, *more], TABLES["ablation"], suite="paper")
+    assert list(group.arms) == ["FastAT", "FastAT+HE", "FastAT+HE, no FN"]
+
+
 def test_tiny_imagenet_stands_for_imagenet() -> None:
     assert on_imagenet(rows("tiny-imagenet-freeat", PLAIN)[0]) and not on_imagenet(rows("small-freeat", PLAIN)[0])
     (group,) = groups(rows("tiny-imagenet-freeat", PLAIN, suite="table4"), TABLES["table4"], suite="table4")

@@ -100,12 +100,11 @@ def test_the_command_of_an_attack_says_its_effort(places: Places) -> None:
 
 
 def test_a_plan_of_some_seeds_and_one_weight_decay_is_a_part_of_the_whole(places: Places) -> None:
-    whole, part = (
-        plan([table("table3")], BUDGETS["cpu"], places, weight_decays=decays, seeds=seeds)
-        for decays, seeds in ((None, None), ((2e-4,), (1,)))
-    )
+    asked = {"weight_decays": (2e-4,), "seeds": (1,), "methods": ("FastAT", "FreeAT+m-HE")}
+    whole, part = (plan([table("table3")], BUDGETS["cpu"], places, **some) for some in ({}, asked))
     assert {job.name for job in part.jobs} < {job.name for job in whole.jobs}
     assert {(job.config.training.seed, job.config.training.weight_decay) for job in part.jobs} == {(1, 2e-4)}
+    assert {job.config.recipe for job in part.jobs} == {"cifar10-small-fastat", "cifar10-small-freeat-m-he"}
 
 
 def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> None:
@@ -123,6 +122,10 @@ def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> No
         (lambda: table("tabel3"), "did you mean table3"),
         (lambda: budget("gpus"), "did you mean gpu"),
         (lambda: plan([table("table4")], BUDGETS["cpu"], Places(runs=Path("r"), images=Path("nowhere"))), "--images"),
+        (
+            lambda: plan([table("table3")], BUDGETS["cpu"], Places(runs=Path("r")), methods=["PGD-AT"]),
+            "there are FastAT",
+        ),
     ],
 )
 def test_a_mistake_gets_a_hint(ask, says: str) -> None:

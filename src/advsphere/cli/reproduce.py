@@ -65,6 +65,8 @@ class Options:
     """Of the grid 5e-4, 2e-4, these alone."""
     seeds: tuple[int, ...] | None = None
     """Of the budget's seeds, these alone."""
+    methods: tuple[str, ...] | None = None
+    """Of the tables' methods, these alone, e.g. FastAT FastAT+HE."""
     rows: Path | None = None
     """The file that measured rows are kept in; results/BUDGET.jsonl by default. `advsphere results results --pages DIR`
     makes pages of it."""
@@ -83,6 +85,7 @@ def main(arguments: list[str]) -> int:
         Places(runs=options.runs, images=options.images),
         weight_decays=options.weight_decay,
         seeds=options.seeds,
+        methods=options.methods,
     )
     if options.only != "rows":
         _show(found, options.jobs, console)

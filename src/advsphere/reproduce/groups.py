@@ -140,7 +140,8 @@ def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
                 raise UserError(f"{name} has runs that differ in more than their seed; keep them in files of their own")
         ordered = sorted(arms, key=lambda name: wanted[name, on_imagenet(arms[name][0].any)])
         kept = {name: tuple(sorted(arms[name], key=lambda m: int(m.any["seed"]))) for name in ordered}
-        made.append(replace(question, arms=kept))
+        if not table.about or {arm.name for arm in table.about} & kept.keys():
+            made.append(replace(question, arms=kept))
     return [*made, *_at_their_best(made)]
 
 

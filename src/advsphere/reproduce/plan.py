@@ -62,10 +62,15 @@ def plan(
     *,
     weight_decays: Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
+    methods: Sequence[str] | None = None,
 ) -> Plan:
-    """The jobs of these tables. weight_decays, seeds: those of the budget by default; a job that two tables need is
-    there once. Raises UserError where a recipe or a folder of images is missing.
+    """The jobs of these tables; a job that two of them need is there once. weight_decays, seeds, methods: those of the
+    budget and the tables by default. Raises UserError for a method that no table has, and where a recipe or a folder of
+    images is missing.
     """
+    known = {arm.name for table in tables for arm in table.arms}
+    if unknown := sorted({*(methods or ())} - known):
+        raise UserError(f"no method here is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     found: dict[str, Job] = {}
     first = sorted(tables, key=lambda table: table.suite != "survival")
     for weight_decay in weight_decays or budget.weight_decays:
@@ -74,7 +79,7 @@ def plan(
         wanted = [(table, [arm for arm in table.arms if arm in HEADLINE]) for table in first]
         wanted += [(table, list(table.arms)) for table in tables]
         for table, arms in wanted:
-            for job in asked.jobs(table, arms):
+            for job in asked.jobs(table, [arm for arm in arms if methods is None or arm.name in methods]):
                 found.setdefault(job.name, job)
     return Plan(jobs=tuple(found.values()), budget=budget, tables=tuple(tables), places=places)
 
@@ -115,6 +120,6 @@ class _Asked:
             yield jobs.corruption(job, effort("corruptions"), data_root=where)
         elif job.config.training.seed == self.budget.seeds[0] and self.weight_decay == self.budget.weight_decays[0]:
             if arm.variant:  # a pair is looked at once
-                yield jobs.diagnosis(job, trained[arm.plain], effort("inside"), data_root=where)
+                yield jobs.diagnosis(job, trained.get(arm.plain), effort("inside"), data_root=where)
             elif len(table.arms) == 1:
                 yield jobs.diagnosis(job, None, effort("inside"), data_root=where)

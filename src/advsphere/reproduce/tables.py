@@ -61,7 +61,8 @@ class Arm:
 class Table:
     """What a table consists of. suite: of attacks, where those are the measure. columns: our attack -> the paper's
     column. headline: the attack whose gain is to survive. paper: its numbers. network: of the paper's row that stands
-    beside ours, where it has several. also: methods that the paper's table lacks, shown where rows are there.
+    beside ours, where it has several. also: methods that the paper's table lacks, shown where rows are there. about:
+    arms of which one must be there, if the table is about them alone.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Table:
     paper: paper.Numbers = field(default_factory=dict)
     network: str = ""
     also: tuple[Arm, ...] = ()
+    about: tuple[Arm, ...] = ()
 
     @property
     def pairs(self) -> tuple[tuple[Arm, Arm], ...]:
@@ -93,6 +95,7 @@ def _bare(*names: str) -> dict[str, str]:
 
 _PAIR = _arms(("fastat",), ("", "HE"))
 _IMAGENET = _arms(("freeat",), ("", "HE"), "imagenet")
+_ABLATED = tuple(Arm("fastat", variant) for variant in ABLATION)
 _SAME = {name: name for name in ("clean", "DeepFool", "C&W", "FeaAtt.", "FAB")}
 _PGD_50 = {"clean": "clean", **_bare("PGD-50")}
 
@@ -129,10 +132,10 @@ TABLES = {
         Table(
             name="ablation",
             title="FN, WN, AM, s and m, one at a time",
-            arms=(*_PAIR, *(Arm("fastat", variant) for variant in ABLATION)),
+            arms=(*_PAIR, *_ABLATED),
             suite="paper",
-            columns={},
             headline="PGD-50 (s = 1)",
+            about=_ABLATED,
         ),
         Table(
             name="table4",
