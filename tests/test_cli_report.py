@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from advsphere.data import load_test
 from advsphere.dossier import names
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
+from advsphere.evaluation.corruption_record import RECORD
+from tests.report import made
 from tests.report.parsed import parse
 
 QUICK = ["--suite", "quick", "--steps", "2", "--n", "60"]
@@ -99,6 +103,20 @@ def test_curve_and_angles_of_a_sample_or_of_all(
     assert kept == {"curve-20.json", "angles-20.json"}
     assert main(["report", str(runs[0]), "--whole", "--out", str(tmp_path / "all.html")]) == 0
     assert "drawn from" not in (tmp_path / "all.html").read_text()
+
+
+def test_the_largest_complete_record_of_this_checkpoint_is_shown(runs: list[Path], tmp_path: Path) -> None:
+    run = tmp_path / "plain"
+    shutil.copytree(runs[0], run)
+    model = Evaluation.load(evaluations(run) / "evaluation.json").identity["model"]
+    small, large = made.corruption(names=("fog",)), made.corruption()
+    own = {"small": small, "large": large, "incomplete": replace(large, cells=large.cells[:-1])}
+    for name, record in own.items():
+        replace(record, identity=record.identity | {"model": model}).save(run / "corruptions" / name / RECORD)
+    made.corruption(20, names=("fog", "frost", "contrast", "snow")).save(run / "corruptions" / "another" / RECORD)
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    shown = parse((tmp_path / "page.html").read_text()).one("corruptions").text
+    assert "2 of 15 corruptions (fog, contrast)" in shown and "(spatter)" in shown
 
 
 def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], tmp_path: Path) -> None:
