@@ -12,17 +12,30 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from advsphere.attacks import fgsm, pgd
 from advsphere.cli.arguments import parse
 from advsphere.losses import margin
+from advsphere.models import WideResNet
+from advsphere.recipes import recipe
 from advsphere.threat import ThreatModel
 from tests.data.corruptions.pictures import pictures
 from tests.laws import RADII, conv_net, images
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = ("auto_attack", "corruptions", "low_precision", "memory", "network", "pgd", "square")
+SCRIPTS = (
+    "auto_attack",
+    "corruptions",
+    "cost",
+    "data_path",
+    "low_precision",
+    "memory",
+    "network",
+    "pgd",
+    "square",
+)
 THREAT = ThreatModel(norm="linf", eps=RADII["linf"])
 HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
 
@@ -176,3 +189,45 @@ def test_queries_are_read_off_the_rounds(benchmarks: SimpleNamespace, target: An
 def test_chance_is_the_sign_test(benchmarks: SimpleNamespace) -> None:
     assert benchmarks.low_precision.chance(0, 0) == benchmarks.low_precision.chance(3, 3) == 1.0
     assert benchmarks.low_precision.chance(0, 5) == pytest.approx(2 / 32)
+
+
+def test_the_cost_of_a_step_is_what_its_passes_cost(benchmarks: SimpleNamespace) -> None:
+    """FastAT takes a gradient with respect to its input, two forwards' worth, and one of everything, three."""
+    found = benchmarks.cost.cost(recipe("cifar10-small-fastat"))
+    first = 3 * 16 * 9 * 32**2
+    groups = [(16, 32, 32), (32, 64, 16), (64, 128, 8)]  # channels in and out, side
+    multiplications = first + sum((9 * i * o + 9 * o * o + i * o) * side**2 for i, o, side in groups) + 128 * 10
+    # What is trained on needs no gradient, which saves the first convolution one.
+    assert found.flops == 2 * (5 * multiplications - first)
+    assert found.weights == sum(p.numel() for p in WideResNet(10, 2, 10).parameters())
+    assert 0.3e6 < found.bytes < 6e6 and found.seconds > 0
+
+
+def test_both_sides_of_the_data_path_read_every_photo(
+    benchmarks: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i in range(7):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (30 * i, 0, 0)).save(path)
+    options = benchmarks.data_path.Arguments(
+        data=tmp_path / "photos", workers=(0,), size=16, batch_size=3, epochs=1, rounds=1
+    )
+    benchmarks.data_path.main(options)
+    out = capsys.readouterr().out
+    assert "7 photos" in out
+    assert [line.split("|")[2].strip() for line in out.splitlines() if line.startswith("| 0")] == [
+        "torchvision, files", "ours, files", "ours, shards",
+    ]  # fmt: skip
+    images = benchmarks.data_path.scan_folder(tmp_path / "photos", benchmarks.data_path.View(16, 16))
+    files, shards = benchmarks.data_path.prepared(images, tmp_path / "again", 2.0)
+    assert Image.open(next(files.rglob("*.jpg"))).size == (80, 60)
+    for read in (
+        benchmarks.data_path.ours(benchmarks.data_path._all(files, 16), options, 0),
+        benchmarks.data_path.ours(benchmarks.data_path._all(shards, 16), options, 0),
+        benchmarks.data_path.torchvisions(files, options, 0),
+    ):
+        x = torch.cat(list(read))
+        assert x.shape == (7, 3, 16, 16) and x.dtype == torch.float32
+        assert sorted((x[:, 0].amax((1, 2)) * 255 / 30).round().int().tolist()) == list(range(7))

@@ -53,12 +53,16 @@ def augment(pixels: Tensor, draws: Draws, *, padding: int, flip: bool) -> Tensor
     """
     if padding or flip:
         uniform = draws.uniform((3,), "augment").to(pixels.device)
-        # Rounding may carry the largest uniform times (2 padding + 1) up to 2 padding + 1 itself.
-        offset = (uniform[:, :2] * (2 * padding + 1)).long().clamp_(max=2 * padding)
         mirrored = uniform[:, 2:] < 0.5 if flip else torch.zeros_like(uniform[:, 2:], dtype=torch.bool)
-        pixels = _windows(
-            F.pad(pixels, (padding,) * 4), offset, mirrored, height=pixels.shape[2], width=pixels.shape[3]
-        )
+        if padding:
+            # Rounding may carry the largest uniform times (2 padding + 1) up to 2 padding + 1 itself.
+            offset = (uniform[:, :2] * (2 * padding + 1)).long().clamp_(max=2 * padding)
+            padded = F.pad(pixels, (padding,) * 4)
+            pixels = _windows(padded, offset, mirrored, height=pixels.shape[2], width=pixels.shape[3])
+        else:
+            # In this layout from the beginning, while a value is a byte.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            pixels = torch.where(mirrored[:, :, None, None], pixels.flip(-1), pixels)
     return as_float(pixels).contiguous(memory_format=torch.channels_last)
 
 

@@ -104,7 +104,7 @@ class EncodedImages(Images):
         return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
 
     def _decoded(self, index: Tensor, views: list[Callable[[Image.Image], Tensor]]) -> tuple[Tensor, Tensor]:
-        pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8)
+        pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
         work = zip(pixels, self.encoded(index.tolist()), views, strict=True)
         if get_worker_info() is not None:  # a process that decodes beside others has one core
             deque(map(_decode, work), maxlen=0)

@@ -69,10 +69,10 @@ def read_shards(place: str, view: View | None) -> Parts:
     test = _test_place(place)
     train = f"{place}/train" if _archives(f"{place}/train") else None
     if test is None:
-        return held_out(_scan(train or place, place, view))
+        return held_out(scan_shards(train or place, place, view))
     if train is None:
         raise UserError(f"{test} has no train folder beside it: put the training archives into {place}/train")
-    parts = Parts(_scan(train, place, view), _scan(test, place, view))
+    parts = Parts(scan_shards(train, place, view), scan_shards(test, place, view))
     classes = max(parts.train.classes, parts.test.classes, key=len)
     return Parts(replace(parts.train, classes=classes), replace(parts.test, classes=classes))
 
@@ -82,7 +82,7 @@ def read_test_shards(place: str, view: View | None) -> EncodedImages:
     how many classes there are.
     """
     test = _test_place(place)
-    return read_shards(place, view).test if test is None else _scan(test, place, view)
+    return read_shards(place, view).test if test is None else scan_shards(test, place, view)
 
 
 def _test_place(place: str) -> str | None:
@@ -110,8 +110,8 @@ def _archives(place: str) -> list[str]:
         raise UserError(f"{place} can't be listed: {error}") from error
 
 
-def _scan(folder: str, root: str, view: View | None) -> ShardImages:
-    """All images of a folder's archives, in the order of archives and members."""
+def scan_shards(folder: str, root: str, view: View | None) -> ShardImages:
+    """All images of a folder's archives, in the order of archives and members; `root` may hold a classes.txt."""
     files = _files(folder)
     archives = tuple(files.unstrip_protocol(path) if "://" in folder else path for path in _archives(folder))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
