@@ -73,7 +73,7 @@ def corruption_markdown(rows: Sequence[Row]) -> str:
         lines.append(f"| `{row['recipe']}` | {100 * row['clean']:.1f} | {mca} | " + " | ".join(cells) + " |")
         base = next((r for r in rows if f"{r['recipe']}-he" == row["recipe"]), None)
         if base is not None:
-            d = Mean.of([a - b for a, b in zip(_means(row), _means(base), strict=True)])
+            d = Mean.of([a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)])
             told = ", cannot tell" * d.cannot_tell
             change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f}){told}*"
             apart = [
@@ -84,7 +84,7 @@ def corruption_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _means(row: Row) -> list[float]:
+def means_by_image(row: Row) -> list[float]:
     """For each image, the share of the counted corruptions and severities under which it is classified as labelled."""
     columns = [outcomes for name in row["counted"] for outcomes in row["outcomes"][name]]
     return [image.count("1") / len(image) for image in zip(*columns, strict=True)]

@@ -50,8 +50,8 @@ def test_a_pair_of_equal_confounders_is_compared_under_each_attack() -> None:
     expected = paired([c == "1" for c in bits(41)], [c == "1" for c in bits(36)])
     assert (gain.low, gain.high) == (expected.low, expected.high) and gain.difference == pytest.approx(0.05)
     assert pair.gains.share is not None and pair.gains.share[0] == pytest.approx(0.25)
-    assert paper_gain(TABLE, pair, "PGD-50 (s = 1)") == pytest.approx(0.0615)
-    assert paper_gain(TABLE, pair, "PGD-50") is None
+    assert paper_gain(TABLE, "FastAT", "FastAT+HE", "PGD-50 (s = 1)") == pytest.approx(0.0615)
+    assert paper_gain(TABLE, "FastAT", "FastAT+HE", "PGD-50") is None
 
 
 @pytest.mark.parametrize("change", ["training.epochs: 15 -> 5", "training.lr: 0.2 -> 0.1"])

@@ -21,7 +21,7 @@ TABLES: dict[str, list[Config]] = {
 """The recipes by the paper's table that their results belong in."""
 RECIPES: dict[str, Config] = {config.recipe: config for configs in TABLES.values() for config in configs}
 
-_OBJECTIVES = {
+OBJECTIVES = {
     Standard: "standard training",
     PGDAT: "PGD-AT",
     ALP: "ALP",
@@ -55,7 +55,7 @@ def describe() -> list[Listing]:
 
 def method(config: Config) -> str:
     """What the paper's tables call a training method: "PGD-AT", "TRADES+HE", "FastAT+m-HE (our reading)"."""
-    name, sphere = _OBJECTIVES[type(config.objective)], config.sphere
+    name, sphere = OBJECTIVES[type(config.objective)], config.sphere
     if sphere is None:
         return name
     return f"{name}+m-HE (our reading)" if sphere == m_he(sphere) else f"{name}+HE"

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from advsphere.evaluation import Survival, survival, wilson
+from advsphere.evaluation import WORST, Survival, survival, wilson
 from advsphere.evaluation.survival import BARE, ENOUGH_SEEDS
 from advsphere.reproduce.groups import Group, Measurement
 from advsphere.reproduce.tables import Table
@@ -77,11 +77,18 @@ def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
     return Pair(baseline=baseline, method=method, gains=gains)
 
 
-def paper_gain(table: Table, pair: Pair, attack: str) -> float | None:
-    """The paper's method less its baseline in the column that an attack of ours stands beside, in [-1, 1]."""
-    column = table.columns.get(attack, "")
-    values = [table.paper.get(f"{table.network} {arm}".strip(), {}).get(column) for arm in (pair.method, pair.baseline)]
-    return None if values[0] is None or values[1] is None else (values[0] - values[1]) / 100
+def paper_gain(table: Table, baseline: str, method: str, attack: str) -> float | None:
+    """The paper's method less its baseline in the column that an attack of ours stands beside, in [-1, 1]; for the
+    worst case, between the lowest columns of each, where the table has more than two attacks.
+    """
+    plain, sphere = (table.paper.get(f"{table.network} {arm}".strip(), {}) for arm in (baseline, method))
+    columns = [table.columns.get(attack, "")]
+    if attack == WORST:
+        columns = [column for column in table.columns.values() if column != "clean"]
+        columns = columns if len(columns) > 2 else [""]
+    if not all(column in row for column in columns for row in (plain, sphere)):
+        return None
+    return (min(sphere[column] for column in columns) - min(plain[column] for column in columns)) / 100
 
 
 def paper_survival(table: Table) -> list[str]:
@@ -90,14 +97,10 @@ def paper_survival(table: Table) -> list[str]:
     """
     told = []
     for plain, sphere in table.pairs:
-        rows = [table.paper.get(f"{table.network} {arm.name}".strip()) for arm in (plain, sphere)]
-        headline = table.columns.get(table.headline or "")
-        if rows[0] and rows[1] and headline:
-            attacks = [column for column in rows[0] if column in table.columns.values() and column != "clean"]
-            if len(attacks) > 2:
-                before = rows[1][headline] - rows[0][headline]
-                after = min(rows[1][a] for a in attacks) - min(rows[0][a] for a in attacks)
-                told.append(f"{sphere.name} {before:+.2f} under {headline}, {after:+.2f} in the worst column")
+        before, after = (paper_gain(table, plain.name, sphere.name, a) for a in (table.headline or "", WORST))
+        if before is not None and after is not None:
+            under = table.columns[table.headline or ""]
+            told.append(f"{sphere.name} {100 * before:+.2f} under {under}, {100 * after:+.2f} in the worst column")
     return told
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advsphere.analysis.canvas import canvas, legend, quiet
+from advsphere.analysis.canvas import canvas, legend, outside_legend, quiet
 from advsphere.analysis.palette import INK, MARKERS, SERIES
 from advsphere.files import write_atomically
 from advsphere.reproduce.cells import Pair, paper_gain
@@ -34,7 +34,9 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
         ]
         axes.errorbar(values, [at[name] for name in gains], xerr=reach, fmt=marker, color=colour, markersize=4.5,
                       elinewidth=1.2, label=f"{pair.method} less {pair.baseline}")  # fmt: skip
-        theirs = {name: told for name in gains if (told := paper_gain(table, pair, name)) is not None}
+        theirs = {
+            name: told for name in gains if (told := paper_gain(table, pair.baseline, pair.method, name)) is not None
+        }
         if theirs:
             axes.plot([100 * v for v in theirs.values()], [at[name] for name in theirs], marker=marker, linestyle="",
                       markersize=6.5, markerfacecolor="none", markeredgecolor=colour,
@@ -43,7 +45,7 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
     middle = (len(pairs) - 1) / 2
     axes.set_yticks([-(i * (1 + len(pairs)) + middle) for i in range(len(attacks))], attacks)
     quiet(axes, "gain in points, 95 % interval", "", grid="x")
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    outside_legend(figure, axes, columns=3)
     return figure
 
 

@@ -10,17 +10,11 @@ from typing import Any
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.evaluation.rows import Row as Measured
+from advsphere.recipes import OBJECTIVES
 from advsphere.reproduce.tables import ABLATION, Table
 from advsphere.results import Row
 
-_METHODS = {
-    "Standard": "standard training",
-    "PGDAT": "PGD-AT",
-    "ALP": "ALP",
-    "TRADES": "TRADES",
-    "FastAT": "FastAT",
-    "FreeAT": "FreeAT",
-}
+_METHODS = {kind.__name__: name for kind, name in OBJECTIVES.items()}
 _OF_THE_SEED = ("training.seed:",)
 _OF_THE_METHOD = ("sphere", "objective.beta:")
 """ALP's beta weighs logits, which on the sphere are s times the cosines that the paper's code pairs."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from advsphere.corruption_table import TITLES
+from advsphere.corruption_table import TITLES, means_by_image
 from advsphere.evaluation.corruption_record import Mean
 from advsphere.reproduce.figures import gradients_figure, save
 from advsphere.reproduce.groups import method, on_imagenet
@@ -63,7 +63,7 @@ def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
             lines.append(line([name, str(row["seed"]), str(row["epochs"]), *cells]))
             base = of_base.get((name.removesuffix("+HE"), row["seed"]))
             if name.endswith("+HE") and base is not None:
-                d = Mean.of([a - b for a, b in zip(_means(row), _means(base), strict=True)])
+                d = Mean.of([a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)])
                 change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f})*"
                 change += "<br>*cannot tell*" * d.cannot_tell
                 each = [fmean(row["accuracy"][key]) - fmean(base["accuracy"][key]) for key in names]
@@ -77,12 +77,6 @@ def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
 def _with_paper(value: float, paper: float | None, interval: Sequence[float] | None = None) -> str:
     told = f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})" if interval else "")
     return told if paper is None else f"{told}<br>paper {paper:.2f}"
-
-
-def _means(row: Row) -> list[float]:
-    """For each image, the share of the counted corruptions and severities under which it is classified as labelled."""
-    columns = [outcomes for name in row["counted"] for outcomes in row["outcomes"][name]]
-    return [image.count("1") / len(image) for image in zip(*columns, strict=True)]
 
 
 def _table7(table: Table, rows: Sequence[Row], file: Path) -> list[str]:

@@ -155,5 +155,5 @@ def _gain(pair: Pair, attack: str, table: Table) -> str:
         return ""
     told = f"*{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})*"
     told += "" if gain.clear else "<br>*cannot tell*"
-    theirs = paper_gain(table, pair, attack)
+    theirs = paper_gain(table, pair.baseline, pair.method, attack)
     return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.2f}*")
