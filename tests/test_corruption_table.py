@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from advsphere import results
 from advsphere.corruption_table import TITLES, corruption_markdown
 from advsphere.data.corruptions import CORRUPTIONS, SEVERITIES
-from advsphere.errors import UserError
 from advsphere.evaluation.corruption_record import CorruptionRecord
 from tests.evaluation.test_corruption import of_errors
 
@@ -39,10 +36,15 @@ def test_a_pair_gets_its_paired_difference(tmp_path: Path) -> None:
     rows = results.read(file)
     assert len(rows) == 2
     head, _, titles, _, first, second, difference = corruption_markdown(rows).splitlines()
-    assert "pets, first 50 test images" in head and "over 1 corruptions" in head
+    assert "pets, 50 test images" in head and "over 1 corruptions" in head
     assert titles == "| recipe | clean | mCA | Fog | saturate |"
     assert first.startswith("| `mine` | 100.0 | 60.00 (") and first.endswith("| 60.0 | 80.0 |")
     assert second.startswith("| `mine-he` | 100.0 | 70.00 (")
     assert difference.startswith("| *difference* | *+0.0* | *+10.00 (+1.") and difference.endswith("*+10.0* | *+0.0* |")
-    with pytest.raises(UserError, match="different images"):
-        corruption_markdown([row("mine", plain), row("other", of_errors({"frost": 0.1}))])
+
+
+def test_other_images_and_corruptions_are_another_table() -> None:
+    one, other = row("mine", of_errors({"fog": 0.4})), row("mine-he", of_errors({"frost": 0.1}))
+    tables = corruption_markdown([one, other]).split("\n\n")
+    assert ["| recipe" in part for part in tables] == [False, True, False, True]
+    assert "| Fog |" in tables[1] and "| Frost |" in tables[3] and "difference" not in "".join(tables)

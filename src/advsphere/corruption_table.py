@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 
 from advsphere.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES
-from advsphere.errors import UserError
 from advsphere.evaluation.corruption_record import CorruptionRecord, Mean
 from advsphere.results import Row, row_of_run
 
@@ -48,19 +47,24 @@ def corruption_row(run: Path, folder: Path, record: CorruptionRecord, *, data_na
 
 
 def corruption_markdown(rows: Sequence[Row]) -> str:
-    """The paper's columns, the noise before and the four extra ones after them, mean accuracy over severities in %.
+    """A table for each set of images and corruptions, in %, averaged over severities: the paper's columns, the noise
+    before and the four extra ones after them.
 
-    Below a recipe X-he whose plain X is there too, their paired difference in mCA with its 95 % interval. Raises
-    UserError for rows of different images or corruptions, which make no table.
+    Below a recipe X-he whose plain X is there too, their paired difference in mCA with its 95 % interval.
     """
-    if len({(row["data"], row["threat"], row["n"], *row["counted"]) for row in rows}) != 1:
-        raise UserError("the rows are of different images or corruptions; make a table of those of one kind")
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["data"], row["threat"], row["n"], *row["counted"]), []).append(row)
+    return "\n\n".join(map(_table, groups.values()))
+
+
+def _table(rows: Sequence[Row]) -> str:
     extra = [name for name in EXTRA if all(name in row["accuracy"] for row in rows)]
     names = [name for name in CORRUPTIONS if name in rows[0]["counted"]]
     heads = [*(TITLES[name] for name in names), *(name.replace("_", " ") for name in extra)]
     first = rows[0]
     lines = [
-        f"{first['data']}, first {first['n']:,} test images, corruptions {first['threat']}; accuracy in %, averaged "
+        f"{first['data']}, {first['n']:,} test images, corruptions {first['threat']}; accuracy in %, averaged "
         f"over the severities. mCA is over {len(names)} corruptions, with its 95 % interval.",
         "",
         "| recipe | clean | mCA | " + " | ".join(heads) + " |",

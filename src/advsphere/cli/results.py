@@ -10,6 +10,7 @@ import tyro
 
 from advsphere import results
 from advsphere.cli.arguments import parse
+from advsphere.corruption_table import corruption_markdown
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.reproduce import pages
@@ -65,7 +66,11 @@ def main(arguments: list[str]) -> int:
             results.add(options.file, results.rows_of(run, evaluation, data_name=options.data_name))
     rows = [row for file in _files(options.file) for row in results.read(file)]
     shown = [row for row in rows if options.checkpoint in (None, row["checkpoint"])]
-    table = results.markdown([row for row in shown if options.suite in (None, row["suite"])])
+    shown = [row for row in shown if options.suite in (None, row["suite"])]
+    attacked = [row for row in shown if row["suite"] != "corruptions"]
+    corrupted = [row for row in shown if row["suite"] == "corruptions"]
+    kinds = ((results.markdown, attacked), (corruption_markdown, corrupted))
+    table = "\n\n".join(make(part) for make, part in kinds if part)
     print(table)
     if options.into is not None:
         page = results.replace_between(options.into.read_text(), table)
