@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advsphere.confounders import confounders, trained_elsewhere
+from advsphere.confounders import confounders, divided_otherwise, trained_elsewhere
 from advsphere.recipes import recipe
 
 
@@ -47,3 +47,9 @@ def test_another_radius_in_training_is_said() -> None:
     assert trained_elsewhere("baseline", plain, plain.objective.threat.eps) == []  # type: ignore[union-attr]
     assert trained_elsewhere("method", plain, 0.1) == ["the method was trained at eps 0.2 and is judged at 0.1"]
     assert trained_elsewhere("method", recipe("digits-standard"), 0.1) == []
+
+
+def test_another_number_of_processes_is_said() -> None:
+    assert divided_otherwise([1, 1], [1]) == divided_otherwise([8], [8]) == []
+    (line,) = divided_otherwise([1, 1], [8, 1])
+    assert line.startswith("processes: 1 -> 1 or 8; batch norm normalises each process's share")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from advsphere.distributed import World, cut, joined
+from advsphere.errors import UserError
 from tests.launching import run_ranks
 
 
@@ -24,6 +25,15 @@ def test_without_torchrun_the_world_is_this_process(monkeypatch: pytest.MonkeyPa
         assert world.sum(torch.tensor([1.5])).item() == 1.5
         assert world.gather("a") == ["a"] and world.from_first("a") == "a"
         world.barrier()
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match="there are 2: use torchrun --nproc-per-node 2"), joined():
+        pass
 
 
 TOGETHER = """

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from advsphere.training import load_checkpoint
-from tests.launching import ROOT
+from tests.launching import ROOT, run_ranks
 from tests.training.tiny import assert_same_run
 
 MORTAL = """
@@ -20,7 +20,7 @@ from tests.training.tiny import few_digits
 
 few_digits(pytest.MonkeyPatch())
 folder, dies_after = Path(sys.argv[1]), int(sys.argv[2])
-train, rank, life = experiment.train, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]
+train, rank, life = experiment.train, os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 def mortal(*arguments, stop, **options):
     steps = []
@@ -42,8 +42,6 @@ sys.exit(cli.main(["train", "digits-freeat-he", "--out", str(folder / "run"), "-
 
 
 def train_under_torchrun(folder: Path, *, dies_after: int) -> subprocess.CompletedProcess[str]:
-    """Three epochs of three batches (9, 9 and 7 images) of two replays, with a checkpoint after each batch."""
-    folder.mkdir()
     (folder / "mortal.py").write_text(MORTAL)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
     return subprocess.run(
@@ -62,9 +60,12 @@ def steps(folder: Path) -> dict[str, int]:
 
 
 def test_a_rank_that_is_killed(tmp_path: Path) -> None:
+    """Three epochs of three batches (9, 9 and 7 images) of two replays, with a checkpoint after each batch."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = train_under_torchrun(whole, dies_after=0)
-    assert done.returncode == 0 and steps(whole) == {"life 0": 18}, done.stderr
+    whole.mkdir()
+    killed.mkdir()
+    first, second = run_ranks(2, MORTAL, whole, 0)
+    assert (first.returncode, second.returncode) == (0, 0) and steps(whole) == {"life 0": 18}, first.stderr
     done = train_under_torchrun(killed, dies_after=11)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("another process of this run is gone") == 1

@@ -56,6 +56,17 @@ def trained_elsewhere(arm: str, config: Config, eps: float) -> list[str]:
     return [f"the {arm} was trained at eps {threat.eps:.6g} and is judged at {eps:.6g}"]
 
 
+def divided_otherwise(baseline: Sequence[int], method: Sequence[int]) -> list[str]:
+    """A sentence where two arms were trained by other numbers of processes; each run's number."""
+    if set(baseline) == set(method):
+        return []
+    first, second = (" or ".join(map(str, sorted(set(ranks)))) for ranks in (baseline, method))
+    return [
+        f"processes: {first} -> {second}; batch norm normalises each process's share of a batch by itself, but with "
+        "--sync-bn"
+    ]
+
+
 def _of(change: str, settings: Sequence[str]) -> bool:
     key = change.split(":")[0]
     return any(key == setting or key.startswith(f"{setting}.") for setting in settings)

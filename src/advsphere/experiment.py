@@ -260,6 +260,11 @@ def read_config(folder: Path) -> Config:
     return from_yaml(path.read_bytes(), str(path))
 
 
+def ranks(folder: Path) -> int:
+    """How many processes began a run."""
+    return int(json.loads((folder / "provenance.json").read_text()).get("ranks", 1))
+
+
 class Run(NamedTuple):
     """A trained network with its config and the test images it is to be judged on."""
 

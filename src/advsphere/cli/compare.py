@@ -16,7 +16,7 @@ from advsphere import experiment
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
 from advsphere.cli.subject import Subject
-from advsphere.confounders import confounders, trained_elsewhere
+from advsphere.confounders import confounders, divided_otherwise, trained_elsewhere
 from advsphere.evaluation import Effort, Evaluation, Gain, Precision, Survival, radius, survival
 from advsphere.files import write_atomically
 
@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
             found[name].append(evaluate.evaluated(_question(options, run, eps)))
     result = survival(*([e for e, _ in found[name]] for name in ("baseline", "method")), pgd=options.pgd)
     warnings = confounders(configs["baseline"], configs["method"])
+    warnings += divided_otherwise(*([experiment.ranks(run) for run in runs] for runs in arms.values()))
     for name in arms:
         warnings += trained_elsewhere(name, configs[name][0], eps)
     console.print(_table(result, radius(eps), configs["baseline"][0].threat.norm))

@@ -36,7 +36,8 @@ def joined() -> Iterator[World]:
     Tensors on a CPU travel by gloo, those on a GPU by nccl. Of several ranks the first alone prints: `sys.stdout` and
     `sys.stderr` of the others are silent. All leave together. An error that leaves the block on any rank ends the
     processes of all within seconds, whatever they wait for: the first rank prints it to stderr, a UserError in one
-    line and anything else with its traceback, and the exit status is 1 (that of a SystemExit is kept).
+    line and anything else with its traceback, and the exit status is 1 (that of a SystemExit is kept). Raises UserError
+    where a machine has more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
@@ -45,6 +46,11 @@ def joined() -> Iterator[World]:
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     backend = "gloo"
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
+                f"use torchrun --nproc-per-node {torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
     shared, rank, size = next(rendezvous("env://"))
