@@ -60,7 +60,8 @@ class Options:
     runs: Path = Path("runs")
     """Where the runs are kept."""
     images: Path | None = None
-    """The folder of Table 4's images; by default tiny-imagenet-40 in $ADVSPHERE_DATA."""
+    """The folder of Table 4's images; by default tiny-imagenet-40, or imagenet with --budget full, in
+    $ADVSPHERE_DATA."""
     weight_decay: tuple[float, ...] | None = None
     """Of the grid 5e-4, 2e-4, these alone."""
     seeds: tuple[int, ...] | None = None

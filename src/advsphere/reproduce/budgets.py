@@ -17,6 +17,7 @@ from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data
 WEIGHT_DECAYS = (5e-4, 2e-4)
 """The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
 
+DRAWN = "digits-as-photos"
 _ENDINGS = {"": "", "HE": "-he", "m-HE": "-m-he"}
 PAPERS_SPHERE = Sphere(scale=15.0, margin=0.2)
 
@@ -38,9 +39,9 @@ class Budget:
     -he, per data of the paper; "{}" is the objective. data_name: what the images are called in rows. network: in place
     of the recipe's, for both. epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of
     the headline's pair. efforts: by suite, "corruptions" and "inside" among them. validation: held-out images, in place
-    of the recipe's. corruptible: whose images are large enough for it. photos: whether the digits, drawn large, stand
-    for ImageNet too. together: whether the jobs run inside this process, since each takes less time than Python takes
-    to start.
+    of the recipe's. corruptible: whose images are large enough for it. folder: of the images
+    that stand for ImageNet, DRAWN for digits drawn large. together: whether the jobs run inside this process, since
+    each takes less time than Python takes to start.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Budget:
     efforts: Mapping[str, Effort] = field(default_factory=dict)
     validation: Mapping[str, int] = field(default_factory=dict)
     corruptible: tuple[Data, ...] = ("cifar10", "imagenet")
-    photos: bool = False
+    folder: str = "tiny-imagenet-40"
     together: bool = False
 
     def config(self, arm: Arm, *, weight_decay: float, seed: int) -> Config:
@@ -112,7 +113,7 @@ BUDGETS = {
                 "corruptions": Effort(n=10),
                 "inside": Effort(n=40),
             },
-            photos=True,
+            folder=DRAWN,
             together=True,
         ),
         Budget(
@@ -151,6 +152,7 @@ BUDGETS = {
             cifar10="cifar10-{}",
             imagenet="imagenet-{}",
             data_name={"cifar10": "CIFAR-10", "imagenet": "ImageNet"},
+            folder="imagenet",
             seeds=(0, 1, 2),
         ),
     )

@@ -10,13 +10,13 @@ from pathlib import Path
 from advsphere.config import Config
 from advsphere.errors import UserError
 from advsphere.reproduce import jobs
-from advsphere.reproduce.budgets import Budget
+from advsphere.reproduce.budgets import DRAWN, Budget
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.photos import PHOTOS, digits_as_photos
 from advsphere.reproduce.tables import HEADLINE, Arm, Table
 
-_IMAGES = {"digits": 1237, "cifar10": 49_000, "imagefolder": 19_000}
-"""Training images, about; ImageNet's are told by its classes, which only its folder knows."""
+_IMAGES = {"digits": 1237, "cifar10": 49_000, DRAWN: PHOTOS, "tiny-imagenet-40": 19_000, "imagenet": 1_280_000}
+"""Training images, about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class Places:
         """What has to be named for a config's data: a folder of images. Raises UserError where it is missing."""
         if config.data.name != "imagefolder":
             return None
-        if budget.photos:
-            return digits_as_photos(self.runs / "digits-as-photos")
-        found = self.images or Path(os.environ.get("ADVSPHERE_DATA", "data")) / "tiny-imagenet-40"
+        if budget.folder == DRAWN:
+            return digits_as_photos(self.runs / DRAWN)
+        found = self.images or Path(os.environ.get("ADVSPHERE_DATA", "data")) / budget.folder
         if not found.is_dir():
             raise UserError(
                 f"Table 4 is of a folder with train/<class>/ and val/<class>/: no {found}; name it: --images"
@@ -107,7 +107,7 @@ class _Asked:
 
     def _train(self, arm: Arm, seed: int) -> Job:
         config = self.budget.config(arm, weight_decay=self.weight_decay, seed=seed)
-        images = PHOTOS if self.budget.photos and arm.data == "imagenet" else _IMAGES[config.data.name]
+        images = _IMAGES[self.budget.folder if config.data.name == "imagefolder" else config.data.name]
         return jobs.training(config, self.places.runs, images=images, data_root=self.places.of(config, self.budget))
 
     def _measure(self, table: Table, arm: Arm, trained: Mapping[Arm, Job]) -> Iterator[Job]:
