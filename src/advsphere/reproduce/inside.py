@@ -66,6 +66,8 @@ def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
                 d = Mean.of([a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)])
                 change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f})*"
                 change += "<br>*cannot tell*" * d.cannot_tell
+                plain = table.paper.get(method(base), {}) if theirs else {}
+                change += f"<br>*paper {theirs['mCA'] - plain['mCA']:+.2f}*" if plain else ""
                 each = [fmean(row["accuracy"][key]) - fmean(base["accuracy"][key]) for key in names]
                 clean = row["clean"] - base["clean"]
                 cells = [f"*{100 * clean:+.1f}*", change, *(f"*{100 * value:+.1f}*" for value in each)]
