@@ -108,7 +108,7 @@ def test_archives_at_a_url_are_read_through_fsspec(shards: Path, monkeypatch: py
 
 
 def test_what_cant_be_opened_names_the_extra() -> None:
-    with pytest.raises(UserError, match=r"nosuch://bucket/ can't be opened .*pip install 'advsphere\[cloud\]'"):
+    with pytest.raises(UserError, match=r"nosuch://bucket can't be opened .*pip install 'advsphere\[cloud\]'"):
         load("imagefolder", Path("nosuch://bucket"), image_size=6)
 
 

@@ -56,7 +56,7 @@ class ShardImages(EncodedImages):
 
 def holds_shards(place: str) -> bool:
     """Whether there are .tar files in a folder, or in its train, val or test folder."""
-    return any(_archives(f"{place}/{part}") for part in ("", "train", *TEST_FOLDERS))
+    return any(map(_archives, (place, *(f"{place}/{part}" for part in ("train", *TEST_FOLDERS)))))
 
 
 def read_shards(place: str, view: View | None) -> Parts:
