@@ -28,9 +28,13 @@ class Crafted:
     threat: ThreatModel
     steps: int
 
-    def first(self, n: int) -> Crafted:
-        """The first n of them."""
-        return replace(self, x=self.x[:n], x_adv=self.x_adv[:n], y=self.y[:n])
+    def few(self, n: int) -> Crafted:
+        """n of them at equal distances, all where there are fewer: so no class is left out where they lie class by
+        class.
+        """
+        total = len(self.y)
+        index = torch.arange(min(n, total), device=self.y.device) * total // min(n, total)
+        return replace(self, x=self.x[index], x_adv=self.x_adv[index], y=self.y[index])
 
 
 def craft(

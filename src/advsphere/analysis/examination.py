@@ -122,7 +122,7 @@ def examine(
         clean=clean,
         adversarial=adversarial,
         gradients=gradients,
-        hardness=hardness(anatomy, crafted.first(HARD), on_progress=told["hardness"]),
+        hardness=hardness(anatomy, crafted.few(HARD), on_progress=told["hardness"]),
         first_steps=first_steps,
         table7=table7,
         eps=eps,
