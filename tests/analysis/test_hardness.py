@@ -61,10 +61,10 @@ def test_short_hard_examples_gain_by_fn_and_long_ones_lose() -> None:
 def test_the_model_is_left_as_it_was_and_too_few_are_refused() -> None:
     anatomy, crafted = arrows(SHORT_WHEN_HARD)
     anatomy.model.train()
-    hardness(anatomy, crafted.first(10))
+    hardness(anatomy, crafted.few(10))
     assert anatomy.model.training and all(p.grad is None for p in anatomy.model.parameters())
     with pytest.raises(UserError, match="at least 10"):
-        hardness(anatomy, crafted.first(9))
+        hardness(anatomy, crafted.few(9))
     anatomy.model.requires_grad_(False)
     with pytest.raises(UserError, match="requires_grad"):
         hardness(anatomy, crafted)
