@@ -64,6 +64,18 @@ def test_copies_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert written == ["0", "1", "2"]
 
 
+def test_after_one_that_failed_none_is_written(tmp_path: Path) -> None:
+    """Else last would speak of a best that is not there."""
+    writer = CheckpointWriter()
+    (tmp_path / "best").mkdir()
+    writer.save(tmp_path / "best", {}, {})
+    writer.save(tmp_path / "last", {}, {})
+    with pytest.raises(UserError, match=r"could not write .*best"):
+        writer.wait()
+    writer.thread.shutdown()
+    assert not (tmp_path / "last").exists()
+
+
 @pytest.mark.parametrize("steps", [None, 2], ids=["at the end", "stopped"])
 def test_the_files_are_complete_when_training_returns(steps: int | None, tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, Standard(), hooks=Hooks(stop=stopping_after(steps) if steps else lambda: False))

@@ -13,7 +13,9 @@ from advsphere.training.checkpoint import save
 
 
 class CheckpointWriter:
-    """Writes checkpoints in the order they are given, one at a time, in a thread of its own."""
+    """Writes checkpoints in the order they are given, one at a time, in a thread of its own. After one that could not
+    be written no other is, since it may speak of that one.
+    """
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
@@ -26,10 +28,17 @@ class CheckpointWriter:
         while len(self.pending) > 1:  # a disk that can't keep up must not fill the memory with copies
             self.pending.pop(0).result()
         copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-        self.pending.append(self.thread.submit(save, path, copied, dict(meta)))
+        before = self.pending[-1] if self.pending else None
+        self.pending.append(self.thread.submit(_write, before, path, copied, dict(meta)))
 
     def wait(self) -> None:
         """Until all is written. Raises what `checkpoint.save` raised for the first that could not be."""
         pending, self.pending = self.pending, []
         for each in pending:
             each.result()
+
+
+def _write(before: Future[None] | None, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    if before is not None:
+        before.result()  # raises what it raised
+    save(path, tensors, meta)
