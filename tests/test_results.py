@@ -92,7 +92,7 @@ def test_a_page_without_a_place_is_refused() -> None:
 
 
 def test_the_committed_rows_are_whole_and_the_readme_shows_them() -> None:
-    rows = results.read(COMMITTED)
+    rows = [r for r in results.read(COMMITTED) if r["suite"] != "inside"]
     assert {r["recipe"] for r in rows} >= {"cifar10-small-fastat", "cifar10-small-fastat-he"}
     for r in rows:
         assert r["k"] == r["outcomes"].count("1") and r["n"] == len(r["outcomes"])

@@ -15,6 +15,7 @@ from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.reproduce import pages
 from advsphere.reproduce.checking import Status, check
+from advsphere.reproduce.collecting import INSIDE, diagnosed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class Options:
     file: Annotated[Path, tyro.conf.Positional]
     """JSON lines, one for each run and attack; or a folder of such files."""
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Runs whose finished evaluations are added; a measurement that the file has already is replaced. With --check:
-    where the evidence is looked for."""
+    """Runs whose finished evaluations and diagnoses are added; a measurement that the file has already is replaced.
+    With --check: where the evidence is looked for.
+    """
     data_name: str | None = None
     """What the images are called in the rows; the data set's name by default."""
     checkpoint: Literal["best", "last"] | None = None
@@ -64,10 +66,12 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"{run} holds no finished evaluation; `advsphere evaluate {run}` makes one")
         for evaluation in found:
             results.add(options.file, results.rows_of(run, evaluation, data_name=options.data_name))
+        for diagnosis in sorted(run.glob("diagnosis/**/diagnosis.json")):
+            results.add(options.file, list(diagnosed(diagnosis, options.file.parent, data_name=options.data_name)))
     rows = [row for file in _files(options.file) for row in results.read(file)]
     shown = [row for row in rows if options.checkpoint in (None, row["checkpoint"])]
     shown = [row for row in shown if options.suite in (None, row["suite"])]
-    attacked = [row for row in shown if row["suite"] != "corruptions"]
+    attacked = [row for row in shown if row["suite"] not in ("corruptions", INSIDE)]
     corrupted = [row for row in shown if row["suite"] == "corruptions"]
     kinds = ((results.markdown, attacked), (corruption_markdown, corrupted))
     table = "\n\n".join(make(part) for make, part in kinds if part)

@@ -42,10 +42,17 @@ def _rows(job: Job, data_name: str, beside: Path) -> Iterator[Row]:
         record = CorruptionRecord.load(folder / "corruptions.json")
         yield corruption_row(folder.parents[1], folder, record, data_name=data_name)
     elif job.command[0] == "diagnose":
-        for row in rows_of_diagnosis(job.made, data_name=data_name):
-            yield row
-            if row["attack"] == "gradient norms":
-                yield row | {"attack": "pictures", "picture": _picture(row, job.made, beside)}
+        yield from diagnosed(job.made, beside, data_name=data_name)
+
+
+def diagnosed(path: Path, beside: Path, *, data_name: str | None = None) -> Iterator[Row]:
+    """The rows of a diagnosis, with pictures: those are copied into `beside`, the folder of the file of rows. Raises
+    UserError as `rows_of_diagnosis`.
+    """
+    for row in rows_of_diagnosis(path, data_name=data_name):
+        yield row
+        if row["attack"] == "gradient norms":
+            yield row | {"attack": "pictures", "picture": _picture(row, path, beside)}
 
 
 def _picture(row: Row, diagnosis: Path, beside: Path) -> str:
@@ -58,14 +65,14 @@ def _picture(row: Row, diagnosis: Path, beside: Path) -> str:
 
 
 def rows_of_diagnosis(path: Path, *, data_name: str | None = None) -> Iterator[Row]:
-    """Table 7's attacks and the gradient-norm ratios of each network in a diagnosis; the file lies in a folder of its
-    own in the run's `diagnosis`, and a baseline is a run beside that run. Raises UserError for a file that was changed.
+    """Table 7's attacks and the gradient-norm ratios of each network in a diagnosis; the file lies in the run's folder,
+    and a baseline is a run beside it. Raises UserError for a file that was changed.
     """
     content = json.loads(path.read_text())
     checksum = content.pop("checksum", None)
     if checksum != content_checksum(content):
         raise UserError(f"{path} was changed after it was written; diagnose again, or take it as no evidence")
-    runs = path.parents[2].parent
+    runs = next(folder for folder in path.absolute().parents if (folder / "config.yaml").is_file()).parent
     threat = content["threat"]
     for place, network in enumerate(content["networks"]):
         shared = row_of_checkpoint(runs / network["name"], "best", data_name=data_name) | {

@@ -20,7 +20,7 @@ INTRODUCTIONS = {
     "table7": "Accuracy in % under one and two steps of PGD, with FN on the attack's path and without, judged by the "
     "untouched network; the radius and the step are inferred (docs/fidelity.md). The paper's network is a WRN-34-10.",
     "gradients": "The norm of the loss's gradient in each layer on adversarial images over that on clean ones; the "
-    "paper's figure says that with FN it is larger.",
+    "paper draws it for its claim that FN learns better from hard adversarial examples.",
     "perturbations": "Clean images, and what is added to them when FN is on the attack's path and when it is not.",
 }
 

@@ -95,6 +95,7 @@ def _bare(*names: str) -> dict[str, str]:
 
 _PAIR = _arms(("fastat",), ("", "HE"))
 _IMAGENET = _arms(("freeat",), ("", "HE"), "imagenet")
+_PGD_AT = _arms(("pgd-at",), ("", "HE"))
 _ABLATED = tuple(Arm("fastat", variant) for variant in ABLATION)
 _SAME = {name: name for name in ("clean", "DeepFool", "C&W", "FeaAtt.", "FAB")}
 _PGD_50 = {"clean": "clean", **_bare("PGD-50")}
@@ -171,18 +172,20 @@ TABLES = {
             arms=(Arm("standard"),),
             measure="inside",
             paper=paper.TABLE_7,
-            also=_PAIR,
+            also=(*_PAIR, *_PGD_AT),
         ),
         Table(
             name="gradients",
             title="How much louder adversarial images speak in the gradients of each layer",
             arms=_PAIR,
+            also=_PGD_AT,
             measure="inside",
         ),
         Table(
             name="perturbations",
             title="Perturbations crafted with and without FN",
             arms=_PAIR,
+            also=_PGD_AT,
             measure="inside",
         ),
     )
