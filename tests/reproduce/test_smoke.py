@@ -56,6 +56,11 @@ def test_a_plan_is_shown_and_nothing_done(tmp_path: Path, capsys: pytest.Capture
     assert "with --jobs 1" in shown and "train" in shown and not runs.exists()
 
 
+def test_without_a_table_it_names_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--budget", "smoke"]) == 1
+    assert "name a table: table3" in capsys.readouterr().err
+
+
 def test_rows_are_recomputed_from_their_evidence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = results.read(place / "results" / "smoke.jsonl")
     assert main(["results", "results", "runs", "--check"]) == 0

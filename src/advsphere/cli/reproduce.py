@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import signal
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +19,7 @@ from rich.table import Table as Grid
 
 from advsphere import results
 from advsphere.cli.arguments import parse
+from advsphere.errors import UserError
 from advsphere.reproduce import pace, pages, running
 from advsphere.reproduce.budgets import budget
 from advsphere.reproduce.collecting import collect
@@ -78,7 +80,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Show the plan, do it, print the tables."""
     options = parse(Options, arguments or ["--help"], prog="advsphere reproduce")
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # also while a job's output goes to its log
+    if not options.tables:
+        raise UserError(f"name a table: {', '.join(TABLES)}; or all")
     names = tuple(TABLES) if "all" in options.tables else options.tables
     found = plan(
         [table(name) for name in names],
