@@ -115,8 +115,8 @@ class Group:
 def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
     """The rows that belong in a table, in groups; of the paper's data that the table is about, and its methods only.
 
-    Where the arms of a group were trained at several weight decays, each of them by all seeds, one more group follows
-    with each arm at the weight decay that was most robust on held-out training images. Raises UserError where an arm
+    Where arms were trained at several weight decays, one more group follows with each arm at the weight decay that was
+    most robust on held-out training images. Raises UserError where an arm
     has runs that differ in more than their seed.
     """
     wanted = {(arm.name, arm.data == "imagenet"): place for place, arm in enumerate((*table.arms, *table.also))}
@@ -161,21 +161,24 @@ def _question(measurement: Measurement) -> Group:
 
 
 def _at_their_best(made: Sequence[Group]) -> list[Group]:
-    """For each set of groups that differ in weight decay alone, one with each arm at its best."""
+    """For each set of groups that differ in weight decay alone, one with each arm at its best; of the seeds that all
+    weight decays of the arm have.
+    """
     families: dict[Group, list[Group]] = {}
     for one in made:
         families.setdefault(replace(one, weight_decay=None, arms={}), []).append(one)
     best = []
     for common, family in families.items():
-        names = [name for name in family[0].arms if all(_seeds(g, name) == _seeds(family[0], name) for g in family)]
-        if len(family) > 1 and names:
-            arms = {name: max((group.arms[name] for group in family), key=validated) for name in names}
+        arms = {}
+        for name in family[0].arms if len(family) > 1 else ():
+            runs = [group.arms.get(name, ()) for group in family]
+            seeds = set.intersection(*({m.any["seed"] for m in arm} for arm in runs))
+            if seeds:
+                shared = [tuple(m for m in arm if m.any["seed"] in seeds) for arm in runs]
+                arms[name] = max(shared, key=validated)
+        if arms:
             best.append(replace(common, arms=arms))
     return best
-
-
-def _seeds(group: Group, name: str) -> list[int]:
-    return sorted(measurement.any["seed"] for measurement in group.arms.get(name, ()))
 
 
 def validated(arm: Sequence[Measurement]) -> float:
