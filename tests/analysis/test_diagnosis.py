@@ -94,6 +94,16 @@ def test_two_networks_need_two_names() -> None:
         diagnose(one, images(10, 1, 8, 3), threat=THREAT, baseline=one)
 
 
+def test_too_few_images_are_refused_before_anything_is_crafted() -> None:
+    stages: list[str] = []
+    one = Network(name="one", model=small(0))
+    with pytest.raises(UserError, match="at least 10"):
+        diagnose(
+            one, images(9, 1, 8, 3), threat=THREAT, on_progress=lambda name, stage, done, total: stages.append(stage)
+        )
+    assert stages == []
+
+
 def timm_network() -> nn.Module:
     timm = pytest.importorskip("timm")
     with torch.random.fork_rng():

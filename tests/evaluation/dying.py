@@ -107,6 +107,7 @@ def end(kind: str, path: Path, moment: int, by: signal.Signals) -> None:
 
 def main(folder: Path, kind: str, sample: int) -> None:
     torch.set_num_threads(1)  # other threads don't survive a fork
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     whole = folder / "whole.sqlite"
     assert forked(lambda: count(kind, whole)) == 0
     moments = int(whole.with_suffix(".moments").read_text())

@@ -14,7 +14,7 @@ from advsphere.analysis.crafted import Crafted, craft
 from advsphere.analysis.curves import Curve, accuracy_against_eps
 from advsphere.analysis.few_steps import FewSteps, few_steps
 from advsphere.analysis.gradients import LayerGradients, layer_gradients
-from advsphere.analysis.hardness import Hardness, hardness
+from advsphere.analysis.hardness import Hardness, check_count, hardness
 from advsphere.analysis.pictures import Picture
 from advsphere.analysis.sheet import both_ways, first_right
 from advsphere.analysis.steps import StepsCurve, accuracy_against_steps
@@ -86,11 +86,13 @@ def examine(
     batch_size: int = 250,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Examination:
-    """Look at all of it. on_progress: told (one of STAGES, done, total). Raises UserError as `preflight` and `dissect`.
+    """Look at all of it. on_progress: told (one of STAGES, done, total). Raises UserError as `preflight` and `dissect`,
+    and for fewer than ten images, before anything is crafted.
 
     The model is put back as it was; its gradients are left alone.
     """
     model, told = network.model, {stage: partial(on_progress, stage) for stage in STAGES}
+    check_count(len(images))
     preflight(model, images, batch_size=batch_size)
     anatomy = dissect(model, images, head=network.head, batch_size=batch_size)
     crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=told["craft"])

@@ -64,6 +64,12 @@ class Hardness:
         return bootstrap(difference, len(self.margin), seed=seed)
 
 
+def check_count(n: int) -> None:
+    """Raises UserError where n examples are too few for fifths of them."""
+    if n < 2 * GROUPS:
+        raise UserError(f"fifths of {n} examples say nothing; give at least {2 * GROUPS} images")
+
+
 def hardness(
     anatomy: Anatomy, crafted: Crafted, *, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Hardness:
@@ -71,8 +77,7 @@ def hardness(
     example would have no gradient of its own). Gradients that the model holds stay. Raises UserError for fewer than ten
     examples, and for a network whose weights take no gradient.
     """
-    if len(crafted.y) < 2 * GROUPS:
-        raise UserError(f"fifths of {len(crafted.y)} examples say nothing; give at least {2 * GROUPS}")
+    check_count(len(crafted.y))
     model = anatomy.model
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
