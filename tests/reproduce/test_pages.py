@@ -16,7 +16,7 @@ GIVEN = {Path("results/toys.jsonl"): [*rows("small-fastat", PLAIN), *rows("small
 
 def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path: Path) -> None:
     text, measured = pages.page(TABLES["table3"], GIVEN, tmp_path)
-    assert measured and "## wrn-10-1 on toys, first 100 test images, linf 8/255, weight decay 0.0005" in text
+    assert measured and "## wrn-10-1 on toys, 100 test images, linf 8/255, weight decay 0.0005" in text
     plain, sphere, less = (line for line in text.splitlines() if line.startswith(("| FastAT", "| *less")))
     assert "40.0 (30.9-49.8)<br>paper 46.40: -6.4" in plain, "its PGD-50 is that at s = 1"
     assert "60.0 (50.2-69.1)<br>paper 52.55: +7.5" in sphere

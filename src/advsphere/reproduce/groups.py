@@ -102,7 +102,7 @@ class Group:
         decay = "each arm at its best weight decay" if self.weight_decay is None else (
             f"weight decay {self.weight_decay:g}"
         )  # fmt: skip
-        told = f"{self.network} on {self.data}, first {self.n:,} test images, {self.threat}, {decay}"
+        told = f"{self.network} on {self.data}, {self.n:,} test images, {self.threat}, {decay}"
         told += f", {self.effort}" if self.effort else ""
         return told + (", last checkpoint" if self.checkpoint == "last" else "")
 

@@ -43,7 +43,7 @@ def _together(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """By what a section's rows have in common, as its title says it."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        title = f"{row['network']} on {row['data']}, first {row['n']:,} test images, {row['threat']}, weight decay "
+        title = f"{row['network']} on {row['data']}, {row['n']:,} test images, {row['threat']}, weight decay "
         found.setdefault(f"{title}{row['weight_decay']:g}", []).append(row)
     return found
 
