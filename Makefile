@@ -40,7 +40,7 @@ test: lint types $(PEERS) ## lint, types and the tests (at most 12 minutes on 2 
 
 test-all: lint types $(PEERS) ## everything, also the slow tests; the output goes to results/test-all.txt
 	@mkdir -p results
-	$(PYTEST) -m '' -rs --durations=20 2>&1 | sed 's|$(CURDIR)/||g; s|^rootdir: .*||' | tee results/test-all.txt
+	$(PYTEST) -m '' -rs --durations=20 2>&1 | sed -u 's|$(CURDIR)/||g; s|^rootdir: .*||' | tee results/test-all.txt
 
 lint: $(STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check
