@@ -71,21 +71,26 @@ def test_an_arm_of_runs_that_differ_in_more_than_their_seed_is_refused() -> None
         found(rows("small-fastat", PLAIN), rows("small-fastat", PLAIN, overrides=("training.lr: 0.2 -> 0.1",)))
 
 
-def test_each_arm_at_its_best_is_chosen_on_validation_among_seeds_that_all_weight_decays_have() -> None:
-    both = [
-        *(rows("small-fastat", PLAIN, seed=seed, robust=0.30) for seed in (0, 1)),
-        *(rows("small-fastat", SPHERE, seed=seed, weight_decay=2e-4, robust=0.31) for seed in (0, 1)),
-        *(rows("small-fastat-he", SPHERE, seed=seed, robust=0.4) for seed in (0, 1)),
-    ]
-    whole = [rows("small-fastat-he", SPHERE, seed=seed, weight_decay=2e-4, robust=0.35) for seed in (0, 1)]
-    *single, best = found(*both, *whole)
+def test_each_arm_at_its_best_is_chosen_on_held_out_images_by_the_seeds_that_all_weight_decays_have() -> None:
+    plain = [rows("small-fastat", PLAIN, seed=seed, robust=0.30) for seed in (0, 1)]
+    better = [rows("small-fastat", SPHERE, seed=seed, weight_decay=2e-4, robust=0.31) for seed in (0, 1)]
+    sphere = [rows("small-fastat-he", SPHERE, seed=seed, robust=robust) for seed, robust in ((0, 0.4), (1, 0.1))]
+    worse = rows("small-fastat-he", SPHERE, weight_decay=2e-4, robust=0.35, suite="validation")
+    *single, best = found(*plain, *better, *sphere, worse)
     assert [group.weight_decay for group in single] == [5e-4, 2e-4] and best.weight_decay is None
-    chosen = {name: {m.any["weight_decay"] for m in arm} for name, arm in best.arms.items()}
-    assert chosen == {"FastAT": {2e-4}, "FastAT+HE": {5e-4}}
-    *_, best = found(*both, whole[0])
-    assert [m.any["seed"] for m in best.arms["FastAT+HE"]] == [0], "the other weight decay has that seed alone"
-    *_, best = found(*both)
+    chosen = {name: [(m.any["weight_decay"], m.any["seed"]) for m in arm] for name, arm in best.arms.items()}
+    assert chosen == {"FastAT": [(2e-4, 0), (2e-4, 1)], "FastAT+HE": [(5e-4, 0), (5e-4, 1)]}
+    assert [single[0].at_its_best(name) for name in single[0].arms] == [False, True]
+    *_, best = found(*plain, *better, *sphere)
     assert list(best.arms) == ["FastAT"], "the other arm has one weight decay, and no choice"
+
+
+def test_where_all_arms_are_best_at_one_weight_decay_they_are_not_shown_twice() -> None:
+    arms = [rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE)]
+    worse = [rows(name, {"PGD-10": "1"}, weight_decay=2e-4, robust=0.2, suite="validation")
+             for name in ("small-fastat", "small-fastat-he")]  # fmt: skip
+    (group,) = found(*arms, *worse)
+    assert group.weight_decay == 5e-4 and all(map(group.at_its_best, group.arms))
 
 
 def test_an_ablation_without_an_ablated_arm_is_none() -> None:

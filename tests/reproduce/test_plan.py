@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,12 +100,41 @@ def test_the_command_of_an_attack_says_its_effort(places: Places) -> None:
     assert typed.out == job.made.parent and typed.subject.run == job.made.parents[2]
 
 
-def test_a_plan_of_some_seeds_and_one_weight_decay_is_a_part_of_the_whole(places: Places) -> None:
+def test_a_plan_can_be_of_some_seeds_one_weight_decay_and_some_methods(places: Places) -> None:
     asked = {"weight_decays": (2e-4,), "seeds": (1,), "methods": ("FastAT", "FreeAT+m-HE")}
-    whole, part = (plan([table("table3")], BUDGETS["cpu"], places, **some) for some in ({}, asked))
-    assert {job.name for job in part.jobs} < {job.name for job in whole.jobs}
+    part = plan([table("table3")], BUDGETS["cpu"], places, **asked)
     assert {(job.config.training.seed, job.config.training.weight_decay) for job in part.jobs} == {(1, 2e-4)}
+    assert {job.command[0] for job in part.jobs} == {"train", "evaluate"}
     assert {job.config.recipe for job in part.jobs} == {"cifar10-small-fastat", "cifar10-small-freeat-m-he"}
+
+
+def trained(job: Job, robust: float) -> None:
+    job.made.parent.mkdir(parents=True, exist_ok=True)
+    epochs = [{"epoch": epoch + 1, "robust": robust - 0.1 * (epoch > 0)} for epoch in range(job.epochs or 0)]
+    job.made.write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+
+
+def test_a_further_weight_decay_is_measured_where_held_out_images_prefer_it(tmp_path: Path) -> None:
+    def planned() -> dict[tuple[str, float, int, bool], Job]:
+        found = plan([table("table2")], BUDGETS["cpu"], Places(runs=tmp_path), methods=["TRADES", "TRADES+HE"])
+        return {
+            (job.command[0], job.config.training.weight_decay, job.config.training.seed, job.config.sphere is None): job
+            for job in found.jobs
+        }
+
+    first = planned()
+    assert {key[:3] for key in first if key[1] == 2e-4} == {("train", 2e-4, 0)}, "one seed tells, and is not attacked"
+    assert {key[:3] for key in first if key[1] == 5e-4} == {
+        (kind, 5e-4, seed) for kind in ("train", "evaluate") for seed in (0, 1)
+    }
+    for (_, decay, seed, plain), job in first.items():
+        if job.command[0] == "train":
+            trained(job, 0.3 + 0.1 * (decay == 2e-4 and plain) + 0.5 * (decay == 5e-4 and seed == 1))
+    then = planned()
+    more = {key for key in then.keys() - first.keys()}
+    assert more == {("evaluate", 2e-4, 0, True), ("train", 2e-4, 1, True), ("evaluate", 2e-4, 1, True)}
+    trained(then["train", 2e-4, 1, True], 0.1)
+    assert planned().keys() == first.keys(), "over both seeds the first weight decay is better"
 
 
 def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_rows_are_recomputed_from_their_evidence(place: Path, capsys: pytest.Cap
         ("paper", lambda row: {"outcomes": "1" * row["n"], "k": row["n"], "accuracy": 1.0}),
         ("paper", lambda row: {"k": row["k"] + 1}),
         ("corruptions", lambda row: {"outcomes": row["outcomes"] | {"fog": ["1" * row["n"]] * 5}}),
+        ("validation", lambda row: {"k": row["k"] + 1, "accuracy": (row["k"] + 1) / row["n"]}),
         ("inside", lambda row: {"k": 0, "accuracy": 0.0} if "k" in row else {"gradients": {}}),
     ],
 )

@@ -15,7 +15,7 @@ from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.reproduce import pages
 from advsphere.reproduce.checking import Status, check
-from advsphere.reproduce.collecting import INSIDE, diagnosed
+from advsphere.reproduce.collecting import INSIDE, VALIDATION, diagnosed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     rows = [row for file in _files(options.file) for row in results.read(file)]
     shown = [row for row in rows if options.checkpoint in (None, row["checkpoint"])]
     shown = [row for row in shown if options.suite in (None, row["suite"])]
-    attacked = [row for row in shown if row["suite"] not in ("corruptions", INSIDE)]
+    attacked = [row for row in shown if row["suite"] not in ("corruptions", INSIDE, VALIDATION)]
     corrupted = [row for row in shown if row["suite"] == "corruptions"]
     kinds = ((results.markdown, attacked), (corruption_markdown, corrupted))
     table = "\n\n".join(make(part) for make, part in kinds if part)

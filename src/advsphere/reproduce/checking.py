@@ -15,8 +15,14 @@ from advsphere.evaluation import Evaluation, Ledger
 from advsphere.evaluation.corruption_record import CorruptionRecord
 from advsphere.evaluation.records import content_checksum
 from advsphere.results import Row
+from advsphere.training import read_metrics
 
-_EVIDENCE = {"ledger": "ledger.sqlite", "record": "corruptions.json", "diagnosis": "diagnosis.json"}
+_EVIDENCE = {
+    "ledger": "ledger.sqlite",
+    "record": "corruptions.json",
+    "diagnosis": "diagnosis.json",
+    "metrics": "metrics.jsonl",
+}
 """What a row names the checksum of, and the file that has it."""
 
 Status = Literal["confirmed", "WRONG", "no evidence here"]
@@ -92,6 +98,8 @@ def _checksum(path: Path) -> str:
             return book.checksum()
     if path.name == _EVIDENCE["record"]:
         return str(CorruptionRecord.load(path).to_dict()["checksum"])
+    if path.name == _EVIDENCE["metrics"]:
+        return content_checksum({"epochs": read_metrics(path.parent)})
     return content_checksum(json.loads(path.read_text()))
 
 
@@ -104,6 +112,9 @@ def _again(path: Path) -> Any:
     if path.name == _EVIDENCE["record"]:
         record = CorruptionRecord.load(path)
         return partial(_corrupted, record)
+    if path.name == _EVIDENCE["metrics"]:
+        robust = {epoch["epoch"]: epoch["robust"] for epoch in read_metrics(path.parent)}
+        return lambda row: round(robust[row["validated"]["epoch"]] * row["n"])
     return partial(_inside, json.loads(path.read_text()))
 
 

@@ -13,13 +13,17 @@ from advsphere.errors import UserError
 from advsphere.evaluation import radius, wilson
 from advsphere.evaluation.corruption_record import CorruptionRecord
 from advsphere.evaluation.records import content_checksum
+from advsphere.experiment import read_config
 from advsphere.files import write_atomically
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Plan
 from advsphere.results import Row, row_of_checkpoint
+from advsphere.training import read_metrics
 
 INSIDE = "inside"
 """The suite of rows that come from a diagnosis."""
+VALIDATION = "validation"
+"""The suite of the row that each training leaves: how robust its best checkpoint is on held-out training images."""
 
 
 def collect(found: Plan, file: Path) -> None:
@@ -38,11 +42,35 @@ def _rows(job: Job, data_name: str, beside: Path) -> Iterator[Row]:
     folder = job.made.parent
     if job.command[0] == "evaluate":
         yield from results.rows_of(folder.parents[1], folder, data_name=data_name)
+    elif job.command[0] == "train":
+        yield row_of_training(folder, data_name=data_name)
     elif job.command[0] == "corruptions":
         record = CorruptionRecord.load(folder / "corruptions.json")
         yield corruption_row(folder.parents[1], folder, record, data_name=data_name)
     elif job.command[0] == "diagnose":
         yield from diagnosed(job.made, beside, data_name=data_name)
+
+
+def row_of_training(run: Path, *, data_name: str | None = None) -> Row:
+    """What chose a run's best checkpoint: its accuracy under PGD-10 on held-out training images. Raises UserError where
+    a file is missing or broken.
+    """
+    config, shared = read_config(run), row_of_checkpoint(run, "best", data_name=data_name)
+    n = config.data.validation
+    k = round(shared["validated"]["robust"] * n)
+    return shared | {
+        "suite": VALIDATION,
+        "attack": "PGD-10",
+        "threat": f"{config.threat.norm} {radius(config.threat.eps)}",
+        "n": n,
+        "k": k,
+        "accuracy": k / n,
+        "interval": list(wilson(k, n)),
+        "evaluated": {
+            "metrics": content_checksum({"epochs": read_metrics(run)}),
+            "data_name": f"{config.data.name} train, held out",
+        },
+    }
 
 
 def diagnosed(path: Path, beside: Path, *, data_name: str | None = None) -> Iterator[Row]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.evaluation.rows import Row as Measured
 from advsphere.recipes import OBJECTIVES
+from advsphere.reproduce.grid import Tried, preferred
 from advsphere.reproduce.tables import ABLATION, Table
 from advsphere.results import Row
 
@@ -83,7 +83,7 @@ class Measurement:
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """arms: a method's measurements, one for each seed. effort: beyond the suite's name. weight_decay: of all arms,
-    None where each has its best.
+    None where each has its best. tried: by method, the weight decays that it was trained at.
     """
 
     data: str
@@ -95,6 +95,7 @@ class Group:
     effort: str
     weight_decay: float | None
     arms: Mapping[str, tuple[Measurement, ...]] = field(hash=False)
+    tried: Mapping[str, Tried] = field(hash=False, default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -106,6 +107,10 @@ class Group:
         told += f", {self.effort}" if self.effort else ""
         return told + (", last checkpoint" if self.checkpoint == "last" else "")
 
+    def at_its_best(self, name: str) -> bool:
+        """Whether an arm has the weight decay that held-out training images preferred among several."""
+        return preferred(self.tried.get(name, {})) == self.arms[name][0].any["weight_decay"]
+
     def attacks(self) -> list[str]:
         """Every attack of the group, in the order of the arm that has the most."""
         longest = max((m.rows for arm in self.arms.values() for m in arm), key=len)
@@ -115,13 +120,15 @@ class Group:
 def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
     """The rows that belong in a table, in groups; of the paper's data that the table is about, and its methods only.
 
-    Where arms were trained at several weight decays, one more group follows with each arm at the weight decay that was
-    most robust on held-out training images. Raises UserError where an arm
-    has runs that differ in more than their seed.
+    Where arms were trained at several weight decays, one more group follows with each arm at the one that was most
+    robust on held-out training images, unless that is the same for all. Raises UserError where an arm has runs that
+    differ in more than their seed.
     """
     wanted = {(arm.name, arm.data == "imagenet"): place for place, arm in enumerate((*table.arms, *table.also))}
     runs: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
+    every = list(rows)
+    tried = _tried(every)
+    for row in every:
         if row["suite"] == suite and (method(row), on_imagenet(row)) in wanted:
             runs.setdefault(_run(row), {})[row["attack"]] = row
     found: dict[Group, dict[str, list[Measurement]]] = {}
@@ -135,7 +142,8 @@ def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
         ordered = sorted(arms, key=lambda name: wanted[name, on_imagenet(arms[name][0].any)])
         kept = {name: tuple(sorted(arms[name], key=lambda m: int(m.any["seed"]))) for name in ordered}
         if not table.about or {arm.name for arm in table.about} & kept.keys():
-            made.append(replace(question, arms=kept))
+            of_arms = {name: tried.get(_arm(arm[0].any), {}) for name, arm in kept.items()}
+            made.append(replace(question, arms=kept, tried=of_arms))
     return [*made, *_at_their_best(made)]
 
 
@@ -160,27 +168,38 @@ def _question(measurement: Measurement) -> Group:
     )
 
 
+def _arm(row: Row) -> tuple[Any, ...]:
+    """What the runs of an arm have in common, whatever their weight decay."""
+    kept = (line for line in Measurement({"": row}).confounders if not line.startswith("training.weight_decay:"))
+    return (method(row), row["network"], row["data"], *kept)
+
+
+def _tried(rows: Iterable[Row]) -> dict[tuple[Any, ...], dict[float, dict[int, float]]]:
+    """The robust accuracy of each run's best checkpoint on held-out training images, by arm."""
+    found: dict[tuple[Any, ...], dict[float, dict[int, float]]] = {}
+    for row in rows:
+        if "validated" in row and row["checkpoint"] == "best":
+            of_seeds = found.setdefault(_arm(row), {}).setdefault(row["weight_decay"], {})
+            of_seeds[row["seed"]] = row["validated"]["robust"]
+    return found
+
+
 def _at_their_best(made: Sequence[Group]) -> list[Group]:
-    """For each set of groups that differ in weight decay alone, one with each arm at its best; of the seeds that all
-    weight decays of the arm have.
+    """For each set of groups that differ in weight decay alone, one with each arm at its best, if none of them has
+    those already; arms that were trained at one weight decay alone stay out.
     """
     families: dict[Group, list[Group]] = {}
     for one in made:
-        families.setdefault(replace(one, weight_decay=None, arms={}), []).append(one)
+        families.setdefault(replace(one, weight_decay=None, arms={}, tried={}), []).append(one)
     best = []
     for common, family in families.items():
-        arms = {}
-        for name in family[0].arms if len(family) > 1 else ():
-            runs = [group.arms.get(name, ()) for group in family]
-            seeds = set.intersection(*({m.any["seed"] for m in arm} for arm in runs))
-            if seeds:
-                shared = [tuple(m for m in arm if m.any["seed"] in seeds) for arm in runs]
-                arms[name] = max(shared, key=validated)
-        if arms:
-            best.append(replace(common, arms=arms))
+        tried = {name: of for group in family for name, of in group.tried.items()}
+        arms = {
+            name: group.arms[name]
+            for name in tried
+            for group in family
+            if name in group.arms and preferred(tried[name]) == group.weight_decay
+        }
+        if arms and not any(arms.items() <= group.arms.items() for group in family):
+            best.append(replace(common, arms=arms, tried={name: tried[name] for name in arms}))
     return best
-
-
-def validated(arm: Sequence[Measurement]) -> float:
-    """Mean robust accuracy on held-out training images; -1 for rows from before it was kept."""
-    return fmean(m.any.get("validated", {}).get("robust", -1.0) for m in arm)

@@ -39,6 +39,14 @@ class Job:
         return self.epochs is None or len(read_metrics(self.made.parent)) >= self.epochs
 
 
+def validated(job: Job) -> float | None:
+    """Of a training, the accuracy on held-out images that chose its best checkpoint, in [0, 1]; None before it is
+    done.
+    """
+    by = job.config.objective.chosen_by
+    return max(float(epoch[by]) for epoch in read_metrics(job.made.parent)) if job.done else None
+
+
 def changes(config: Config) -> list[str]:
     """What sets a run apart from its recipe."""
     return [line for line in differences(recipe(config.recipe), config) if not line.startswith(_ELSEWHERE)]

@@ -11,6 +11,7 @@ from advsphere.files import write_atomically
 from advsphere.reproduce import inside
 from advsphere.reproduce.cells import Cell, Pair, cell, pairs, paper_gain, paper_survival
 from advsphere.reproduce.figures import gains_figure, save
+from advsphere.reproduce.grid import means
 from advsphere.reproduce.groups import Group, groups
 from advsphere.reproduce.markdown import line, provenance, rule
 from advsphere.reproduce.tables import TABLES, Table
@@ -57,14 +58,13 @@ def overview(files: Mapping[Path, Sequence[Row]]) -> list[str]:
     for table in TABLES.values():
         for rows in files.values():
             for group in groups(rows, table, suite=table.suite) if table.measure == "attacks" else ():
-                lines += [
-                    line(_told(table, group, pair.method, pair.gains)) for pair in pairs(group, table) if pair.gains
-                ]
+                lines += [line(_told(table, group, pair, pair.gains)) for pair in pairs(group, table) if pair.gains]
     return lines
 
 
-def _told(table: Table, group: Group, method: str, gains: Survival) -> list[str]:
-    decay = "each its best" if group.weight_decay is None else f"{group.weight_decay:g}"
+def _told(table: Table, group: Group, pair: Pair, gains: Survival) -> list[str]:
+    decay = [] if group.weight_decay is None else [f"{group.weight_decay:g}"]
+    decay += ["each its best"] if group.at_its_best(pair.method) and group.at_its_best(pair.baseline) else []
     before, after = gains.gain(gains.pgd), gains.gain(WORST)
     points = [f"{100 * g.difference:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f})" for g in (before, after)]
     share = "" if gains.share is None else "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * part for part in gains.share))
@@ -72,7 +72,7 @@ def _told(table: Table, group: Group, method: str, gains: Survival) -> list[str]
     seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
     link = f"[{table.name}]({table.name}.md)"
     points[0] = f"{gains.pgd}: {points[0]}"
-    return [link, method, images, decay, seeds, str(gains.n), *points, share, gains.verdict]
+    return [link, pair.method, images, ", ".join(decay), seeds, str(gains.n), *points, share, gains.verdict]
 
 
 def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None = None) -> tuple[str, bool]:
@@ -110,11 +110,22 @@ def _section(group: Group, table: Table, file: Path, folder: Path | None, figure
         else:
             of = "the method" if pair.gains.of_the_method else "these checkpoints"
             lines.append(f"- **{pair.method}**, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
+    best = [name for name in group.arms if group.at_its_best(name)]
+    lines += ["", _choice(group, best)] if best else []
     if folder is not None and any(pair.gains for pair in found):
         save(gains_figure(found, table), folder / figure)
         lines += ["", f"![What each method gains under each attack]({figure})"]
     rows = [row for arm in group.arms.values() for m in arm for row in m.rows.values()]
     return "\n".join([*lines, "", provenance(rows, file)])
+
+
+def _choice(group: Group, best: Sequence[str]) -> str:
+    """Which arms have the weight decay that was chosen, and by what."""
+    told = [
+        f"{name} ({', '.join(f'{100 * mean:.1f} % at {decay:g}' for decay, mean in means(group.tried[name]).items())})"
+        for name in best
+    ]
+    return f"At its best weight decay, by PGD-10 on held-out training images: {'; '.join(told)}."
 
 
 def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pair]) -> list[str]:

@@ -11,6 +11,7 @@ from advsphere.config import Config
 from advsphere.errors import UserError
 from advsphere.reproduce import jobs
 from advsphere.reproduce.budgets import DRAWN, Budget
+from advsphere.reproduce.grid import preferred
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.photos import PHOTOS, digits_as_photos
 from advsphere.reproduce.tables import HEADLINE, Arm, Table
@@ -67,14 +68,18 @@ def plan(
     """The jobs of these tables; a job that two of them need is there once. weight_decays, seeds, methods: those of the
     budget and the tables by default. Raises UserError for a method that no table has, and where a recipe or a folder of
     images is missing.
+
+    Every arm is measured at the first weight decay. At each further one its first seed is trained; the other seeds are,
+    and all are attacked, once held-out training images prefer it: a plan made then has more jobs.
     """
     known = {arm.name for table in tables for arm in table.arms}
     if unknown := sorted({*(methods or ())} - known):
         raise UserError(f"no method here is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     found: dict[str, Job] = {}
     first = sorted(tables, key=lambda table: table.suite != "survival")
-    for weight_decay in weight_decays or budget.weight_decays:
-        asked = _Asked(budget=budget, places=places, weight_decay=weight_decay, seeds=seeds)
+    grid = tuple(weight_decays or budget.weight_decays)
+    for weight_decay in grid:
+        asked = _Asked(budget=budget, places=places, grid=grid, weight_decay=weight_decay, seeds=seeds)
         # The headline's pair before all else, and what survives of its gain.
         wanted = [(table, [arm for arm in table.arms if arm in HEADLINE]) for table in first]
         wanted += [(table, list(table.arms)) for table in tables]
@@ -86,27 +91,46 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What all jobs of one weight decay share."""
+    """What all jobs of one weight decay of a grid share."""
 
     budget: Budget
     places: Places
+    grid: tuple[float, ...]
     weight_decay: float
     seeds: Sequence[int] | None
 
     def jobs(self, table: Table, arms: Sequence[Arm]) -> Iterator[Job]:
         """Pair by pair and seed by seed, so that what is finished can be compared already."""
         for kind in dict.fromkeys((arm.objective, arm.data) for arm in arms):
-            own = [arm for arm in arms if (arm.objective, arm.data) == kind]
-            for seed in dict.fromkeys(seed for arm in own for seed in self.budget.seeds_of(arm)):
-                wanted = table.measure != "corruptions" or kind[1] in self.budget.corruptible
-                if wanted and (self.seeds is None or seed in self.seeds):
-                    trained = {arm: self._train(arm, seed) for arm in own if seed in self.budget.seeds_of(arm)}
-                    yield from trained.values()
-                    for arm in trained:
+            if table.measure == "corruptions" and kind[1] not in self.budget.corruptible:
+                continue
+            own = {arm: self._seeds(arm) for arm in arms if (arm.objective, arm.data) == kind}
+            for seed in sorted({seed for seeds in own.values() for seed in seeds}):
+                trained = {arm: self._train(arm, seed) for arm, seeds in own.items() if seed in seeds}
+                yield from trained.values()
+                for arm in trained:
+                    if self._chosen(arm):
                         yield from self._measure(table, arm, trained)
 
-    def _train(self, arm: Arm, seed: int) -> Job:
-        config = self.budget.config(arm, weight_decay=self.weight_decay, seed=seed)
+    def _asked(self, arm: Arm) -> list[int]:
+        return [seed for seed in self.budget.seeds_of(arm) if self.seeds is None or seed in self.seeds]
+
+    def _seeds(self, arm: Arm) -> list[int]:
+        """Which are trained."""
+        return self._asked(arm)[: None if self._chosen(arm) else 1]
+
+    def _chosen(self, arm: Arm) -> bool:
+        """Whether it is measured at this weight decay."""
+        tried: dict[float, dict[int, float]] = {}
+        for decay in self.grid:
+            for seed in self._asked(arm):
+                robust = jobs.validated(self._train(arm, seed, decay))
+                if robust is not None:
+                    tried.setdefault(decay, {})[seed] = robust
+        return self.weight_decay in (self.grid[0], preferred(tried))
+
+    def _train(self, arm: Arm, seed: int, weight_decay: float | None = None) -> Job:
+        config = self.budget.config(arm, weight_decay=weight_decay or self.weight_decay, seed=seed)
         images = _IMAGES[self.budget.folder if config.data.name == "imagefolder" else config.data.name]
         return jobs.training(config, self.places.runs, images=images, data_root=self.places.of(config, self.budget))
 
