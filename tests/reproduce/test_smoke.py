@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -14,13 +15,21 @@ from advsphere.reproduce.tables import TABLES
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all tables were reproduced."""
-    folder = tmp_path_factory.mktemp("smoke")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["reproduce", "all", "--budget", "smoke"]) == 0
-    return folder
+def place(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder in which all tables were reproduced: once, by the process that needs it first; the others wait for it.
+    Tests read it, and write elsewhere.
+    """
+    own = tmp_path_factory.getbasetemp()
+    place = (own if worker_id == "master" else own.parent) / "smoke"
+    with place.with_name("smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not place.exists():
+            unfinished = tmp_path_factory.mktemp("smoke")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(unfinished)
+                assert main(["reproduce", "all", "--budget", "smoke"]) == 0
+            unfinished.rename(place)
+    return place
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +37,15 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
-def test_every_table_and_figure_is_measured(place: Path) -> None:
+def test_every_table_and_figure_is_measured(place: Path, tmp_path: Path) -> None:
     rows = {place / "results" / "smoke.jsonl": results.read(place / "results" / "smoke.jsonl")}
-    assert all(pages.page(table, rows, place / "pages")[1] for table in TABLES.values())
+    assert all(pages.page(table, rows, tmp_path)[1] for table in TABLES.values())
     for table in TABLES.values():
         text, _ = pages.page(table, rows)
         shown = {arm.name for arm in table.arms if table.name != "table5" or arm.data == "imagenet"}
         assert all(f"| {name}" in text or f"### {name}" in text for name in shown), table.name
     assert list((place / "results" / "pictures").glob("*.png"))
-    assert (place / "pages" / "gradients-smoke-0.svg").is_file()
+    assert (tmp_path / "gradients-smoke-0.svg").is_file()
 
 
 def test_asked_again_it_does_nothing_and_shows_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,4 +100,4 @@ def test_a_row_that_its_evidence_denies_is_wrong(
 
 
 def test_a_row_names_no_place_of_this_machine(place: Path) -> None:
-    assert str(place) not in (place / "results" / "smoke.jsonl").read_text()
+    assert str(place.parent) not in (place / "results" / "smoke.jsonl").read_text()
