@@ -98,11 +98,24 @@ def test_three_seeds_speak_of_the_method_and_two_do_not() -> None:
     def seeds(share: float, first: int, count: int) -> list[Evaluation]:
         return [arm(0.8, share, share - 0.05, seed=first + i) for i in range(count)]
 
-    two = survival(seeds(0.5, 0, 2), seeds(0.6, 10, 2))
-    three = survival(seeds(0.5, 0, 3), seeds(0.6, 10, 3))
-    assert not two.of_the_method and "checkpoints" in two.sentence
-    assert three.of_the_method and "the method gains" in three.sentence
+    one, two, three = (survival(seeds(0.5, 0, 2 + (count == 3)), seeds(0.6, 10, count)) for count in (1, 2, 3))
+    assert one.sentence.startswith("Under PGD-50 the method's checkpoint gains +")
+    assert not two.of_the_method and two.sentence.startswith("Under PGD-50 the method's checkpoints gain +")
+    assert three.of_the_method and three.sentence.startswith("Under PGD-50 the method gains +")
     assert (three.gain(WORST).high - three.gain(WORST).low) > (two.gain(WORST).high - two.gain(WORST).low)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "who"),
+    [(1, "the method's checkpoint differs"), (2, "the method's checkpoints differ"), (3, "the method differs")],
+)
+def test_what_is_no_gain_differs_and_its_verb_agrees(seeds: int, who: str) -> None:
+    base, same, less = (
+        [arm(*shares, seed=i) for i in range(seeds)] for shares in (BASE, (0.81, 0.5, 0.45), (0.8, 0.4, 0.35))
+    )
+    assert survival(base, same).sentence.startswith(f"Under PGD-50 {who} by ")
+    lost = survival(base, less).sentence
+    assert lost.startswith(f"Under PGD-50 {who} by -") and "there is no gain to survive" in lost
 
 
 def test_with_many_images_the_spread_of_seeds_is_welch_s_test() -> None:

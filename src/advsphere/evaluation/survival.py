@@ -95,15 +95,16 @@ class Survival:
     def sentence(self) -> str:
         """The verdict in one plain sentence."""
         before, after = self.gain(self.pgd), self.gain(WORST)
-        who = "the method" if self.of_the_method else "the method's checkpoint" + "s" * (max(self.seeds) > 1)
-        gained = f"Under {self.pgd} {who} gains {_points(before)}"
+        one = self.of_the_method or self.seeds[1] == 1
+        who = "the method" if self.of_the_method else "the method's checkpoint" + "s" * (not one)
+        gained = f"Under {self.pgd} {who} gain{'s' * one} {_points(before)}"
+        differs = f"Under {self.pgd} {who} differ{'s' * one} by {_points(before)}"
         left = f"in the worst case {_points(after)}"
         if self.verdict == "no gain":
-            return f"There is no gain to survive: under {self.pgd} {who} loses {_points(before)}; {left}."
+            return f"{differs}: there is no gain to survive; {left}."
         if self.share is None:
             why = ", for so many attacks are asked about" if before.apart else ""
-            differs = f"under {self.pgd} {who} differs by {_points(before)}"
-            return f"{differs[0].upper()}{differs[1:]}, which may be nothing{why}; {left}."
+            return f"{differs}, which may be nothing{why}; {left}."
         share = "{:.0f} % of it ({:.0f} to {:.0f})".format(*(100 * part for part in self.share))
         ends = {
             "survives": f"the gain survives: {left}, {share}",
