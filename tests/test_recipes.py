@@ -16,15 +16,10 @@ from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.models import build
 from advsphere.objectives import ALP, Crafting
-from advsphere.recipes import OURS, RECIPES, TABLES, describe, method, recipe
+from advsphere.recipes import OURS, RECIPES, TABLES, describe, method, plain, recipe
 
 PAPER = {config.recipe: config for table, configs in TABLES.items() if table != OURS for config in configs}
-PAIRS = [
-    (plain, name)
-    for name in RECIPES
-    for plain in [name.replace("-m-he", "").replace("-he", "")]
-    if plain != name and plain in RECIPES
-]
+PAIRS = [(plain(name), name) for name in RECIPES if plain(name) != name]
 
 # fmt: off
 ON_CIFAR = {"data": "cifar10", "image_size": None, "resize": None, "validation": 1000, "padding": 4, "flip": True,
@@ -174,19 +169,19 @@ def test_a_recipe_comes_back_from_yaml_as_it_was(name):
     assert from_yaml(to_yaml(RECIPES[name])) == RECIPES[name]
 
 
-@pytest.mark.parametrize(("plain", "on_sphere"), PAIRS)
-def test_pairs_differ_in_the_sphere_alone(plain, on_sphere):
-    plain, on_sphere = recipe(plain), recipe(on_sphere)
-    assert plain.sphere is None and on_sphere.sphere is not None
-    stripped = replace(on_sphere, recipe=plain.recipe, notes=plain.notes, sphere=None)
+@pytest.mark.parametrize(("base", "on_sphere"), PAIRS)
+def test_pairs_differ_in_the_sphere_alone(base, on_sphere):
+    base, on_sphere = recipe(base), recipe(on_sphere)
+    assert base.sphere is None and on_sphere.sphere is not None
+    stripped = replace(on_sphere, recipe=base.recipe, notes=base.notes, sphere=None)
     if on_sphere.recipe in ("cifar10-alp-he", "cifar10-small-alp-he"):  # beta weighs logits 20 times the cosines
-        stripped = replace(stripped, objective=replace(stripped.objective, beta=plain.objective.beta))
-    assert stripped == plain
+        stripped = replace(stripped, objective=replace(stripped.objective, beta=base.objective.beta))
+    assert stripped == base
 
 
-def test_every_recipe_on_a_sphere_has_a_plain_partner_but_those_of_table_6():
-    alone = {name for name, config in RECIPES.items() if config.sphere} - {on_sphere for _, on_sphere in PAIRS}
-    assert alone == {"cifar10-pgd-at-he-s10", "cifar10-pgd-at-he-s10-wrn-34-20"}
+def test_every_recipe_on_a_sphere_has_a_plain_partner():
+    assert {name for name, config in RECIPES.items() if config.sphere} == {on_sphere for _, on_sphere in PAIRS}
+    assert plain("imagenet-freeat-he-wrn50-2") == "imagenet-freeat-wrn50-2" and plain("my-head") == "my-head"
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if SOURCES[name]["network"].startswith("wrn")])

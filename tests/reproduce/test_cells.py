@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from advsphere.evaluation import paired, wilson
 from advsphere.reproduce.cells import cell, pairs, paper_gain, paper_survival
 from advsphere.reproduce.groups import Group, groups
+from advsphere.reproduce.pages import page
 from advsphere.reproduce.tables import TABLES
 from tests.reproduce.made import PLAIN, SPHERE, bits, rows
 
@@ -52,6 +55,39 @@ def test_a_pair_of_equal_confounders_is_compared_under_each_attack() -> None:
     assert pair.gains.share is not None and pair.gains.share[0] == pytest.approx(0.25)
     assert paper_gain(TABLE, "FastAT", "FastAT+HE", "PGD-50 (s = 1)") == pytest.approx(0.0615)
     assert paper_gain(TABLE, "FastAT", "FastAT+HE", "PGD-50") is None
+
+
+@pytest.mark.parametrize(
+    ("network", "clean", "gain"),
+    [
+        ("torchvision:resnet50", 60.28, 8.46),
+        ("torchvision:wide_resnet101_2", 66.15, 6.81),
+        ("timm:resnet18", 60.28, 8.46),
+    ],
+)
+def test_the_papers_number_is_of_our_network_where_it_has_that(network: str, clean: float, gain: float) -> None:
+    table, names = TABLES["table4"], ("imagenet-freeat-wrn101-2", "imagenet-freeat-he-wrn101-2")
+    arms = [row for name in names for row in rows(name, PLAIN, suite="table4", network=network)]
+    (found,) = groups(arms, table, suite="table4")
+    plain = cell(found, "FreeAT", "clean", table)
+    assert plain is not None and plain.paper == pytest.approx(clean / 100)
+    (pair,) = pairs(found, table)
+    theirs = paper_gain(table, pair.baseline, pair.method, "PGD-50 (s = 1)", pair.network)
+    assert pair.gains is not None and theirs == pytest.approx(gain / 100)
+
+
+def test_a_network_of_which_the_paper_has_one_row_alone_is_set_beside_that() -> None:
+    outcomes = {"clean": bits(85), "AutoAttack: + Square": bits(50), "RayS": bits(57), "worst case": bits(50)}
+    arms = [
+        row
+        for name in ("pgd-at-s10-wrn-34-20", "pgd-at-he-s10-wrn-34-20")
+        for row in rows(f"cifar10-{name}", outcomes, suite="table6", network="wrn-34-20")
+    ]
+    (found,) = groups(arms, TABLES["table6"], suite="table6")
+    told = [cell(found, name, "AutoAttack: + Square", TABLES["table6"]) for name in ("PGD-AT", "PGD-AT+HE")]
+    assert [one and one.paper for one in told] == [None, pytest.approx(0.5374)]
+    text, _ = page(TABLES["table6"], {Path("r.jsonl"): arms})
+    assert "paper 59.00" in text and "57.8" not in text
 
 
 @pytest.mark.parametrize("change", ["training.epochs: 15 -> 5", "training.lr: 0.2 -> 0.1"])

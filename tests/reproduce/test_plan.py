@@ -15,7 +15,9 @@ from advsphere.config import Config
 from advsphere.confounders import confounders
 from advsphere.errors import UserError
 from advsphere.objectives import ALP
+from advsphere.recipes import TABLES as RECIPES
 from advsphere.recipes import recipe
+from advsphere.reproduce import paper
 from advsphere.reproduce.budgets import BUDGETS, Budget, budget
 from advsphere.reproduce.jobs import Job, run_name
 from advsphere.reproduce.pace import in_words
@@ -55,7 +57,9 @@ def test_within_a_pair_nothing_but_the_sphere_differs(name: str) -> None:
         return config
 
     one = BUDGETS[name]
-    for pair in {pair for found in TABLES.values() for pair in found.pairs}:
+    pairs = {pair for found in TABLES.values() for pair in found.pairs}
+    pairs |= {(arm.plain, arm) for found in TABLES.values() for arm in one.arms(found) if arm.variant}
+    for pair in pairs:
         for decay in one.weight_decays:
             plain, sphere = (compared(one.config(arm, weight_decay=decay, seed=1)) for arm in pair)
             assert confounders([plain], [sphere]) == [] and plain.sphere is None and sphere.sphere is not None
@@ -98,6 +102,31 @@ def test_the_command_of_an_attack_says_its_effort(places: Places) -> None:
     typed = parse(Evaluate, job.command[1:], prog="")
     assert (typed.suite, typed.subject.n, typed.effort.guides) == ("table2", 250, 5)
     assert typed.out == job.made.parent and typed.subject.run == job.made.parents[2]
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
+def test_a_smaller_budget_has_one_network_a_table(name: str) -> None:
+    assert all(BUDGETS[name].arms(one) == one.arms for one in TABLES.values())
+
+
+@pytest.mark.parametrize("name", ["table4", "table6"])
+def test_the_full_budget_trains_each_row_of_the_papers_with_its_own_recipe(name: str) -> None:
+    full = BUDGETS["full"]
+    made = {arm: full.config(arm, weight_decay=5e-4, seed=0) for arm in full.arms(TABLES[name])}
+    assert {f"{arm.network} {arm.name}" for arm in made} >= TABLES[name].paper.keys()
+    assert all(paper.NETWORKS[config.model.name] == arm.network for arm, config in made.items())
+    listed = {config.recipe for config in RECIPES[f"Table {name[-1]}"] if not config.recipe.endswith("resnet50")}
+    assert {config.recipe for config in made.values()} >= listed
+
+
+def test_networks_come_one_after_the_other_each_pair_by_itself(places: Places) -> None:
+    jobs = plan([table("table6")], BUDGETS["full"], places, seeds=[0], weight_decays=[5e-4]).jobs
+    assert [(job.command[0], job.config.recipe.removeprefix("cifar10-pgd-at")) for job in jobs] == [
+        (kind, f"{ending}-s10{network}")
+        for network in ("", "-wrn-34-20")
+        for kind in ("train", "evaluate")
+        for ending in ("", "-he")
+    ]
 
 
 def test_a_plan_can_be_of_some_seeds_one_weight_decay_and_some_methods(places: Places) -> None:

@@ -5,6 +5,7 @@ tables, and some of our own for small machines.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import NamedTuple
 
 from advsphere.config import Config
@@ -15,7 +16,7 @@ from advsphere.recipes import cifar10, imagenet, small
 
 OURS = "ours"
 TABLES: dict[str, list[Config]] = {
-    OURS: [*small.RECIPES, *imagenet.RECIPES],
+    OURS: [*small.RECIPES, *cifar10.RECIPES, *imagenet.RECIPES],
     **dict(sorted((cifar10.TABLES | imagenet.TABLES).items())),
 }
 """The recipes by the paper's table that their results belong in."""
@@ -46,6 +47,11 @@ def recipe(name: str) -> Config:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"no recipe is called {name!r}; {hint}`advsphere recipes` lists them all")
     return RECIPES[name]
+
+
+def plain(name: str) -> str:
+    """What the plain partner of a recipe on the sphere is called: the same, without -he or -m-he."""
+    return re.sub(r"(-m)?-he(?=-|$)", "", name)
 
 
 def describe() -> list[Listing]:

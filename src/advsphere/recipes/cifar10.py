@@ -57,8 +57,12 @@ TABLE_6_NOTES = (
     "source: the AT_HE README of 2020-08-12 for s = 10, m = 0.2 and weight decay 5e-4; its test_autoattack.py for "
     "evaluating at 8/255, while training is at 0.031",
     "uncertain: that these made Table 6; inferred from the dates, as the AutoAttack script came in 2020-07",
-    "compare: Table 6 has no plain row and Table 2 another weight decay; the partner of this recipe is cifar10-pgd-at "
-    "with --weight-decay 5e-4 and the same network",
+    "compare: Table 6 has no plain row, and Table 2's has another weight decay and radius; the partner of this recipe "
+    "is the one without -he in its name",
+)
+TABLE_6_PLAIN_NOTES = (
+    "compare: the plain partner of the recipe with -he in its name, whose scale is the 10 in both; Table 6 has no such "
+    "row",
 )
 WRN_34_20_NOTE = "uncertain: that WRN-34-20 was trained like WRN-34-10; no command for it is given"
 TABLE_7_NOTES = (
@@ -118,9 +122,11 @@ def wide_resnet(
     )
 
 
-def released(name: str, network: str, *notes: str) -> Config:
-    """PGD-AT+HE with the README's last settings, which followed the two released models and the AutoAttack script."""
-    return wide_resnet(name, PGD_AT, S10, *TABLE_6_NOTES, *notes, network=network, weight_decay=5e-4, threat=EPS_8_255)
+def released(name: str, sphere: Sphere | None, *notes: str, network: str) -> Config:
+    """PGD-AT+HE with the README's last settings, which followed the two released models and the AutoAttack script; and
+    its plain partner.
+    """
+    return wide_resnet(name, PGD_AT, sphere, *notes, network=network, weight_decay=5e-4, threat=EPS_8_255)
 
 
 def preact_resnet(
@@ -175,8 +181,13 @@ TABLES = {
         free("freeat-m-he", m_he(S15), PREACT_HE_NOTE, M_HE_NOTE),
     ],
     "Table 6": [
-        released("pgd-at-he-s10", "wrn-34-10"),
-        released("pgd-at-he-s10-wrn-34-20", "wrn-34-20", WRN_34_20_NOTE),
+        released("pgd-at-he-s10", S10, *TABLE_6_NOTES, network="wrn-34-10"),
+        released("pgd-at-he-s10-wrn-34-20", S10, *TABLE_6_NOTES, WRN_34_20_NOTE, network="wrn-34-20"),
     ],
     "Table 7": [wide_resnet("standard", Standard(), None, *TABLE_7_NOTES)],
 }
+RECIPES = [
+    released("pgd-at-s10", None, *TABLE_6_PLAIN_NOTES, network="wrn-34-10"),
+    released("pgd-at-s10-wrn-34-20", None, *TABLE_6_PLAIN_NOTES, WRN_34_20_NOTE, network="wrn-34-20"),
+]
+"""Those that no table of the paper has."""

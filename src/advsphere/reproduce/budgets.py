@@ -12,7 +12,7 @@ from advsphere.config import Config
 from advsphere.errors import UserError
 from advsphere.hypersphere import Sphere
 from advsphere.recipes import recipe
-from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data
+from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data, Table
 
 WEIGHT_DECAYS = (5e-4, 2e-4)
 """The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
@@ -35,9 +35,10 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """scale: what it is, in a sentence. cifar10, imagenet: the recipe that stands for an objective, without its ending
-    -he, per data of the paper; "{}" is the objective. data_name: what the images are called in rows. network: in place
-    of the recipe's, for both. epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of
+    """scale: what it is, in a sentence. cifar10, imagenet: the recipe that stands for a method, per data of the paper;
+    "{}" is the objective and -he. networks: by table, the networks of its rows in the paper, each with the recipes that
+    stand for it; a table that is not named has one. data_name: what the images are called in rows. network: in place of
+    the recipe's, for both. epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of
     the headline's pair. efforts: by suite, "corruptions" and "inside" among them. validation: held-out images, in place
     of the recipe's. corruptible: whose images are large enough for it. folder: of the images
     that stand for ImageNet, DRAWN for digits drawn large. together: whether the jobs run inside this process, since
@@ -49,6 +50,7 @@ class Budget:
     cifar10: str
     imagenet: str
     data_name: Mapping[str, str]
+    networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     network: Mapping[str, str] = field(default_factory=dict)
     epochs: Mapping[str, int] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1)
@@ -63,7 +65,9 @@ class Budget:
     def config(self, arm: Arm, *, weight_decay: float, seed: int) -> Config:
         """What is trained for an arm; the images' place is not told here. Raises UserError for an unknown recipe."""
         ablated = arm.variant in ABLATION
-        base = recipe(getattr(self, arm.data).format(arm.objective) + _ENDINGS["HE" if ablated else arm.variant])
+        recipes = {name: which for of_table in self.networks.values() for name, which in of_table.items()}
+        named = recipes.get(arm.network, getattr(self, arm.data))
+        base = recipe(named.format(arm.objective + _ENDINGS["HE" if ablated else arm.variant]))
         config = replace(
             base,
             data=replace(base.data, validation=self.validation.get(arm.data, base.data.validation)),
@@ -76,6 +80,11 @@ class Budget:
             ),
         )
         return replace(config, sphere=replace(PAPERS_SPHERE, **ABLATION[arm.variant])) if ablated else config  # type: ignore[arg-type]
+
+    def arms(self, table: Table) -> tuple[Arm, ...]:
+        """What is trained for a table: its arms, on each of its networks."""
+        networks = self.networks.get(table.name, ("",))
+        return tuple(replace(arm, network=network) for network in networks for arm in table.arms)
 
     def seeds_of(self, arm: Arm) -> tuple[int, ...]:
         """The headline's arms get more."""
@@ -151,6 +160,15 @@ BUDGETS = {
             scale="the paper's own recipes, on all test images",
             cifar10="cifar10-{}",
             imagenet="imagenet-{}",
+            networks={
+                "table4": {
+                    "ResNet-50": "imagenet-{}",
+                    "ResNet-152": "imagenet-{}-resnet152",
+                    "WRN-50-2": "imagenet-{}-wrn50-2",
+                    "WRN-101-2": "imagenet-{}-wrn101-2",
+                },
+                "table6": {"WRN-34-10": "cifar10-{}-s10", "WRN-34-20": "cifar10-{}-s10-wrn-34-20"},
+            },
             data_name={"cifar10": "CIFAR-10", "imagenet": "ImageNet"},
             folder="imagenet",
             seeds=(0, 1, 2),

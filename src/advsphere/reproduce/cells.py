@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -37,17 +38,18 @@ def cell(group: Group, arm: str, attack: str, table: Table) -> Cell | None:
     if not outcomes:
         return None
     low, high = _interval(outcomes)
-    told = table.paper.get(f"{table.network} {arm}".strip(), {}).get(table.columns.get(attack, ""))
+    told = table.printed(arm, group.network).get(table.columns.get(attack, ""))
     seeds = tuple(row.count("1") / len(row) for row in outcomes)
     return Cell(seeds=seeds, low=low, high=high, paper=None if told is None else told / 100)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A method beside its plain baseline. refused: why they are not compared, if they are not."""
+    """A method beside its plain baseline, both of one network. refused: why they are not compared, if they are not."""
 
     baseline: str
     method: str
+    network: str
     gains: Survival | None
     refused: str = ""
 
@@ -62,26 +64,28 @@ def pairs(group: Group, table: Table) -> list[Pair]:
 
 
 def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
+    told = partial(Pair, baseline=baseline, method=method, network=group.network)
     by_seed = [{m.any["seed"]: m for m in group.arms[name]} for name in (baseline, method)]
     shared = sorted(by_seed[0].keys() & by_seed[1].keys())
     if not shared:
-        return Pair(baseline=baseline, method=method, gains=None, refused="they share no seed")
+        return told(gains=None, refused="they share no seed")
     first, second = ([arm[seed] for seed in shared] for arm in by_seed)
     differ = {*first[0].confounders} ^ {*second[0].confounders}
     if group.weight_decay is None:  # what the group is about
         differ = {line for line in differ if not line.startswith("training.weight_decay:")}
     if differ:
-        return Pair(baseline=baseline, method=method, gains=None, refused="; ".join(sorted(differ)))
+        return told(gains=None, refused="; ".join(sorted(differ)))
     asked = table.headline if table.headline in group.attacks() else None
     gains = survival([m.evaluation() for m in first], [m.evaluation() for m in second], pgd=asked)
-    return Pair(baseline=baseline, method=method, gains=gains)
+    return told(gains=gains)
 
 
-def paper_gain(table: Table, baseline: str, method: str, attack: str) -> float | None:
-    """The paper's method less its baseline in the column that an attack of ours stands beside, in [-1, 1]; for the
-    worst case, between the lowest columns of each, where the table has more than two attacks.
+def paper_gain(table: Table, baseline: str, method: str, attack: str, network: str = "") -> float | None:
+    """The paper's method less its baseline in the column that an attack of ours stands beside, in [-1, 1], on our
+    network where it has that; for the worst case, between the lowest columns of each, where the table has more than two
+    attacks.
     """
-    plain, sphere = (table.paper.get(f"{table.network} {arm}".strip(), {}) for arm in (baseline, method))
+    plain, sphere = (table.printed(arm, network) for arm in (baseline, method))
     columns = [table.columns.get(attack, "")]
     if attack == WORST:
         columns = [column for column in table.columns.values() if column != "clean"]

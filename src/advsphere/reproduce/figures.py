@@ -35,7 +35,9 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
         axes.errorbar(values, [at[name] for name in gains], xerr=reach, fmt=marker, color=colour, markersize=4.5,
                       elinewidth=1.2, label=f"{pair.method} less {pair.baseline}")  # fmt: skip
         theirs = {
-            name: told for name in gains if (told := paper_gain(table, pair.baseline, pair.method, name)) is not None
+            name: told
+            for name in gains
+            if (told := paper_gain(table, pair.baseline, pair.method, name, pair.network)) is not None
         }
         if theirs:
             axes.plot([100 * v for v in theirs.values()], [at[name] for name in theirs], marker=marker, linestyle="",

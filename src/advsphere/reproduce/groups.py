@@ -9,7 +9,7 @@ from typing import Any
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.evaluation.rows import Row as Measured
-from advsphere.recipes import OBJECTIVES
+from advsphere.recipes import OBJECTIVES, plain
 from advsphere.reproduce.grid import Tried, preferred
 from advsphere.reproduce.tables import ABLATION, Table
 from advsphere.results import Row
@@ -52,9 +52,8 @@ class Measurement:
     @property
     def confounders(self) -> tuple[str, ...]:
         """What must be equal within a pair: the recipe without its sphere, and what was overridden but the seed."""
-        base = self.any["recipe"].removesuffix("-he").removesuffix("-m")
         kept = (line for line in self.any["overrides"] if not line.startswith((*_OF_THE_SEED, *_OF_THE_METHOD)))
-        return (base, *kept)
+        return (plain(self.any["recipe"]), *kept)
 
     def evaluation(self) -> Evaluation:
         """The rows as the evaluation they came from, as far as comparing needs it."""

@@ -95,7 +95,9 @@ def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None 
 def _introduction(table: Table) -> str:
     """What the cells are, and what the paper's own numbers say of the worst case."""
     told = INTRODUCTION
-    told += f" The paper's rows are its {table.network}'s." if table.network else ""
+    told += f" The paper's rows are its {table.network}'s, beside another of its networks that one's." * bool(
+        table.network
+    )
     told += " m-HE is our reading of it." if any(arm.variant == "m-HE" for arm in table.arms) else ""
     worst = "; ".join(paper_survival(table))
     return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")
@@ -135,7 +137,7 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
     for name, arm in group.arms.items():
         seeds = ", ".join(str(m.any["seed"]) for m in arm)
         minutes = f"{fmean(m.any['trained']['seconds'] for m in arm) / 60:.1f}"
-        if "minutes" in (numbers := table.paper.get(name, {})):
+        if "minutes" in (numbers := table.printed(name, group.network)):
             minutes += f"<br>paper {numbers['minutes']:.2f}"
         decay = f" (weight decay {arm[0].any['weight_decay']:g})" if group.weight_decay is None else ""
         cells = [shown(cell(group, name, attack, table)) for attack in attacks]
@@ -166,5 +168,5 @@ def _gain(pair: Pair, attack: str, table: Table) -> str:
         return ""
     told = f"*{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})*"
     told += "" if gain.clear else "<br>*cannot tell*"
-    theirs = paper_gain(table, pair.baseline, pair.method, attack)
+    theirs = paper_gain(table, pair.baseline, pair.method, attack, pair.network)
     return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.2f}*")

@@ -7,6 +7,16 @@ from advsphere.analysis.few_steps import PAPER as TABLE_7_CELLS
 Numbers = dict[str, dict[str, float]]
 """By row, then by column."""
 
+NETWORKS = {
+    "torchvision:resnet50": "ResNet-50",
+    "torchvision:resnet152": "ResNet-152",
+    "torchvision:wide_resnet50_2": "WRN-50-2",
+    "torchvision:wide_resnet101_2": "WRN-101-2",
+    "wrn-34-10": "WRN-34-10",
+    "wrn-34-20": "WRN-34-20",
+}
+"""What the paper's tables call our networks."""
+
 _WHITE_BOX = ("clean", "PGD-20", "PGD-500", "MIM-20", "FGSM", "DeepFool", "C&W", "FeaAtt.", "FAB")
 _CORRUPTIONS = (
     "mCA", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness", "contrast",

@@ -82,7 +82,7 @@ def plan(
         asked = _Asked(budget=budget, places=places, grid=grid, weight_decay=weight_decay, seeds=seeds)
         # The headline's pair before all else, and what survives of its gain.
         wanted = [(table, [arm for arm in table.arms if arm in HEADLINE]) for table in first]
-        wanted += [(table, list(table.arms)) for table in tables]
+        wanted += [(table, list(budget.arms(table))) for table in tables]
         for table, arms in wanted:
             for job in asked.jobs(table, [arm for arm in arms if methods is None or arm.name in methods]):
                 found.setdefault(job.name, job)
@@ -101,10 +101,10 @@ class _Asked:
 
     def jobs(self, table: Table, arms: Sequence[Arm]) -> Iterator[Job]:
         """Pair by pair and seed by seed, so that what is finished can be compared already."""
-        for kind in dict.fromkeys((arm.objective, arm.data) for arm in arms):
-            if table.measure == "corruptions" and kind[1] not in self.budget.corruptible:
+        for plain in dict.fromkeys(arm.plain for arm in arms):
+            if table.measure == "corruptions" and plain.data not in self.budget.corruptible:
                 continue
-            own = {arm: self._seeds(arm) for arm in arms if (arm.objective, arm.data) == kind}
+            own = {arm: self._seeds(arm) for arm in arms if arm.plain == plain}
             for seed in sorted({seed for seeds in own.values() for seed in seeds}):
                 trained = {arm: self._train(arm, seed) for arm, seeds in own.items() if seed in seeds}
                 yield from trained.values()

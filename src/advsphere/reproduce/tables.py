@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
@@ -40,11 +40,14 @@ ABLATION: dict[Variant, Mapping[str, float | bool]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A method: an objective, plain or on the sphere."""
+    """A method: an objective, plain or on the sphere. network: the paper's name of it, where a table has rows of
+    several and the budget trains them.
+    """
 
     objective: str
     variant: Variant = ""
     data: Data = "cifar10"
+    network: str = ""
 
     @property
     def name(self) -> str:
@@ -54,15 +57,15 @@ class Arm:
     @property
     def plain(self) -> Arm:
         """What it is compared with."""
-        return Arm(self.objective, "", self.data)
+        return replace(self, variant="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """What a table consists of. suite: of attacks, where those are the measure. columns: our attack -> the paper's
     column. headline: the attack whose gain is to survive. paper: its numbers. network: of the paper's row that stands
-    beside ours, where it has several. also: methods that the paper's table lacks, shown where rows are there. about:
-    arms of which one must be there, if the table is about them alone.
+    beside ours, where it has several and none of our network. also: methods that the paper's table lacks, shown where
+    rows are there. about: arms of which one must be there, if the table is about them alone.
     """
 
     name: str
@@ -82,6 +85,13 @@ class Table:
         """(plain, on the sphere), wherever both are there."""
         shown = (*self.arms, *self.also)
         return tuple((arm.plain, arm) for arm in shown if arm.variant and arm.plain in shown)
+
+    def printed(self, method: str, network: str = "") -> Mapping[str, float]:
+        """The paper's row of a method, in %, by column: that of our network where it has it, else that of its own;
+        empty where there is none.
+        """
+        names = (f"{paper.NETWORKS.get(network, '')} {method}", f"{self.network} {method}".strip())
+        return next((self.paper[name] for name in names if name in self.paper), {})
 
 
 def _arms(objectives: tuple[str, ...], variants: tuple[Variant, ...], data: Data = "cifar10") -> tuple[Arm, ...]:
