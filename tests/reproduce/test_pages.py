@@ -8,7 +8,7 @@ from advsphere import results
 from advsphere.cli import main
 from advsphere.reproduce import pages
 from advsphere.reproduce.tables import TABLES
-from tests.reproduce.made import PLAIN, SPHERE, rows
+from tests.reproduce.made import PLAIN, SPHERE, bits, rows
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {Path("results/toys.jsonl"): [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE)]}
@@ -25,6 +25,25 @@ def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path
     assert "a processor, cpu, 1 thread" in text and "results/toys.jsonl" in text and "at commit abc" in text
     (figure,) = tmp_path.glob("*.svg")
     assert figure.name in text and "FastAT+HE less FastAT" in figure.read_text()
+
+
+def test_table_6_shows_autoattack_alone_too_without_a_number_of_the_papers_where_it_has_none(tmp_path: Path) -> None:
+    attacks = ("clean", "AutoAttack: APGD-CE", "AutoAttack: + Square", "worst case")
+    arms = [
+        row
+        for name, more in (("tiny-imagenet-freeat", 0), ("tiny-imagenet-freeat-he", 5))
+        for row in rows(name, {attack: bits(k + more) for attack, k in zip(attacks, (60, 40, 30, 30), strict=True)},
+                        suite="autoattack")
+    ]  # fmt: skip
+    text, measured = pages.page(TABLES["table6"], {Path("r.jsonl"): arms}, tmp_path)
+    (section,) = text.split("\n## ")[1:]
+    assert (
+        measured
+        and "| FreeAT+HE |" in section
+        and "65.0 (" in section
+        and "paper" not in section.split("Trained on")[0]
+    )
+    assert "Under AutoAttack: APGD-CE the method's checkpoint" in section and list(tmp_path.glob("*.svg"))
 
 
 def test_arms_that_may_not_be_compared_are_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from statistics import fmean
 
 import numpy as np
@@ -75,7 +76,7 @@ def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
         differ = {line for line in differ if not line.startswith("training.weight_decay:")}
     if differ:
         return told(gains=None, refused="; ".join(sorted(differ)))
-    asked = table.headline if table.headline in group.attacks() else None
+    asked = next((attack for attack in table.headlines if attack in group.attacks()), None)
     gains = survival([m.evaluation() for m in first], [m.evaluation() for m in second], pgd=asked)
     return told(gains=gains)
 
@@ -100,10 +101,10 @@ def paper_survival(table: Table) -> list[str]:
     for tables of fewer than three attacks, which have no worst to speak of.
     """
     told = []
-    for plain, sphere in table.pairs:
-        before, after = (paper_gain(table, plain.name, sphere.name, a) for a in (table.headline or "", WORST))
+    for (plain, sphere), headline in product(table.pairs, table.headlines):
+        before, after = (paper_gain(table, plain.name, sphere.name, a) for a in (headline, WORST))
         if before is not None and after is not None:
-            under = table.columns[table.headline or ""]
+            under = table.columns[headline]
             told.append(f"{sphere.name} {100 * before:+.2f} under {under}, {100 * after:+.2f} in the worst column")
     return told
 

@@ -57,7 +57,7 @@ def overview(files: Mapping[Path, Sequence[Row]]) -> list[str]:
     lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *rule([*heads, "share left", "verdict"])]
     for table in TABLES.values():
         for rows in files.values():
-            for group in groups(rows, table, suite=table.suite) if table.measure == "attacks" else ():
+            for group in _groups(table, rows):
                 lines += [line(_told(table, group, pair, pair.gains)) for pair in pairs(group, table) if pair.gains]
     return lines
 
@@ -81,15 +81,20 @@ def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None 
     """
     parts = []
     for file, rows in files.items():
-        if table.measure == "attacks":
-            for number, group in enumerate(groups(rows, table, suite=table.suite)):
-                parts.append(_section(group, table, file, folder, f"{table.name}-{file.stem}-{number}.svg"))
-        else:
+        for number, group in enumerate(_groups(table, rows)):
+            parts.append(_section(group, table, file, folder, f"{table.name}-{file.stem}-{number}.svg"))
+        if table.measure != "attacks":
             parts += inside.sections(table, rows, file, folder)
     command = f"    advsphere reproduce {table.name} --budget cpu\n    advsphere results --pages docs/results"
     told = _introduction(table) if table.measure == "attacks" else inside.INTRODUCTIONS[table.name]
     body = "\n\n".join(parts) or "Not measured yet."
     return f"# {table.title}\n\n{told}\n\n{command}\n\n{body}\n", bool(parts)
+
+
+def _groups(table: Table, rows: Sequence[Row]) -> list[Group]:
+    """Of its own suite, then of those that it shows too; none for a table that is not of attacks."""
+    suites = (table.suite, *table.shown) if table.measure == "attacks" else ()
+    return [group for suite in suites for group in groups(rows, table, suite=suite)]
 
 
 def _introduction(table: Table) -> str:

@@ -62,10 +62,11 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a table consists of. suite: of attacks, where those are the measure. columns: our attack -> the paper's
-    column. headline: the attack whose gain is to survive. paper: its numbers. network: of the paper's row that stands
-    beside ours, where it has several and none of our network. also: methods that the paper's table lacks, shown where
-    rows are there. about: arms of which one must be there, if the table is about them alone.
+    """What a table consists of. suite: of attacks, where those are the measure. shown: further suites, whose rows are
+    shown where they are there; none of them is planned. columns: our attack -> the paper's column. headlines: the
+    attack whose gain is to survive, the first of these that there is. paper: its numbers. network: of the paper's row
+    that stands beside ours, where it has several and none of our network. also: methods that the paper's table lacks,
+    shown where rows are there. about: arms of which one must be there, if the table is about them alone.
     """
 
     name: str
@@ -73,8 +74,9 @@ class Table:
     arms: tuple[Arm, ...]
     measure: Measure = "attacks"
     suite: str = ""
+    shown: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
-    headline: str | None = None
+    headlines: tuple[str, ...] = ()
     paper: paper.Numbers = field(default_factory=dict)
     network: str = ""
     also: tuple[Arm, ...] = ()
@@ -119,7 +121,7 @@ TABLES = {
             arms=_arms(("fastat", "freeat"), ("", "HE", "m-HE")),
             suite="paper",
             columns=_PGD_50,
-            headline="PGD-50 (s = 1)",
+            headlines=("PGD-50 (s = 1)",),
             paper=paper.TABLE_3,
         ),
         Table(
@@ -128,7 +130,7 @@ TABLES = {
             arms=_arms(("pgd-at", "trades", "alp"), ("", "HE")),
             suite="table2",
             columns=_SAME | _bare("PGD-20", "PGD-500", "MIM-20", "FGSM"),
-            headline="PGD-20 (s = 1)",
+            headlines=("PGD-20 (s = 1)",),
             paper=paper.TABLE_2,
             also=_PAIR,
         ),
@@ -138,14 +140,14 @@ TABLES = {
             arms=_PAIR,
             also=_arms(("pgd-at", "trades", "alp", "freeat"), ("", "HE")),
             suite="survival",
-            headline="PGD-50 (s = 1)",
+            headlines=("PGD-50 (s = 1)",),
         ),
         Table(
             name="ablation",
             title="FN, WN, AM, s and m, one at a time",
             arms=(*_PAIR, *_ABLATED),
             suite="paper",
-            headline="PGD-50 (s = 1)",
+            headlines=("PGD-50 (s = 1)",),
             about=_ABLATED,
         ),
         Table(
@@ -154,7 +156,7 @@ TABLES = {
             arms=_IMAGENET,
             suite="table4",
             columns={"clean": "clean", **_bare("PGD-10", "PGD-50")},
-            headline="PGD-50 (s = 1)",
+            headlines=("PGD-50 (s = 1)",),
             paper=paper.TABLE_4,
             network="ResNet-50",
         ),
@@ -170,11 +172,12 @@ TABLES = {
             title="Table 6: RayS and AutoAttack",
             arms=_arms(("pgd-at",), ("", "HE")),
             suite="table6",
+            shown=("autoattack",),
             columns={"clean": "clean", "RayS": "RayS", "AutoAttack: + Square": "AutoAttack"},
-            headline="RayS",
+            headlines=("RayS", "AutoAttack: APGD-CE"),
             paper=paper.TABLE_6,
             network="WRN-34-10",
-            also=_PAIR,
+            also=(*_PAIR, *_IMAGENET),
         ),
         Table(
             name="table7",
