@@ -51,7 +51,7 @@ class Options:
     - smoke: the digits, seconds; it shows that everything works, and nothing else.
     - cpu: small networks on CIFAR-10, an hour or two a table on four cores.
     - gpu: PreActResNet-18, about half an hour a table on one GPU.
-    - full: the paper's own recipes.
+    - full: the paper's own recipes and networks.
     """
     jobs: int = 1
     """How many run at once, each on one thread."""

@@ -157,7 +157,7 @@ BUDGETS = {
         ),
         Budget(
             name="full",
-            scale="the paper's own recipes, on all test images",
+            scale="the paper's own recipes and networks, on all test images",
             cifar10="cifar10-{}",
             imagenet="imagenet-{}",
             networks={
