@@ -17,7 +17,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, PairedDifference, paired, radius, wilson
 from advsphere.experiment import read_config
 from advsphere.files import write_atomically
-from advsphere.recipes import recipe
+from advsphere.recipes import plain, recipe
 from advsphere.training import load_checkpoint, read_metrics
 
 Row = dict[str, Any]
@@ -139,7 +139,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """A table for each data set, threat, n, choice of checkpoint and suite: a line for each recipe, a column for each
     attack.
 
-    Below a recipe X-he whose plain X is there too, a line of their paired differences, with 95 % intervals.
+    Below a recipe on the sphere whose plain partner is there too, a line of their paired differences, with 95 %
+    intervals.
     """
     groups: dict[tuple[str, str, int, str, str], list[Row]] = {}
     for row in rows:
@@ -163,7 +164,7 @@ def _table(data: str, threat: str, n: int, checkpoint: str, suite: str, rows: Se
     for name in recipes:
         epochs = next(row["epochs"] for row in rows if row["recipe"] == name)
         lines.append(_line(f"`{name}`", epochs, [_cell(_row(rows, name, attack)) for attack in attacks]))
-        base = name.removesuffix("-he")
+        base = plain(name)
         if base != name and base in recipes:
             lines.append(_line("*difference*", "", [_difference(rows, base, name, attack) for attack in attacks]))
     return "\n".join(lines)
@@ -190,8 +191,8 @@ def _cell(row: Row | None) -> str:
 def _row(rows: Sequence[Row], name: str, attack: str) -> Row | None:
     """A recipe's row under an attack; a plain head has s = 1, so "PGD-50 (s = 1)" is its PGD-50."""
     own = {row["attack"]: row for row in rows if row["recipe"] == name}
-    plain = own.get(attack.removesuffix(" (s = 1)"))
-    return own.get(attack) or (plain if plain is not None and plain["scale"] is None else None)
+    bare = own.get(attack.removesuffix(" (s = 1)"))
+    return own.get(attack) or (bare if bare is not None and bare["scale"] is None else None)
 
 
 def replace_between(text: str, content: str, *, begin: str = "<!-- results -->", end: str = "<!-- /results -->") -> str:

@@ -60,7 +60,7 @@ def test_within_a_pair_nothing_but_the_sphere_differs(name: str) -> None:
     pairs = {pair for found in TABLES.values() for pair in found.pairs}
     pairs |= {(arm.plain, arm) for found in TABLES.values() for arm in one.arms(found) if arm.variant}
     for pair in pairs:
-        for decay in one.weight_decays:
+        for decay in one.weight_decays[pair[0].data]:
             plain, sphere = (compared(one.config(arm, weight_decay=decay, seed=1)) for arm in pair)
             assert confounders([plain], [sphere]) == [] and plain.sphere is None and sphere.sphere is not None
             assert plain.training.weight_decay == decay and plain.training.seed == 1
@@ -202,7 +202,7 @@ def test_an_ablation_changes_one_setting_of_the_sphere() -> None:
 
 
 def test_times_in_words() -> None:
-    assert [in_words(seconds) for seconds in (7, 480, 9000)] == ["7 s", "8 min", "2.5 h"]
+    assert [in_words(seconds) for seconds in (7, 480, 9000, 6e5)] == ["7 s", "8 min", "2.5 h", "7 days"]
 
 
 def test_training_costs_more_passes_with_more_steps(places: Places) -> None:

@@ -14,7 +14,7 @@ from advsphere.hypersphere import Sphere
 from advsphere.recipes import recipe
 from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data, Table
 
-WEIGHT_DECAYS = (5e-4, 2e-4)
+WEIGHT_DECAYS: Mapping[Data, tuple[float, ...]] = {"cifar10": (5e-4, 2e-4), "imagenet": (5e-4, 2e-4)}
 """The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
 
 DRAWN = "digits-as-photos"
@@ -55,7 +55,7 @@ class Budget:
     epochs: Mapping[str, int] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1)
     headline_seeds: tuple[int, ...] = (0, 1, 2)
-    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    weight_decays: Mapping[Data, tuple[float, ...]] = field(default_factory=lambda: WEIGHT_DECAYS)
     efforts: Mapping[str, Effort] = field(default_factory=dict)
     validation: Mapping[str, int] = field(default_factory=dict)
     corruptible: tuple[Data, ...] = ("cifar10", "imagenet")
@@ -112,7 +112,7 @@ BUDGETS = {
             | {"cifar10 freeat": 1, "imagenet freeat": 1},
             seeds=(0,),
             headline_seeds=(0,),
-            weight_decays=(5e-4,),
+            weight_decays={"cifar10": (5e-4,), "imagenet": (5e-4,)},
             efforts={
                 "survival": Effort(n=8, guides=1, steps=3),
                 "paper": Effort(n=40, steps=10),
@@ -170,6 +170,7 @@ BUDGETS = {
                 "table6": {"WRN-34-10": "cifar10-{}-s10", "WRN-34-20": "cifar10-{}-s10-wrn-34-20"},
             },
             data_name={"cifar10": "CIFAR-10", "imagenet": "ImageNet"},
+            weight_decays={**WEIGHT_DECAYS, "imagenet": (1e-4, *WEIGHT_DECAYS["imagenet"])},  # its recipes' own first
             folder="imagenet",
             seeds=(0, 1, 2),
         ),

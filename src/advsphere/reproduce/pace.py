@@ -68,10 +68,12 @@ def seconds_per_pass(config: Config, *, at_least: float = 0.4) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """12 s, 8 min, 2.5 h."""
+    """12 s, 8 min, 2.5 h, 6 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
 
 
 def _key(config: Config) -> str:

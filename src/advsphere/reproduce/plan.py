@@ -14,7 +14,7 @@ from advsphere.reproduce.budgets import DRAWN, Budget
 from advsphere.reproduce.grid import preferred
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.photos import PHOTOS, digits_as_photos
-from advsphere.reproduce.tables import HEADLINE, Arm, Table
+from advsphere.reproduce.tables import HEADLINE, Arm, Data, Table
 
 _IMAGES = {"digits": 1237, "cifar10": 49_000, DRAWN: PHOTOS, "tiny-imagenet-40": 19_000, "imagenet": 1_280_000}
 """Training images, about."""
@@ -77,9 +77,9 @@ def plan(
         raise UserError(f"no method here is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     found: dict[str, Job] = {}
     first = sorted(tables, key=lambda table: table.suite != "survival")
-    grid = tuple(weight_decays or budget.weight_decays)
-    for weight_decay in grid:
-        asked = _Asked(budget=budget, places=places, grid=grid, weight_decay=weight_decay, seeds=seeds)
+    grids = budget.weight_decays if weight_decays is None else dict.fromkeys(budget.weight_decays, tuple(weight_decays))
+    for place in range(max(map(len, grids.values()))):
+        asked = _Asked(budget=budget, places=places, grids=grids, place=place, seeds=seeds)
         # The headline's pair before all else, and what survives of its gain.
         wanted = [(table, [arm for arm in table.arms if arm in HEADLINE]) for table in first]
         wanted += [(table, list(budget.arms(table))) for table in tables]
@@ -91,12 +91,12 @@ def plan(
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What all jobs of one weight decay of a grid share."""
+    """What all jobs of one place in the grids of weight decays share."""
 
     budget: Budget
     places: Places
-    grid: tuple[float, ...]
-    weight_decay: float
+    grids: Mapping[Data, tuple[float, ...]]
+    place: int
     seeds: Sequence[int] | None
 
     def jobs(self, table: Table, arms: Sequence[Arm]) -> Iterator[Job]:
@@ -117,20 +117,23 @@ class _Asked:
 
     def _seeds(self, arm: Arm) -> list[int]:
         """Which are trained."""
+        if self.place >= len(self.grids[arm.data]):
+            return []
         return self._asked(arm)[: None if self._chosen(arm) else 1]
 
     def _chosen(self, arm: Arm) -> bool:
         """Whether it is measured at this weight decay."""
         tried: dict[float, dict[int, float]] = {}
-        for decay in self.grid:
+        for place, weight_decay in enumerate(self.grids[arm.data]):
             for seed in self._asked(arm):
-                robust = jobs.validated(self._train(arm, seed, decay))
-                if robust is not None:
-                    tried.setdefault(decay, {})[seed] = robust
-        return self.weight_decay in (self.grid[0], preferred(tried))
+                validated = jobs.validated(self._train(arm, seed, place))
+                if validated is not None:
+                    tried.setdefault(weight_decay, {})[seed] = validated
+        return self.place == 0 or self.grids[arm.data][self.place] == preferred(tried)
 
-    def _train(self, arm: Arm, seed: int, weight_decay: float | None = None) -> Job:
-        config = self.budget.config(arm, weight_decay=weight_decay or self.weight_decay, seed=seed)
+    def _train(self, arm: Arm, seed: int, place: int | None = None) -> Job:
+        weight_decay = self.grids[arm.data][self.place if place is None else place]
+        config = self.budget.config(arm, weight_decay=weight_decay, seed=seed)
         images = _IMAGES[self.budget.folder if config.data.name == "imagefolder" else config.data.name]
         return jobs.training(config, self.places.runs, images=images, data_root=self.places.of(config, self.budget))
 
@@ -142,7 +145,7 @@ class _Asked:
             yield jobs.evaluation(job, table.suite, effort(table.suite), data_root=where)
         elif table.measure == "corruptions":
             yield jobs.corruption(job, effort("corruptions"), data_root=where)
-        elif job.config.training.seed == self.budget.seeds[0] and self.weight_decay == self.budget.weight_decays[0]:
+        elif job.config.training.seed == self.budget.seeds[0] and self.place == 0:
             if arm.variant:  # a pair is looked at once
                 yield jobs.diagnosis(job, trained.get(arm.plain), effort("inside"), data_root=where)
             elif len(table.arms) == 1:
