@@ -16,7 +16,8 @@ from advsphere.results import Row
 
 INTRODUCTIONS = {
     "table5": "Accuracy in %, averaged over five severities; mCA is the mean over corruptions, with its 95 % interval. "
-    "Below it the paper's, for its own, larger networks. Corruptions are generated, not the published files.",
+    "Below it the paper's, for its own, larger networks. Corruptions are generated, not the published files. A "
+    "difference is the mean over seeds, its interval over images alone: it speaks of these checkpoints.",
     "table7": "Accuracy in % under one and two steps of PGD, with FN on the attack's path and without, judged by the "
     "untouched network; the radius and the step are inferred (docs/fidelity.md). The paper's network is a WRN-34-10.",
     "gradients": "The norm of the loss's gradient in each layer on adversarial images over that on clean ones; the "
@@ -54,26 +55,34 @@ def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
         names = [name for name in TITLES if all(name in row["accuracy"] for row in group)]
         heads = ["method", "seed", "epochs", "clean", "mCA", *(TITLES[name] for name in names)]
         lines = [f"## {title}", "", *rule(heads)]
-        of_base = {(method(row), row["seed"]): row for row in group}
+        arms: dict[str, dict[int, Row]] = {}
         for row in group:
-            name = method(row)
-            theirs = table.paper.get(name, {}) if (name == "FreeAT") <= on_imagenet(row) else {}
-            cells = [f"{100 * row['clean']:.1f}", _with_paper(row["mCA"], theirs.get("mCA"), row["interval"])]
-            cells += [_with_paper(fmean(row["accuracy"][key]), theirs.get(key)) for key in names]
-            lines.append(line([name, str(row["seed"]), str(row["epochs"]), *cells]))
-            base = of_base.get((name.removesuffix("+HE"), row["seed"]))
-            if name.endswith("+HE") and base is not None:
-                d = Mean.of([a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)])
-                change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f})*"
-                change += "<br>*cannot tell*" * d.cannot_tell
-                plain = table.paper.get(method(base), {}) if theirs else {}
-                change += f"<br>*paper {theirs['mCA'] - plain['mCA']:+.2f}*" if plain else ""
-                each = [fmean(row["accuracy"][key]) - fmean(base["accuracy"][key]) for key in names]
-                clean = row["clean"] - base["clean"]
-                cells = [f"*{100 * clean:+.1f}*", change, *(f"*{100 * value:+.1f}*" for value in each)]
-                lines.append(line([f"*less {method(base)}*", "", "", *cells]))
+            arms.setdefault(method(row), {})[row["seed"]] = row
+        for name, arm in arms.items():
+            theirs = table.paper.get(name, {}) if (name == "FreeAT") <= on_imagenet(group[0]) else {}
+            for seed, row in sorted(arm.items()):
+                cells = [f"{100 * row['clean']:.1f}", _with_paper(row["mCA"], theirs.get("mCA"), row["interval"])]
+                cells += [_with_paper(fmean(row["accuracy"][key]), theirs.get(key)) for key in names]
+                lines.append(line([name, str(seed), str(row["epochs"]), *cells]))
+            base = arms.get(name.removesuffix("+HE"), {})
+            shared = sorted(arm.keys() & base.keys()) if name.endswith("+HE") else []
+            if shared:
+                plain = table.paper.get(name.removesuffix("+HE"), {}) if theirs else {}
+                cells = _difference([(arm[seed], base[seed]) for seed in shared], names)
+                cells[1] += f"<br>*paper {theirs['mCA'] - plain['mCA']:+.2f}*" if plain else ""
+                lines.append(line([f"*less {name.removesuffix('+HE')}*", ", ".join(map(str, shared)), "", *cells]))
         parts.append("\n".join([*lines, "", provenance(group, file)]))
     return parts
+
+
+def _difference(pairs: Sequence[tuple[Row, Row]], names: Sequence[str]) -> list[str]:
+    """Cells of a method less its baseline: the mean over pairs of equal seed; the interval is over images alone."""
+    of_pairs = [[a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)] for row, base in pairs]
+    d = Mean.of([fmean(image) for image in zip(*of_pairs, strict=True)])
+    change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f})*" + "<br>*cannot tell*" * d.cannot_tell
+    clean = fmean(row["clean"] - base["clean"] for row, base in pairs)
+    each = [fmean(fmean(row["accuracy"][key]) - fmean(base["accuracy"][key]) for row, base in pairs) for key in names]
+    return [f"*{100 * clean:+.1f}*", change, *(f"*{100 * value:+.1f}*" for value in each)]
 
 
 def _with_paper(value: float, paper: float | None, interval: Sequence[float] | None = None) -> str:

@@ -100,9 +100,8 @@ def _groups(table: Table, rows: Sequence[Row]) -> list[Group]:
 def _introduction(table: Table) -> str:
     """What the cells are, and what the paper's own numbers say of the worst case."""
     told = INTRODUCTION
-    told += f" The paper's rows are its {table.network}'s, beside another of its networks that one's." * bool(
-        table.network
-    )
+    if table.network:
+        told += f" The paper's numbers are those of its {table.network}, or of our own network where the paper has it."
     told += " m-HE is our reading of it." if any(arm.variant == "m-HE" for arm in table.arms) else ""
     worst = "; ".join(paper_survival(table))
     return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")

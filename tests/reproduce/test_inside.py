@@ -1,0 +1,35 @@
+"""Pages of what no suite attacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from advsphere.reproduce.inside import sections
+from advsphere.reproduce.tables import TABLES
+from advsphere.results import Row
+from tests.reproduce.made import rows
+
+
+def corrupted(recipe: str, outcomes: str, *, seed: int) -> Row:
+    (row,) = rows(recipe, {"corruptions": outcomes}, seed=seed, suite="corruptions")
+    share = row["k"] / row["n"]
+    severities = {"fog": [outcomes] * 5, "snow": [outcomes] * 5}
+    return row | {"clean": share, "mCA": share, "counted": list(severities), "outcomes": severities,
+                  "accuracy": {name: [share] * 5 for name in severities}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seeds", "change"), [((0,), "+50.00 (-48.00 to +148.00)"), ((0, 1), "+25.00 (-24.00 to +74.00)")]
+)
+def test_a_difference_in_corruptions_is_the_mean_over_seeds_paired_by_image(
+    seeds: tuple[int, ...], change: str
+) -> None:
+    """Two images, of which the second gains in seed 0: a mean of 1/2 and a standard error of 1/2; no gain in seed 1."""
+    made = [corrupted("small-pgd-at", "10", seed=seed) for seed in seeds]
+    made += [corrupted("small-pgd-at-he", "11" if seed == 0 else "10", seed=seed) for seed in seeds]
+    (section,) = sections(TABLES["table5"], made, Path("rows.jsonl"), None)
+    (line,) = (line for line in section.splitlines() if line.startswith("| *less PGD-AT*"))
+    assert f"| {', '.join(map(str, seeds))} |" in line and change in line and "+0.06" in line
+    assert section.count("| PGD-AT |") == section.count("| PGD-AT+HE |") == len(seeds)
