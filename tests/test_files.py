@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from advsphere.errors import UserError
-from advsphere.files import disk_errors, write_atomically
+from advsphere.files import alone, disk_errors, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -154,3 +155,18 @@ def test_only_the_disk_s_errors_become_the_user_s(tmp_path: Path) -> None:
         raise OSError("odd")
     with pytest.raises(ZeroDivisionError), disk_errors(tmp_path):
         raise ZeroDivisionError
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    code = "import sys, time; from pathlib import Path; from advsphere.files import alone\n"
+    code += "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is writing into"), alone(folder, patience=0):
+            pass
+        other.kill()
+    with alone(folder, patience=0):
+        assert names(folder) == []
+    with alone(folder, patience=0):
+        pass

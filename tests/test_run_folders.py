@@ -17,6 +17,7 @@ import pytest
 from advsphere import experiment
 from advsphere.errors import UserError
 from advsphere.experiment import load_run, read_config, train
+from advsphere.files import alone
 from advsphere.hypersphere import Sphere
 from tests.training.tiny import (
     assert_same_run,
@@ -47,6 +48,15 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         assert change in str(caught.value)
     assert "objective" not in str(caught.value)
     assert left_behind(folder) == before and read_config(folder) == config
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "alone", partial(alone, patience=0))
+    folder = tmp_path / "run"
+    with alone(folder), pytest.raises(UserError, match="another process is writing into"):
+        train(tiny_config("fastat"), folder, resume=True)
+    assert not list(folder.iterdir())
+    train(tiny_config("fastat"), folder, resume=True)
 
 
 def test_resume_begins_where_there_is_nothing_yet(tmp_path: Path) -> None:

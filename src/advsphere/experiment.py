@@ -26,7 +26,7 @@ from advsphere.data import Images, load, load_test
 from advsphere.distributed import World
 from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.files import write_atomically
+from advsphere.files import alone, write_atomically
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
 from advsphere.models import STATISTICS, build, load_weights, synchronised
@@ -161,36 +161,44 @@ def train(
     resume: go on from the folder's last checkpoint, or begin where there is none yet. on_start: told the trainer and
     what the user should know. record: asked after each epoch for metrics to log with the others, on the held-out images
     and by what is minimised. world: the processes that train together; the first alone calls `on_tick` and `on_epoch`,
-    and writes the folder, which all of them have to see. Raises UserError where the folder holds another run, and as
-    `Trainer.fit`; `training.Stopped` when `stop` said so.
+    and writes the folder, which all of them have to see. Raises UserError where the folder holds another run or
+    another process trains into it, and as `Trainer.fit`; `training.Stopped` when `stop` said so.
     """
     where = device()
     if config.training.sync_bn and where.type == "cpu":
         raise UserError("--sync-bn needs GPUs: torch has no synchronised batch norm on a CPU; leave it out")
     around = environment(where) | {"ranks": world.size}
-    begun = world.from_first(world.first and _claim(folder, config, resume, around))
-    crops = config.training.augment.min_area is not None
-    data = load(
-        config.data.name, config.data.root, image_size=config.data.image_size, resize=config.data.resize, crops=crops
-    )
-    training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
-    notes = [data.note] if data.note else []
-    parts = assemble(from_scratch(config) if begun else config, data.train, notes.append)
-    model = parts.model.to(where)
-    trainer = Trainer(
-        synchronised(model) if config.training.sync_bn and world.size > 1 else model,
-        config.objective,
-        parts.criterion,
-        training_images.to(where),
-        settings=config.training,
-        folder=folder,
-        environment=around,
-        world=world,
-    )
-    if begun:
-        notes += [f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()]
-    with ExitStack() as files:
-        log = files.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
+    with ExitStack() as held:
+        if world.first:
+            held.enter_context(alone(folder))
+        begun = world.from_first(world.first and _claim(folder, config, resume, around))
+        crops = config.training.augment.min_area is not None
+        data = load(
+            config.data.name,
+            config.data.root,
+            image_size=config.data.image_size,
+            resize=config.data.resize,
+            crops=crops,
+        )
+        training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
+        notes = [data.note] if data.note else []
+        parts = assemble(from_scratch(config) if begun else config, data.train, notes.append)
+        model = parts.model.to(where)
+        trainer = Trainer(
+            synchronised(model) if config.training.sync_bn and world.size > 1 else model,
+            config.objective,
+            parts.criterion,
+            training_images.to(where),
+            settings=config.training,
+            folder=folder,
+            environment=around,
+            world=world,
+        )
+        if begun:
+            notes += [
+                f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()
+            ]
+        log = held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
 
         def finished_epoch(metrics: Metrics) -> None:
             if log is not None:
@@ -216,7 +224,7 @@ def train(
         )
         on_start(trainer, notes)
         trainer.fit()
-    return trainer.result
+        return trainer.result
 
 
 _WITHOUT_EFFECT = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +47,36 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         kept = f"; {path.name} as it was before is intact" if path.is_file() else ""
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Mend that and try again") from error
+
+
+@contextmanager
+def alone(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
+    """Hold a folder, which is made if need be, against a second process that would write the same files. The system
+    lets go when this one ends, however it ends.
+
+    patience: seconds to wait; those who load data for a process that was killed live on for up to five, and hold what
+    it held. Raises UserError where another process keeps the folder.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"another process is writing into {folder}; wait until it is done, or name another folder"
+                    ) from error
+                time.sleep(0.1)
+            except OSError:
+                break  # a file system without locks
+        yield
+    finally:
+        os.close(held)
 
 
 def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
