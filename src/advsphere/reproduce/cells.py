@@ -121,6 +121,14 @@ def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
     if len(outcomes) == 1:
         return wilson(outcomes[0].count("1"), len(outcomes[0]))
     columns = np.array([[c == "1" for c in row] for row in outcomes], dtype=float)
+    half = reach(columns)
+    return max(0.0, float(columns.mean()) - half), min(1.0, float(columns.mean()) + half)
+
+
+def reach(columns: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean over images; from three seeds on, their spread is added. columns: (seeds,
+    images).
+    """
     images, seeds = float(columns.mean(0).var(ddof=1)) / columns.shape[1], 0.0
     if len(columns) >= ENOUGH_SEEDS:
         seeds = float(columns.mean(1).var(ddof=1)) / len(columns)
@@ -128,5 +136,4 @@ def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
 
     # Satterthwaite: few seeds make it wide in so far as it is they that spread.
     freedom = (images + seeds) ** 2 * (len(columns) - 1) / seeds**2 if seeds else math.inf
-    reach = float(t.ppf(0.975, freedom)) * math.sqrt(images + seeds)
-    return max(0.0, float(columns.mean()) - reach), min(1.0, float(columns.mean()) + reach)
+    return float(t.ppf(0.975, freedom)) * math.sqrt(images + seeds)

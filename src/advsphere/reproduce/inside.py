@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+
 from advsphere.corruption_table import TITLES, means_by_image
-from advsphere.evaluation.corruption_record import Mean
+from advsphere.reproduce.cells import reach
 from advsphere.reproduce.figures import gradients_figure, save
 from advsphere.reproduce.groups import method, on_imagenet
 from advsphere.reproduce.markdown import line, provenance, rule
@@ -17,7 +19,8 @@ from advsphere.results import Row
 INTRODUCTIONS = {
     "table5": "Accuracy in %, averaged over five severities; mCA is the mean over corruptions, with its 95 % interval. "
     "Below it the paper's, for its own, larger networks. Corruptions are generated, not the published files. A "
-    "difference is the mean over seeds, its interval over images alone: it speaks of these checkpoints.",
+    "difference is the mean over seeds; the interval of one or two seeds is over images alone, and speaks of these "
+    "checkpoints; from three on, of the method.",
     "table7": "Accuracy in % under one and two steps of PGD, with FN on the attack's path and without, judged by the "
     "untouched network; the radius and the step are inferred (docs/fidelity.md). The paper's network is a WRN-34-10.",
     "gradients": "The norm of the loss's gradient in each layer on adversarial images over that on clean ones; the "
@@ -76,10 +79,11 @@ def _corruptions(table: Table, rows: Sequence[Row], file: Path) -> list[str]:
 
 
 def _difference(pairs: Sequence[tuple[Row, Row]], names: Sequence[str]) -> list[str]:
-    """Cells of a method less its baseline: the mean over pairs of equal seed; the interval is over images alone."""
-    of_pairs = [[a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)] for row, base in pairs]
-    d = Mean.of([fmean(image) for image in zip(*of_pairs, strict=True)])
-    change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f})*" + "<br>*cannot tell*" * d.cannot_tell
+    """Cells of a method less its baseline: the mean over pairs of equal seed."""
+    each_image = np.array([np.subtract(means_by_image(row), means_by_image(base)) for row, base in pairs])
+    value, half = float(each_image.mean()), reach(each_image)
+    change = f"*{100 * value:+.2f} ({100 * (value - half):+.2f} to {100 * (value + half):+.2f})*"
+    change += "<br>*cannot tell*" * (abs(value) <= half)
     clean = fmean(row["clean"] - base["clean"] for row, base in pairs)
     each = [fmean(fmean(row["accuracy"][key]) - fmean(base["accuracy"][key]) for row, base in pairs) for key in names]
     return [f"*{100 * clean:+.1f}*", change, *(f"*{100 * value:+.1f}*" for value in each)]
