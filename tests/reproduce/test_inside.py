@@ -31,7 +31,7 @@ def corrupted(recipe: str, outcomes: str, *, seed: int) -> Row:
 def test_a_difference_in_corruptions_is_the_mean_over_seeds_paired_by_image(
     seeds: tuple[int, ...], change: str
 ) -> None:
-    """Two images, of which the second gains in seed 0: a mean of 1/2 and a standard error of 1/2; no gain in the others.
+    """Two images, of which the second gains in seed 0 (mean and standard error 1/2), and in no other.
     With three seeds their variance is as large as that over images, 1/36, which leaves 8 degrees of freedom.
     """
     made = [corrupted("small-pgd-at", "10", seed=seed) for seed in seeds]
