@@ -146,6 +146,12 @@ def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
     return [*made, *_at_their_best(made)]
 
 
+def groups_of(table: Table, rows: Sequence[Row]) -> list[Group]:
+    """All groups of a table: of its own suite, then of those that it shows too; none if it is not of attacks."""
+    suites = (table.suite, *table.shown) if table.measure == "attacks" else ()
+    return [group for suite in suites for group in groups(rows, table, suite=suite)]
+
+
 def _run(row: Row) -> tuple[Any, ...]:
     return (row["recipe"], *row["overrides"], row["seed"], row["checkpoint"], row["data"], row["threat"], row["n"])
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from advsphere.evaluation import WORST, Survival
 from advsphere.files import write_atomically
 from advsphere.reproduce import inside
 from advsphere.reproduce.cells import Cell, Pair, cell, pairs, paper_gain, paper_survival
 from advsphere.reproduce.figures import gains_figure, save
 from advsphere.reproduce.grid import means
-from advsphere.reproduce.groups import Group, groups
+from advsphere.reproduce.groups import Group, groups_of
 from advsphere.reproduce.markdown import line, provenance, rule
+from advsphere.reproduce.overview import overview
 from advsphere.reproduce.tables import TABLES, Table
 from advsphere.results import Row
 
@@ -42,46 +42,13 @@ def write(files: Mapping[Path, Sequence[Row]], folder: Path) -> list[Path]:
     return [*written, folder / "README.md"]
 
 
-def overview(files: Mapping[Path, Sequence[Row]]) -> list[str]:
-    """Every pair of every table in a line: what it gains under the headline's attack, and in the worst case."""
-    heads = [
-        "table",
-        "method",
-        "network, images",
-        "weight decay",
-        "seeds",
-        "n",
-        "gain under the headline",
-        "in the worst case",
-    ]
-    lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *rule([*heads, "share left", "verdict"])]
-    for table in TABLES.values():
-        for rows in files.values():
-            for group in _groups(table, rows):
-                lines += [line(_told(table, group, pair, pair.gains)) for pair in pairs(group, table) if pair.gains]
-    return lines
-
-
-def _told(table: Table, group: Group, pair: Pair, gains: Survival) -> list[str]:
-    decay = [] if group.weight_decay is None else [f"{group.weight_decay:g}"]
-    decay += ["each its best"] if group.at_its_best(pair.method) and group.at_its_best(pair.baseline) else []
-    before, after = gains.gain(gains.pgd), gains.gain(WORST)
-    points = [f"{100 * g.difference:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f})" for g in (before, after)]
-    share = "" if gains.share is None else "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * part for part in gains.share))
-    images = f"{group.network}, {group.data}" + ", last checkpoint" * (group.checkpoint == "last")
-    seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
-    link = f"[{table.name}]({table.name}.md)"
-    points[0] = f"{gains.pgd}: {points[0]}"
-    return [link, pair.method, images, ", ".join(decay), seeds, str(gains.n), *points, share, gains.verdict]
-
-
 def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None = None) -> tuple[str, bool]:
     """The text of a table's page, and whether anything is measured. folder: where its figures are written; none are
     made without it.
     """
     parts = []
     for file, rows in files.items():
-        for number, group in enumerate(_groups(table, rows)):
+        for number, group in enumerate(groups_of(table, rows)):
             parts.append(_section(group, table, file, folder, f"{table.name}-{file.stem}-{number}.svg"))
         if table.measure != "attacks":
             parts += inside.sections(table, rows, file, folder)
@@ -89,12 +56,6 @@ def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None 
     told = _introduction(table) if table.measure == "attacks" else inside.INTRODUCTIONS[table.name]
     body = "\n\n".join(parts) or "Not measured yet."
     return f"# {table.title}\n\n{told}\n\n{command}\n\n{body}\n", bool(parts)
-
-
-def _groups(table: Table, rows: Sequence[Row]) -> list[Group]:
-    """Of its own suite, then of those that it shows too; none for a table that is not of attacks."""
-    suites = (table.suite, *table.shown) if table.measure == "attacks" else ()
-    return [group for suite in suites for group in groups(rows, table, suite=suite)]
 
 
 def _introduction(table: Table) -> str:
