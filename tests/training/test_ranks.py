@@ -46,7 +46,7 @@ def test_two_and_three_ranks_train_as_one(tmp_path: Path) -> None:
         several, resumed = tmp_path / f"{size}", tmp_path / f"{size - 1} to {size}"
         shutil.copytree(tmp_path / f"{size - 1}", resumed)
         done = run_ranks(size, PROGRAM, several, resumed, seconds=180)
-        assert [rank.returncode for rank in done] == [0] * size, done[0].stderr
+        assert [rank.returncode for rank in done] == [0] * size, "\n".join(rank.stderr for rank in done)
         for name in ranks.TOGETHER:
             assert_as_far(one / name, name)
             assert_equal_in_float64(one / name, several / name)

@@ -13,7 +13,7 @@ from advsphere import experiment
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.subject import Subject
 from advsphere.config import Config
-from advsphere.distributed import World, joined
+from advsphere.distributed import World, joined, leave
 from advsphere.evaluation import Effort, Evaluation, Precision, evaluate, progress_bar
 from advsphere.threat import Norm, ThreatModel
 
@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
         evaluation, folder = evaluated(options, world)
         console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
         console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
+    leave(0)
     return 0
 
 

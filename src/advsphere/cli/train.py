@@ -21,7 +21,7 @@ from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.config import Config
 from advsphere.data import Images
-from advsphere.distributed import World, joined
+from advsphere.distributed import World, joined, leave
 from advsphere.hypersphere import Sphere
 from advsphere.losses import Loss
 from advsphere.recipes import recipe
@@ -66,7 +66,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Parse, train, and say where the result is."""
     with joined() as world:
-        return _train(arguments, world)
+        status = _train(arguments, world)
+    leave(status)
+    return status
 
 
 def _train(arguments: list[str], world: World) -> int:

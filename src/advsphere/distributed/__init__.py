@@ -4,7 +4,7 @@ torchrun starts the processes and tells each of them its place in the environmen
 alone, and everything here is a matter of course.
 """
 
-from advsphere.distributed.joining import joined
+from advsphere.distributed.joining import joined, leave
 from advsphere.distributed.world import World, cut
 
-__all__ = ["World", "cut", "joined"]
+__all__ = ["World", "cut", "joined", "leave"]

@@ -84,6 +84,17 @@ def joined() -> Iterator[World]:
         raise leaving
 
 
+def leave(status: int) -> None:
+    """End this process with that exit status if it is one of several, else do nothing. To be called last of all: about
+    one in fifty of several processes that end in the ordinary way is aborted by torch's own threads (torch 2.11, gloo),
+    and torchrun would take that for a failure of the run.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def _new_corner(store: Store, rank: int, size: int) -> Store:
     """A part of the store in which nothing is written yet. torchrun's own outlives its processes (torch 2.11): one that
     is started again would find the addresses, and the failure, of those before it.
