@@ -49,8 +49,8 @@ lint: $(STAMP) ## ruff: rules and formatting
 types: $(STAMP) ## mypy --strict on src
 	$(BIN)/mypy
 
-pages: $(STAMP) ## write docs/results/ anew from the rows in results/
-	$(BIN)/advsphere results results --pages docs/results
+pages: $(STAMP) ## write docs/results/ and the README's table anew from the rows in results/
+	$(BIN)/advsphere results results --pages docs/results --into README.md
 
 RUNS ?= runs
 check-results: $(STAMP) ## recompute the rows in results/ whose ledgers are below RUNS (runs), and name the others

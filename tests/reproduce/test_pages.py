@@ -60,10 +60,14 @@ def test_the_same_rows_give_the_same_bytes_and_a_table_without_rows_says_so(tmp_
 
 
 def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
-    assert main(["results", str(ROOT / "results"), "--pages", str(tmp_path)]) == 0
-    for page in tmp_path.glob("*.md"):
+    readme = tmp_path / "README of all.md"
+    readme.write_text("<!-- results --><!-- /results -->")
+    folder = tmp_path / "docs" / "results"
+    assert main(["results", str(ROOT / "results"), "--pages", str(folder), "--into", str(readme)]) == 0
+    assert readme.read_text() in (ROOT / "README.md").read_text(), "make pages"
+    for page in folder.glob("*.md"):
         assert page.read_text() == (ROOT / "docs" / "results" / page.name).read_text(), "make pages"
-    for figure in tmp_path.glob("*.svg"):
+    for figure in folder.glob("*.svg"):
         assert (ROOT / "docs" / "results" / figure.name).is_file(), "make pages"
     for file in (ROOT / "results").glob("*.jsonl"):
         for row in results.read(file):

@@ -66,8 +66,9 @@ class Options:
     """The folder of Table 4's images; by default tiny-imagenet-40, or imagenet with --budget full, in
     $ADVSPHERE_DATA."""
     weight_decay: tuple[float, ...] | None = None
-    """Of the grid 5e-4, 2e-4, these alone. All is measured at the first one; at the other, what held-out training
-    images prefer there, which one training of each method tells first."""
+    """Of the grid 5e-4, 2e-4, these alone. At the first of them every seed of every method is trained and attacked. At
+    the next one seed of each method is trained, and judged on held-out training images; where it is better than at the
+    first, the other seeds are trained and attacked there too."""
     seeds: tuple[int, ...] | None = None
     """Of the budget's seeds, these alone."""
     methods: tuple[str, ...] | None = None

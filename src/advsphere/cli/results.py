@@ -42,7 +42,8 @@ class Options:
     suite: str | None = None
     """Show the rows of this suite alone."""
     into: Path | None = None
-    """A page to write the table into, between the lines <!-- results --> and <!-- /results -->."""
+    """A page to write the table into, between the lines <!-- results --> and <!-- /results -->; with --pages, what the
+    objectives say together."""
     pages: Path | None = None
     """A folder to write a page for each of the paper's tables into, with its figures."""
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -55,7 +56,8 @@ def main(arguments: list[str]) -> int:
     if options.check:
         return _check(options)
     if options.pages is not None:
-        written = pages.write({file: results.read(file) for file in _files(options.file)}, options.pages)
+        rows_of = {file: results.read(file) for file in _files(options.file)}
+        written = pages.write(rows_of, options.pages, options.into)
         print("\n".join(map(str, written)))
         return 0
     if options.file.is_dir():

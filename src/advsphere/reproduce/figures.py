@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advsphere.analysis.canvas import canvas, legend, outside_legend, quiet
-from advsphere.analysis.palette import INK, MARKERS, SERIES
+from advsphere.analysis.palette import INK, LINE, MARKERS, SERIES
+from advsphere.evaluation import WORST
 from advsphere.files import write_atomically
 from advsphere.reproduce.cells import Pair, paper_gain
 from advsphere.reproduce.tables import Table
+from advsphere.reproduce.together import Family, Reach
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,6 +50,27 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
     axes.set_yticks([-(i * (1 + len(pairs)) + middle) for i in range(len(attacks))], attacks)
     quiet(axes, "gain in points, 95 % interval", "", grid="x")
     outside_legend(figure, axes, columns=3)
+    return figure
+
+
+def together_figure(family: Family) -> Figure:
+    """What HE gains with each objective under the headline's attack and in the worst case, with 95 % intervals; below,
+    the means over the objectives.
+    """
+    names = [f"{one.pair.baseline}\n{one.group.data}" for one in family.members]
+    figure, (axes,) = canvas(8.0, 1.0 + 0.5 * len(names))
+    for number, (attack, label) in enumerate(((None, "PGD at s = 1"), (WORST, "worst case"))):
+        gains = [one.gains.gain(attack or one.gains.pgd) for one in family.members]
+        found = [*(Reach(g.difference, g.low, g.high) for g in gains), family.mean(attack)]
+        values = [100 * one.value for one in found]
+        reach = [[100 * (one.value - one.low) for one in found], [100 * (one.high - one.value) for one in found]]
+        axes.errorbar(values, [0.15 - 0.3 * number - place for place in range(len(found))], xerr=reach,
+                      fmt=MARKERS[number], color=SERIES[number], markersize=5, elinewidth=1.2, label=label)  # fmt: skip
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.axhline(0.5 - len(names), color=LINE, linewidth=0.8)
+    axes.set_yticks([-place for place in range(len(names) + 1)], [*names, "together"])
+    quiet(axes, "gain of HE in points, 95 % interval", "", grid="x")
+    outside_legend(figure, axes)
     return figure
 
 

@@ -18,6 +18,11 @@ def rule(heads: Sequence[str]) -> list[str]:
     return [line(heads), "|---" * len(heads) + "|"]
 
 
+def points(value: float, low: float, high: float) -> str:
+    """A difference in [-1, 1] and its interval, in points."""
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def provenance(rows: Sequence[Row], file: Path) -> str:
     """Where numbers come from, in a sentence or two."""
     trained = [row["trained"] for row in rows]

@@ -9,13 +9,14 @@ from statistics import fmean
 from advsphere.files import write_atomically
 from advsphere.reproduce import inside
 from advsphere.reproduce.cells import Cell, Pair, cell, pairs, paper_gain, paper_survival
-from advsphere.reproduce.figures import gains_figure, save
+from advsphere.reproduce.figures import gains_figure, save, together_figure
 from advsphere.reproduce.grid import means
 from advsphere.reproduce.groups import Group, groups_of
-from advsphere.reproduce.markdown import line, provenance, rule
-from advsphere.reproduce.overview import overview
+from advsphere.reproduce.markdown import line, points, provenance, rule
+from advsphere.reproduce.overview import PICTURE, overview, summary
 from advsphere.reproduce.tables import TABLES, Table
-from advsphere.results import Row
+from advsphere.reproduce.together import compared, families, largest
+from advsphere.results import Row, replace_between
 
 INTRODUCTION = (
     "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it, the "
@@ -27,9 +28,9 @@ INTRODUCTION = (
 )
 
 
-def write(files: Mapping[Path, Sequence[Row]], folder: Path) -> list[Path]:
+def write(files: Mapping[Path, Sequence[Row]], folder: Path, into: Path | None = None) -> list[Path]:
     """Write a page for each table with its figures, and README.md, which lists them and every pair. files: rows by the
-    file that they are in.
+    file that they are in. into: a page that gets what all say together, between the markers of `replace_between`.
     """
     written, index = [], ["# Results", "", "Generated from the rows in `results/` by `make pages`.", ""]
     for table in TABLES.values():
@@ -38,8 +39,15 @@ def write(files: Mapping[Path, Sequence[Row]], folder: Path) -> list[Path]:
         write_atomically(path, text.encode())
         index.append(f"- [{table.title}]({path.name}){'' if measured else ': not measured yet'}")
         written.append(path)
-    write_atomically(folder / "README.md", "\n".join([*index, "", *overview(files), ""]).encode())
-    return [*written, folder / "README.md"]
+    every = compared(files)
+    write_atomically(folder / "README.md", "\n".join([*index, "", *overview(every), ""]).encode())
+    family = largest(families(every))
+    if family is not None:
+        save(together_figure(family), folder / PICTURE)
+    if into is not None:
+        told = summary(family, folder, into.parent) if family else "Not measured yet."
+        write_atomically(into, replace_between(into.read_text(), told).encode())
+    return [*written, folder / "README.md", *([into] if into else [])]
 
 
 def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None = None) -> tuple[str, bool]:
@@ -131,7 +139,7 @@ def _gain(pair: Pair, attack: str, table: Table) -> str:
     gain = next((gain for gain in pair.gains.gains if gain.name == attack), None)
     if gain is None:
         return ""
-    told = f"*{100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})*"
+    told = f"*{points(gain.difference, gain.low, gain.high)}*"
     told += "" if gain.clear else "<br>*cannot tell*"
     theirs = paper_gain(table, pair.baseline, pair.method, attack, pair.network)
     return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.2f}*")

@@ -1,0 +1,92 @@
+"""What HE gains and keeps with each objective, and with all of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from advsphere.evaluation import Survival
+from advsphere.evaluation.survival import BARE, ENOUGH_SEEDS
+from advsphere.reproduce.cells import Pair, pairs
+from advsphere.reproduce.groups import Group, groups_of
+from advsphere.reproduce.tables import TABLES, Table
+from advsphere.results import Row
+
+
+class Compared(NamedTuple):
+    """A pair of a table, and what it gains."""
+
+    table: Table
+    group: Group
+    pair: Pair
+    gains: Survival
+
+    @property
+    def at_their_best(self) -> bool:
+        """Whether held-out training images chose both arms' weight decay among several."""
+        return self.group.at_its_best(self.pair.method) and self.group.at_its_best(self.pair.baseline)
+
+
+class Reach(NamedTuple):
+    """A difference in [-1, 1] with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Family(NamedTuple):
+    """HE with several objectives on one network. weight_decay: that of all, or how it was chosen. members: each
+    objective once for each set of images.
+    """
+
+    network: str
+    weight_decay: str
+    members: tuple[Compared, ...]
+
+    def mean(self, attack: str | None = None) -> Reach:
+        """The mean gain over the members, under the headline's attack or a named one; 95 % by Student's t."""
+        return mean([one.gains.gain(attack or one.gains.pgd).difference for one in self.members])
+
+
+def compared(files: Mapping[Path, Sequence[Row]]) -> list[Compared]:
+    """Every pair that was measured, table by table. files: rows by the file that they are in."""
+    return [
+        Compared(table, group, pair, pair.gains)
+        for table in TABLES.values()
+        for rows in files.values()
+        for group in groups_of(table, rows)
+        for pair in pairs(group, table)
+        if pair.gains
+    ]
+
+
+def families(every: Sequence[Compared]) -> list[Family]:
+    """HE on one network, all at one weight decay, or each arm at its best: those that have three members or more. An
+    objective is taken from the first table that has it, at its best checkpoint, where attacks on bare cosines are.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, str], Compared]] = {}
+    for one in every:
+        if one.pair.method.endswith("+HE") and one.gains.pgd.endswith(BARE) and one.group.checkpoint == "best":
+            kinds = [] if one.group.weight_decay is None else [f"{one.group.weight_decay:g}"]
+            for kind in [*kinds, *(["each its best"] if one.at_their_best else [])]:
+                members = found.setdefault((one.group.network, kind), {})
+                members.setdefault((one.pair.method, one.group.data), one)
+    made = [Family(network, kind, tuple(members.values())) for (network, kind), members in found.items()]
+    return [family for family in made if len(family.members) >= ENOUGH_SEEDS]
+
+
+def largest(found: Sequence[Family]) -> Family | None:
+    """The family of most members, the first of several; None where there is none."""
+    return max(found, key=lambda family: len(family.members), default=None)
+
+
+def mean(values: Sequence[float]) -> Reach:
+    """The mean of at least two values, and its 95 % interval by Student's t."""
+    from scipy.stats import t  # slow to import
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return Reach(fmean(values), fmean(values) - half, fmean(values) + half)
