@@ -219,5 +219,5 @@ def test_on_the_linear_target_the_nearest_point_is_found(name: str, norm: Norm) 
     budget = QUICK._replace(n=50, targets=9, cw=300)
     found = norms(images, norm, ours("linear", name, norm, budget))
     assert (found >= true * (1 - 1e-4)).all()
-    # DeepFool oversteps by 2 %; Carlini-Wagner's radius in linf shrinks by a tenth at a time.
-    assert (found / true).median() <= (1 / 0.9 if (name, norm) == ("Carlini-Wagner", "linf") else 1.03)
+    # DeepFool oversteps by 2 %, and Adam swings about a radius in linf.
+    assert (found / true).median() <= (1.05 if (name, norm) == ("Carlini-Wagner", "linf") else 1.03)

@@ -56,6 +56,16 @@ def test_arms_that_validation_chose_are_a_family_of_their_own() -> None:
     assert found["each its best"].mean("worst case").value == pytest.approx((0.04 + 0.01 + 0.02) / 3)
 
 
+def test_a_pair_whose_arms_are_best_at_one_weight_decay_is_listed_once() -> None:
+    """FreeAT's arms are best at 2e-4, so that the group of each arm's best has FastAT's pair of 5e-4 once more."""
+    better = pair("small-freeat", gain=5, left=4, weight_decay=2e-4, robust=0.5)
+    worse = pair("small-fastat", gain=9, left=9, weight_decay=2e-4, robust=0.1)
+    found = compared({Path("r.jsonl"): [*TWO, *better, *worse]})
+    listed = [(one.pair.method, one.group.weight_decay, one.at_their_best) for one in found]
+    assert sorted(listed) == [("FastAT+HE", 2e-4, False), ("FastAT+HE", 5e-4, True),
+                              ("FreeAT+HE", 2e-4, True), ("FreeAT+HE", 5e-4, False)]  # fmt: skip
+
+
 def test_a_summary_has_both_arms_of_each_member_and_links_the_picture_from_where_it_stands(tmp_path: Path) -> None:
     (family,) = families_of(TWO, THIRD)
     told = summary(family, tmp_path / "docs" / "results", tmp_path)

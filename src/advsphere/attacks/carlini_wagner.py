@@ -18,10 +18,13 @@ from advsphere.losses import margin
 from advsphere.threat import Norm
 
 FIRST_C = {"l2": 1e-3, "linf": 1e-5}
-STEP_SIZE = {"l2": 1e-2, "linf": 5e-3}
 ROUNDS = {"l2": 9, "linf": 100}
 LARGEST_C = 20.0
-"""The linf search gives up beyond this c, as the authors' code does."""
+"""Of the linf search: where no c up to this one reaches a radius, as in the authors' code, it is out of reach."""
+STEP_SHARE = 0.05
+"""In linf no step moves a pixel by more than this share of the radius."""
+PRECISION = 0.01
+"""The linf search ends where the smallest norm is no more than this share above a radius that is out of reach."""
 
 
 def cw(
@@ -34,7 +37,7 @@ def cw(
     bounds: tuple[float, float] = (0.0, 1.0),
     steps: int = 1000,
     rounds: int | None = None,
-    step_size: float | None = None,
+    step_size: float = 1e-2,
     first_c: float | None = None,
     confidence: float = 0.0,
     targeted: bool = False,
@@ -47,22 +50,24 @@ def cw(
     Both descend, with Adam and on w with x_adv = tanh(w) put into bounds, c * max(confidence - margin, 0) plus
     l2 (section VI-A): the squared norm; c is bisected, or multiplied by 10 until the first success, `rounds` times.
     linf (section VI-C): sum max(|delta| - tau, 0); tau shrinks to 0.9 of the norm at each success; c doubles at each
-    failure and ends the search beyond 20; each round begins where the last one ended.
-    steps: Adam's, at most, in each round (the paper has 10,000, most others 1,000); a round that has not improved by
-    0.01 % in a tenth of them ends. rounds: at most; 9 for l2 and 100 for linf unless given. step_size: 0.01 and 0.005.
-    first_c: 1e-3 and 1e-5. confidence: kappa, the margin in logits that counts as a success (>= 0). eps: for a verdict
-    at this radius: an example is done once it succeeds within eps, and what is larger is not returned. Nothing is
-    random. One forward and backward a step. Raises UserError for l1, and where a setting makes no sense.
+    failure, and beyond 20 tau goes back half-way to the smallest norm, until 1 % is between them; each round begins
+    where the last one ended.
+    steps: Adam's, at most, in each round (the paper has 10,000, most others 1,000); in l2 a round that has not improved
+    by 0.01 % in a tenth of them ends. rounds: at most; 9 for l2 and 100 for linf unless given. first_c: 1e-3 and 1e-5.
+    confidence: kappa, the margin in logits that counts as a success (>= 0). eps: for a verdict at this radius: an
+    example is done once it succeeds within eps, and what is larger is not returned. Nothing is random. One forward and
+    backward a step. Raises UserError for l1, and where a setting makes no sense.
 
     Differs from the paper: every example goes through its rounds at its own pace, so that those which are done cost
-    nothing and the others wait for none; linf has no smallest tau of 1/256, ends failing rounds early as l2 does, and
-    goes on from a failure where the authors' code goes back to the last success, which needs more steps in each round.
+    nothing and the others wait for none; linf has no smallest tau of 1/256, goes on from a failure where the authors'
+    code goes back to the last success, which needs more steps in each round, and has a last part of its own, between
+    what is out of reach and what was reached. Its step is 0.01 where the authors' code has 0.005, and moves no pixel by
+    more than a twentieth of tau.
     """
     if norm not in FIRST_C:
         raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or fab for l1")
     if steps < 1 or confidence < 0:
         raise UserError(f"steps is {steps} and confidence {confidence}, but they are at least 1 and 0")
-    step_size = STEP_SIZE[norm] if step_size is None else step_size
     sign = -1.0 if targeted else 1.0
 
     def succeeds(logits: Tensor, y: Tensor, value: Tensor) -> Tensor:
@@ -84,11 +89,17 @@ def cw(
         size, uphill = _size(x_adv - x, search.tau, norm)
         loss = size + search.c * (confidence - value).clamp(min=0.0)
         uphill = uphill - over_pixels(search.c * (value < confidence), x) * gradient
-        moved = search.descended(uphill * _pixels_slope(search.w, bounds), step_size, hit)
-        moved, stuck = moved.checked(loss, every=max(1, steps // 10))
-        reached = hit & (distance <= search.tau)
-        over = stuck | reached | (moved.steps == steps)
-        ahead = moved.next_c(over) if norm == "l2" else moved.next_tau(over, reached, search.w, distance)
+        step = torch.full_like(search.tau, step_size)
+        if norm == "linf":  # coarser ones swing about a small radius
+            step = step.minimum(STEP_SHARE * search.tau * 2 / (bounds[1] - bounds[0]))
+        moved = search.descended(uphill * _pixels_slope(search.w, bounds), step, hit)
+        if norm == "l2":
+            moved, stuck = moved.checked(loss, every=max(1, steps // 10))
+            ahead = moved.next_c(stuck | (moved.steps == steps))
+        else:
+            reached = hit & (distance <= search.tau)
+            over = reached | (moved.steps == steps)
+            ahead = moved.next_tau(over, reached, search.w, found.distance[search.place])
         search = ahead.take((ahead.left > 0) & ~found.done[ahead.place])
     return found.result()
 
@@ -118,13 +129,13 @@ class _Search(NamedTuple):
     def take(self, rows: Tensor) -> _Search:
         return self if rows.all() else _Search(*(field[rows] for field in self))
 
-    def descended(self, gradient: Tensor, step_size: float, hit: Tensor) -> _Search:
+    def descended(self, gradient: Tensor, step_size: Tensor, hit: Tensor) -> _Search:
         """One step of Adam with its usual moments (Kingma & Ba 2015), each example at its own count of steps."""
         steps = self.steps + 1
         mean = self.mean.lerp(gradient, 0.1)
         square = self.square.lerp(gradient.square(), 0.001)
         fresh_mean, fresh_square = (1 - over_pixels(rate**steps, mean) for rate in (0.9, 0.999))
-        w = self.w - step_size * (mean / fresh_mean) / ((square / fresh_square).sqrt() + 1e-8)
+        w = self.w - over_pixels(step_size, mean) * (mean / fresh_mean) / ((square / fresh_square).sqrt() + 1e-8)
         return self._replace(w=w, mean=mean, square=square, steps=steps, won=self.won | hit)
 
     def checked(self, loss: Tensor, *, every: int) -> tuple[_Search, Tensor]:
@@ -139,12 +150,18 @@ class _Search(NamedTuple):
         c = torch.where(high < math.inf, (low + high) / 2, 10 * self.c)
         return self._replace(low=low, high=high, c=torch.where(over, c, self.c))._again(over)
 
-    def next_tau(self, over: Tensor, reached: Tensor, w: Tensor, distance: Tensor) -> _Search:
-        """linf: a smaller radius where this one was reached, else a larger c, and on from where the round ended."""
-        tau = torch.where(reached, 0.9 * distance, self.tau)
-        c = torch.where(over & ~reached, 2 * self.c, self.c)
-        left = self.left.where(c <= LARGEST_C, 1)
-        return self._replace(tau=tau, c=c, start=w, left=left)._again(over)
+    def next_tau(self, over: Tensor, reached: Tensor, w: Tensor, smallest: Tensor) -> _Search:
+        """linf: a smaller radius where this one was reached, else a larger c, and on from where the round ended. Beyond
+        the largest c the radius is out of reach, and the next one lies half-way to the smallest norm found.
+        """
+        missed = over & ~reached
+        out_of_reach = missed & (2 * self.c > LARGEST_C)
+        low = torch.where(out_of_reach, self.tau, self.low)
+        half_way = (low + smallest) / 2
+        tau = torch.where(reached, half_way.maximum(0.9 * smallest), torch.where(out_of_reach, half_way, self.tau))
+        c = torch.where(missed & ~out_of_reach, 2 * self.c, self.c)
+        ended = over & ((smallest - low < PRECISION * smallest) | (out_of_reach & smallest.isinf()))
+        return self._replace(tau=tau, low=low, c=c, start=w, left=self.left.where(~ended, 1))._again(over)
 
     def _again(self, over: Tensor) -> _Search:
         """The next round of those whose round is over."""

@@ -53,15 +53,19 @@ class Family(NamedTuple):
 
 
 def compared(files: Mapping[Path, Sequence[Row]]) -> list[Compared]:
-    """Every pair that was measured, table by table. files: rows by the file that they are in."""
-    return [
-        Compared(table, group, pair, pair.gains)
-        for table in TABLES.values()
-        for rows in files.values()
-        for group in groups_of(table, rows)
-        for pair in pairs(group, table)
-        if pair.gains
-    ]
+    """Every pair that was measured, table by table, once: not again where both arms are at their best weight decay and
+    it is the same. files: rows by the file that they are in.
+    """
+    found: list[Compared] = []
+    for table in TABLES.values():
+        of_table: list[Pair] = []
+        for group in (group for rows in files.values() for group in groups_of(table, rows)):
+            for pair in pairs(group, table):
+                again = group.weight_decay is None and pair in of_table
+                if pair.gains is not None and not again:
+                    of_table.append(pair)
+                    found.append(Compared(table, group, pair, pair.gains))
+    return found
 
 
 def families(every: Sequence[Compared]) -> list[Family]:
