@@ -70,7 +70,8 @@ def plan(
     images is missing.
 
     Every arm is measured at the first weight decay. At each further one its first seed is trained; the other seeds are,
-    and all are attacked, once held-out training images prefer it: a plan made then has more jobs.
+    and all are attacked, where held-out training images prefer that training: a plan made then has more jobs. What the
+    other seeds say changes no plan, so that no job leaves it again.
     """
     known = {arm.name for table in tables for arm in table.arms}
     if unknown := sorted({*(methods or ())} - known):
@@ -122,14 +123,12 @@ class _Asked:
         return self._asked(arm)[: None if self._chosen(arm) else 1]
 
     def _chosen(self, arm: Arm) -> bool:
-        """Whether it is measured at this weight decay."""
-        tried: dict[float, dict[int, float]] = {}
-        for place, weight_decay in enumerate(self.grids[arm.data]):
-            for seed in self._asked(arm):
-                validated = jobs.validated(self._train(arm, seed, place))
-                if validated is not None:
-                    tried.setdefault(weight_decay, {})[seed] = validated
-        return self.place == 0 or self.grids[arm.data][self.place] == preferred(tried)
+        """Whether it is measured at this weight decay, as its first seed tells."""
+        grid, tried = self.grids[arm.data], dict[float, dict[int, float]]()
+        for seed in self._asked(arm)[:1]:
+            found = {grid[place]: jobs.validated(self._train(arm, seed, place)) for place in range(len(grid))}
+            tried = {decay: {seed: robust} for decay, robust in found.items() if robust is not None}
+        return self.place == 0 or grid[self.place] == preferred(tried)
 
     def _train(self, arm: Arm, seed: int, place: int | None = None) -> Job:
         weight_decay = self.grids[arm.data][self.place if place is None else place]
