@@ -49,8 +49,11 @@ def test_arms_that_may_not_be_compared_are_named(tmp_path: Path) -> None:
 
 def test_the_same_rows_give_the_same_bytes_and_a_table_without_rows_says_so(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results --><!-- /results -->")
     for folder in (first, second):
-        pages.write(GIVEN, folder)
+        pages.write(GIVEN, folder, readme)
+    assert "three objectives" in readme.read_text() and not (first / "together.svg").exists()
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)

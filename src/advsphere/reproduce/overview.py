@@ -12,6 +12,7 @@ from advsphere.reproduce.markdown import line, points, rule
 from advsphere.reproduce.together import Compared, Family, families
 
 PICTURE = "together.svg"
+_SHOWS = "What HE gains with each objective, and keeps"
 
 
 def overview(every: Sequence[Compared]) -> list[str]:
@@ -46,7 +47,7 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
         share = family.mean(WORST).value / family.mean().value
         lines += ["", f"Of the mean gain under PGD at s = 1, {100 * share:.0f} % is left in the worst case."]
     picture = Path(os.path.relpath(pages / PICTURE, folder)).as_posix()
-    return "\n".join([*lines, "", f"![What HE gains with each objective, and keeps]({picture})"])
+    return "\n".join([*lines, "", f"![{_SHOWS}]({picture})"])
 
 
 def _told(one: Compared) -> list[str]:
@@ -77,7 +78,7 @@ def _together(found: Sequence[Family]) -> list[str]:
         for family in found
     ]  # fmt: skip
     heads = ["network, weight decay", "objectives", "gain at s = 1", "in the worst case"]
-    return ["## Together", "", told, "", *rule(heads), *lines, "", f"![]({PICTURE})"] if lines else []
+    return ["## Together", "", told, "", *rule(heads), *lines, "", f"![{_SHOWS}]({PICTURE})"] if lines else []
 
 
 def _arms(gain: Gain) -> str:

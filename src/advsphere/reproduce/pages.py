@@ -45,7 +45,7 @@ def write(files: Mapping[Path, Sequence[Row]], folder: Path, into: Path | None =
     if family is not None:
         save(together_figure(family), folder / PICTURE)
     if into is not None:
-        told = summary(family, folder, into.parent) if family else "Not measured yet."
+        told = summary(family, folder, into.parent) if family else "No network has three objectives measured yet."
         write_atomically(into, replace_between(into.read_text(), told).encode())
     return [*written, folder / "README.md", *([into] if into else [])]
 
