@@ -144,9 +144,13 @@ def test_images_on_the_bounds_are_attacked(norm: Norm) -> None:
 
 def test_settings_that_make_no_sense() -> None:
     model, x, y = model_and_batch(2)
-    for wrong, message in (({"norm": "l1"}, "fab"), ({"steps": 0}, "at least"), ({"confidence": -1.0}, "at least")):
-        with pytest.raises(UserError, match=message):
+    settings: list[dict[str, Any]] = [{"steps": 0}, {"rounds": 0}, {"step_size": 0.0}, {"first_c": 0.0}]
+    settings += [{name: wrong} for name in ("confidence", "step_size", "first_c") for wrong in (-1.0, float("nan"))]
+    for wrong in settings:
+        with pytest.raises(UserError, match="at least"):
             cw(model, x, y, **wrong)
+    with pytest.raises(UserError, match="fab"):
+        cw(model, x, y, norm="l1")
 
 
 def test_linf_with_few_steps_a_round_still_comes_where_it_must() -> None:

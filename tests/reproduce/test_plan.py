@@ -166,6 +166,25 @@ def test_a_further_weight_decay_is_measured_where_held_out_images_prefer_it(tmp_
     assert planned().keys() == then.keys(), "no job leaves the plan, also where both seeds together say otherwise"
 
 
+def test_where_a_method_is_measured_its_plain_partner_is_too(tmp_path: Path) -> None:
+    """Held-out images prefer 2e-4 for TRADES+HE alone."""
+
+    def at_the_second(kind: str) -> set[tuple[bool, int]]:
+        found = plan([table("table2")], BUDGETS["cpu"], Places(runs=tmp_path), methods=["TRADES", "TRADES+HE"])
+        for job in found.jobs:
+            if job.command[0] == "train":
+                better = job.config.sphere is not None and job.config.training.weight_decay == 2e-4
+                trained(job, 0.4 if better else 0.3)
+        return {
+            (job.config.sphere is None, job.config.training.seed)
+            for job in found.jobs
+            if job.command[0] == kind and job.config.training.weight_decay == 2e-4
+        }
+
+    assert at_the_second("evaluate") == set()
+    assert at_the_second("evaluate") == {(plain, seed) for plain in (True, False) for seed in (0, 1)}
+
+
 def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> None:
     job = everything("cpu", Places(runs=tmp_path, images=places.images)).jobs[0]
     job.made.parent.mkdir(parents=True)

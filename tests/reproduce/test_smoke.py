@@ -38,24 +38,29 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_table_and_figure_is_measured(place: Path, tmp_path: Path) -> None:
-    rows = {place / "results" / "smoke.jsonl": results.read(place / "results" / "smoke.jsonl")}
+    rows = {place / "runs" / "results" / "smoke.jsonl": results.read(place / "runs" / "results" / "smoke.jsonl")}
     assert all(pages.page(table, rows, tmp_path)[1] for table in TABLES.values())
     for table in TABLES.values():
         text, _ = pages.page(table, rows)
         shown = {arm.name for arm in table.arms if table.name != "table5" or arm.data == "imagenet"}
         assert all(f"| {name}" in text or f"### {name}" in text for name in shown), table.name
-    assert list((place / "results" / "pictures").glob("*.png"))
+    assert list((place / "runs" / "results" / "pictures").glob("*.png"))
     assert (tmp_path / "gradients-smoke-0.svg").is_file()
 
 
 def test_asked_again_it_does_nothing_and_shows_the_same(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*") if path.is_file()}
-    kept = (place / "results" / "smoke.jsonl").read_bytes()
+
+    def written() -> dict[Path, int]:
+        files = (path for path in (place / "runs").rglob("*") if path.is_file())
+        return {path: path.stat().st_mtime_ns for path in files if "results" not in path.parts}
+
+    before = written()
+    kept = (place / "runs" / "results" / "smoke.jsonl").read_bytes()
     assert main(["reproduce", "table3", "--budget", "smoke"]) == 0
     shown = capsys.readouterr().out
     assert "FastAT+m-HE" in shown and "worst" in shown and "paper" in shown
-    assert {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*") if path.is_file()} == before
-    assert (place / "results" / "smoke.jsonl").read_bytes() == kept
+    assert written() == before
+    assert (place / "runs" / "results" / "smoke.jsonl").read_bytes() == kept
 
 
 def test_a_plan_is_shown_and_nothing_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,11 +75,29 @@ def test_without_a_table_it_names_them(capsys: pytest.CaptureFixture[str]) -> No
     assert "name a table: table3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--jobs", "0"], "at least 1"),
+        (["--methods"], "--methods names none"),
+        (["--seeds", "7"], "7 is not a seed"),
+        (["--weight-decay", "0.1"], "there are 0.0005"),
+        (["--rows", "runs"], "a folder"),
+        (["--runs", "runs/results/smoke.jsonl"], "could not write"),
+    ],
+)
+def test_what_would_fail_is_said_before_anything_runs(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "table3", "--budget", "smoke", *arguments]) == 1
+    assert says in capsys.readouterr().err
+
+
 def test_rows_are_recomputed_from_their_evidence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = results.read(place / "results" / "smoke.jsonl")
-    assert main(["results", "results", "runs", "--check"]) == 0
+    rows = results.read(place / "runs" / "results" / "smoke.jsonl")
+    assert main(["results", "runs/results", "runs", "--check"]) == 0
     assert f"{len(rows)} rows confirmed, 0 rows WRONG, 0 rows no evidence here" in capsys.readouterr().out
-    assert main(["results", "results", "results", "--check"]) == 0
+    assert main(["results", "runs/results", "runs/results", "--check"]) == 0
     assert f"{len(rows)} rows no evidence here" in capsys.readouterr().out
 
 
@@ -91,7 +114,7 @@ def test_rows_are_recomputed_from_their_evidence(place: Path, capsys: pytest.Cap
 def test_a_row_that_its_evidence_denies_is_wrong(
     suite: str, change, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = results.read(place / "results" / "smoke.jsonl")
+    rows = results.read(place / "runs" / "results" / "smoke.jsonl")
     victim = next(i for i, row in enumerate(rows) if row["suite"] == suite and row["attack"] != "clean")
     rows[victim] |= change(rows[victim])
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -100,4 +123,4 @@ def test_a_row_that_its_evidence_denies_is_wrong(
 
 
 def test_a_row_names_no_place_of_this_machine(place: Path) -> None:
-    assert str(place.parent) not in (place / "results" / "smoke.jsonl").read_text()
+    assert str(place.parent) not in (place / "runs" / "results" / "smoke.jsonl").read_text()

@@ -22,7 +22,7 @@ ROUNDS = {"l2": 9, "linf": 100}
 LARGEST_C = 20.0
 """Of the linf search: where no c up to this one reaches a radius, as in the authors' code, it is out of reach."""
 STEP_SHARE = 0.05
-"""In linf no step moves a pixel by more than this share of the radius."""
+"""In linf Adam's step size, put into pixels, is at most this share of the radius."""
 PRECISION = 0.01
 """The linf search ends where the smallest norm is no more than this share above a radius that is out of reach."""
 
@@ -61,13 +61,17 @@ def cw(
     Differs from the paper: every example goes through its rounds at its own pace, so that those which are done cost
     nothing and the others wait for none; linf has no smallest tau of 1/256, goes on from a failure where the authors'
     code goes back to the last success, which needs more steps in each round, and has a last part of its own, between
-    what is out of reach and what was reached. Its step is 0.01 where the authors' code has 0.005, and moves no pixel by
-    more than a twentieth of tau.
+    what is out of reach and what was reached. Its step size is 0.01 where the authors' code has 0.005, and at
+    most what moves a pixel by a twentieth of tau.
     """
     if norm not in FIRST_C:
         raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or fab for l1")
-    if steps < 1 or confidence < 0:
-        raise UserError(f"steps is {steps} and confidence {confidence}, but they are at least 1 and 0")
+    c, most = FIRST_C[norm] if first_c is None else first_c, ROUNDS[norm] if rounds is None else rounds
+    if not (steps >= 1 and most >= 1 and confidence >= 0 and step_size > 0 and c > 0):
+        raise UserError(
+            f"steps is {steps}, rounds {most}, confidence {confidence}, step_size {step_size} and first_c {c}; steps "
+            "and rounds are at least 1, confidence is at least 0, and the others are above it"
+        )
     sign = -1.0 if targeted else 1.0
 
     def succeeds(logits: Tensor, y: Tensor, value: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ def cw(
         logits = model(found.x)
     hit = succeeds(logits, target, sign * margin(logits, target))
     found.offer(torch.arange(len(x), device=x.device), found.x, hit)
-    search = _begin(found, FIRST_C[norm] if first_c is None else first_c, ROUNDS[norm] if rounds is None else rounds)
+    search = _begin(found, c, most)
     while len(search.place) > 0:
         x, y = found.x[search.place], target[search.place]
         x_adv = _pixels(search.w, bounds)

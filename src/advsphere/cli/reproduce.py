@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from rich.table import Table as Grid
 from advsphere import results
 from advsphere.cli.arguments import parse
 from advsphere.errors import UserError
+from advsphere.experiment import device
+from advsphere.files import disk_errors
 from advsphere.reproduce import pace, pages, running
 from advsphere.reproduce.budgets import budget
 from advsphere.reproduce.collecting import collect
@@ -66,16 +69,16 @@ class Options:
     """The folder of Table 4's images; by default tiny-imagenet-40, or imagenet with --budget full, in
     $ADVSPHERE_DATA."""
     weight_decay: tuple[float, ...] | None = None
-    """Of the grid 5e-4, 2e-4, these alone. At the first of them every seed of every method is trained and attacked. At
-    the next one seed of each method is trained, and judged on held-out training images; where it is better than at the
-    first, the other seeds are trained and attacked there too."""
+    """Of the budget's grid, 5e-4 and 2e-4, these alone. At the first of them every seed of every method is trained and
+    attacked. At the next one seed of each method is trained, and judged on held-out training images; where it is better
+    than at the first, the other seeds are trained and attacked there too, and those of the method without HE."""
     seeds: tuple[int, ...] | None = None
     """Of the budget's seeds, these alone."""
     methods: tuple[str, ...] | None = None
     """Of the tables' methods, these alone, e.g. FastAT FastAT+HE."""
     rows: Path | None = None
-    """The file that measured rows are kept in; results/BUDGET.jsonl by default. `advsphere results results --pages DIR`
-    makes pages of it."""
+    """The file that measured rows are kept in; results/BUDGET.jsonl by default, of which `advsphere results results
+    --pages DIR` makes pages. Smoke measures nothing worth a page: results/smoke.jsonl in the folder of the runs."""
     only: Literal["plan", "rows"] | None = None
     """plan: show it, and do nothing. rows: keep and show what is measured already, and train or attack nothing."""
 
@@ -87,6 +90,7 @@ def main(arguments: list[str]) -> int:
     if not options.tables:
         raise UserError(f"name a table: {', '.join(TABLES)}; or all")
     names = tuple(TABLES) if "all" in options.tables else options.tables
+    rows = _checked(options)
     found = _planned(options, names)
     failures: list[Failure] = []
     while options.only != "rows":
@@ -97,7 +101,6 @@ def main(arguments: list[str]) -> int:
         found = _planned(options, names)  # validation may have chosen runs that are to be measured as well
         if failures or not found.open:
             break
-    rows = options.rows or Path("results") / f"{options.budget}.jsonl"
     collect(found, rows)
     measured = results.read(rows)
     for name in names:
@@ -110,6 +113,25 @@ def main(arguments: list[str]) -> int:
         console.print(f"{left} of {len(found.jobs)} jobs are not done; the same command goes on with them")
     console.print(f"rows: {rows}")
     return 1 if failures else 0
+
+
+def _checked(options: Options) -> Path:
+    """The file of rows, after what can be known to fail was looked at. Raises UserError where it would."""
+    for name in ("weight_decay", "seeds", "methods"):
+        if getattr(options, name) == ():
+            raise UserError(f"--{name.replace('_', '-')} names none; name some, or leave it out for all")
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}, and at least 1")
+    smoke = options.runs / "results" / "smoke.jsonl"
+    rows = options.rows or (smoke if options.budget == "smoke" else Path("results") / f"{options.budget}.jsonl")
+    if rows.is_dir():
+        raise UserError(f"--rows is a file, and {rows} a folder")
+    for folder in (options.runs, rows.parent) if options.only != "plan" else ():
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"{folder} is not to be written into; name another folder")
+    return rows
 
 
 def _planned(options: Options, names: Sequence[str]) -> Plan:
@@ -157,7 +179,8 @@ def _show(found: Plan, at_once: int, console: Console) -> None:
     console.print(grid)
     total = sum(expected.values()) / at_once
     console.print(
-        f"about {pace.in_words(total)} with --jobs {at_once}, if nothing else runs; runs: {found.places.runs}"
+        f"about {pace.in_words(total)} with --jobs {at_once} on this machine ({device().type}), if nothing else "
+        f"runs; runs: {found.places.runs}"
     )
 
 

@@ -53,9 +53,16 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Add rows, print the table, write it into a page; or write all pages; or check the rows."""
     options = parse(Options, arguments or ["--help"], prog="advsphere results")
+    for run in options.runs:
+        if not run.is_dir():
+            raise UserError(f"there is no folder {run}; name a run, or with --check a folder of runs")
+    if options.into is not None:
+        results.replace_between(_page(options.into), "")  # before anything is written
     if options.check:
         return _check(options)
     if options.pages is not None:
+        if options.runs:
+            raise UserError("--pages is of the rows that are there; add those of runs first, in a call without it")
         rows_of = {file: results.read(file) for file in _files(options.file)}
         written = pages.write(rows_of, options.pages, options.into)
         print("\n".join(map(str, written)))
@@ -79,9 +86,16 @@ def main(arguments: list[str]) -> int:
     table = "\n\n".join(make(part) for make, part in kinds if part)
     print(table)
     if options.into is not None:
-        page = results.replace_between(options.into.read_text(), table)
+        page = results.replace_between(_page(options.into), table)
         write_atomically(options.into, page.encode())
     return 0
+
+
+def _page(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}; --into is a page that is there") from error
 
 
 def _files(place: Path) -> list[Path]:

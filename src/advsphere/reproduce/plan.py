@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from advsphere.config import Config
@@ -66,16 +67,18 @@ def plan(
     methods: Sequence[str] | None = None,
 ) -> Plan:
     """The jobs of these tables; a job that two of them need is there once. weight_decays, seeds, methods: those of the
-    budget and the tables by default. Raises UserError for a method that no table has, and where a recipe or a folder of
-    images is missing.
+    budget and the tables by default. Raises UserError for what they have not, and where a recipe or a folder of images
+    is missing.
 
     Every arm is measured at the first weight decay. At each further one its first seed is trained; the other seeds are,
-    and all are attacked, where held-out training images prefer that training: a plan made then has more jobs. What the
-    other seeds say changes no plan, so that no job leaves it again.
+    and all are attacked, where held-out training images prefer that training, and those of its plain partner too: a
+    plan made then has more jobs. What the other seeds say changes no plan, so that no job leaves it again.
     """
-    known = {arm.name for table in tables for arm in table.arms}
-    if unknown := sorted({*(methods or ())} - known):
-        raise UserError(f"no method here is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    methods_there = sorted({arm.name for table in tables for arm in table.arms})
+    _among(methods_there, methods, "a method of these tables")
+    _among(sorted({*budget.seeds, *budget.headline_seeds}), seeds, f"a seed of budget {budget.name}")
+    decays = sorted({*chain(*budget.weight_decays.values())}, reverse=True)
+    _among(decays, weight_decays, f"a weight decay of budget {budget.name}")
     found: dict[str, Job] = {}
     first = sorted(tables, key=lambda table: table.suite != "survival")
     grids = budget.weight_decays if weight_decays is None else dict.fromkeys(budget.weight_decays, tuple(weight_decays))
@@ -88,6 +91,12 @@ def plan(
             for job in asked.jobs(table, [arm for arm in arms if methods is None or arm.name in methods]):
                 found.setdefault(job.name, job)
     return Plan(jobs=tuple(found.values()), budget=budget, tables=tuple(tables), places=places)
+
+
+def _among(there: Sequence[object], asked: Sequence[object] | None, what: str) -> None:
+    for one in asked or ():
+        if one not in there:
+            raise UserError(f"{one} is not {what}; there are {', '.join(map(str, there))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +114,30 @@ class _Asked:
         for plain in dict.fromkeys(arm.plain for arm in arms):
             if table.measure == "corruptions" and plain.data not in self.budget.corruptible:
                 continue
-            own = {arm: self._seeds(arm) for arm in arms if arm.plain == plain}
+            family = [arm for arm in arms if arm.plain == plain]
+            chosen = {arm for arm in family if self._chosen(arm)}
+            chosen |= {arm for arm in family if arm == plain and chosen}  # no pair without it
+            own = {arm: self._seeds(arm, arm in chosen) for arm in family}
             for seed in sorted({seed for seeds in own.values() for seed in seeds}):
                 trained = {arm: self._train(arm, seed) for arm, seeds in own.items() if seed in seeds}
                 yield from trained.values()
                 for arm in trained:
-                    if self._chosen(arm):
+                    if arm in chosen:
                         yield from self._measure(table, arm, trained)
 
     def _asked(self, arm: Arm) -> list[int]:
         return [seed for seed in self.budget.seeds_of(arm) if self.seeds is None or seed in self.seeds]
 
-    def _seeds(self, arm: Arm) -> list[int]:
+    def _seeds(self, arm: Arm, chosen: bool) -> list[int]:
         """Which are trained."""
         if self.place >= len(self.grids[arm.data]):
             return []
-        return self._asked(arm)[: None if self._chosen(arm) else 1]
+        return self._asked(arm)[: None if chosen else 1]
 
     def _chosen(self, arm: Arm) -> bool:
-        """Whether it is measured at this weight decay, as its first seed tells."""
+        """Whether it is at its best at this weight decay, as its first seed tells; at the first one, always."""
+        if self.place >= len(self.grids[arm.data]):
+            return False
         grid, tried = self.grids[arm.data], dict[float, dict[int, float]]()
         for seed in self._asked(arm)[:1]:
             found = {grid[place]: jobs.validated(self._train(arm, seed, place)) for place in range(len(grid))}
