@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from advsphere.reproduce.overview import overview, summary
@@ -26,9 +27,20 @@ TWO = [*pair("small-fastat", gain=1, left=0), *pair("small-freeat", gain=2, left
 THIRD = pair("tiny-imagenet-freeat", gain=3, left=2, suite="table4", data="other toys")
 
 
-def test_a_mean_over_objectives_has_students_interval() -> None:
-    """Of 1, 2 and 3: a standard error of 1 / sqrt(3), and 4.303 of them to each side."""
-    assert mean([1, 2, 3]) == pytest.approx((2, -0.4841, 4.4841), abs=1e-4)
+def test_a_mean_over_pairs_has_students_interval() -> None:
+    """Of 1, 2 and 3, on images that are all alike: a standard error of 1 / sqrt(3), and 4.303 of them to each side."""
+    assert mean([[np.full(50, value) for value in (1.0, 2.0, 3.0)]]) == pytest.approx((2, -0.4841, 4.4841), abs=1e-4)
+
+
+def test_images_that_pairs_share_count_once_and_others_for_themselves() -> None:
+    """Three pairs alike, half of whose 100 images gain: one standard error of a mean is 0.05."""
+    one = np.repeat([0.0, 1.0], 50)
+    assert mean([[one, one, one]]) == pytest.approx((0.5, 0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=1e-4)
+    apart = 1.96 * 0.05 / 3**0.5
+    assert mean([[one], [one], [one]]) == pytest.approx((0.5, 0.5 - apart, 0.5 + apart), abs=1e-4)
+    few = np.tile([0.0, 1.0], 25)  # of the first 50 images; all have a mean of 0.5
+    both = 1.96 * (50 * (0.5 / 200 + 0.5 / 100) ** 2 + 50 * (0.5 / 200) ** 2) ** 0.5
+    assert mean([[np.tile([0.0, 1.0], 50), few]]) == pytest.approx((0.5, 0.5 - both, 0.5 + both), abs=1e-4)
 
 
 def test_each_objective_counts_once_and_three_are_needed() -> None:
@@ -37,11 +49,10 @@ def test_each_objective_counts_once_and_three_are_needed() -> None:
              *pair("small-fastat", gain=9, left=9, weight_decay=2e-4, robust=0.2)]  # fmt: skip
     assert families_of(TWO, again) == [], "another suite and another weight decay"
     (family,) = families_of(TWO, THIRD)
-    assert family.mean() == pytest.approx(mean([0.01, 0.02, 0.03]))
-    assert family.mean("worst case") == pytest.approx(mean([0.0, 0.01, 0.02]))
+    assert family.mean().value == pytest.approx(0.02) and family.mean("worst case").value == pytest.approx(0.01)
     told = overview(compared({Path("r.jsonl"): [*TWO, *THIRD]}))
     (line,) = (line for line in told if line.startswith("| wrn-10-1, 0.0005 |"))
-    assert line.endswith("| +2.0 (-0.5 to +4.5) | +1.0 (-1.5 to +3.5) |") and "FreeAT+HE on other toys" in line
+    assert "| +2.0 (" in line and "| +1.0 (" in line and "FreeAT+HE on other toys, linf 8/255" in line
 
 
 def test_arms_that_validation_chose_are_a_family_of_their_own() -> None:
@@ -69,9 +80,14 @@ def test_a_pair_whose_arms_are_best_at_one_weight_decay_is_listed_once() -> None
 def test_a_summary_has_both_arms_of_each_member_and_links_the_picture_from_where_it_stands(tmp_path: Path) -> None:
     (family,) = families_of(TWO, THIRD)
     told = summary(family, tmp_path / "docs" / "results", tmp_path)
-    assert "| FreeAT | 100 of toys | 1 | 60.0 → 60.0 | 40.0 → 42.0 | +2.0 (" in told
-    assert "is left" not in told, "the mean gain may be nothing"
-    assert "**+2.0 (-0.5 to +4.5)**" in told and "(docs/results/together.svg)" in told
-    (clear,) = families_of(pair("small-fastat", gain=8, left=2), pair("small-freeat", gain=9, left=1), THIRD,
-                           pair("small-pgd-at", gain=8, left=1, suite="table2"))  # fmt: skip
-    assert "s = 1, 21 % is left" in summary(clear, tmp_path, tmp_path)
+    assert "| FreeAT | 100 of toys | linf 8/255 | 1 | 60.0 → 60.0 | PGD-50: 40.0 → 42.0 | +2.0 (" in told
+    assert "of 1 attacks" not in told and "of 2 attacks: 30.0 → 31.0 | +1.0 (" in told
+    assert "| **together** |" in told and "(docs/results/together.svg)" in told
+
+
+def test_what_was_made_of_he_stands_beside_the_plain_one_and_beside_he() -> None:
+    sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(44), "PGD-50": bits(35), "worst case": bits(31)}
+    found = compared({Path("r.jsonl"): [*TWO, *rows("small-fastat-m-he", sphere)]})
+    gains = {(one.pair.method, one.pair.baseline): one.gains.gain(one.gains.pgd).difference for one in found}
+    assert gains["FastAT+m-HE", "FastAT"] == pytest.approx(0.04)
+    assert gains["FastAT+m-HE", "FastAT+HE"] == pytest.approx(0.03)

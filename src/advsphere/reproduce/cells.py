@@ -46,11 +46,14 @@ def cell(group: Group, arm: str, attack: str, table: Table) -> Cell | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A method beside its plain baseline, both of one network. refused: why they are not compared, if they are not."""
+    """A method beside its baseline, both of one network. seeds: those that both have, which alone are compared.
+    refused: why they are not compared, if they are not.
+    """
 
     baseline: str
     method: str
     network: str
+    seeds: tuple[int, ...]
     gains: Survival | None
     refused: str = ""
 
@@ -58,19 +61,19 @@ class Pair:
 def pairs(group: Group, table: Table) -> list[Pair]:
     """Every pair of the table that the group has both arms of; seeds that one of them lacks are left out."""
     found = []
-    for plain, sphere in table.pairs:
-        if plain.name in group.arms and sphere.name in group.arms:
-            found.append(_pair(group, plain.name, sphere.name, table))
+    for base, method in table.pairs:
+        if base.name in group.arms and method.name in group.arms:
+            found.append(_pair(group, base.name, method.name, table))
     return found
 
 
 def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
-    told = partial(Pair, baseline=baseline, method=method, network=group.network)
-    by_seed = [{m.any["seed"]: m for m in group.arms[name]} for name in (baseline, method)]
-    shared = sorted(by_seed[0].keys() & by_seed[1].keys())
+    seeds = [{m.any["seed"] for m in group.arms[name]} for name in (baseline, method)]
+    shared = tuple(sorted(seeds[0] & seeds[1]))
+    told = partial(Pair, baseline=baseline, method=method, network=group.network, seeds=shared)
     if not shared:
         return told(gains=None, refused="they share no seed")
-    first, second = ([arm[seed] for seed in shared] for arm in by_seed)
+    first, second = (_of_seeds(group, name, shared) for name in (baseline, method))
     differ = {*first[0].confounders} ^ {*second[0].confounders}
     if group.weight_decay is None:  # what the group is about
         differ = {line for line in differ if not line.startswith("training.weight_decay:")}
@@ -79,6 +82,24 @@ def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
     asked = next((attack for attack in table.headlines if attack in group.attacks()), None)
     gains = survival([m.evaluation() for m in first], [m.evaluation() for m in second], pgd=asked)
     return told(gains=gains)
+
+
+def by_image(group: Group, pair: Pair, attack: str) -> np.ndarray:
+    """(images,): the method's outcomes less the baseline's under an attack, in [-1, 1], the mean over shared seeds."""
+    arms = []
+    for name in (pair.method, pair.baseline):
+        rows = [row for m in _of_seeds(group, name, pair.seeds) if (row := _outcomes(m, attack)) is not None]
+        arms.append(_columns(rows).mean(0))
+    return np.asarray(arms[0] - arms[1])
+
+
+def _of_seeds(group: Group, name: str, seeds: Sequence[int]) -> list[Measurement]:
+    return [m for m in group.arms[name] if m.any["seed"] in seeds]
+
+
+def _columns(outcomes: Sequence[str]) -> np.ndarray:
+    """(seeds, images) of 0 and 1."""
+    return np.array([[c == "1" for c in row] for row in outcomes], dtype=float)
 
 
 def paper_gain(table: Table, baseline: str, method: str, attack: str, network: str = "") -> float | None:
@@ -101,7 +122,8 @@ def paper_survival(table: Table) -> list[str]:
     for tables of fewer than three attacks, which have no worst to speak of.
     """
     told = []
-    for (plain, sphere), headline in product(table.pairs, table.headlines):
+    with_he = ((base, method) for base, method in table.pairs if not base.variant)
+    for (plain, sphere), headline in product(with_he, table.headlines):
         before, after = (paper_gain(table, plain.name, sphere.name, a) for a in (headline, WORST))
         if before is not None and after is not None:
             under = table.columns[headline]
@@ -120,7 +142,7 @@ def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
     """95 % for a mean over images; from three seeds on, their spread is added."""
     if len(outcomes) == 1:
         return wilson(outcomes[0].count("1"), len(outcomes[0]))
-    columns = np.array([[c == "1" for c in row] for row in outcomes], dtype=float)
+    columns = _columns(outcomes)
     half = reach(columns)
     return max(0.0, float(columns.mean()) - half), min(1.0, float(columns.mean()) + half)
 

@@ -55,11 +55,11 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
 
 def together_figure(family: Family) -> Figure:
     """What HE gains with each objective under the headline's attack and in the worst case, with 95 % intervals; below,
-    the means over the objectives.
+    the means over all.
     """
     names = [f"{one.pair.baseline}\n{one.group.data}" for one in family.members]
     figure, (axes,) = canvas(8.0, 1.0 + 0.5 * len(names))
-    for number, (attack, label) in enumerate(((None, "PGD at s = 1"), (WORST, "worst case"))):
+    for number, (attack, label) in enumerate(((None, "PGD on bare cosines"), (WORST, "worst case"))):
         gains = [one.gains.gain(attack or one.gains.pgd) for one in family.members]
         found = [*(Reach(g.difference, g.low, g.high) for g in gains), family.mean(attack)]
         values = [100 * one.value for one in found]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from advsphere.evaluation import WORST
-from advsphere.evaluation.survival import Gain
+from advsphere.evaluation.ledger import CLEAN
+from advsphere.evaluation.survival import BARE, Gain
 from advsphere.reproduce.markdown import line, points, rule
 from advsphere.reproduce.together import Compared, Family, families
 
@@ -19,7 +20,7 @@ def overview(every: Sequence[Compared]) -> list[str]:
     """Every pair of every table in a line: what it gains under the headline's attack, and in the worst case; then the
     mean over the objectives of each network.
     """
-    heads = ["table", "method", "network, images", "weight decay", "seeds", "n", "gain under the headline",
+    heads = ["table", "pair", "network, images", "weight decay", "seeds", "n", "gain under the headline",
              "in the worst case", "share left", "verdict"]  # fmt: skip
     lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *rule(heads)]
     lines += [line(_told(one)) for one in every]
@@ -28,24 +29,23 @@ def overview(every: Sequence[Compared]) -> list[str]:
 
 def summary(family: Family, pages: Path, folder: Path) -> str:
     """A family in a table, both arms and their difference, for a page in a folder; pages: where the picture is."""
-    heads = ["objective", "images", "seeds", "clean", "PGD (s = 1)", "gain", "worst case", "gain"]
+    heads = ["objective", "test images", "threat", "seeds", "clean", "bare cosines", "gain", "worst case", "gain"]
     lines = [
         f"{family.network}, weight decay {family.weight_decay}. Accuracy in %, without HE and with it, the mean over "
         "seeds. The gain in points, with its 95 % interval: over images alone with one seed or two, over seeds too "
-        "from three on, and over objectives for all together.",
+        "from three on, over pairs and images for all together.",
         "",
         *rule(heads),
     ]
     for one in family.members:
-        clean, before, after = (one.gains.gain(name) for name in ("clean", one.gains.pgd, WORST))
-        images, name = f"{one.gains.n} of {one.group.data}", one.pair.baseline
-        cells = [_arms(clean), _arms(before), _points(before), _arms(after), _points(after)]
-        lines.append(line([name, images, str(min(one.gains.seeds)), *cells]))
+        clean, before, after = (one.gains.gain(name) for name in (CLEAN, one.gains.pgd, WORST))
+        attacks = len(one.gains.gains) - 2  # clean and the worst case are none
+        of = [one.pair.baseline, f"{one.gains.n} of {one.group.data}", one.group.threat, str(min(one.gains.seeds))]
+        seen = f"{one.gains.pgd.removesuffix(BARE)}: {_arms(before)}"
+        kept = [_points(before), f"of {attacks} attacks: {_arms(after)}", _points(after)]
+        lines.append(line([*of, _arms(clean), seen, *kept]))
     together = ["", f"**{points(*family.mean())}**", "", f"**{points(*family.mean(WORST))}**"]
-    lines.append(line(["**together**", "", "", *together]))
-    if family.mean().low > 0:
-        share = family.mean(WORST).value / family.mean().value
-        lines += ["", f"Of the mean gain under PGD at s = 1, {100 * share:.0f} % is left in the worst case."]
+    lines.append(line(["**together**", "", "", "", "", *together]))
     picture = Path(os.path.relpath(pages / PICTURE, folder)).as_posix()
     return "\n".join([*lines, "", f"![{_SHOWS}]({picture})"])
 
@@ -59,25 +59,26 @@ def _told(one: Compared) -> list[str]:
     seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
     kept = [f"{gains.pgd}: {_points(gains.gain(gains.pgd))}", _points(gains.gain(WORST))]
     link = f"[{table.name}]({table.name}.md)"
-    return [link, pair.method, images, ", ".join(decay), seeds, str(gains.n), *kept, share, gains.verdict]
+    who = f"{pair.method} less {pair.baseline}"
+    return [link, who, images, ", ".join(decay), seeds, str(gains.n), *kept, share, gains.verdict]
 
 
 def _together(found: Sequence[Family]) -> list[str]:
     told = (
-        "The mean over objectives, each of which counts once with the mean of its seeds in the first table above that "
-        "has it; the intervals are over objectives (Student's t), and say nothing of the images that all were judged "
-        "on."
+        "The mean over pairs: an objective with HE less that without, on a set of images. Each counts once, with the "
+        "mean of its seeds in the first table above that has it, the headline's PGD and the worst case of that table's "
+        "attacks. The intervals are over pairs and over images (Student's t)."
     )
     lines = [
         line([
             f"{family.network}, {family.weight_decay}",
-            ", ".join(f"{one.pair.method} on {one.group.data}" for one in family.members),
+            ", ".join(f"{one.pair.method} on {one.group.data}, {one.group.threat}" for one in family.members),
             points(*family.mean()),
             points(*family.mean(WORST)),
         ])
         for family in found
     ]  # fmt: skip
-    heads = ["network, weight decay", "objectives", "gain at s = 1", "in the worst case"]
+    heads = ["network, weight decay", "pairs", "gain at s = 1", "in the worst case"]
     return ["## Together", "", told, "", *rule(heads), *lines, "", f"![{_SHOWS}]({PICTURE})"] if lines else []
 
 

@@ -84,7 +84,8 @@ def _section(group: Group, table: Table, file: Path, folder: Path | None, figure
             lines.append(f"- {pair.method} and {pair.baseline} are not compared: {pair.refused}.")
         else:
             of = "the method" if pair.gains.of_the_method else "these checkpoints"
-            lines.append(f"- **{pair.method}**, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
+            who = f"**{pair.method}** less {pair.baseline}"
+            lines.append(f"- {who}, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
     best = [name for name in group.arms if group.at_its_best(name)]
     lines += ["", _choice(group, best)] if best else []
     if folder is not None and any(pair.gains for pair in found):
@@ -106,7 +107,6 @@ def _choice(group: Group, best: Sequence[str]) -> str:
 def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pair]) -> list[str]:
     heads = ["method", "seeds", "epochs", "minutes", *attacks]
     lines = rule(heads)
-    compared = {pair.method: pair for pair in found if pair.gains is not None}
     for name, arm in group.arms.items():
         seeds = ", ".join(str(m.any["seed"]) for m in arm)
         minutes = f"{fmean(m.any['trained']['seconds'] for m in arm) / 60:.1f}"
@@ -115,10 +115,12 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
         decay = f" (weight decay {arm[0].any['weight_decay']:g})" if group.weight_decay is None else ""
         cells = [shown(cell(group, name, attack, table)) for attack in attacks]
         lines.append(line([name + decay, seeds, str(arm[0].any["epochs"]), minutes, *cells]))
-        if name in compared:
-            pair = compared[name]
-            gains = [_gain(pair, attack, table) for attack in attacks]
-            lines.append(line([f"*less {pair.baseline}*", "", "", "", *gains]))
+        for pair in found:
+            if pair.method == name and pair.gains is not None:
+                alone = {len(pair.seeds)} != {len(arm), len(group.arms[pair.baseline])}
+                shared = f"*{', '.join(map(str, pair.seeds))} of both*" if alone else ""
+                gains = [_gain(pair, attack, table) for attack in attacks]
+                lines.append(line([f"*less {pair.baseline}*", shared, "", "", *gains]))
     return lines
 
 

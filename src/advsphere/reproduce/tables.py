@@ -56,8 +56,16 @@ class Arm:
 
     @property
     def plain(self) -> Arm:
-        """What it is compared with."""
+        """The objective without the sphere."""
         return replace(self, variant="")
+
+    @property
+    def baselines(self) -> tuple[Arm, ...]:
+        """What it is compared with: the plain one, and HE where it is something else that was made of it."""
+        return tuple(replace(self, variant=base) for base in _BASELINES.get(self.variant, ("", "HE")))
+
+
+_BASELINES: Mapping[Variant, tuple[Variant, ...]] = {"": (), "HE": ("",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +92,9 @@ class Table:
 
     @property
     def pairs(self) -> tuple[tuple[Arm, Arm], ...]:
-        """(plain, on the sphere), wherever both are there."""
+        """(baseline, method), wherever both are there: each arm on the sphere beside the plain one, and beside HE."""
         shown = (*self.arms, *self.also)
-        return tuple((arm.plain, arm) for arm in shown if arm.variant and arm.plain in shown)
+        return tuple((base, arm) for arm in shown for base in arm.baselines if base in shown)
 
     def printed(self, method: str, network: str = "") -> Mapping[str, float]:
         """The paper's row of a method, in %, by column: that of our network where it has it, else that of its own;
