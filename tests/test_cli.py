@@ -82,6 +82,17 @@ def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pyt
     assert "`digits-fastat-he`" in text and "upper bound" in text
 
 
+def test_of_two_evaluations_by_one_suite_one_has_to_be_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, file = shutil.copytree(run, tmp_path / "copy"), str(tmp_path / "rows.jsonl")
+    again = shutil.copytree(evaluation_of(copy), copy / "evaluations" / "other")
+    assert main(["results", file, str(copy)]) == 1
+    said = capsys.readouterr().err
+    assert f"advsphere results {file}" in said and str(again) in said and not Path(file).exists()
+    assert main(["results", file, str(again)]) == 0 and len(results.read(Path(file))) == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
@@ -102,6 +113,9 @@ def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pyt
         (["diagnose"], 0, "--baseline"),
         (["verify", "nowhere"], 1, "advsphere evaluate"),
         (["results", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["results", "rows.jsonl", "nowhere", "--check"], 1, "no folder nowhere"),
+        (["results", "rows.jsonl", ".", "--pages", "pages"], 1, "without it"),
+        (["results", "rows.jsonl", "--into", "nowhere.md"], 1, "nowhere.md"),
     ],
 )
 def test_a_mistake_gets_one_clear_line(

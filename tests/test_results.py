@@ -77,6 +77,16 @@ def test_a_measurement_is_kept_once(tmp_path: Path) -> None:
     assert rows[0]["k"] == 0
 
 
+def test_other_evidence_replaces_a_measurement_as_a_whole(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    results.add(file, [*PLAIN, *HE])
+    results.add(file, [PLAIN[0] | {"evaluated": {"ledger": "another"}}])
+    assert [(r["recipe"], r["attack"]) for r in results.read(file)] == [
+        *((r["recipe"], r["attack"]) for r in HE),
+        ("toy", "clean"),
+    ]
+
+
 @pytest.mark.parametrize("line", ["no json", "[]", '{"recipe": "toy"}'])
 def test_a_line_that_is_no_row_is_named(line: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"

@@ -100,11 +100,14 @@ def _origin(name: str, fallback: Any) -> Any:
         return fallback
 
 
-def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What makes two rows the same measurement, to be replaced and not repeated."""
-    return tuple(
-        str(row[key]) for key in ("recipe", "overrides", "seed", "checkpoint", "data", "threat", "suite", "attack", "n")
-    )
+def measurement(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was measured: a run under a suite, whose rows belong together."""
+    return tuple(str(row[k]) for k in ("recipe", "overrides", "seed", "checkpoint", "data", "threat", "suite", "n"))
+
+
+def identity(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes two rows the same, to be replaced and not repeated."""
+    return (*measurement(row), str(row["attack"]))
 
 
 def read(path: Path) -> list[Row]:
@@ -121,8 +124,12 @@ def read(path: Path) -> list[Row]:
 
 
 def add(path: Path, rows: Sequence[Row]) -> None:
-    """Put rows into a file; measurements that it has already are replaced."""
-    kept = {identity(row): row for row in (*read(path), *rows)}
+    """Put rows into a file; those that it has already are replaced. So are all of a measurement that has other evidence
+    now: a worst case must not stand beside attacks that it is not of.
+    """
+    evidence = {measurement(row): row.get("evaluated") for row in rows}
+    valid = (row for row in read(path) if evidence.get(measurement(row), row.get("evaluated")) == row.get("evaluated"))
+    kept = {identity(row): row for row in (*valid, *rows)}
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept.values()).encode())
 
 

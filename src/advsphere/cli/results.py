@@ -32,8 +32,8 @@ class Options:
     file: Annotated[Path, tyro.conf.Positional]
     """JSON lines, one for each run and attack; or a folder of such files."""
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Runs whose finished evaluations and diagnoses are added; a measurement that the file has already is replaced.
-    With --check: where the evidence is looked for.
+    """Runs whose finished evaluations and diagnoses are added, or single evaluations; a measurement that the file has
+    already is replaced. With --check: where the evidence is looked for.
     """
     data_name: str | None = None
     """What the images are called in the rows; the data set's name by default."""
@@ -69,14 +69,9 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.file.is_dir():
         raise UserError(f"{options.file} is a folder; name a file of it, or say --pages or --check")
-    for run in options.runs:
-        found = sorted(path.parent for path in run.glob("evaluations/*/evaluation.json"))
-        if not found:
-            raise UserError(f"{run} holds no finished evaluation; `advsphere evaluate {run}` makes one")
-        for evaluation in found:
-            results.add(options.file, results.rows_of(run, evaluation, data_name=options.data_name))
-        for diagnosis in sorted(run.glob("diagnosis/**/diagnosis.json")):
-            results.add(options.file, list(diagnosed(diagnosis, options.file.parent, data_name=options.data_name)))
+    added = [row for place in options.runs for row in _rows(place, options)]
+    if added:
+        results.add(options.file, added)
     rows = [row for file in _files(options.file) for row in results.read(file)]
     shown = [row for row in rows if options.checkpoint in (None, row["checkpoint"])]
     shown = [row for row in shown if options.suite in (None, row["suite"])]
@@ -89,6 +84,30 @@ def main(arguments: list[str]) -> int:
         page = results.replace_between(_page(options.into), table)
         write_atomically(options.into, page.encode())
     return 0
+
+
+def _rows(place: Path, options: Options) -> list[results.Row]:
+    """Of all finished evaluations and diagnoses of a run, or of one evaluation. Raises UserError where there is none,
+    and where two measured the same with other settings.
+    """
+    if (place / "evaluation.json").is_file():
+        return results.rows_of(place.absolute().parents[1], place, data_name=options.data_name)
+    found = sorted(path.parent for path in place.glob("evaluations/*/evaluation.json"))
+    if not found:
+        raise UserError(f"{place} holds no finished evaluation; `advsphere evaluate {place}` makes one")
+    rows, seen = list[results.Row](), dict[tuple[str, ...], Path]()
+    for evaluation in found:
+        own = results.rows_of(place, evaluation, data_name=options.data_name)
+        other = seen.setdefault(results.measurement(own[0]), evaluation)
+        if other != evaluation:
+            raise UserError(
+                f"{other} and {evaluation} are of one suite on as many images, with other settings; name the one that "
+                f"counts: advsphere results {options.file} {evaluation}"
+            )
+        rows += own
+    for diagnosis in sorted(place.glob("diagnosis/**/diagnosis.json")):
+        rows += diagnosed(diagnosis, options.file.parent, data_name=options.data_name)
+    return rows
 
 
 def _page(path: Path) -> str:
