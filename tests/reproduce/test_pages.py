@@ -24,7 +24,7 @@ def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path
     assert "25 % of it" in text and "This is about these checkpoints." in text
     assert "a processor, cpu, 1 thread" in text and "results/toys.jsonl" in text and "at commit abc" in text
     (figure,) = tmp_path.glob("*.svg")
-    assert figure.name in text and "FastAT+HE less FastAT" in figure.read_text()
+    assert figure.name in text and "less the plain objective" in figure.read_text()
 
 
 def test_table_6_shows_autoattack_alone_too_without_a_number_of_the_papers_where_it_has_none(tmp_path: Path) -> None:

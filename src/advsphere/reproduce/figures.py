@@ -16,41 +16,54 @@ from advsphere.reproduce.tables import Table
 from advsphere.reproduce.together import Family, Reach
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
-    """Each method's gain over its baseline under each attack, with its 95 % interval, and the paper's beside it."""
+    """Each method's gain under each attack, with its 95 % interval, and the paper's beside it: over the plain
+    objective, and in a panel of its own over HE where something was made of that.
+    """
     pairs = [pair for pair in found if pair.gains is not None]
     attacks = list(dict.fromkeys(gain.name for pair in pairs if pair.gains for gain in pair.gains.gains))
-    figure, (axes,) = canvas(8.0, 0.9 + 0.16 * len(attacks) * (1 + len(pairs)))
-    for number, pair in enumerate(pairs):
-        assert pair.gains is not None
-        colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
-        gains = {gain.name: gain for gain in pair.gains.gains}
-        at = {name: -(attacks.index(name) * (1 + len(pairs)) + number) for name in attacks}
-        values = [100 * gains[name].difference for name in gains]
-        reach = [
-            [100 * (g.difference - g.low) for g in gains.values()],
-            [100 * (g.high - g.difference) for g in gains.values()],
-        ]
-        axes.errorbar(values, [at[name] for name in gains], xerr=reach, fmt=marker, color=colour, markersize=4.5,
-                      elinewidth=1.2, label=f"{pair.method} less {pair.baseline}")  # fmt: skip
-        theirs = {
-            name: told
-            for name in gains
-            if (told := paper_gain(table, pair.baseline, pair.method, name, pair.network)) is not None
-        }
-        if theirs:
-            axes.plot([100 * v for v in theirs.values()], [at[name] for name in theirs], marker=marker, linestyle="",
-                      markersize=6.5, markerfacecolor="none", markeredgecolor=colour,
-                      label="the paper's" if number == 0 else None)  # fmt: skip
-    axes.axvline(0, color=INK, linewidth=0.8)
-    middle = (len(pairs) - 1) / 2
-    axes.set_yticks([-(i * (1 + len(pairs)) + middle) for i in range(len(attacks))], attacks)
-    quiet(axes, "gain in points, 95 % interval", "", grid="x")
-    outside_legend(figure, axes, columns=3)
+    methods = list(dict.fromkeys(pair.method for pair in pairs))
+    over_he = [pair for pair in pairs if "+" in pair.baseline]
+    panels = {"less the plain objective": [pair for pair in pairs if pair not in over_he], "less HE": over_he}
+    shown = {title: own for title, own in panels.items() if own}
+    height = 1.1 + 0.16 * len(attacks) * (1 + len(methods))
+    figure, every = canvas(8.0, height, columns=len(shown), sharey=True)
+    for axes, (title, own) in zip(every, shown.items(), strict=True):
+        for pair in own:
+            _gains(axes, pair, methods, attacks, table)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        quiet(axes, "gain in points, 95 % interval", "", title=title, grid="x")
+    middle = (len(methods) - 1) / 2
+    every[0].set_yticks([-(i * (1 + len(methods)) + middle) for i in range(len(attacks))], attacks)
+    outside_legend(figure, every[0], columns=3)
     return figure
+
+
+def _gains(axes: Axes, pair: Pair, methods: Sequence[str], attacks: Sequence[str], table: Table) -> None:
+    """One pair's; colour, marker and line are its method's in every panel."""
+    assert pair.gains is not None
+    number = methods.index(pair.method)
+    colour = SERIES[number % len(SERIES)]
+    marker = MARKERS[(number + number // len(SERIES)) % len(MARKERS)]  # no two have both in common
+    gains = {gain.name: gain for gain in pair.gains.gains}
+    at = {name: -(attacks.index(name) * (1 + len(methods)) + number) for name in gains}
+    values = [100 * gain.difference for gain in gains.values()]
+    reach = [
+        [100 * (gain.difference - gain.low) for gain in gains.values()],
+        [100 * (gain.high - gain.difference) for gain in gains.values()],
+    ]
+    axes.errorbar(values, list(at.values()), xerr=reach, fmt=marker, color=colour, markersize=4.5, elinewidth=1.2,
+                  label=pair.method)  # fmt: skip
+    theirs = {name: paper_gain(table, pair.baseline, pair.method, name, pair.network) for name in gains}
+    told = {name: 100 * value for name, value in theirs.items() if value is not None}
+    if told:
+        axes.plot(list(told.values()), [at[name] for name in told], marker=marker, linestyle="", markersize=6.5,
+                  markerfacecolor="none", markeredgecolor=colour,
+                  label="the paper's" if number == 0 else None)  # fmt: skip
 
 
 def together_figure(family: Family) -> Figure:
