@@ -114,10 +114,13 @@ class _Asked:
         for plain in dict.fromkeys(arm.plain for arm in arms):
             if table.measure == "corruptions" and plain.data not in self.budget.corruptible:
                 continue
+            if self.place >= len(self.grids[plain.data]):
+                continue
             family = [arm for arm in arms if arm.plain == plain]
             chosen = {arm for arm in family if self._chosen(arm)}
-            chosen |= {arm for arm in family if arm == plain and chosen}  # no pair without it
-            own = {arm: self._seeds(arm, arm in chosen) for arm in family}
+            if chosen and plain in family:  # there is no pair without it
+                chosen.add(plain)
+            own = {arm: self._asked(arm)[: None if arm in chosen else 1] for arm in family}
             for seed in sorted({seed for seeds in own.values() for seed in seeds}):
                 trained = {arm: self._train(arm, seed) for arm, seeds in own.items() if seed in seeds}
                 yield from trained.values()
@@ -128,20 +131,15 @@ class _Asked:
     def _asked(self, arm: Arm) -> list[int]:
         return [seed for seed in self.budget.seeds_of(arm) if self.seeds is None or seed in self.seeds]
 
-    def _seeds(self, arm: Arm, chosen: bool) -> list[int]:
-        """Which are trained."""
-        if self.place >= len(self.grids[arm.data]):
-            return []
-        return self._asked(arm)[: None if chosen else 1]
-
     def _chosen(self, arm: Arm) -> bool:
         """Whether it is at its best at this weight decay, as its first seed tells; at the first one, always."""
-        if self.place >= len(self.grids[arm.data]):
-            return False
-        grid, tried = self.grids[arm.data], dict[float, dict[int, float]]()
-        for seed in self._asked(arm)[:1]:
-            found = {grid[place]: jobs.validated(self._train(arm, seed, place)) for place in range(len(grid))}
-            tried = {decay: {seed: robust} for decay, robust in found.items() if robust is not None}
+        grid = self.grids[arm.data]
+        tried = {
+            decay: {seed: robust}
+            for seed in self._asked(arm)[:1]
+            for place, decay in enumerate(grid)
+            if (robust := jobs.validated(self._train(arm, seed, place))) is not None
+        }
         return self.place == 0 or grid[self.place] == preferred(tried)
 
     def _train(self, arm: Arm, seed: int, place: int | None = None) -> Job:

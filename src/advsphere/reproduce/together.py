@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advsphere.evaluation import Survival
-from advsphere.evaluation.survival import BARE, ENOUGH_SEEDS
+from advsphere.evaluation.survival import BARE
 from advsphere.reproduce.cells import Pair, by_image, pairs
 from advsphere.reproduce.groups import Group, groups_of
 from advsphere.reproduce.tables import TABLES, Table
 from advsphere.results import Row
+
+FEWEST = 3
+"""Pairs that a mean over them is worth telling of."""
 
 
 class Compared(NamedTuple):
@@ -89,7 +92,7 @@ def families(every: Sequence[Compared]) -> list[Family]:
                 members = found.setdefault((one.group.network, kind), {})
                 members.setdefault((one.pair.method, one.group.data, one.group.threat), one)
     made = [Family(network, kind, tuple(members.values())) for (network, kind), members in found.items()]
-    return [family for family in made if len(family.members) >= ENOUGH_SEEDS]
+    return [family for family in made if len(family.members) >= FEWEST]
 
 
 def largest(found: Sequence[Family]) -> Family | None:
