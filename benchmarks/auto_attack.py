@@ -22,10 +22,10 @@ from torch import Tensor
 from advsphere.attacks import Attack, stages
 from advsphere.classifier import frozen
 from advsphere.cli.arguments import parse
-from advsphere.draws import Draws
-from advsphere.evaluation.judge import exact_float32, strike
+from advsphere.evaluation.judge import exact_float32, judge_attack
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import margin
+from advsphere.rng import Rng
 
 Run = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(stage, x, y, ids) -> (x_adv, fooled)."""
@@ -67,7 +67,7 @@ def ours(target: Target, attacks: dict[str, Attack], seed: int) -> Run:
     def run(stage: int, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         name, attack = list(attacks.items())[stage]
         spec = AttackSpec(name, attack)
-        verdict = strike(target.model, spec, target.threat, x, y, Draws(seed, ids), dtype=target.dtype)
+        verdict = judge_attack(target.model, spec, target.threat, x, y, Rng(seed, ids), dtype=target.dtype)
         return verdict.x_adv, verdict.fooled
 
     return run

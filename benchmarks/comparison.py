@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import Classifier, fooled, frozen, low_precision
-from advsphere.experiment import load_run
 from advsphere.provenance import commit, processor
+from advsphere.runs.train import load_run
 from advsphere.threat import ThreatModel
 
 T = TypeVar("T")

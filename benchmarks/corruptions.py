@@ -26,11 +26,11 @@ import torch
 import tyro
 from comparison import show
 from PIL import Image
-from same_draws import same_draws
+from shared_noise import shared_noise
 
 from advsphere.cli.arguments import parse
-from advsphere.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, corrupt
-from advsphere.draws import Draws
+from advsphere.corruption import CORRUPTIONS, EXTRA, SEVERITIES, corrupt
+from advsphere.rng import Rng
 
 GENERATORS = {32: "make_cifar_c.py", 64: "make_tinyimagenet_c.py", 224: "make_imagenet_c.py"}
 RANDOM = {
@@ -114,7 +114,7 @@ def batch(pixels: Pixels) -> torch.Tensor:
 
 def ours(pixels: Pixels, name: str, severity: int, frost: Path | None = None) -> Pixels:
     """The same images under ours; frost: a folder with the published textures."""
-    done = corrupt(batch(pixels), name, severity, draws=Draws(0, torch.arange(len(pixels))), frost_folder=frost)
+    done = corrupt(batch(pixels), name, severity, rng=Rng(0, torch.arange(len(pixels))), frost_folder=frost)
     return done.permute(0, 2, 3, 1).numpy()
 
 
@@ -138,10 +138,10 @@ def _compared(published: Published, pixels: Pixels, name: str, severity: int) ->
     apart: Any = None
     if name not in RANDOM:
         apart = np.abs(theirs - mine)
-    elif same_draws(name, 0, severity, pixels.shape[1]) is not None:
+    elif shared_noise(name, 0, severity, pixels.shape[1]) is not None:
         alike = []
         for number, image in enumerate(images):
-            with published.drawing(**(same_draws(name, number, severity, pixels.shape[1]) or {})):
+            with published.drawing(**(shared_noise(name, number, severity, pixels.shape[1]) or {})):
                 alike.append(published(image, name, severity))
         original = ours(pixels, name, severity, published.folder) if name == "frost" else mine
         apart = np.abs(np.stack(alike).astype(np.int16) - original)

@@ -25,13 +25,13 @@ from torch.utils.flop_counter import flop_registry
 
 from advsphere.classifier import low_precision
 from advsphere.cli.arguments import parse
-from advsphere.config import Config
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
-from advsphere.experiment import Parts, assemble
 from advsphere.objectives import Crafting
 from advsphere.provenance import commit, processor
 from advsphere.recipes import OURS, TABLES
+from advsphere.rng import Rng
+from advsphere.runs.config import Config
+from advsphere.runs.train import Parts, assemble
 
 IMAGES = {"cifar10": 49_000, "imagefolder": 1_280_167}
 """To train on, without those that are held out; the folder is ImageNet."""
@@ -87,8 +87,8 @@ def chosen(words: tuple[str, ...]) -> Iterator[tuple[str, Config]]:
 
 def step(parts: Parts, config: Config, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> None:
     """Craft, loss and backward, once."""
-    how = Crafting(Draws(0, torch.arange(len(x))), None, dtype, config.training.fold, parts.shift)
-    x_adv = config.objective.craft(parts.model, x, y, how)
+    context = Crafting(Rng(0, torch.arange(len(x))), None, dtype, config.training.fold, parts.shift)
+    x_adv = config.objective.craft(parts.model, x, y, context)
     loss(parts, config, x, x_adv, y, dtype).backward()
     config.objective.after_backward(x, x_adv, None)
 

@@ -18,9 +18,9 @@ from comparison import Options, Target, ratio, show, timed
 
 from advsphere.attacks import stages
 from advsphere.cli.arguments import parse
-from advsphere.draws import Draws
-from advsphere.evaluation.judge import Verdict, exact_float32, strike
+from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.specs import AttackSpec
+from advsphere.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,9 @@ def main(options: Arguments) -> None:
         def run(dtype: torch.dtype | None, spec: AttackSpec = AttackSpec(name, attack)) -> list[Verdict]:  # noqa: B008
             parts = right.split(options.batch_size)
             return [
-                strike(target.model, spec, target.threat, target.x[i], target.y[i], Draws(options.seed, i), dtype=dtype)
+                judge_attack(
+                    target.model, spec, target.threat, target.x[i], target.y[i], Rng(options.seed, i), dtype=dtype
+                )
                 for i in parts
             ]
 

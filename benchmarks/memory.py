@@ -21,8 +21,8 @@ from comparison import Options, show
 from advsphere.attacks import stages
 from advsphere.cli.arguments import parse
 from advsphere.evaluation import AttackSpec, evaluate
-from advsphere.experiment import load_run
 from advsphere.provenance import processor
+from advsphere.runs.train import load_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from advsphere.attacks import pgd
 from advsphere.cli.arguments import parse
-from advsphere.draws import Draws
-from advsphere.evaluation.judge import exact_float32, strike
+from advsphere.evaluation.judge import exact_float32, judge_attack
 from advsphere.evaluation.specs import AttackSpec
+from advsphere.rng import Rng
 
 CURE = "pip install torchattacks, or give the folder that it is in as --peer"
 STEPS = 100
@@ -47,7 +47,7 @@ def ours(target: Target, batch_size: int, seed: int, dtype: torch.dtype | None) 
     hit = torch.ones(len(target.x), dtype=torch.bool)
     for index in right.split(batch_size):
         x, y = target.x[index], target.y[index]
-        verdict = strike(target.model, AttackSpec("PGD", attack), threat, x, y, Draws(seed, index), dtype=dtype)
+        verdict = judge_attack(target.model, AttackSpec("PGD", attack), threat, x, y, Rng(seed, index), dtype=dtype)
         hit[index] = verdict.fooled
     return hit
 

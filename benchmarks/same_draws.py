@@ -14,25 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from advsphere.data.corruptions.noise import normal, symmetric
-from advsphere.draws import Draws
+from advsphere.corruption.noise import normal, symmetric
+from advsphere.rng import Rng
 
 Functions = dict[str, Callable[..., Any]]
 
 
-def same_draws(name: str, example: int, severity: int, side: int) -> Functions | None:
+def shared_noise(name: str, example: int, severity: int, side: int) -> Functions | None:
     """uniform, normal, randint or choice as numpy.random has them, for one image; None where there is no such thing."""
-    draws = Draws(0, torch.tensor([example])).at(step=severity)
+    rng = Rng(0, torch.tensor([example])).at(step=severity)
 
     def uniform(*shape: int, purpose: str = name) -> Any:
-        return draws.uniform(shape, purpose)[0].numpy().astype(np.float64)
+        return rng.uniform(shape, purpose)[0].numpy().astype(np.float64)
 
     def even(*shape: int, purpose: str = name) -> Any:
-        return symmetric(draws, shape, purpose)[0].numpy().astype(np.float64)
+        return symmetric(rng, shape, purpose)[0].numpy().astype(np.float64)
 
     def gaussian(size: tuple[int, ...], loc: float = 0, scale: float = 1) -> Any:
         planes = (3, side, side) if len(size) == 3 else (1, side, side)
-        z = normal(draws, planes, name)[0].numpy().astype(np.float64)
+        z = normal(rng, planes, name)[0].numpy().astype(np.float64)
         return loc + scale * (z.transpose(1, 2, 0) if len(size) == 3 else z[0])
 
     match name:
@@ -43,7 +43,7 @@ def same_draws(name: str, example: int, severity: int, side: int) -> Functions |
         case "motion_blur":
             return {"uniform": lambda low, high: low + (high - low) * uniform()}
         case "glass_blur":
-            offsets = _glass(draws, side)
+            offsets = _glass(rng, side)
             return {"randint": lambda low, high, size: next(offsets)(high)}
         case "fog":
             side = 1 << (side - 1).bit_length()
@@ -59,10 +59,10 @@ def same_draws(name: str, example: int, severity: int, side: int) -> Functions |
     return None
 
 
-def _glass(draws: Draws, side: int) -> Iterator[Callable[[int], Any]]:
+def _glass(rng: Rng, side: int) -> Iterator[Callable[[int], Any]]:
     """For each pixel in the order of the passes, a function from the reach to its offsets (dx, dy)."""
     for number in itertools.count():
-        u = draws.at(restart=number).integers((2, side, side), "glass_blur")[0].numpy()
+        u = rng.at(restart=number).integers((2, side, side), "glass_blur")[0].numpy()
         reach = 0
 
         def offsets(d: int, h: int, w: int, u: Any = u) -> Any:

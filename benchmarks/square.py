@@ -20,8 +20,8 @@ from comparison import Counted, Options, Target, peer, show, timed
 from advsphere.attacks import square
 from advsphere.classifier import Classifier, frozen
 from advsphere.cli.arguments import parse
-from advsphere.draws import Draws
 from advsphere.evaluation.judge import exact_float32
+from advsphere.rng import Rng
 
 CURE = "clone github.com/fra31/auto-attack and give its folder as --peer"
 BUDGETS = (10, 30, 100, 300, 1000, 3000, 5000)
@@ -48,8 +48,8 @@ def theirs(target: Target, model: Classifier, package: Any, queries: int, seed: 
 
 def ours(target: Target, model: Classifier, queries: int, seed: int) -> list[int]:
     counted = Counted(model)
-    draws = Draws.of(target.x, seed)
-    square(counted, target.x, target.y, threat=target.threat, queries=queries, horizon=10_000, draws=draws)
+    rng = Rng.of(target.x, seed)
+    square(counted, target.x, target.y, threat=target.threat, queries=queries, horizon=10_000, rng=rng)
     return counted.sizes
 
 

@@ -11,11 +11,11 @@ from tempfile import mkdtemp
 import torch
 from torch import Tensor, nn
 
-from advsphere import experiment
 from advsphere.data import load
 from advsphere.losses import kl
 from advsphere.objectives import PGDAT, Criterion, Losses
 from advsphere.recipes import recipe
+from advsphere.runs import train as experiment
 from advsphere.training import Hooks, Trainer
 
 

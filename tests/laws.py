@@ -40,9 +40,9 @@ from advsphere.attacks import (
     worst_case,
 )
 from advsphere.classifier import Classifier, split
-from advsphere.draws import Draws
 from advsphere.losses import log_odds
 from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 NORMS = ("linf", "l2", "l1")
@@ -134,9 +134,9 @@ def _expected(threat: ThreatModel, **options: Any) -> Attack:
 
 
 def _surrogate(threat: ThreatModel, **options: Any) -> Attack:
-    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
         view = Cosines(split(_network(model)).head, 10.0)
-        return surrogate(model, x, y, ascent=_compacting(threat, **options), view=view, draws=draws)
+        return surrogate(model, x, y, ascent=_compacting(threat, **options), view=view, rng=rng)
 
     return attack
 
@@ -147,8 +147,8 @@ def _network(model: Classifier) -> nn.Module:
 
 
 def _feature(threat: ThreatModel, *, steps: int = 6, step_size: float | None = None) -> Attack:
-    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
-        return bound(model, x, y, head=split(_network(model)).head, draws=draws)
+    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+        return bound(model, x, y, head=split(_network(model)).head, rng=rng)
 
     guides = Guides(images(12, seed=77), labels(12))
     bound = partial(feature_attack, threat=threat, guides=guides, tries=3, steps=steps, step_size=threat.eps / 4)

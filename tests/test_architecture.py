@@ -1,11 +1,10 @@
-"""Who may import whom, and how large a file may grow.
+"""What holds for the structure of the package, whatever its files are called.
 
-A unit is a module or package directly under `advsphere`. Data flows one way,
+A unit is a module or a package directly under `advsphere`. Data flows one way,
 
-    data -> objectives (attacks, threat) -> training        attacks -> evaluation -> report
+    data -> objectives (attacks, threat) -> training        attacks -> evaluation -> comparison, report
 
-and the sphere is orthogonal: what attacks, trains or judges networks must work on any network, and so never imports it.
-A new module needs a row in MAY_IMPORT; an edge that is missing there is a decision, not an oversight.
+and the sphere is orthogonal: what attacks, trains or judges networks works on any network, and never imports it.
 """
 
 from __future__ import annotations
@@ -20,51 +19,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "advsphere"
 FILES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = sorted(file.parent for file in FILES if file.name == "__init__.py" and file.parent != PACKAGE)
 
-CORE = {"errors", "files", "provenance", "draws", "threat", "losses", "schedule", "distributed", "classifier"}
-SETUP = {"config", "data", "models", "hypersphere", "objectives", "training"}  # what a run is made of
-
-MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "files": {"errors"},
-    "provenance": set(),
-    "draws": {"errors"},
-    "threat": {"errors", "draws"},
-    "losses": {"errors"},
-    "schedule": {"errors"},
-    "distributed": {"errors"},
-    "classifier": {"errors"},
-    "hypersphere": {"errors", "losses", "schedule", "classifier"},
-    "attacks": CORE,
-    "objectives": CORE | {"attacks"},
-    "data": {"errors", "files", "draws", "distributed"},
-    "models": {"errors", "classifier", "hypersphere"},
-    "training": CORE | {"attacks", "objectives", "data"},
-    "evaluation": CORE | {"attacks", "data"},
-    "analysis": CORE | {"attacks", "data", "evaluation", "hypersphere"},
-    "report": CORE | {"evaluation", "analysis"},
-    "config": CORE | {"data", "models", "hypersphere", "objectives", "training"},
-    "confounders": {"config"},
-    "recipes": CORE | SETUP,
-    "experiment": CORE | SETUP | {"attacks", "recipes"},
-    "dossier": CORE | SETUP | {"confounders", "recipes", "experiment", "evaluation", "analysis", "report"},
-    "demo": CORE | SETUP | {"attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier"},
-    "results": CORE | {"config", "training", "recipes", "experiment", "evaluation"},
-    "corruption_table": CORE | {"data", "evaluation", "results"},
-    "reproduce": CORE
-    | SETUP
-    | {"confounders", "recipes", "experiment", "evaluation", "analysis", "results", "corruption_table"},
-    "cli": CORE
-    | SETUP
-    | {"confounders", "attacks", "recipes", "experiment", "evaluation", "analysis", "report", "dossier", "demo"}
-    | {"results", "corruption_table", "reproduce"},
-    "__main__": {"cli"},
-}
-
-TORCH_ONLY = CORE - {"errors"} | {"hypersphere", "attacks", "objectives"}
+TORCH_ONLY = {"rng", "threat", "losses", "schedule", "classifier", "hypersphere", "attacks", "objectives"}
 """These use torch and the standard library, nothing else."""
 
-HELD_BY = {"torchvision": {"data", "models"}, "timm": {"data", "models"}}
+HELD_BY = {"torchvision": {"data", "models", "corruption"}, "timm": {"data", "models"}}
 """Libraries that only these units may import."""
 
 NO_TYPE_OF_THING = {"utils", "util", "helpers", "base", "misc", "common"}
@@ -89,6 +49,10 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+def dotted(package: Path) -> str:
+    return ".".join(("advsphere", *package.relative_to(PACKAGE).parts))
+
+
 def own_units(file: Path) -> set[str]:
     """The other units of the package that a file imports; "advsphere" stands for its __init__."""
     units = {n.removeprefix("advsphere.").split(".")[0] for n in imported(file) if n.split(".")[0] == "advsphere"}
@@ -109,22 +73,33 @@ def reachable(unit: str) -> set[str]:
     return seen - {unit}
 
 
-def test_the_table_has_no_cycles() -> None:
-    list(TopologicalSorter(MAY_IMPORT).static_order())
+def test_units_import_each_other_without_cycles() -> None:
+    units = {unit_of(file) for file in FILES} - {"__init__"}
+    edges = {unit: {o for file in FILES if unit_of(file) == unit for o in own_units(file)} & units for unit in units}
+    list(TopologicalSorter(edges).static_order())
+
+
+def test_nothing_but_main_imports_the_command_line() -> None:
+    assert {unit_of(file) for file in FILES if "cli" in own_units(file)} == {"__main__"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_a_file_imports_only_what_its_unit_may(file: Path) -> None:
-    unit = unit_of(file)
-    if unit == "__init__":
-        assert "cli" not in own_units(file)
-        return
-    assert unit in MAY_IMPORT, f"{unit} needs a row in MAY_IMPORT"
-    assert own_units(file) <= MAY_IMPORT[unit]
-    if unit in TORCH_ONLY:
+def test_libraries_are_imported_only_where_they_may_be(file: Path) -> None:
+    if unit_of(file) in TORCH_ONLY:
         assert libraries(file) <= {"torch"}
     for library in libraries(file) & HELD_BY.keys():
-        assert unit in HELD_BY[library]
+        assert unit_of(file) in HELD_BY[library]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_exported_name_hides_a_module(package: Path) -> None:
+    """`import advsphere.a.b as b` is the module, whatever the package exports."""
+    exported = {name.rpartition(".")[2] for name in imported(package / "__init__.py")}
+    modules = {path.stem for path in package.glob("*.py")} | {path.name for path in package.iterdir() if path.is_dir()}
+    hidden = {
+        name for name in exported & modules if f"{dotted(package)}.{name}" not in imported(package / "__init__.py")
+    }
+    assert not hidden
 
 
 @pytest.mark.parametrize("unit", ["attacks", "objectives", "training", "evaluation"])
@@ -140,7 +115,7 @@ def test_training_and_evaluation_do_not_know_each_other() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_a_file_holds_one_idea_and_is_named_for_it(file: Path) -> None:
     lines = len(file.read_text().splitlines())
-    assert lines <= 300
+    assert lines <= 400
     assert not {part.removesuffix(".py") for part in file.relative_to(PACKAGE).parts} & NO_TYPE_OF_THING
 
 

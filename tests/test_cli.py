@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from advsphere import results
 from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import number, seconds
 from advsphere.cli.diagnose import Options as DiagnoseOptions
 from advsphere.cli.evaluate import Options as EvaluateOptions
 from advsphere.cli.show import Options as ShowOptions
-from advsphere.cli.subject import Subject
 from advsphere.cli.train import Options as TrainOptions
 from advsphere.cli.verify import Options as VerifyOptions
 from advsphere.evaluation import Effort
+from advsphere.reproduce import results
+from advsphere.runs.target import EvaluationTarget
 
 QUICK_TRAIN = ["train", "digits-fastat-he", "--epochs", "2", "--out"]
 
@@ -284,7 +284,17 @@ def test_the_flags_are_these() -> None:
         "subject", "suite", "effort", "budget", "norm", "eps", "seed", "batch_size", "precision", "head", "out",
     }  # fmt: skip
     assert names(Effort) == {"restarts", "steps", "guides", "cascade"}
-    assert names(Subject) == {"run", "checkpoint", "model", "weights", "data", "image_size", "mean", "std", "n"}
+    assert names(EvaluationTarget) == {
+        "run",
+        "checkpoint",
+        "model",
+        "weights",
+        "data",
+        "image_size",
+        "mean",
+        "std",
+        "n",
+    }
     assert names(VerifyOptions) == {"folder", "share", "seed"}
     assert names(ShowOptions) == {"folder", "example", "replay", "out"}
 

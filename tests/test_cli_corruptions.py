@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from advsphere.cli import main
-from advsphere.evaluation.corruption_record import CorruptionRecord
+from advsphere.corruption.result import CorruptionRecord
 from tests.data.corruptions.pictures import pictures
 
 MODEL = """

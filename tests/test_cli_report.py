@@ -13,12 +13,12 @@ import pytest
 
 from advsphere.analysis import Curve
 from advsphere.cli import main
-from advsphere.cli.evaluations import common
+from advsphere.comparison.find import common
+from advsphere.corruption.result import RECORD
 from advsphere.data import load_test
-from advsphere.dossier import names
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
-from advsphere.evaluation.corruption_record import RECORD
+from advsphere.report.collect import names
 from tests.report import made
 from tests.report.parsed import parse
 
@@ -85,8 +85,8 @@ def test_what_was_computed_is_kept_and_makes_the_same_page(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("advsphere.dossier.accuracy_against_eps", never)
-    monkeypatch.setattr("advsphere.dossier.spread_of_angles", never)
+    monkeypatch.setattr("advsphere.report.collect.accuracy_against_eps", never)
+    monkeypatch.setattr("advsphere.report.collect.spread_of_angles", never)
     assert main(["report", *map(str, runs)]) == 0
     assert page.read_bytes() == before
     shown = capsys.readouterr().out
@@ -175,6 +175,6 @@ def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: 
 
 def test_the_labels_have_to_be_those_of_the_ledger(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     others = load_test("digits").split(100, seed=0)[0]
-    monkeypatch.setattr("advsphere.experiment.load_test", lambda *_, **__: others)
+    monkeypatch.setattr("advsphere.runs.train.load_test", lambda *_, **__: others)
     assert main(["report", str(runs[0]), "--out", str(runs[0] / "never.html")]) == 1
     assert not (runs[0] / "never.html").exists()

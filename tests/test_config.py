@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from advsphere.config import Config, DataSettings, differences, from_yaml, to_dict, to_yaml
 from advsphere.errors import UserError
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.objectives import TRADES, FreeAT
 from advsphere.recipes import RECIPES, recipe
+from advsphere.runs.config import Config, DataSettings, differences, from_yaml, to_dict, to_yaml
 from advsphere.schedule import Constant, Cosine, Linear, Steps
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -54,7 +54,7 @@ def test_every_kind_of_value_survives_its_yaml(schedule: Any) -> None:
         recipe="no: #1 'recipe'",
         data=DataSettings(root=Path("/some/where else"), image_size=64),
         objective=FreeAT(threat=ThreatModel(norm="l1", eps=12, bounds=(-1, 1)), step_size=1e-7),
-        sphere=Sphere(scale=1e3, scale_schedule=schedule),
+        sphere=HypersphereConfig(scale=1e3, scale_schedule=schedule),
         training=TrainSettings(lr_schedule=schedule, lr=5e-4, precision="bfloat16"),
         notes=("Größe: 8 / 255", "yes", "", "- a\n- b"),
     )

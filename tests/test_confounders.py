@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advsphere.confounders import confounders, divided_otherwise, trained_elsewhere
+from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere
 from advsphere.recipes import recipe
 
 

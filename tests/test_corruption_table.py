@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advsphere import results
-from advsphere.corruption_table import TITLES, corruption_markdown
-from advsphere.data.corruptions import CORRUPTIONS, SEVERITIES
-from advsphere.evaluation.corruption_record import CorruptionRecord
+from advsphere.corruption import CORRUPTIONS, SEVERITIES
+from advsphere.corruption.result import CorruptionRecord
+from advsphere.reproduce import results
+from advsphere.reproduce.results import TITLES, corruption_markdown
 from tests.evaluation.test_corruption import of_errors
 
 

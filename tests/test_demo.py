@@ -13,13 +13,13 @@ import torch
 
 from advsphere.analysis import Curve, Spread
 from advsphere.cli import main
+from advsphere.cli.demo import RECIPES, Demo, Progress, demo
 from advsphere.cli.evaluate import Options, _folder
-from advsphere.cli.subject import Subject
-from advsphere.config import Config
-from advsphere.demo import RECIPES, Demo, Progress, demo
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.recipes import recipe
+from advsphere.runs.config import Config
+from advsphere.runs.target import EvaluationTarget
 from tests.report.parsed import parse
 
 
@@ -67,7 +67,7 @@ def test_everything_is_under_the_folder(made: tuple[Demo, list[Progress]]) -> No
 
 def test_the_evidence_lies_where_evaluate_would_put_it(made: tuple[Demo, list[Progress]]) -> None:
     for config, arm in zip(short(), made[0].arms, strict=True):
-        assert _folder(Options(subject=Subject(run=arm.run)), config.threat) == arm.evidence.folder
+        assert _folder(Options(subject=EvaluationTarget(run=arm.run)), config.threat) == arm.evidence.folder
 
 
 def test_the_numbers_do_not_depend_on_the_number_of_cores(made: tuple[Demo, list[Progress]]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from advsphere.draws import Draws, derived_seed, permutation
+from advsphere.rng import Rng, derived_seed, permutation
 from tests.laws import global_randomness_untouched
 
 CHANCE = 1e-5
@@ -22,17 +22,17 @@ INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
 def uniform(seed: int = 0, ids: Tensor | None = None, size: int = 1000, purpose: str = "test", **at: int) -> Tensor:
-    return Draws(seed, torch.arange(1) if ids is None else ids, **at).uniform((size,), purpose)
+    return Rng(seed, torch.arange(1) if ids is None else ids, **at).uniform((size,), purpose)
 
 
 def halves(size: int) -> Tensor:
-    return Draws(0, torch.arange(1)).integers((size,), "test")[0]
+    return Rng(0, torch.arange(1)).integers((size,), "test")[0]
 
 
 def test_pinned_by_golden_values() -> None:
     """A change of the generator changes every published number: let it be on purpose."""
-    draws = Draws(7, torch.tensor([0, 5, 2**40, -1]), restart=2, step=3)
-    assert (draws.uniform((2,), "start") * 2**24).tolist() == GOLDEN
+    rng = Rng(7, torch.tensor([0, 5, 2**40, -1]), restart=2, step=3)
+    assert (rng.uniform((2,), "start") * 2**24).tolist() == GOLDEN
     assert permutation(8, seed=1, epoch=2).tolist() == GOLDEN_ORDER
     assert derived_seed(1, "init") == GOLDEN_SEED
 
@@ -45,23 +45,23 @@ GOLDEN_SEED = 8428115116584716840
 @given(seed=st.integers(), ids=st.lists(INT64, min_size=1, max_size=6), data=st.data())
 def test_a_subset_of_the_batch_has_its_own_draws(seed: int, ids: list[int], data: st.DataObject) -> None:
     index = torch.tensor(data.draw(st.lists(st.integers(0, len(ids) - 1), max_size=6)), dtype=torch.long)
-    whole = Draws(seed, torch.tensor(ids), restart=1, step=4)
+    whole = Rng(seed, torch.tensor(ids), restart=1, step=4)
     for draw in (lambda d: d.uniform((3, 2), "a"), lambda d: d.normal((3, 2), "a")):
         assert torch.equal(draw(whole.take(index)), draw(whole)[index])
-        alone = Draws(seed, torch.tensor(ids[:1]), restart=1, step=4)
+        alone = Rng(seed, torch.tensor(ids[:1]), restart=1, step=4)
         assert torch.equal(draw(alone), draw(whole)[:1])
 
 
 def test_take_works_with_a_mask_and_keeps_the_rest_of_the_address() -> None:
-    draws = Draws(3, torch.tensor([4, 9, 2]), restart=5, step=6)
-    taken = draws.take(torch.tensor([True, False, True]))
+    rng = Rng(3, torch.tensor([4, 9, 2]), restart=5, step=6)
+    taken = rng.take(torch.tensor([True, False, True]))
     assert taken.ids.tolist() == [4, 2] and (taken.seed, taken.restart, taken.step) == (3, 5, 6)
-    assert (draws.at(step=1).restart, draws.at(step=1).step, draws.at(restart=0).restart) == (5, 1, 0)
+    assert (rng.at(step=1).restart, rng.at(step=1).step, rng.at(restart=0).restart) == (5, 1, 0)
 
 
 def test_ids_of_a_batch_without_any() -> None:
-    assert Draws.of(torch.zeros(3, 1, 2, 2), seed=8).ids.tolist() == [0, 1, 2]
-    assert Draws.of(torch.zeros(3, 1, 2, 2), seed=8).seed == 8
+    assert Rng.of(torch.zeros(3, 1, 2, 2), seed=8).ids.tolist() == [0, 1, 2]
+    assert Rng.of(torch.zeros(3, 1, 2, 2), seed=8).seed == 8
 
 
 def test_each_coordinate_of_the_address_counts() -> None:
@@ -77,10 +77,10 @@ def test_each_coordinate_of_the_address_counts() -> None:
 
 def test_a_longer_draw_begins_with_the_shorter_one_and_shape_is_only_a_view() -> None:
     assert torch.equal(uniform(size=10), uniform(size=1000)[:, :10])
-    draws = Draws(0, torch.arange(2))
-    assert torch.equal(draws.uniform((3, 4), "test"), draws.uniform((12,), "test").view(2, 3, 4))
-    assert draws.uniform((), "test").shape == (2,) and draws.uniform((0,), "test").shape == (2, 0)
-    assert Draws(0, torch.arange(0)).normal((3, 4), "test").shape == (0, 3, 4)
+    rng = Rng(0, torch.arange(2))
+    assert torch.equal(rng.uniform((3, 4), "test"), rng.uniform((12,), "test").view(2, 3, 4))
+    assert rng.uniform((), "test").shape == (2,) and rng.uniform((0,), "test").shape == (2, 0)
+    assert Rng(0, torch.arange(0)).normal((3, 4), "test").shape == (0, 3, 4)
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.int32, torch.tensor])
@@ -96,10 +96,10 @@ def test_a_seed_that_is_no_integer_is_refused() -> None:
 
 def test_global_randomness_is_neither_read_nor_moved() -> None:
     with global_randomness_untouched():
-        before = uniform(), Draws(0, torch.arange(3)).normal((4,), "x"), permutation(20, seed=1, epoch=0)
+        before = uniform(), Rng(0, torch.arange(3)).normal((4,), "x"), permutation(20, seed=1, epoch=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(99)
-        after = uniform(), Draws(0, torch.arange(3)).normal((4,), "x"), permutation(20, seed=1, epoch=0)
+        after = uniform(), Rng(0, torch.arange(3)).normal((4,), "x"), permutation(20, seed=1, epoch=0)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
@@ -172,10 +172,10 @@ def test_two_examples_never_share_their_numbers() -> None:
 
 
 def test_integers_are_the_halves_of_words_and_all_of_them_come_up() -> None:
-    draws = Draws(0, torch.arange(150))
-    values = draws.integers((100, 101), "test")
+    rng = Rng(0, torch.arange(150))
+    values = rng.integers((100, 101), "test")
     assert values.dtype == torch.int32 and values.shape == (150, 100, 101)
-    assert torch.equal(values.flatten(1)[:, :7], draws.integers((7,), "test"))
+    assert torch.equal(values.flatten(1)[:, :7], rng.integers((7,), "test"))
     assert len(values.unique()) == 65536 and values.min() == 0 and values.max() == 65535
 
 
@@ -183,12 +183,12 @@ def test_integers_are_the_halves_of_words_and_all_of_them_come_up() -> None:
 def test_how_many_words_are_mixed_together_makes_no_difference(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(7)
     expected = uniform(ids=ids, size=300)
-    monkeypatch.setattr("advsphere.draws._AT_ONCE", words)
+    monkeypatch.setattr("advsphere.rng._AT_ONCE", words)
     assert torch.equal(uniform(ids=ids, size=300), expected)
 
 
 def test_normal_is_standard_normal() -> None:
-    values = Draws(2, torch.arange(200)).normal((1000,), "noise")
+    values = Rng(2, torch.arange(200)).normal((1000,), "noise")
     assert values.dtype == torch.float32 and 4 < values.abs().max() < 5.5
     assert stats.kstest(values.flatten().double().numpy(), "norm").pvalue > CHANCE
 

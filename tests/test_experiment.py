@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from advsphere import experiment
 from advsphere.attacks import pgd
 from advsphere.classifier import fooled, frozen
-from advsphere.config import Config, from_yaml, to_yaml
 from advsphere.data import Dataset, ImageSet, load
-from advsphere.draws import Draws
-from advsphere.experiment import Validation, build_model, load_run, read_config, train
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
+from advsphere.rng import Rng
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config, from_yaml, to_yaml
+from advsphere.runs.train import Validation, build_model, load_run, read_config, train
 from advsphere.schedule import Constant, Linear
 from advsphere.threat import ThreatModel
 from advsphere.training import Stopped, load_checkpoint, read_metrics
@@ -182,7 +182,7 @@ def test_validation_counts_what_no_iterate_fools_and_leaves_the_model_alone() ->
     with frozen(net) as classify:
         fell = fooled(classify(x), y)
         for steps in range(1, 11):
-            x_adv = pgd(classify, x, y, threat=threat, steps=steps, step_size=threat.eps / 4, draws=Draws.of(x))
+            x_adv = pgd(classify, x, y, threat=threat, steps=steps, step_size=threat.eps / 4, rng=Rng.of(x))
             fell |= fooled(classify(x_adv), y)
     assert found["robust"] == pytest.approx(1 - float(fell.float().mean()), abs=1 / 40)
     assert 0.1 < found["robust"] < found["clean"] == 35 / 40
@@ -191,9 +191,9 @@ def test_validation_counts_what_no_iterate_fools_and_leaves_the_model_alone() ->
 def test_validation_draws_by_example_and_not_by_who_else_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     attacked: list[int] = []
 
-    def noted(model: object, x: Tensor, y: Tensor, *, draws: Draws, **settings: object) -> Tensor:
-        attacked.extend(draws.ids.tolist())
-        return pgd(model, x, y, draws=draws, **settings)
+    def noted(model: object, x: Tensor, y: Tensor, *, rng: Rng, **settings: object) -> Tensor:
+        attacked.extend(rng.ids.tolist())
+        return pgd(model, x, y, rng=rng, **settings)
 
     monkeypatch.setattr(experiment, "pgd", noted)
     weight, y = torch.eye(4, 192), torch.tensor([0, 3, 0, 0, 2, 0, 1, 0])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advsphere.errors import UserError
-from advsphere.files import alone, disk_errors, write_atomically
+from advsphere.files import disk_errors, folder_lock, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -163,10 +163,10 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path:
     code += "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is writing into"), alone(folder, patience=0):
+        with pytest.raises(UserError, match="another process is writing into"), folder_lock(folder, patience=0):
             pass
         other.kill()
-    with alone(folder, patience=0):
+    with folder_lock(folder, patience=0):
         assert names(folder) == []
-    with alone(folder, patience=0):
+    with folder_lock(folder, patience=0):
         pass

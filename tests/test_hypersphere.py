@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.hypersphere import AngularMargin, HypersphereHead, Sphere, attach_head, m_he
+from advsphere.hypersphere import AngularMargin, HypersphereConfig, HypersphereHead, attach_head, m_he
 from advsphere.losses import Loss, cross_entropy, kl, log_odds, margin
 from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, FastAT, FreeAT, Objective, Standard
+from advsphere.rng import Rng
 from advsphere.schedule import Constant, Cosine, Linear, Steps
 from tests.laws import conv_net, global_randomness_untouched, images, labels
 
@@ -179,7 +179,9 @@ def test_neither_zero_nor_infinite_with_a_scale_of_1000(loss: Loss) -> None:
 
 
 def test_move_is_a_function_of_progress() -> None:
-    sphere = Sphere(scale=20.0, margin=0.4, scale_schedule=Cosine(0.5, 1.0), margin_schedule=Linear(((0, 0), (0.5, 1))))
+    sphere = HypersphereConfig(
+        scale=20.0, margin=0.4, scale_schedule=Cosine(0.5, 1.0), margin_schedule=Linear(((0, 0), (0.5, 1)))
+    )
     model = conv_net()
     criterion = AngularMargin(sphere.attach(model), sphere.margin)
 
@@ -195,7 +197,7 @@ def test_move_is_a_function_of_progress() -> None:
 
 
 def test_moving_between_steps_does_not_break_the_backward() -> None:
-    sphere, model = Sphere(scale_schedule=Steps((0.5,))), conv_net()
+    sphere, model = HypersphereConfig(scale_schedule=Steps((0.5,))), conv_net()
     criterion = AngularMargin(sphere.attach(model), sphere.margin)
     for progress in (0.0, 0.5, 1.0):
         sphere.move(criterion, progress)
@@ -204,22 +206,22 @@ def test_moving_between_steps_does_not_break_the_backward() -> None:
 
 
 def test_the_sphere_passes_its_switches_on() -> None:
-    head = Sphere(scale=3.0, normalize_features=False).attach(conv_net())
+    head = HypersphereConfig(scale=3.0, normalize_features=False).attach(conv_net())
     assert not head.normalize_features and head.normalize_weights and float(head.scale) == 3.0
 
 
 # --- m-HE, our reading ---
 
-HE = Sphere(scale=15.0, margin=0.2)
+HE = HypersphereConfig(scale=15.0, margin=0.2)
 
 
-def step(sphere: Sphere, objective: Objective, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+def step(sphere: HypersphereConfig, objective: Objective, progress: float) -> tuple[Tensor, Tensor, Tensor]:
     """One training step: crafted images, loss, gradient of the head."""
     model, x, y = conv_net(), images(8), labels(8)
     criterion = AngularMargin(sphere.attach(model), sphere.margin)
     sphere.move(criterion, progress)
     shift = criterion.shift if sphere.margin_in_attack else None
-    x_adv = objective.craft(model, x, y, Crafting(Draws.of(x), shift=shift))
+    x_adv = objective.craft(model, x, y, Crafting(Rng.of(x), shift=shift))
     loss = objective.loss(model.train(), x, x_adv, y, criterion=criterion).total
     loss.backward()
     grad = model[-1].weight.grad
@@ -269,4 +271,4 @@ def test_why_only_a_kl_sees_the_shift() -> None:
 
 def test_a_schedule_may_not_take_the_scale_to_nothing() -> None:
     with pytest.raises(UserError, match="positive"):
-        Sphere(scale_schedule=Linear(((0.0, 0.0), (1.0, 1.0))))
+        HypersphereConfig(scale_schedule=Linear(((0.0, 0.0), (1.0, 1.0))))

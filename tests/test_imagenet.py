@@ -13,10 +13,10 @@ import torch
 
 from advsphere.classifier import find_head
 from advsphere.data import EncodedImages, ImageSet, load
-from advsphere.draws import Draws
-from advsphere.experiment import assemble
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
+from advsphere.rng import Rng
+from advsphere.runs.train import assemble
 from advsphere.training import Hooks, Stopped, Trainer
 from tests.training.tiny import stopping_after
 
@@ -68,7 +68,7 @@ def test_photos_are_seen_as_the_recipe_says(tmp_path: Path) -> None:
     assert len(data.train.classes) == 1000 and data.train.shape == (3, 224, 224)
     crops = recipe("imagenet-freeat").training.augment.crops
     index = torch.arange(0, 900, 90)
-    varied, _ = data.train.cropped(index, crops(Draws(0, index)))  # type: ignore[arg-type]
+    varied, _ = data.train.cropped(index, crops(Rng(0, index)))  # type: ignore[arg-type]
     centre, y = data.train.batch(index)
     assert varied.shape == centre.shape == (10, 3, 224, 224) and y.tolist() == data.train.labels[index].tolist()
     differs = (varied / 255 - centre).abs().flatten(1).mean(1)

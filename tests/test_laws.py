@@ -11,8 +11,8 @@ from torch import nn
 import advsphere.attacks
 import advsphere.objectives
 from advsphere.classifier import fooled, frozen
-from advsphere.draws import Draws
 from advsphere.objectives import Objective
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import (
     ATTACKS,
@@ -80,7 +80,7 @@ def test_a_thousand_classes_cost_and_change_nothing_that_twelve_do_not(row, norm
         network = nn.Sequential(conv_net(classes=12), nn.ConstantPad1d((0, extra), -1e4)).eval().double()
         forwards = count_examples(network)
         with frozen(network) as model:
-            results.append(row.make(threat)(model, x.double(), y, draws=Draws(0, torch.arange(4))))
+            results.append(row.make(threat)(model, x.double(), y, rng=Rng(0, torch.arange(4))))
         costs.append((forwards, len(backwards)))
         backwards.clear()
     assert torch.allclose(*results, rtol=0, atol=1e-9)
@@ -94,7 +94,7 @@ def test_a_thousand_classes_cost_and_change_nothing_that_twelve_do_not(row, norm
 def test_inside_the_ball_and_the_box(row, norm, eps, dtype):
     threat = ThreatModel(norm=norm, eps=eps * RADII[norm])
     x, y, model = extreme_images(6).to(dtype), labels(6), conv_net().eval().to(dtype)
-    x_adv = row.make(threat)(model, x, y, draws=Draws.of(x, seed=3))
+    x_adv = row.make(threat)(model, x, y, rng=Rng.of(x, seed=3))
     assert x_adv.shape == x.shape and x_adv.dtype == dtype and not x_adv.requires_grad
     assert threat.contains(x_adv, x).all()
     if eps == 0:
@@ -106,7 +106,7 @@ def test_inside_the_ball_and_the_box(row, norm, eps, dtype):
 def test_a_box_of_other_bounds_is_kept(row, norm):
     threat = ThreatModel(norm=norm, eps=50 * RADII[norm], bounds=(-1.0, 0.3))
     x = images(5, low=-1.0, high=0.3)
-    x_adv = row.make(threat)(conv_net().eval(), x, labels(5), draws=Draws.of(x))
+    x_adv = row.make(threat)(conv_net().eval(), x, labels(5), rng=Rng.of(x))
     assert threat.contains(x_adv, x).all() and x_adv.min() < -0.9
 
 
@@ -115,13 +115,13 @@ def test_a_box_of_other_bounds_is_kept(row, norm):
 def test_nothing_is_touched(row, norm):
     model, x, y = mixed(conv_net(dropout=0.5)), images(6).requires_grad_(True), labels(6)
     x.grad = torch.ones_like(x)
-    draws = Draws.of(x, seed=1)
-    before, x_before, y_before, ids = state_of(model), x.detach().clone(), y.clone(), draws.ids.clone()
+    rng = Rng.of(x, seed=1)
+    before, x_before, y_before, ids = state_of(model), x.detach().clone(), y.clone(), rng.ids.clone()
     with global_randomness_untouched():
-        x_adv = row.make(ThreatModel(norm=norm, eps=RADII[norm]))(model, x, y, draws=draws)
+        x_adv = row.make(ThreatModel(norm=norm, eps=RADII[norm]))(model, x, y, rng=rng)
     assert not x_adv.requires_grad
     assert_same_state(before, state_of(model))
-    assert torch.equal(x, x_before) and torch.equal(y, y_before) and torch.equal(draws.ids, ids)
+    assert torch.equal(x, x_before) and torch.equal(y, y_before) and torch.equal(rng.ids, ids)
     assert x.requires_grad and torch.equal(x.grad, torch.ones_like(x))
 
 
@@ -131,7 +131,7 @@ def test_nothing_is_touched_through_a_frozen_view(row, fold):
     model, x = mixed(conv_net(dropout=0.5)), images(6)
     before = state_of(model)
     with global_randomness_untouched(), frozen(model, fold=fold) as classify:
-        row.make(ThreatModel(norm="linf", eps=0.06))(classify, x, labels(6), draws=Draws.of(x))
+        row.make(ThreatModel(norm="linf", eps=0.06))(classify, x, labels(6), rng=Rng.of(x))
     assert_same_state(before, state_of(model))
 
 
@@ -139,9 +139,9 @@ def test_nothing_is_touched_through_a_frozen_view(row, fold):
 @norms
 def test_grad_mode_is_kept_and_does_not_matter(row, norm):
     threat, x, y, model = ThreatModel(norm=norm, eps=RADII[norm]), images(5), labels(5), conv_net().eval()
-    usual = row.make(threat)(model, x, y, draws=Draws.of(x))
+    usual = row.make(threat)(model, x, y, rng=Rng.of(x))
     with torch.no_grad():
-        quiet = row.make(threat)(model, x, y, draws=Draws.of(x))
+        quiet = row.make(threat)(model, x, y, rng=Rng.of(x))
         assert not torch.is_grad_enabled()
     assert torch.equal(usual, quiet) and torch.is_grad_enabled()
 
@@ -154,7 +154,7 @@ def test_the_seed_decides(row, norm):
         y = model(x).argmax(1)  # nothing is misclassified, so that every example is attacked
 
     def run(seed):
-        return row.make(threat)(model, x, y, draws=Draws.of(x, seed=seed))
+        return row.make(threat)(model, x, y, rng=Rng.of(x, seed=seed))
 
     assert torch.equal(run(7), run(7))
     assert torch.equal(run(7), run(8)) != row.random
@@ -171,12 +171,12 @@ def test_batch_mates_do_not_matter(row, norm):
         y = model(x).argmax(1)
     y[1], y[4] = (y[1] + 1) % 4, (y[4] + 2) % 4
     attack = row.make(threat, steps=7)
-    whole = attack(model, x, y, draws=Draws(0, ids))
+    whole = attack(model, x, y, rng=Rng(0, ids))
     hit = fooled(model(whole), y)
     assert 2 < hit.sum() < 8, "the example is only telling where some fall and some resist"
 
     def part(index):
-        return attack(model, x[index], y[index], draws=Draws(0, ids).take(index))
+        return attack(model, x[index], y[index], rng=Rng(0, ids).take(index))
 
     for i in range(8):
         assert torch.allclose(part(torch.tensor([i])), whole[i : i + 1], atol=1e-9)
@@ -191,9 +191,9 @@ def test_compaction_changes_only_what_is_fooled(row, norm):
     model, x = conv_net().double().eval(), images(8).double()
     with torch.no_grad():
         y = model(x).argmax(1)
-    draws = Draws.of(x)
-    full = row.make(threat)(model, x, y, draws=draws)
-    compacted = row.make(threat, until_fooled=True)(model, x, y, draws=draws)
+    rng = Rng.of(x)
+    full = row.make(threat)(model, x, y, rng=rng)
+    compacted = row.make(threat, until_fooled=True)(model, x, y, rng=rng)
     with torch.no_grad():
         hit, resisted = fooled(model(compacted), y), ~fooled(model(full), y)
     assert (hit | resisted).all(), "compaction must never lose a success"
@@ -212,7 +212,7 @@ def test_targeted_reaches_its_target_on_a_linear_model(row, norm):
         before = model(x).argmax(1)
     for shift in range(1, 5):
         target = (before + shift) % 5
-        x_adv = row.targeted(threat, steps=40, step_size=threat.eps / 10)(model, x, target, draws=Draws.of(x))
+        x_adv = row.targeted(threat, steps=40, step_size=threat.eps / 10)(model, x, target, rng=Rng.of(x))
         assert threat.contains(x_adv, x).all()
         assert (model(x_adv).argmax(1) == target).all()
 
@@ -223,7 +223,7 @@ def test_targeted_reaches_its_target_on_a_linear_model(row, norm):
 def test_batches_of_none_and_one(row, norm, size):
     x = images(size)
     attack = row.make(ThreatModel(norm=norm, eps=RADII[norm]))
-    x_adv = attack(conv_net().eval(), x, labels(size), draws=Draws.of(x))
+    x_adv = attack(conv_net().eval(), x, labels(size), rng=Rng.of(x))
     assert x_adv.shape == (size, 3, 8, 8)
 
 
@@ -236,10 +236,10 @@ def test_memory_layout_does_not_matter(row, norm):
         images(6).double(),
         labels(6),
     )
-    usual = row.make(threat)(model, x, y, draws=Draws.of(x))
+    usual = row.make(threat)(model, x, y, rng=Rng.of(x))
     strided = torch.zeros(6, 3, 8, 16, dtype=x.dtype)[..., ::2].copy_(x)
     transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
     expanded = x[:1].expand(6, -1, -1, -1)
     for other in (strided, transposed, x.contiguous(memory_format=torch.channels_last)):
-        assert torch.allclose(row.make(threat)(model, other, y, draws=Draws.of(x)), usual, atol=1e-9)
-    assert threat.contains(row.make(threat)(model, expanded, y, draws=Draws.of(x)), expanded).all()
+        assert torch.allclose(row.make(threat)(model, other, y, rng=Rng.of(x)), usual, atol=1e-9)
+    assert threat.contains(row.make(threat)(model, expanded, y, rng=Rng.of(x)), expanded).all()

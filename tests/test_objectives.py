@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import fooled, frozen
-from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.hypersphere import AngularMargin, Sphere
+from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy, log_odds, margin
 from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, FastAT, FreeAT, Objective, Standard
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import (
     NORMS,
@@ -45,8 +45,8 @@ def in_eval_mode(objective: Objective) -> Objective:
     return replace(objective, mode="eval") if isinstance(objective, PGDAT) else objective
 
 
-def how(x: Tensor, seed: int = 0, **options: object) -> Crafting:
-    return Crafting(Draws.of(x, seed=seed), **options)
+def context(x: Tensor, seed: int = 0, **options: object) -> Crafting:
+    return Crafting(Rng.of(x, seed=seed), **options)
 
 
 def trained_once(objective: Objective, model: nn.Module, x: Tensor, y: Tensor, crafting: Crafting) -> Tensor | None:
@@ -64,7 +64,7 @@ def test_crafted_images_are_inside_the_ball_and_the_box(row: ObjectiveRow, norm:
     x[0], x[1] = 0.0, 1.0
     carry = None
     for batch in (x, x.flip(0), x[:4]):
-        x_adv = objective.craft(model, batch, y[: len(batch)], how(batch, carry=carry, **view))
+        x_adv = objective.craft(model, batch, y[: len(batch)], context(batch, carry=carry, **view))
         assert x_adv.shape == batch.shape and x_adv.dtype == batch.dtype
         assert ThreatModel(norm=norm, eps=RADII[norm]).contains(x_adv, batch).all()
         objective.loss(model, batch, x_adv, y[: len(batch)], criterion=cross_entropy).total.backward()
@@ -77,7 +77,7 @@ def test_crafting_touches_nothing(row: ObjectiveRow) -> None:
     model, x, y = mixed(conv_net()), images(6), labels(6)
     before, x_before, y_before = state_of(model), x.clone(), y.clone()
     with global_randomness_untouched():
-        row.objective.craft(model, x, y, how(x))
+        row.objective.craft(model, x, y, context(x))
     if getattr(row.objective, "mode", "eval") == "train":
         for name in before.tensors:
             if "running" in name or "tracked" in name:
@@ -91,7 +91,7 @@ def test_the_seed_decides(row: ObjectiveRow) -> None:
     x, y = images(6), labels(6)
 
     def crafted(seed: int) -> Tensor:
-        return row.objective.craft(conv_net(), x, y, how(x, seed=seed)).detach()
+        return row.objective.craft(conv_net(), x, y, context(x, seed=seed)).detach()
 
     assert torch.equal(crafted(1), crafted(1))
     assert torch.equal(crafted(1), crafted(2)) != row.random
@@ -101,10 +101,10 @@ def test_the_seed_decides(row: ObjectiveRow) -> None:
 @pytest.mark.parametrize("fold", [False, True])
 def test_batch_mates_do_not_matter_in_eval_mode(row: ObjectiveRow, fold: bool) -> None:
     objective, model, x, y = in_eval_mode(row.objective), conv_net().double(), images(6).double(), labels(6)
-    draws = Draws(4, torch.tensor([7, 1, 30, 2, 8, 9]))
+    rng = Rng(4, torch.tensor([7, 1, 30, 2, 8, 9]))
 
     def crafted(index: Tensor) -> Tensor:
-        return objective.craft(model, x[index], y[index], Crafting(draws.take(index), fold=fold)).detach()
+        return objective.craft(model, x[index], y[index], Crafting(rng.take(index), fold=fold)).detach()
 
     whole = crafted(torch.arange(6))
     for index in ([2], [5, 0, 3], [5, 4, 3, 2, 1, 0]):
@@ -122,7 +122,7 @@ def test_crafting_spends_every_forward_on_every_example(
     y = (model(x).argmax(1) + int(fallen)) % 4
     assert fooled(model(x), y).all() == fallen
     sizes = count_examples(model)
-    in_eval_mode(row.objective).craft(model, x, y, how(x, fold=fold))
+    in_eval_mode(row.objective).craft(model, x, y, context(x, fold=fold))
     assert sum(sizes) == row.forwards * batch and all(size == batch for size in sizes)
 
 
@@ -132,14 +132,14 @@ def test_the_number_of_steps_is_the_number_of_forwards(row: ObjectiveRow) -> Non
     for steps in (1, 2, 7):
         model, x = conv_net(), images(3)
         sizes = count_examples(model)
-        replace(row.objective, steps=steps).craft(model, x, labels(3), how(x))
+        replace(row.objective, steps=steps).craft(model, x, labels(3), context(x))
         assert sizes == [3] * (steps + extra)
 
 
 @rows
 def test_the_loss_trains_every_weight_and_reports_its_parts(row: ObjectiveRow) -> None:
     model, x, y = conv_net(), images(6), labels(6)
-    x_adv = row.objective.craft(model, x, y, how(x))
+    x_adv = row.objective.craft(model, x, y, context(x))
     losses = row.objective.loss(model.train(), x, x_adv, y, criterion=cross_entropy)
     losses.total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
@@ -152,7 +152,7 @@ def test_the_loss_trains_every_weight_and_reports_its_parts(row: ObjectiveRow) -
 def test_the_criterion_is_called_as_given(row: ObjectiveRow) -> None:
     """Per example, with logits and labels; a criterion ten times as large is seen in the loss."""
     model, x, y = conv_net().eval(), images(6), labels(6)
-    x_adv = row.objective.craft(model, x, y, how(x)).detach()
+    x_adv = row.objective.craft(model, x, y, context(x)).detach()
     seen: list[tuple[torch.Size, Tensor]] = []
 
     def criterion(logits: Tensor, target: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def test_a_config_is_a_frozen_value(row: ObjectiveRow) -> None:
 def test_replays_and_what_is_carried(row: ObjectiveRow) -> None:
     free = isinstance(row.objective, FreeAT)
     assert row.objective.replays == (row.objective.repeats if free else 1)
-    carry = trained_once(row.objective, conv_net(), images(4), labels(4), how(images(4)))
+    carry = trained_once(row.objective, conv_net(), images(4), labels(4), context(images(4)))
     assert (carry is not None) == free
 
 
@@ -192,11 +192,11 @@ def test_replays_and_what_is_carried(row: ObjectiveRow) -> None:
 def test_finite_and_moving_with_a_scale_of_1000(row: ObjectiveRow) -> None:
     """On a sphere so large that the softmax is 0 or 1 in float32: no NaN, and each weight still learns."""
     model, x, y = conv_net(), images(8), labels(8)
-    sphere = Sphere(scale=1000.0, margin=0.2)
+    sphere = HypersphereConfig(scale=1000.0, margin=0.2)
     criterion = AngularMargin(sphere.attach(model), 0.2)
     probabilities = model(x).softmax(1)
     assert (probabilities == 0).any(), "not saturated, so that this would say nothing"
-    x_adv = row.objective.craft(model, x, y, how(x))
+    x_adv = row.objective.craft(model, x, y, context(x))
     assert x_adv.isfinite().all()
     losses = row.objective.loss(model.train(), x, x_adv, y, criterion=criterion)
     losses.total.backward()
@@ -214,12 +214,12 @@ def test_crafted_images_are_harder_than_clean_ones() -> None:
         def changed(x_adv: Tensor) -> float:
             return fooled(classify(x_adv), y).float().mean().item()
 
-        chance = changed(threat.sample(x, Draws.of(x)))
+        chance = changed(threat.sample(x, Rng.of(x)))
         assert chance < 0.15
         for name, row in OBJECTIVES.items():
             if isinstance(row.objective, PGDAT):
                 objective = replace(in_eval_mode(row.objective), threat=threat)
-                share = changed(objective.craft(conv_net(), x, y, how(x)))
+                share = changed(objective.craft(conv_net(), x, y, context(x)))
                 assert share > (0.3 if name == "TRADES" else 0.5), name
 
 
@@ -229,7 +229,7 @@ def test_fast_at_crafts_in_train_mode_and_the_others_in_eval_mode() -> None:
         model, modes = conv_net(), set()
         model[1].register_forward_pre_hook(lambda module, _, modes=modes: modes.add(module.training))
         x = images(4)
-        row.objective.craft(model, x, labels(4), how(x))
+        row.objective.craft(model, x, labels(4), context(x))
         assert modes == {"FastAT": {True}, "Standard": set(), "FreeAT": set()}.get(name, {False})
 
 
@@ -249,7 +249,7 @@ def test_free_at_without_replays_is_refused(repeats: int) -> None:
 def test_the_shift_changes_crafting_by_kl_and_not_by_cross_entropy() -> None:
     """The arithmetic of a margin inside the attack: it adds a constant to the log-odds, and tilts a KL."""
     model, x, y = conv_net().double(), images(8).double(), labels(8)
-    criterion = AngularMargin(Sphere(scale=10.0).attach(model), 0.3)
+    criterion = AngularMargin(HypersphereConfig(scale=10.0).attach(model), 0.3)
     z = model.eval()(x)
     assert torch.allclose(log_odds(criterion.shift(z, y), y) - log_odds(z, y), torch.full((8,), 3.0).double())
     assert torch.allclose(margin(criterion.shift(z, y), y) - margin(z, y), torch.full((8,), 3.0).double())
@@ -259,6 +259,6 @@ def test_the_shift_changes_crafting_by_kl_and_not_by_cross_entropy() -> None:
         (FastAT(mode="eval"), True),
         (TRADES(steps=3), False),
     ):
-        plain = objective.craft(model, x, y, how(x))
-        shifted = objective.craft(model, x, y, how(x, shift=criterion.shift))
+        plain = objective.craft(model, x, y, context(x))
+        shifted = objective.craft(model, x, y, context(x, shift=criterion.shift))
         assert torch.equal(plain, shifted) == same

@@ -10,13 +10,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from advsphere.classifier import find_head
-from advsphere.config import Config, from_yaml, to_yaml
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.models import build
 from advsphere.objectives import ALP, Crafting
 from advsphere.recipes import OURS, RECIPES, TABLES, describe, method, plain, recipe
+from advsphere.rng import Rng
+from advsphere.runs.config import Config, from_yaml, to_yaml
 
 PAPER = {config.recipe: config for table, configs in TABLES.items() if table != OURS for config in configs}
 PAIRS = [(plain(name), name) for name in RECIPES if plain(name) != name]
@@ -234,9 +234,9 @@ def test_for_fastat_only_the_ramp_of_m_he_matters():
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     x, y = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
-    draws = Draws(0, torch.arange(6))
-    without = config.objective.craft(model, x, y, Crafting(draws))
-    shifted = config.objective.craft(model, x, y, Crafting(draws, shift=AngularMargin(head, 0.2).shift))
+    rng = Rng(0, torch.arange(6))
+    without = config.objective.craft(model, x, y, Crafting(rng))
+    shifted = config.objective.craft(model, x, y, Crafting(rng, shift=AngularMargin(head, 0.2).shift))
     assert torch.equal(without, shifted) and not torch.equal(without, x)
 
 

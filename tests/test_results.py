@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from advsphere import results
 from advsphere.errors import UserError
-from advsphere.evaluation import paired, wilson
-from advsphere.results import Row
+from advsphere.reproduce import results
+from advsphere.reproduce.results import Row
+from advsphere.stats import paired, wilson
 
 COMMITTED = Path(__file__).parents[1] / "results" / "cifar10-small.jsonl"
 

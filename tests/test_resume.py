@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from advsphere import experiment, provenance
-from advsphere.config import Config, to_yaml
+from advsphere import provenance
 from advsphere.data import Augment
 from advsphere.errors import UserError
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config, to_yaml
 from advsphere.schedule import Cosine, Linear, Steps
 from advsphere.training import Stopped, load_checkpoint, read_metrics
 from tests.training.tiny import (
@@ -32,7 +33,7 @@ from tests.training.tiny import (
 )
 
 OBJECTIVES = ("standard", "pgd-at", "alp", "trades", "fastat", "freeat")
-MOVING = Sphere(
+MOVING = HypersphereConfig(
     scale=12.0,
     margin=0.2,
     scale_schedule=Linear(((0.0, 0.3), (1.0, 1.0))),
@@ -115,7 +116,7 @@ import os, signal, sys
 from pathlib import Path
 import pytest
 from advsphere import experiment
-from advsphere.config import from_yaml
+from advsphere.runs.config import from_yaml
 from tests.training.tiny import few_digits
 
 few_digits(pytest.MonkeyPatch())

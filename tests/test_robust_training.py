@@ -10,10 +10,10 @@ import torch
 
 from advsphere.attacks import pgd
 from advsphere.classifier import fooled, frozen
-from advsphere.config import Config
 from advsphere.data import load_test
-from advsphere.experiment import train
 from advsphere.recipes import recipe
+from advsphere.runs.config import Config
+from advsphere.runs.train import train
 
 EPOCHS, BATCH_SIZE = 5, 64
 """The recipes take 20 epochs in batches of 128; more and shorter steps get nearly as far in a third of the time."""

@@ -14,11 +14,11 @@ from threading import get_ident
 
 import pytest
 
-from advsphere import experiment
 from advsphere.errors import UserError
-from advsphere.experiment import load_run, read_config, train
-from advsphere.files import alone
-from advsphere.hypersphere import Sphere
+from advsphere.files import folder_lock
+from advsphere.hypersphere import HypersphereConfig
+from advsphere.runs import train as experiment
+from advsphere.runs.train import load_run, read_config, train
 from tests.training.tiny import (
     assert_same_run,
     few_digits,
@@ -43,7 +43,7 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="already holds a run; go on with it by --resume, or name another folder"):
             train(other, folder)
     with pytest.raises(UserError) as caught:
-        train(replace(tiny_config("fastat", epochs=7, lr=0.5), sphere=Sphere()), folder, resume=True)
+        train(replace(tiny_config("fastat", epochs=7, lr=0.5), sphere=HypersphereConfig()), folder, resume=True)
     for change in ("training.epochs: 2 -> 7", "training.lr: 0.1 -> 0.5", "sphere.scale: None -> 15.0"):
         assert change in str(caught.value)
     assert "objective" not in str(caught.value)
@@ -51,9 +51,9 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "alone", partial(alone, patience=0))
+    monkeypatch.setattr(experiment, "alone", partial(folder_lock, patience=0))
     folder = tmp_path / "run"
-    with alone(folder), pytest.raises(UserError, match="another process is writing into"):
+    with folder_lock(folder), pytest.raises(UserError, match="another process is writing into"):
         train(tiny_config("fastat"), folder, resume=True)
     assert not list(folder.iterdir())
     train(tiny_config("fastat"), folder, resume=True)

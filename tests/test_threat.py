@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from advsphere.draws import Draws
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import NORMS, global_randomness_untouched
 
@@ -157,7 +157,7 @@ def test_large_float32_images_stay_in_the_ball(norm: str, pixels: int, amplitude
     for eps in (0.0, 1e-3, 0.5, 12.0):
         threat = ThreatModel(norm=norm, eps=eps)
         assert threat.contains(threat.project(x_adv, x), x).all()
-        assert threat.contains(threat.sample(x, Draws.of(x)), x).all()
+        assert threat.contains(threat.sample(x, Rng.of(x)), x).all()
 
 
 @norms
@@ -238,13 +238,13 @@ def test_samples_are_reproducible_and_inside(norm: str) -> None:
     x = torch.rand(50, 3, 4, 4, generator=torch.Generator().manual_seed(0)).round(decimals=1)
     threat = ThreatModel(norm=norm, eps=2.0 if norm == "l1" else 0.4)
     with global_randomness_untouched():
-        draws = Draws.of(x, seed=1)
-        points = threat.sample(x, draws)
-        assert torch.equal(points, threat.sample(x, draws)) and threat.contains(points, x).all()
-        assert not torch.equal(points, threat.sample(x, draws.at(restart=1)))
-        assert threat.sample(x.double(), draws).dtype == torch.float64
+        rng = Rng.of(x, seed=1)
+        points = threat.sample(x, rng)
+        assert torch.equal(points, threat.sample(x, rng)) and threat.contains(points, x).all()
+        assert not torch.equal(points, threat.sample(x, rng.at(restart=1)))
+        assert threat.sample(x.double(), rng).dtype == torch.float64
         index = torch.tensor([7, 3])
-        assert torch.allclose(threat.sample(x[index], draws.take(index)), points[index], atol=1e-6)
+        assert torch.allclose(threat.sample(x[index], rng.take(index)), points[index], atol=1e-6)
 
 
 @norms
@@ -253,7 +253,7 @@ def test_samples_fill_the_ball_uniformly(norm: str) -> None:
     n, d, eps = 4000, 12, 0.2
     x = torch.full((n, 3, 2, 2), 0.5, dtype=torch.float64)
     threat = ThreatModel(norm=norm, eps=eps)
-    delta = (threat.sample(x, Draws.of(x, seed=5)) - x).flatten(1)
+    delta = (threat.sample(x, Rng.of(x, seed=5)) - x).flatten(1)
     radius = torch.linalg.vector_norm(delta, ORDER[norm], dim=1)
     assert stats.kstest(((radius / eps) ** d).numpy(), "uniform").pvalue > 1e-3
     for i in (0, 7):
@@ -273,7 +273,7 @@ def test_samples_fill_the_ball_uniformly(norm: str) -> None:
 @norms
 def test_a_radius_of_zero_allows_nothing(norm: str) -> None:
     threat, x = ThreatModel(norm=norm, eps=0.0), torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(threat.project(x + 0.3, x), x) and torch.equal(threat.sample(x, Draws.of(x)), x)
+    assert torch.equal(threat.project(x + 0.3, x), x) and torch.equal(threat.sample(x, Rng.of(x)), x)
 
 
 @pytest.mark.parametrize(

@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advsphere.attacks import fgsm, mim, pgd, restarts, worst_case
     from advsphere.classifier import PixelClassifier
-    from advsphere.draws import Draws
     from advsphere.errors import UserError
     from advsphere.evaluation import evaluate, verify
-    from advsphere.hypersphere import AngularMargin, HypersphereHead, Sphere, attach_head
+    from advsphere.hypersphere import AngularMargin, HypersphereConfig, HypersphereHead, attach_head
+    from advsphere.rng import Rng
     from advsphere.threat import ThreatModel
 
 _HOMES = {
     "advsphere.attacks": ("fgsm", "mim", "pgd", "restarts", "worst_case"),
     "advsphere.classifier": ("PixelClassifier",),
-    "advsphere.draws": ("Draws",),
+    "advsphere.rng": ("Rng",),
     "advsphere.errors": ("UserError",),
     "advsphere.evaluation": ("evaluate", "verify"),
-    "advsphere.hypersphere": ("AngularMargin", "HypersphereHead", "Sphere", "attach_head"),
+    "advsphere.hypersphere": ("AngularMargin", "HypersphereHead", "HypersphereConfig", "attach_head"),
     "advsphere.threat": ("ThreatModel",),
 }
 
 __all__ = [
     "AngularMargin",
-    "Draws",
+    "HypersphereConfig",
     "HypersphereHead",
     "PixelClassifier",
-    "Sphere",
+    "Rng",
     "ThreatModel",
     "UserError",
     "attach_head",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
+def folder_lock(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
     """Hold a folder, which is made if need be, against a second process that would write the same files. The system
     lets go when this one ends, however it ends.
 
@@ -87,3 +89,65 @@ def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+# FOLDED records: JSON data: one way to write a value down, where two of them differ, and files of it.
+
+
+def canonical(value: Any) -> str:
+    """The same text for the same JSON-able value: sorted keys, no needless space."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, a line for each: "model.checksum: "1f" is not "2e"" names a's and b's."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted(a.keys() | b.keys())
+        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (u, v) in enumerate(zip(a, b, strict=True)) for d in differences(u, v, f"{path}[{i}]")]
+    return [] if a == b else [f"{path}: {_short(a)} is not {_short(b)}"]
+
+
+def content_checksum(data: Mapping[str, Any]) -> str:
+    """SHA-256 over all entries but the one called "checksum"."""
+    return hashlib.sha256(canonical({k: v for k, v in data.items() if k != "checksum"}).encode()).hexdigest()
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """A JSON object whose entry "format" is `kind`, otherwise unchecked. Raises UserError."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as {kind!r}: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != kind:
+        raise UserError(f"{path} is no {kind!r}; give a file that `advsphere evaluate` of this version wrote")
+    return data
+
+
+def some(lines: Sequence[str], most: int = 5) -> str:
+    """The first few of many, and how many more there are."""
+    more = f" and {len(lines) - most} more" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-17:]}"
+
+
+# FOLDED kept: What was computed once, in a JSON file that says so if it was changed since.
+
+
+def write_kept(path: Path, kind: str, values: Mapping[str, Any]) -> None:
+    """Write it, whole or not at all. Raises UserError where that can't be done."""
+    content = {"format": kind, **values}
+    write_atomically(path, json.dumps(content | {"checksum": content_checksum(content)}).encode())
+
+
+def read_kept(path: Path, kind: str) -> dict[str, Any]:
+    """The values. Raises UserError for a file that is missing, of another kind, or changed since."""
+    data = read_json(path, kind)
+    if data.get("checksum") != content_checksum(data):
+        raise UserError(f"{path} was changed after it was written; delete it, and it is computed again")
+    return {key: value for key, value in data.items() if key not in ("format", "checksum")}

@@ -1,7 +1,7 @@
 """Hypersphere embedding (Pang et al., NeurIPS 2020, arXiv 2002.08619): the paper's idea, all of it and only it.
 
 FN and WN live in the head, with the scale s, so that everything else sees ordinary logits s * cos. AM lives in the
-criterion. Training sets s and m from `Sphere`, a frozen config; nothing else in the package asks whether a network has
+criterion. Training sets s and m from `HypersphereConfig`, a frozen config; nothing else asks whether a network has
 a sphere.
 """
 
@@ -119,7 +119,7 @@ class AngularMargin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sphere:
+class HypersphereConfig:
     """Hypersphere embedding as a config."""
 
     scale: float = 15.0
@@ -166,7 +166,7 @@ class Sphere:
         criterion.margin = self.margin * self.margin_schedule(progress)
 
 
-def m_he(sphere: Sphere) -> Sphere:
+def m_he(sphere: HypersphereConfig) -> HypersphereConfig:
     """m-HE (our reading). The paper's Table 3 has rows named m-HE; neither it nor the released code says what is meant.
 
     We read it as HE whose margin is ramped up linearly over the first half of training, and applied while crafting as

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from advsphere.attacks import Start, pgd
 from advsphere.classifier import Classifier, Mode, frozen
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import Loss, kl, log_odds, widen
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 Criterion = Loss
@@ -42,11 +42,11 @@ class Losses(NamedTuple):
 class Crafting:
     """What crafting needs besides the batch.
 
-    draws: its randomness. carry: what `after_backward` returned last. dtype, fold: how the model is seen, as in
+    rng: its randomness. carry: what `after_backward` returned last. dtype, fold: how the model is seen, as in
     `classifier.frozen`. shift: (logits, y) -> logits, e.g. `AngularMargin.shift`.
     """
 
-    draws: Draws
+    rng: Rng
     carry: Tensor | None = None
     dtype: torch.dtype | None = None
     fold: bool = False
@@ -77,7 +77,7 @@ class Objective(ABC):
         return "robust"
 
     @abstractmethod
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         """The images to train on: (B, C, H, W) in bounds, (B,) labels -> (B, C, H, W)."""
 
     @abstractmethod
@@ -98,7 +98,7 @@ class Standard(Objective):
         """Clean accuracy: what is left under attack is next to nothing, and says nothing."""
         return "clean"
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         return x
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
@@ -127,13 +127,13 @@ class PGDAT(Objective):
         if self.steps < 1 or self.step_size <= 0:
             raise UserError(f"crafting takes {self.steps} steps of {self.step_size}; both must be positive")
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
-        with how.view(model, y, self.mode) as classify:
-            return self._pgd(classify, x, y, how.draws)
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
+        with context.view(model, y, self.mode) as classify:
+            return self._pgd(classify, x, y, context.rng)
 
-    def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, draws: Draws, loss: Loss = log_odds) -> Tensor:
+    def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, rng: Rng, loss: Loss = log_odds) -> Tensor:
         start: Start = (
-            "uniform" if self.start == "uniform" else x + 0.001 * draws.normal(x.shape[1:], "start").to(x.dtype)
+            "uniform" if self.start == "uniform" else x + 0.001 * rng.normal(x.shape[1:], "start").to(x.dtype)
         )
         return pgd(
             classify,
@@ -143,7 +143,7 @@ class PGDAT(Objective):
             steps=self.steps,
             step_size=self.step_size,
             start=start,
-            draws=draws,
+            rng=rng,
             loss=loss,
         )
 
@@ -197,11 +197,11 @@ class TRADES(PGDAT):
     beta: float = 6.0
     """Weight of the KL term."""
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
-        with how.view(model, y, self.mode) as classify:
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
+        with context.view(model, y, self.mode) as classify:
             with torch.no_grad():
                 clean = classify(x).softmax(1)
-            return self._pgd(classify, x, clean, how.draws, loss=kl)
+            return self._pgd(classify, x, clean, context.rng, loss=kl)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits = model(x)
@@ -235,11 +235,11 @@ class FreeAT(Objective):
     def replays(self) -> int:
         return self.repeats
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         delta = torch.zeros_like(x)
-        if how.carry is not None:
-            known = min(len(x), len(how.carry))
-            delta[:known] = how.carry[:known]
+        if context.carry is not None:
+            known = min(len(x), len(context.carry))
+            delta[:known] = context.carry[:known]
         return self.threat.project(x + delta, x).requires_grad_(True)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from advsphere.draws import Draws
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 
 Norm = Literal["linf", "l2", "l1"]
 
@@ -77,22 +77,22 @@ class ThreatModel:
         step = torch.zeros_like(free).scatter_(1, top, free.gather(1, top).sign())
         return (step / step.abs().sum(1, keepdim=True).clamp(min=1.0)).view_as(grad)
 
-    def sample(self, x: Tensor, draws: Draws) -> Tensor:
+    def sample(self, x: Tensor, rng: Rng) -> Tensor:
         """A uniform point of the ball around each example, put into the box; (B, ...) -> (B, ...)."""
         shape = x.shape[1:]
         if self.norm == "linf":
-            offset = draws.uniform(shape, "start").to(x.dtype).mul_(2 * self.eps).sub_(self.eps)
+            offset = rng.uniform(shape, "start").to(x.dtype).mul_(2 * self.eps).sub_(self.eps)
             return self.project(x + offset, x)
         d = shape.numel()
         if self.norm == "l2":
-            direction = draws.normal(shape, "start")
+            direction = rng.normal(shape, "start")
             length = _norms(direction, 2)
         else:
             # Laplace noise over its l1 norm is uniform on the l1 sphere.
-            u = draws.uniform(shape, "start") - 0.5
+            u = rng.uniform(shape, "start") - 0.5
             direction = -u.sign() * torch.log1p(-2 * u.abs())
             length = _norms(direction, 1)
-        radius = self.eps * draws.uniform((), "radius") ** (1 / d)
+        radius = self.eps * rng.uniform((), "radius") ** (1 / d)
         return self.project(x + (direction * _per_example(radius / length, x)).to(x.dtype), x)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -154,3 +154,9 @@ def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float
     longer = (nearest.double() - flat).abs() > z.abs()
     inside = torch.where(longer, torch.nextafter(nearest, flat.to(x.dtype)), nearest)
     return inside.view_as(x).clamp(*bounds)
+
+
+def radius(eps: float) -> str:
+    """A radius as people write it: 8/255 where it is a few whole grey levels, else a plain number."""
+    steps = eps * 255
+    return f"{round(steps)}/255" if 0.5 <= steps < 32.5 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"

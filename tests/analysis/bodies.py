@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 
 
 class Body(nn.Module):
@@ -65,5 +65,5 @@ def spiral(pull: float) -> nn.Sequential:
 
 def dark(n: int = 40) -> ImageSet:
     """Single pixels well below half brightness, all of class 0."""
-    pixels = 0.36 - 0.02 * Draws(3, torch.arange(n)).uniform((1, 1, 1), "pixels")
+    pixels = 0.36 - 0.02 * Rng(3, torch.arange(n)).uniform((1, 1, 1), "pixels")
     return ImageSet(pixels, torch.zeros(n, dtype=torch.int64), ("dark", "bright"), "dots")

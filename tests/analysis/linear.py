@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 
 
 def model(classes: int = 2, pixels: int = 16, seed: int = 0) -> nn.Sequential:
     network = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
-    weights = Draws(seed, torch.arange(classes)).normal((pixels + 1,), "weights")
+    weights = Rng(seed, torch.arange(classes)).normal((pixels + 1,), "weights")
     with torch.no_grad():
         network[1].weight.copy_(weights[:, :-1])
         network[1].bias.copy_(-0.5 * weights[:, :-1].sum(1))  # grey is undecided
@@ -20,7 +20,7 @@ def model(classes: int = 2, pixels: int = 16, seed: int = 0) -> nn.Sequential:
 
 def images(network: nn.Module, n: int = 60, wrong: int = 3) -> ImageSet:
     """Images around grey, far from the box; labelled as the model sees them, except the first few."""
-    x = 0.5 + 0.15 * (Draws(1, torch.arange(n)).uniform((1, 4, 4), "images") - 0.5)
+    x = 0.5 + 0.15 * (Rng(1, torch.arange(n)).uniform((1, 4, 4), "images") - 0.5)
     logits = network(x).detach()
     y = logits.argmax(1)
     y[:wrong] = logits.argmin(1)[:wrong]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import Angles, directions, dissect, margin_figure, measure, norm_figure
+from advsphere.analysis import Angles, directions, margin_figure, measure, norm_figure, split_head
 from advsphere.data import ImageSet
 from tests.analysis.bodies import plane, polar
 
@@ -16,7 +16,7 @@ LABELS = torch.tensor([0, 0, 0, 1])
 @pytest.fixture
 def found() -> Angles:
     images = ImageSet(polar(DEGREES, LENGTHS), LABELS, ("x", "y", "none"), "arrows")
-    return measure(dissect(plane(), images), images.pixels, LABELS, ("x", "y", "none")[:2], batch_size=3)
+    return measure(split_head(plane(), images), images.pixels, LABELS, ("x", "y", "none")[:2], batch_size=3)
 
 
 def test_angles_margins_and_norms(found: Angles) -> None:
@@ -45,7 +45,7 @@ def test_means_by_class(found: Angles) -> None:
 
 def test_directions_of_the_classes() -> None:
     images = ImageSet(polar(DEGREES, LENGTHS), LABELS, ("x", "y"), "arrows")
-    assert directions(dissect(plane(), images)).tolist() == [[0, pytest.approx(90)], [pytest.approx(90), 0]]
+    assert directions(split_head(plane(), images)).tolist() == [[0, pytest.approx(90)], [pytest.approx(90), 0]]
 
 
 def test_figures_show_both_networks(found: Angles) -> None:

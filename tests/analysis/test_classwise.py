@@ -6,7 +6,8 @@ import pytest
 
 from advsphere.analysis import by_class, class_figure, weakest
 from advsphere.errors import UserError
-from advsphere.evaluation import WORST, Evaluation, wilson
+from advsphere.evaluation import WORST, Evaluation
+from advsphere.stats import wilson
 from tests.report import made
 
 LABELS, CLASSES = [0, 0, 0, 2, 2], ("cat", "no images", "$dog$")

@@ -13,10 +13,10 @@ from advsphere.analysis import Diagnosis, Network, diagnose
 from advsphere.analysis.examination import STAGES
 from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.evaluation.records import content_checksum
+from advsphere.files import content_checksum
 from advsphere.hypersphere import attach_head
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 THREAT = ThreatModel(norm="linf", eps=0.05)
@@ -29,7 +29,7 @@ FIGURES = {
 def images(n: int, channels: int, size: int, classes: int) -> ImageSet:
     """Noise around a brightness that tells the class."""
     y = torch.arange(n) % classes
-    noise = Draws(0, torch.arange(n)).uniform((channels, size, size), "pixels")
+    noise = Rng(0, torch.arange(n)).uniform((channels, size, size), "pixels")
     pixels = 0.3 * noise + 0.6 * (y / classes).view(-1, 1, 1, 1)
     return ImageSet(pixels, y, tuple(f"class {k}" for k in range(classes)), "shades")
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from advsphere.analysis import FewSteps, dissect, effective, few_steps, few_steps_figure, table7
+from advsphere.analysis import FewSteps, effective, few_steps, few_steps_figure, split_head, table7
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import cross_entropy, log_odds
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.analysis import linear
 from tests.analysis.bodies import Spiral, dark, spiral, with_head
@@ -21,7 +21,7 @@ THREAT = ThreatModel(norm="linf", eps=0.2)
 
 def attacked(pull: float, n: int = 40) -> FewSteps:
     images = dark(n)
-    anatomy = dissect(spiral(pull), images)
+    anatomy = split_head(spiral(pull), images)
     return few_steps(anatomy, images, threat=THREAT, step_size=0.2, factors=(0.5, 1.0, 2.0), start="clean")
 
 
@@ -59,11 +59,11 @@ def test_without_fn_at_scale_one_it_is_pgd_on_the_network() -> None:
 
     network = linear.model(4)
     images = linear.images(network)
-    found = few_steps(dissect(network, images), images, threat=ThreatModel(norm="linf", eps=0.02),
+    found = few_steps(split_head(network, images), images, threat=ThreatModel(norm="linf", eps=0.02),
                       step_size=0.01, steps=(2,), seed=4, batch_size=13)  # fmt: skip
     x, y = images.batch(torch.arange(len(images)))
     x_adv = pgd(network, x, y, threat=ThreatModel(norm="linf", eps=0.02), steps=2, step_size=0.01,
-                draws=Draws(4, torch.arange(len(images))))  # fmt: skip
+                rng=Rng(4, torch.arange(len(images))))  # fmt: skip
     assert list(found.cell(2, fn=False).resisted) == (network(x_adv).argmax(1) == y).tolist()
 
 
@@ -79,7 +79,7 @@ def test_cross_entropy_stands_still_where_it_saturates_and_log_odds_do_not() -> 
     images, model = dark(10), spiral(0.0)
     with torch.no_grad():
         model[1].weight.mul_(2000)
-    anatomy = dissect(model, images)
+    anatomy = split_head(model, images)
     settings = {"threat": THREAT, "step_size": 0.2, "steps": (1,), "factors": (1.0,), "start": "clean"}
     for loss, left in ((cross_entropy, 1.0), (log_odds, 0.0)):
         found = few_steps(anatomy, images, loss=loss, **settings)
@@ -93,7 +93,7 @@ def test_lookup_and_mistakes() -> None:
         found.cell(3, fn=True)
     images = dark(8)
     with pytest.raises(UserError, match="factor 1"):
-        few_steps(dissect(spiral(1.0), images), images, factors=(0.5, 2.0))
+        few_steps(split_head(spiral(1.0), images), images, factors=(0.5, 2.0))
 
 
 def test_the_figure_draws_accuracies_and_differences() -> None:

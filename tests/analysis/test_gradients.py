@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere import experiment
 from advsphere.analysis import craft, gradient_figure, gradient_record, layer_gradients
 from advsphere.analysis.gradients import recorded
 from advsphere.data import ImageSet
-from advsphere.draws import Draws
 from advsphere.losses import cross_entropy
 from advsphere.recipes import recipe
+from advsphere.rng import Rng
+from advsphere.runs import train as experiment
 from advsphere.threat import ThreatModel
 from advsphere.training import read_metrics
 
@@ -25,7 +25,7 @@ THREAT = ThreatModel(norm="linf", eps=0.1)
 
 
 def noise(n: int = 24, shape: tuple[int, int, int] = (1, 3, 3)) -> ImageSet:
-    pixels = Draws(0, torch.arange(n)).uniform(shape, "pixels")
+    pixels = Rng(0, torch.arange(n)).uniform(shape, "pixels")
     return ImageSet(pixels, torch.arange(n) % 3, tuple("abc"), "noise")
 
 
@@ -43,7 +43,7 @@ def linear_layers(*weights: Tensor) -> nn.Sequential:
 
 def test_the_ratio_of_a_linear_layer_is_known() -> None:
     """With a loss that is linear in the logits the gradient of A in W A x is W_0 (mean x)'."""
-    model = linear_layers(Draws(1, torch.arange(5)).normal((9,), "a"), Draws(2, torch.arange(3)).normal((5,), "w"))
+    model = linear_layers(Rng(1, torch.arange(5)).normal((9,), "a"), Rng(2, torch.arange(3)).normal((5,), "w"))
     images = noise()
     found = layer_gradients(model, images, threat=THREAT, criterion=first_logit, batch_size=8)
     crafted = craft(model, images, threat=THREAT, batch_size=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import Anatomy, Crafted, Hardness, dissect, hard, hardness, hardness_figure
+from advsphere.analysis import Crafted, Hardness, HeadParts, hard, hardness, hardness_figure, split_head
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.threat import ThreatModel
@@ -15,9 +15,9 @@ N = 60
 DEGREES = [2 + 50 * i / N for i in range(N)]  # towards 45 degrees and beyond: harder and harder
 
 
-def arrows(lengths: list[float]) -> tuple[Anatomy, Crafted]:
+def arrows(lengths: list[float]) -> tuple[HeadParts, Crafted]:
     x, y = polar(DEGREES, lengths), torch.zeros(N, dtype=torch.int64)
-    anatomy = dissect(plane(), ImageSet(x, y, ("x", "y"), "arrows"))
+    anatomy = split_head(plane(), ImageSet(x, y, ("x", "y"), "arrows"))
     return anatomy, Crafted(x=x, x_adv=x, y=y, threat=ThreatModel(norm="linf", eps=0.0), steps=0)
 
 

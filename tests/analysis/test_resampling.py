@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import bootstrap
-from advsphere.draws import Draws
+from advsphere.rng import Rng
+from advsphere.stats import bootstrap
 
 
 def test_the_interval_of_a_mean_is_that_of_normal_theory() -> None:
-    values = Draws(0, torch.arange(400)).normal((), "values").double()
+    values = Rng(0, torch.arange(400)).normal((), "values").double()
     found = bootstrap(lambda w: w @ values / w.sum(1), 400, repeats=8000)
     mean, error = float(values.mean()), float(values.std()) / 20
     assert found.value == pytest.approx(mean)

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from advsphere.analysis import both_ways, dissect, first_right, measure, picture_figure
+from advsphere.analysis import both_ways, first_right, measure, picture_figure, split_head
 from advsphere.cli.diagnose import enough
-from advsphere.cli.subject import Subject
+from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import ThreatModel
 from tests.analysis.bodies import dark, spiral
 
@@ -23,7 +23,7 @@ THREAT = ThreatModel(norm="linf", eps=0.2)
 
 def test_each_way_ends_where_it_leads_and_the_network_itself_judges() -> None:
     images = dark(6)
-    found = both_ways(dissect(spiral(9.0), images), images, (4, 1), threat=THREAT)
+    found = both_ways(split_head(spiral(9.0), images), images, (4, 1), threat=THREAT)
     assert list(found) == ["with FN", "without FN"]
     for name, prediction, sign in (("with FN", "bright", 1), ("without FN", "dark", -1)):
         for picture, example in zip(found[name], (4, 1), strict=True):
@@ -34,14 +34,14 @@ def test_each_way_ends_where_it_leads_and_the_network_itself_judges() -> None:
 
 def test_the_first_image_of_each_class_that_is_right() -> None:
     images = dark(5)
-    found = measure(dissect(spiral(9.0), images), images.pixels, torch.tensor([1, 0, 0, 1, 0]), images.classes)
+    found = measure(split_head(spiral(9.0), images), images.pixels, torch.tensor([1, 0, 0, 1, 0]), images.classes)
     assert first_right(found) == (1,), "class 1 has none"
     assert first_right(found, most=0) == ()
 
 
 def test_the_sheet_has_a_column_for_each_part() -> None:
     images = dark(3)
-    found = both_ways(dissect(spiral(9.0), images), images, (0, 2), threat=THREAT)
+    found = both_ways(split_head(spiral(9.0), images), images, (0, 2), threat=THREAT)
     axes = picture_figure(found, THREAT.eps).axes
     assert len(axes) == 2 * 5
     assert [ax.get_title() for ax in axes[:2]] == ["clean", "with FN:\nperturbation"]
@@ -66,11 +66,11 @@ def test_photos_of_any_size_with_weights_from_a_file(
         "import timm\ndef build():\n    return timm.create_model('test_resnet', num_classes=2)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    subject = Subject(
+    subject = EvaluationTarget(
         model="nets_of_photos:build", weights=tmp_path / "net.safetensors", data=tmp_path / "photos", image_size=side
     )
     model, images = subject.load()
-    found = both_ways(dissect(model, images), images, (0, 3), threat=ThreatModel(norm="linf", eps=8 / 255), steps=2)
+    found = both_ways(split_head(model, images), images, (0, 3), threat=ThreatModel(norm="linf", eps=8 / 255), steps=2)
     for picture in (*found["with FN"], *found["without FN"]):
         assert picture.clean.shape == picture.adversarial.shape == (3, side, side)
         assert 0 < float(picture.perturbation.abs().max()) <= 8 / 255 + 1e-6

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from advsphere.analysis import Spread, spread_figure, spread_of_angles
-from advsphere.analysis.broken import drawn
+from advsphere.analysis.curves import drawn
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import data_checksum, model_checksum
+from advsphere.identity import data_checksum, model_checksum
 from advsphere.threat import ThreatModel
 
 THREAT = ThreatModel(norm="linf", eps=0.05)

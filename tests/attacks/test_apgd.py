@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.attacks import apgd, apgd_targeted
-from advsphere.attacks.pace import Halving
+from advsphere.attacks.step_size import Halving
 from advsphere.classifier import fooled
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import cross_entropy, dlr, dlr_targeted, log_odds, margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.attacks.test_linear import best_rise, direction, two_classes
 from tests.laws import NORMS, RADII, conv_net, count_examples, images, labels, linear_net
@@ -112,11 +112,11 @@ def by_the_paper_in_l1(
 @norms
 def test_a_batch_is_what_the_paper_does_for_each_image(norm: Any) -> None:
     model, x, y = model_and_batch()
-    threat, draws = ThreatModel(norm=norm, eps=3 * RADII[norm]), Draws.of(x, seed=2)
+    threat, rng = ThreatModel(norm=norm, eps=3 * RADII[norm]), Rng.of(x, seed=2)
     reference = by_the_paper_in_l1 if norm == "l1" else by_the_paper
-    start = threat.sample(x, draws)
+    start = threat.sample(x, rng)
     for steps in (7, 40):
-        x_adv = apgd(model, x, y, threat=threat, steps=steps, draws=draws)
+        x_adv = apgd(model, x, y, threat=threat, steps=steps, rng=rng)
         for i in range(len(x)):
             one = slice(i, i + 1)
             expected = reference(model, x[one], y[one], threat, steps, start[one])
@@ -263,7 +263,7 @@ def test_every_target_starts_elsewhere_and_no_two_restarts_share_a_start() -> No
     for restart in (0, 1):
         seen: list[Tensor] = []
         handle = model.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].detach().clone()))
-        apgd_targeted(model, x, y, threat=TINY, steps=1, targets=2, draws=Draws.of(x).at(restart=restart))
+        apgd_targeted(model, x, y, threat=TINY, steps=1, targets=2, rng=Rng.of(x).at(restart=restart))
         handle.remove()
         starts += [seen[1], seen[3]]
     assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])

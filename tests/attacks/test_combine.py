@@ -10,9 +10,9 @@ from torch import Tensor
 
 from advsphere.attacks import Attack, fgsm, pgd, restarts, worst_case
 from advsphere.classifier import Classifier, fooled
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import conv_net, images
 
@@ -28,9 +28,9 @@ def brightness(x: Tensor) -> Tensor:
 def adds(amount: float, log: list[tuple[float, list[int], int]]) -> Attack:
     """Brightens by a constant, and notes whom it was shown and with which restart."""
 
-    def attack(model: Classifier, x: Tensor, target: Tensor, /, *, draws: Draws | None = None) -> Tensor:
-        assert draws is not None and len(draws.ids) == len(x) == len(target)
-        log.append((amount, draws.ids.tolist(), draws.restart))
+    def attack(model: Classifier, x: Tensor, target: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+        assert rng is not None and len(rng.ids) == len(x) == len(target)
+        log.append((amount, rng.ids.tolist(), rng.restart))
         return x + amount
 
     return attack
@@ -46,7 +46,7 @@ def test_the_first_success_decides_and_later_attacks_see_the_rest() -> None:
     log: list[tuple[float, list[int], int]] = []
     x, y = flat(0.6, 0.45, 0.35, 0.1)
     attack = worst_case([adds(0.1, log), adds(0.2, log), adds(0.3, log)])
-    x_adv = attack(brightness, x, y, draws=Draws(0, torch.tensor([10, 11, 12, 13])))
+    x_adv = attack(brightness, x, y, rng=Rng(0, torch.tensor([10, 11, 12, 13])))
     assert log == [(0.1, [11, 12, 13], 0), (0.2, [12, 13], 0), (0.3, [13], 0)]
     assert (x_adv - x)[:, 0, 0, 0].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert fooled(brightness(x_adv), y).tolist() == [True, True, True, False]
@@ -56,7 +56,7 @@ def test_without_a_success_the_closest_counts_and_the_clean_image_is_a_candidate
     log: list[tuple[float, list[int], int]] = []
     x, y = flat(0.2, 0.3)
     attack = worst_case([adds(0.05, log), adds(0.15, log), adds(0.1, log)])
-    assert (attack(brightness, x, y, draws=None) - x).flatten().tolist() == pytest.approx([0.15] * 8)
+    assert (attack(brightness, x, y, rng=None) - x).flatten().tolist() == pytest.approx([0.15] * 8)
     assert torch.equal(worst_case([adds(-0.1, log)])(brightness, x, y), x)
 
 
@@ -70,7 +70,7 @@ def test_when_all_have_fallen_the_others_are_not_run() -> None:
 
 def test_an_answer_that_is_no_number_counts_as_a_success() -> None:
     x, y = flat(0.2, 0.3)
-    x_adv = worst_case([lambda model, x, y, /, *, draws=None: x * torch.nan])(brightness, x, y)
+    x_adv = worst_case([lambda model, x, y, /, *, rng=None: x * torch.nan])(brightness, x, y)
     assert x_adv.isnan().all(), "to be judged by the threat model, not hidden"
 
 
@@ -84,7 +84,7 @@ def test_restarts_have_draws_of_their_own_also_when_nested() -> None:
     assert sorted(restart for *_, restart in log) == [0, 1, 2, 3, 4, 5]
     log.clear()
     for outer in (0, 1):
-        restarts(adds(0.0, log), 2)(brightness, x, y, draws=Draws.of(x).at(restart=outer))
+        restarts(adds(0.0, log), 2)(brightness, x, y, rng=Rng.of(x).at(restart=outer))
     assert len({restart for *_, restart in log}) == 4
 
 
@@ -103,10 +103,10 @@ def test_the_worst_case_is_no_better_for_the_defender_than_any_of_its_attacks() 
         partial(pgd, threat=LINF, steps=5, step_size=0.002),
         partial(pgd, threat=LINF, steps=5, step_size=0.002, loss=margin),
     ]
-    draws = Draws.of(x)
+    rng = Rng.of(x)
     with torch.no_grad():
-        worst = model(worst_case(single)(model, x, y, draws=draws))
-        alone = [model(attack(model, x, y, draws=draws)) for attack in single]
+        worst = model(worst_case(single)(model, x, y, rng=rng))
+        alone = [model(attack(model, x, y, rng=rng)) for attack in single]
     assert torch.equal(fooled(worst, y), torch.stack([fooled(z, y) for z in alone]).any(0))
     held = ~fooled(worst, y)
     assert 0 < held.sum() < 24
@@ -121,7 +121,7 @@ def test_more_restarts_lose_no_success() -> None:
     one = partial(pgd, threat=LINF, steps=1, step_size=0.003)
     before = torch.zeros(24, dtype=torch.bool)
     for n in (1, 2, 5, 10):
-        now = fooled(model(restarts(one, n)(model, x, y, draws=Draws.of(x))), y)
+        now = fooled(model(restarts(one, n)(model, x, y, rng=Rng.of(x))), y)
         assert (before <= now).all()
         before = now
-    assert before.sum() > fooled(model(one(model, x, y, draws=Draws.of(x))), y).sum()
+    assert before.sum() > fooled(model(one(model, x, y, rng=Rng.of(x))), y).sum()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from advsphere.attacks import apgd, apgd_targeted, auto_attack, expected, fab_targeted, pgd, square
 from advsphere.attacks.ensemble import dlr_or_margin
 from advsphere.classifier import fooled, input_gradient
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import dlr, log_odds, margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import NORMS, RADII, conv_net, images, labels
 
@@ -75,7 +75,7 @@ def test_any_number_of_classes(classes: int, version: str) -> None:
     model, x = conv_net(classes=classes).eval(), images(5)
     with torch.no_grad():
         y = model(x).argmax(1)
-    x_adv = auto_attack(LINF, version, steps=4, queries=10, passes=2)(model, x, y, draws=Draws.of(x))
+    x_adv = auto_attack(LINF, version, steps=4, queries=10, passes=2)(model, x, y, rng=Rng.of(x))
     assert LINF.contains(x_adv, x).all() and fooled(model(x_adv), y).any()
 
 
@@ -91,9 +91,9 @@ def test_fools_whatever_one_of_its_members_fools(norm: str) -> None:
         partial(fab_targeted, **ball, steps=8, targets=9),
         partial(square, threat=threat, queries=40, horizon=80),
     ]
-    draws = Draws.of(x)
-    fallen = torch.stack([fooled(model(attack(model, x, y, draws=draws)), y) for attack in alone]).any(0)
-    x_adv = auto_attack(threat, steps=8, queries=40)(model, x, y, draws=draws)
+    rng = Rng.of(x)
+    fallen = torch.stack([fooled(model(attack(model, x, y, rng=rng)), y) for attack in alone]).any(0)
+    x_adv = auto_attack(threat, steps=8, queries=40)(model, x, y, rng=rng)
     assert threat.contains(x_adv, x).all() and 2 < fallen.sum() < 16
     assert (fallen <= fooled(model(x_adv), y)).all()
 
@@ -124,7 +124,7 @@ def test_expected_is_the_mean_loss_and_the_mean_gradient(loss: Any) -> None:
     each = [input_gradient(net, x, y, loss) for net in model.nets]
     seen = []
 
-    def attack(model: Any, x: Tensor, y: Tensor, /, *, loss: Any, draws: Any = None) -> Tensor:
+    def attack(model: Any, x: Tensor, y: Tensor, /, *, loss: Any, rng: Any = None) -> Tensor:
         seen.append(input_gradient(model, x, y, loss))
         return x
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from advsphere.attacks import deepfool, fab, fab_targeted, restarts
 from advsphere.attacks.hyperplane import DUAL
 from advsphere.classifier import fooled
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 from tests.laws import NORMS, RADII, conv_net, count_examples, images, linear_net
 
@@ -63,7 +63,7 @@ def test_smaller_than_deepfool_and_inside_the_box(attack, norm: Norm) -> None:
 @norms
 def test_more_steps_and_more_starts_never_lose(norm: Norm) -> None:
     model, x, y = model_and_batch()
-    run = partial(fab, model, x, y, norm=norm, draws=Draws.of(x, seed=1))
+    run = partial(fab, model, x, y, norm=norm, rng=Rng.of(x, seed=1))
     # The final search may treat a larger one better, by less than this.
     short, long, more = (size(run(**o), x, norm) for o in ({"steps": 5}, {"steps": 25}, {"steps": 25, "starts": 3}))
     assert (long <= short * 1.005).all() and (more <= long * 1.005).all()
@@ -74,7 +74,7 @@ def test_starts_differ_by_their_draws_and_are_inside_half_the_radius() -> None:
     model, x, y = model_and_batch()
     seen: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
-    fab(model, x, y, norm="linf", steps=1, starts=3, draws=Draws.of(x))
+    fab(model, x, y, norm="linf", steps=1, starts=3, rng=Rng.of(x))
     handle.remove()
     clean, first, after, second, _, third, *_ = seen
     assert torch.equal(first, x) and torch.equal(clean, x) and len(after) == 8
@@ -89,8 +89,8 @@ def test_starts_differ_by_their_draws_and_are_inside_half_the_radius() -> None:
 def test_the_restarts_combinator_begins_elsewhere_too() -> None:
     model, x, y = model_and_batch()
     once = partial(fab, norm="linf", eps=RADII["linf"], steps=3)
-    runs = [once(model, x, y, draws=Draws.of(x).at(restart=r)) for r in range(3)]
-    twice = restarts(once, 3)(model, x, y, draws=Draws.of(x))
+    runs = [once(model, x, y, rng=Rng.of(x).at(restart=r)) for r in range(3)]
+    twice = restarts(once, 3)(model, x, y, rng=Rng.of(x))
     hits = torch.stack([fooled(model(one), y) for one in runs])
     assert torch.equal(fooled(model(twice), y), hits.any(0))
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from advsphere.attacks import Guides, feature_attack
 from advsphere.classifier import fooled, frozen, split
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import conv_net, count_examples, images, labels, linear_net
 
@@ -33,22 +33,22 @@ def test_guides_are_of_other_classes_and_each_is_as_likely(counts: list[int]) ->
         others = guides.images[guides.labels != y].flatten()
         if len(others) == 0:
             continue
-        drawn = guides.images[guides.draw(torch.full((n,), y), Draws(0, torch.arange(n)))].flatten()
+        drawn = guides.images[guides.draw(torch.full((n,), y), Rng(0, torch.arange(n)))].flatten()
         share = (drawn[:, None] == others).float().mean(0)
         assert share.sum() == pytest.approx(1.0), "nothing but the others"
         assert ((share - 1 / len(others)).abs() < 5 / (n * len(others)) ** 0.5).all()
 
 
 def test_a_guide_is_a_matter_of_the_example_and_the_try_alone() -> None:
-    guides, y, draws = pool([9, 9, 9]), labels(20, 3), Draws(4, torch.arange(20))
-    whole = guides.draw(y, draws)
-    assert torch.equal(guides.draw(y[5:9], draws.take(torch.arange(5, 9))), whole[5:9])
-    assert not torch.equal(guides.draw(y, draws.at(restart=1)), whole)
+    guides, y, rng = pool([9, 9, 9]), labels(20, 3), Rng(4, torch.arange(20))
+    whole = guides.draw(y, rng)
+    assert torch.equal(guides.draw(y[5:9], rng.take(torch.arange(5, 9))), whole[5:9])
+    assert not torch.equal(guides.draw(y, rng.at(restart=1)), whole)
 
 
 def test_without_another_class_there_is_no_guide() -> None:
     with pytest.raises(UserError, match="none of another class than 1"):
-        pool([0, 3]).draw(torch.tensor([0, 1]), Draws(0, torch.arange(2)))
+        pool([0, 3]).draw(torch.tensor([0, 1]), Rng(0, torch.arange(2)))
     with pytest.raises(UserError, match="a label for each"):
         Guides(images(3), labels(2))
 
@@ -106,7 +106,7 @@ def test_guides_tried_together_are_those_tried_alone() -> None:
     guides, frail = Guides(images(30, seed=9).double(), labels(30)), ThreatModel(norm="linf", eps=1e-4)
     attack = partial(feature_attack, model, x, y, threat=frail, head=model[-1], guides=guides, steps=4, step_size=1e-4)
     together = attack(tries=7)
-    alone = torch.stack([attack(tries=1, draws=Draws.of(x).at(restart=r)) for r in range(7)])
+    alone = torch.stack([attack(tries=1, rng=Rng.of(x).at(restart=r)) for r in range(7)])
     margins = torch.stack([margin(model(one), y) for one in alone])
     best = alone[margins.argmax(0), torch.arange(5)]
     assert torch.allclose(together, best, atol=1e-12) and len(margins.argmax(0).unique()) > 1
@@ -118,7 +118,7 @@ def test_of_guides_tried_together_the_first_success_counts() -> None:
         y = model(x).argmax(1)
     guides = Guides(images(30, seed=9).double(), labels(30))
     attack = partial(feature_attack, model, x, y, threat=LINF, head=model[-1], guides=guides, steps=8, step_size=0.005)
-    hits = torch.stack([fooled(model(attack(tries=1, draws=Draws.of(x).at(restart=r))), y) for r in range(7)])
+    hits = torch.stack([fooled(model(attack(tries=1, rng=Rng.of(x).at(restart=r))), y) for r in range(7)])
     assert torch.equal(fooled(model(attack(tries=7)), y), hits.any(0)) and 0 < hits.any(0).sum() < 12
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from advsphere.attacks import Attack, fgsm, mim, pgd
 from advsphere.classifier import PixelClassifier, fooled, frozen
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereHead
 from advsphere.losses import cross_entropy, dlr, dlr_targeted, kl, log_odds, margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import NORMS, RADII, conv_net, count_examples, images, labels, linear_net
 
@@ -47,7 +47,7 @@ def test_attacks_with_all_else_bound_are_attacks() -> None:
         partial(mim, threat=LINF, steps=2, step_size=0.01),
     ]
     model, x, y = model_and_batch(2)
-    assert all(attack(model, x, y, draws=Draws.of(x)).shape == x.shape for attack in bound)
+    assert all(attack(model, x, y, rng=Rng.of(x)).shape == x.shape for attack in bound)
 
 
 @norms
@@ -94,10 +94,10 @@ def test_forwards_spent(options: dict[str, Any], passes: int) -> None:
 
 def test_where_it_starts() -> None:
     model, x, y = model_and_batch()
-    draws = Draws.of(x, seed=3)
-    run = partial(pgd, model, x, y, threat=LINF, steps=1, step_size=0.01, draws=draws)
+    rng = Rng.of(x, seed=3)
+    run = partial(pgd, model, x, y, threat=LINF, steps=1, step_size=0.01, rng=rng)
     assert torch.equal(iterates(model, partial(run, start="clean"))[0], x)
-    assert torch.equal(iterates(model, run)[0], LINF.sample(x, draws))
+    assert torch.equal(iterates(model, run)[0], LINF.sample(x, rng))
     far = x + 0.5
     assert torch.equal(iterates(model, partial(run, start=far))[0], LINF.project(far, x))
     assert torch.equal(far, x + 0.5)
@@ -111,7 +111,7 @@ def test_best_is_the_iterate_of_the_highest_loss(norm: str, targeted: bool) -> N
     model, x, y = model_and_batch()
     run = partial(
         pgd, model, x, y, threat=ThreatModel(norm=norm, eps=RADII[norm]), steps=6, step_size=2 * RADII[norm],
-        loss=margin, targeted=targeted, draws=Draws.of(x),
+        loss=margin, targeted=targeted, rng=Rng.of(x),
     )  # fmt: skip
     seen = iterates(model, partial(run, keep="best"))
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_more_steps_lose_no_success_when_stopped_at_the_first() -> None:
     fallen, sizes = torch.zeros(16, dtype=torch.bool), []
     for steps in (1, 2, 4, 8, 16):
         forwarded = count_examples(model)
-        x_adv = pgd(model, x, y, threat=LINF, steps=steps, step_size=0.003, until_fooled=True, draws=Draws.of(x))
+        x_adv = pgd(model, x, y, threat=LINF, steps=steps, step_size=0.003, until_fooled=True, rng=Rng.of(x))
         sizes.append(sum(forwarded))
         now = fooled(model(x_adv), y)
         assert (fallen <= now).all()
@@ -174,7 +174,7 @@ def test_circles_are_those_of_the_whole_ascent() -> None:
     model, x, y = model_and_batch(16)
     run = partial(
         pgd, model, x, y, threat=ThreatModel(norm="linf", eps=0.003), steps=200, step_size=0.0015, keep="best",
-        draws=Draws.of(x),
+        rng=Rng.of(x),
     )  # fmt: skip
     whole = run()
     sizes = count_examples(model)

@@ -15,8 +15,8 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from advsphere.attacks import restarts
-from advsphere.draws import Draws
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 from tests.laws import ATTACKS, NORMS, AttackRow, images, labels, linear_net
 
@@ -71,7 +71,7 @@ def test_attains_the_optimum_while_the_box_is_inactive(row: AttackRow, norm: Nor
     gain = eps * dual(d, norm)
     model, x, target = at_distance(d, -1.05 * gain, y)  # just out of reach, for the rows that stop at a success
     attack = row.make(ThreatModel(norm=norm, eps=eps), steps=60, step_size=eps / 3)
-    rise = margin(model(attack(model, x, target, draws=Draws.of(x))), target) - margin(model(x), target)
+    rise = margin(model(attack(model, x, target, rng=Rng.of(x))), target) - margin(model(x), target)
     assert torch.allclose(rise, torch.full_like(rise, gain), rtol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_fools_beyond_the_exact_distance_and_not_below(row: AttackRow, norm: Nor
     for factor, falls in ((0.98, False), (1.02, True)):
         eps = factor * 0.9 * RADIUS[norm]
         attack = row.make(ThreatModel(norm=norm, eps=eps), steps=60, step_size=eps / 3)
-        predicted = model(attack(model, x, target, draws=Draws.of(x))).argmax(1)
+        predicted = model(attack(model, x, target, rng=Rng.of(x))).argmax(1)
         assert (predicted != target).all() if falls else (predicted == target).all()
 
 
@@ -127,7 +127,7 @@ def test_close_to_the_solver_where_the_box_is_active(row: AttackRow, norm: Norm,
     x[0] = (x[0] > 0.5).double()
     model = two_classes(d, -1000.0).double()
     attack = row.make(ThreatModel(norm=norm, eps=eps), steps=100, step_size=eps / 20, start="clean")
-    rise = margin(model(attack(model, x, y, draws=Draws.of(x))), y) - margin(model(x), y)
+    rise = margin(model(attack(model, x, y, rng=Rng.of(x))), y) - margin(model(x), y)
     share = rise.detach() / torch.tensor([best_rise(d, one, norm, eps) for one in x])
     assert (share >= at_least).all() and (share <= 1 + 1e-6).all()
 
@@ -151,7 +151,7 @@ def test_more_steps_never_help_the_defender(row: AttackRow, norm: Norm) -> None:
     before = torch.full((6,), -torch.inf)
     for steps in (1, 2, 3, 5, 9, 17, 40):
         attack = row.make(threat, steps=steps, step_size=eps / 6)
-        value = margin(model(attack(model, x, y, draws=Draws.of(x))), y)
+        value = margin(model(attack(model, x, y, rng=Rng.of(x))), y)
         # What has been fooled is done, at whatever margin.
         assert ((value >= before - 1e-9) | (value > 0)).all()
         before = torch.where(before > 0, before, value)
@@ -166,7 +166,7 @@ def test_more_eps_never_helps_the_defender(row: AttackRow, norm: Norm) -> None:
     before, fallen = margin(model(x), y), []
     for factor in (0.0, 0.01, 0.05, 0.1, 0.3, 0.6, 1.0):
         attack = row.make(ThreatModel(norm=norm, eps=factor * RADIUS[norm]), steps=40)
-        value = margin(model(attack(model, x, y, draws=Draws.of(x))), y)
+        value = margin(model(attack(model, x, y, rng=Rng.of(x))), y)
         assert ((value >= before - 1e-9) | (value > 0)).all()
         before = value
         fallen.append(int((value > 0).sum()))
@@ -178,6 +178,6 @@ def test_more_restarts_never_help_the_defender() -> None:
     model, before = two_classes(d).double(), torch.full((6,), -torch.inf)
     one_step = ATTACKS["pgd"].make(ThreatModel(norm="l2", eps=0.3), steps=1, step_size=0.02)
     for n in (1, 2, 4, 8):
-        value = margin(model(restarts(one_step, n)(model, x, y, draws=Draws.of(x))), y)
+        value = margin(model(restarts(one_step, n)(model, x, y, rng=Rng.of(x))), y)
         assert ((value >= before) | (value > 0)).all()
         before = value

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.attacks import square
-from advsphere.attacks.square import _bump
+from advsphere.attacks.square_attack import _bump
 from advsphere.classifier import fooled, frozen
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import log_odds, margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import NORMS, RADII, conv_net, count_examples, images, labels, linear_net
 
@@ -220,7 +220,7 @@ def test_images_of_any_shape(norm: str, shape: tuple[int, int, int]) -> None:
     x = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     model = linear_net(torch.randn(2, x[0].numel(), generator=torch.Generator().manual_seed(1)))
     threat = ThreatModel(norm=norm, eps=0.3)
-    x_adv = square(model, x, labels(3, classes=2), threat=threat, queries=30, draws=Draws.of(x))
+    x_adv = square(model, x, labels(3, classes=2), threat=threat, queries=30, rng=Rng.of(x))
     assert x_adv.isfinite().all() and threat.contains(x_adv, x).all()
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from advsphere.data import Augment, Batch, FolderImages, Images, ImageSet, batches, epoch_batches, load
 from advsphere.data.encoded import Encoded
-from advsphere.draws import Draws
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 
 AUGMENT = Augment(padding=1, flip=True, min_area=0.2)
 
@@ -43,7 +43,7 @@ def epoch(images: Images, augment: Augment = AUGMENT, *, begin: int = 0, workers
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x.x, y.x) and torch.equal(x.y, y.y) and torch.equal(x.draws.ids, y.draws.ids)
+        torch.equal(x.x, y.x) and torch.equal(x.y, y.y) and torch.equal(x.rng.ids, y.rng.ids)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -59,12 +59,12 @@ def test_neither_processes_nor_a_late_beginning_change_a_batch(photos: FolderIma
 def test_a_batch_is_cropped_from_the_files_then_augmented(photos: FolderImages) -> None:
     batch = epoch(photos)[1]
     ids = epoch_batches(len(photos), 4, seed=0, epoch=2)[1]
-    draws = Draws(0, ids, step=2)
-    assert torch.equal(batch.draws.ids, ids) and (batch.draws.seed, batch.draws.step) == (0, 2)
-    crops = AUGMENT.crops(draws)
+    rng = Rng(0, ids, step=2)
+    assert torch.equal(batch.rng.ids, ids) and (batch.rng.seed, batch.rng.step) == (0, 2)
+    crops = AUGMENT.crops(rng)
     assert crops is not None
     pixels, y = photos.cropped(ids, crops)
-    assert torch.equal(batch.x, AUGMENT(pixels, draws)) and torch.equal(batch.y, y)
+    assert torch.equal(batch.x, AUGMENT(pixels, rng)) and torch.equal(batch.y, y)
     for i, (path, found) in enumerate(zip([photos.paths[i] for i in ids], pixels, strict=True)):
         image = Image.open(path).convert("RGB")
         left, top, width, height = crops.box(i, *image.size)
@@ -79,14 +79,14 @@ def test_images_in_memory_give_what_the_loop_always_got() -> None:
     augment = Augment(padding=1, flip=True)
     for batch, ids in zip(epoch(images, augment), epoch_batches(50, 4, seed=0, epoch=2), strict=True):
         pixels, y = images.stored(ids)
-        assert torch.equal(batch.x, augment(pixels, Draws(0, ids, step=2))) and torch.equal(batch.y, y)
+        assert torch.equal(batch.x, augment(pixels, Rng(0, ids, step=2))) and torch.equal(batch.y, y)
 
 
 def test_images_in_memory_are_cropped_too() -> None:
     images = load("digits").train.first(20)
     augment = Augment(min_area=0.08)
     for batch, ids in zip(epoch(images, augment), epoch_batches(20, 4, seed=0, epoch=2), strict=True):
-        crops = augment.crops(Draws(0, ids, step=2))
+        crops = augment.crops(Rng(0, ids, step=2))
         assert crops is not None
         assert torch.equal(batch.x, crops(images.stored(ids)[0]).float() / 255)
         assert not torch.equal(batch.x, images.batch(ids)[0])
@@ -123,7 +123,7 @@ def test_a_process_that_dies_is_one_line(photos: FolderImages, monkeypatch: pyte
         yield photos.stored(torch.arange(4))[0]
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Bus error.\nIt is out of memory")
 
-    monkeypatch.setattr(sys.modules["advsphere.data.batches"], "DataLoader", dying)
+    monkeypatch.setattr(sys.modules["advsphere.data.batching"], "DataLoader", dying)
     with pytest.raises(UserError, match=r"a process that decodes images died .*Bus error.*--workers") as caught:
         epoch(photos, workers=2)
     assert "\n" not in str(caught.value)

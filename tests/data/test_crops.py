@@ -9,14 +9,14 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from advsphere.data.crops import ResizedCrops
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 
 N = 3000
 
 
 def ours(width: int, height: int, min_area: float) -> Tensor:
     """(N, 4): left, top, width, height."""
-    crops = ResizedCrops.of(Draws(0, torch.arange(N)), min_area)
+    crops = ResizedCrops.of(Rng(0, torch.arange(N)), min_area)
     return torch.tensor([crops.box(i, width, height) for i in range(N)])
 
 
@@ -64,7 +64,7 @@ def test_where_no_try_fits_it_is_torchvisions_centre(size: tuple[int, int]) -> N
 
 def test_a_crop_is_resized_as_torchvision_does() -> None:
     pixels = torch.randint(0, 256, (5, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    crops = ResizedCrops.of(Draws(1, torch.arange(5)), 0.08)
+    crops = ResizedCrops.of(Rng(1, torch.arange(5)), 0.08)
     for i, found in enumerate(crops(pixels)):
         left, top, width, height = crops.box(i, 40, 40)
         assert torch.equal(found, reference.resized_crop(pixels[i], top, left, height, width, [40, 40], antialias=True))
@@ -73,11 +73,11 @@ def test_a_crop_is_resized_as_torchvision_does() -> None:
 def test_a_crop_is_a_function_of_seed_id_and_epoch() -> None:
     ids = torch.arange(50)
 
-    def boxes(draws: Draws) -> list[object]:
-        crops = ResizedCrops.of(draws, 0.08)
-        return [crops.box(i, 500, 375) for i in range(len(draws.ids))]
+    def boxes(rng: Rng) -> list[object]:
+        crops = ResizedCrops.of(rng, 0.08)
+        return [crops.box(i, 500, 375) for i in range(len(rng.ids))]
 
-    first = boxes(Draws(0, ids))
-    assert boxes(Draws(0, ids.flip(0))) == first[::-1], "whatever its batch mates"
-    for other in (Draws(1, ids), Draws(0, ids + 50), Draws(0, ids, step=1)):
+    first = boxes(Rng(0, ids))
+    assert boxes(Rng(0, ids.flip(0))) == first[::-1], "whatever its batch mates"
+    for other in (Rng(1, ids), Rng(0, ids + 50), Rng(0, ids, step=1)):
         assert sum(a == b for a, b in zip(boxes(other), first, strict=True)) < 3

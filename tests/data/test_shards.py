@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from advsphere.data import Augment, ImageSet, batches, epoch_batches, load, load_test, tar_index
+from advsphere.data import Augment, ImageSet, batches, epoch_batches, load, load_test
+from advsphere.data import shards as tar_index
 from advsphere.data.shards import ShardImages, read_shards
 from advsphere.errors import UserError
 

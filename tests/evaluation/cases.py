@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.attacks import pgd
-from advsphere.draws import Draws
 from advsphere.evaluation import AttackSpec
-from advsphere.evaluation.records import content_checksum, read_json
 from advsphere.evaluation.results import FORMAT
+from advsphere.files import content_checksum, read_json
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 SHAPE = (1, 3, 3)
@@ -81,12 +81,12 @@ def tiny() -> nn.Module:
     return model.eval()
 
 
-def leave_the_ball(model: nn.Module, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+def leave_the_ball(model: nn.Module, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
     """Fools everything, by breaking the rules."""
     return 1 - x
 
 
-def do_nothing(model: nn.Module, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+def do_nothing(model: nn.Module, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
     return x.clone()
 
 

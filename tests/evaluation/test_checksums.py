@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from advsphere.data import ImageSet
-from advsphere.evaluation import data_checksum, model_checksum
+from advsphere.identity import data_checksum, model_checksum
 from tests.evaluation.cases import linear
 
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advsphere.corruption import CORRUPTIONS, SEVERITIES, Corrupted, generated
+from advsphere.corruption.evaluate import corruption_accuracy, recheck
+from advsphere.corruption.result import ALEXNET, CorruptionCell, CorruptionRecord
 from advsphere.data import Images, ImageSet
-from advsphere.data.corruptions import CORRUPTIONS, SEVERITIES, Corrupted, generated
 from advsphere.errors import UserError
 from advsphere.evaluation import Progress
-from advsphere.evaluation.corruption import corruption_accuracy, recheck
-from advsphere.evaluation.corruption_record import ALEXNET, CorruptionCell, CorruptionRecord, Mean
+from advsphere.stats import Mean
 
 
 class Bright(nn.Module):

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from advsphere.attacks import deepfool
 from advsphere.classifier import PixelClassifier
+from advsphere.cli.progress import progress_bar
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate, progress_bar
-from advsphere.evaluation.probes import PROBES
+from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate
+from advsphere.evaluation.masking import PROBES
 from advsphere.evaluation.suites import cascade
 from advsphere.hypersphere import attach_head
 from advsphere.threat import ThreatModel
@@ -51,9 +52,9 @@ def test_the_worst_case_is_taken_for_each_example() -> None:
         """Finds what there is to find, but for every other example."""
         attack = pgd_spec().attack
 
-        def some(model, x, y, /, *, draws=None):  # type: ignore[no-untyped-def]
-            x_adv = attack(model, x, y, draws=draws)
-            skipped = draws.ids % 2 != remainder
+        def some(model, x, y, /, *, rng=None):  # type: ignore[no-untyped-def]
+            x_adv = attack(model, x, y, rng=rng)
+            skipped = rng.ids % 2 != remainder
             x_adv[skipped] = x[skipped]
             return x_adv
 

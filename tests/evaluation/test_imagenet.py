@@ -13,9 +13,9 @@ import torch
 
 from advsphere.classifier import frozen
 from advsphere.data import ImageSet, load_test
-from advsphere.evaluation import CLEAN, Case, Ledger, evaluate, suite
-from advsphere.experiment import build_model
+from advsphere.evaluation import CLEAN, Ledger, SuiteContext, evaluate, suite
 from advsphere.recipes import recipe
+from advsphere.runs.train import build_model
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample-1000.tar"
 
@@ -44,7 +44,7 @@ def test_a_batch_of_photos_under_pgd_10(network: str, photos: ImageSet, tmp_path
     with frozen(model) as classify, torch.no_grad():
         labels = classify(photos.pixels).argmax(1)
     labels[0] = (labels[0] + 1) % 1000
-    pgd_10 = [spec for spec in suite("table4", Case(threat=config.threat, scale=10.0)) if spec.name == "PGD-10"]
+    pgd_10 = [spec for spec in suite("table4", SuiteContext(threat=config.threat, scale=10.0)) if spec.name == "PGD-10"]
     path = tmp_path / "ledger.sqlite"
     result = evaluate(model, replace(photos, labels=labels), threat=config.threat, suite=pgd_10, ledger=path)
     assert (result.clean.k, result.clean.n) == (2, 3)

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from advsphere.errors import UserError
-from advsphere.evaluation import mcnemar, paired, wilson
-from advsphere.evaluation.intervals import more_than
+from advsphere.stats import mcnemar, more_than, paired, wilson
 
 
 @pytest.mark.parametrize(

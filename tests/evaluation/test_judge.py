@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import frozen
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec
-from advsphere.evaluation.judge import exact_float32, judge, strike
+from advsphere.evaluation.judge import exact_float32, judge, judge_attack
+from advsphere.rng import Rng
 from tests.evaluation.cases import THREAT, do_nothing, leave_the_ball, linear, pgd_spec, robust
 
 
@@ -32,7 +32,7 @@ def test_a_result_outside_the_ball_is_no_success() -> None:
 def test_what_an_attack_reports_is_predicted_again() -> None:
     model, x, y = linear()
     right = model(x).argmax(1) == y
-    verdict = strike(model, AttackSpec("nothing", do_nothing), THREAT, x, y, Draws.of(x))
+    verdict = judge_attack(model, AttackSpec("nothing", do_nothing), THREAT, x, y, Rng.of(x))
     assert verdict.valid.all() and torch.equal(verdict.fooled, ~right)
     assert torch.equal(verdict.prediction, model(x).argmax(1))
 
@@ -88,9 +88,9 @@ def test_a_search_in_low_precision_that_stops_too_early_goes_on_in_float32() -> 
     known = linear()
     right = known.model(known.images).argmax(1) == known.labels
     x, y = known.images[right], known.labels[right]
-    args = (pgd_spec(), THREAT, x, y, Draws.of(x))
-    low = strike(Shifted(known.model), *args, dtype=torch.bfloat16)  # type: ignore[arg-type]
-    full = strike(known.model, *args)  # type: ignore[arg-type]
+    args = (pgd_spec(), THREAT, x, y, Rng.of(x))
+    low = judge_attack(Shifted(known.model), *args, dtype=torch.bfloat16)  # type: ignore[arg-type]
+    full = judge_attack(known.model, *args)  # type: ignore[arg-type]
     # The search believes that every clean image fools already and stops at once; alone, it would find nothing.
     assert torch.equal(low.fooled, full.fooled) and full.fooled.any()
     assert torch.equal(~full.fooled, robust(known, THREAT)[right])
@@ -100,18 +100,18 @@ def test_a_search_in_low_precision_that_stops_too_early_goes_on_in_float32() -> 
 def test_an_attack_returns_an_image_for_each() -> None:
     model, x, y = linear()
 
-    def short(model: nn.Module, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+    def short(model: nn.Module, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
         return x[:1]
 
     with pytest.raises(UserError, match=r"short returned \(1, 1, 3, 3\) for images \(60, 1, 3, 3\)"):
-        strike(model, AttackSpec("short", short), THREAT, x, y, Draws.of(x))
+        judge_attack(model, AttackSpec("short", short), THREAT, x, y, Rng.of(x))
 
 
 def test_forwards_are_counted() -> None:
     model, x, y = linear()
-    assert strike(model, AttackSpec("invalid", leave_the_ball), THREAT, x, y, Draws.of(x)).forwards == 0
+    assert judge_attack(model, AttackSpec("invalid", leave_the_ball), THREAT, x, y, Rng.of(x)).forwards == 0
     spec = pgd_spec(steps=3, until_fooled=False)
-    assert strike(model, spec, THREAT, x, y, Draws.of(x)).forwards == 3 * len(x)
+    assert judge_attack(model, spec, THREAT, x, y, Rng.of(x)).forwards == 3 * len(x)
 
 
 def test_float32_precision_is_put_back() -> None:

@@ -7,8 +7,8 @@ from torch import nn
 
 from advsphere.attacks import Cosines, Guides, apgd, fgsm, pgd, restarts, square, surrogate
 from advsphere.attacks.ensemble import expected
-from advsphere.evaluation import SUITES, AttackSpec, Case, suite
-from advsphere.evaluation.kinds import alike, bare, core, kind_of, loss_of
+from advsphere.evaluation import SUITES, AttackSpec, SuiteContext, suite
+from advsphere.evaluation.specs import alike, bare, core, kind_of, loss_of
 from advsphere.losses import at_scale, cross_entropy, dlr, log_odds, margin
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, do_nothing, linear
@@ -16,10 +16,10 @@ from tests.evaluation.cases import THREAT, do_nothing, linear
 PGD = partial(pgd, threat=THREAT, steps=20, step_size=0.025)
 
 
-def case(norm: Norm = "linf") -> Case:
+def case(norm: Norm = "linf") -> SuiteContext:
     known = linear()
     head = known.model[1]  # type: ignore[index]
-    return Case(
+    return SuiteContext(
         threat=ThreatModel(norm=norm, eps=0.1), scale=15.0, head=head, guides=Guides(known.images, known.labels)
     )
 

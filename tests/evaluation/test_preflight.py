@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from advsphere.attacks import pgd
 from advsphere.data import ImageSet
-from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, Case, Finding, preflight, suite
+from advsphere.evaluation import AttackSpec, Finding, SuiteContext, preflight, suite
 from advsphere.losses import dlr
+from advsphere.rng import Rng, permutation
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, Known, linear, pgd_spec
 
@@ -41,7 +41,7 @@ def known() -> Known:
 
 
 def test_all_is_well(known: Known) -> None:
-    findings = preflight(*known, attacks=suite("quick", Case(threat=THREAT)))
+    findings = preflight(*known, attacks=suite("quick", SuiteContext(threat=THREAT)))
     assert {f.status for f in findings} == {"ok"}
     assert outcome(findings, "clean accuracy").detail == "90 of 100 drawn images are classified as labelled"
     assert outcome(findings, "margin PGD-100 at eps = 0")
@@ -201,7 +201,7 @@ def test_too_few_classes_for_a_loss() -> None:
         preflight(*known, attacks=[pgd_spec("DLR", loss=dlr)])
 
 
-def careless(model: nn.Module, x: Tensor, y: Tensor, /, *, threat: ThreatModel, draws: Draws | None = None) -> Tensor:
+def careless(model: nn.Module, x: Tensor, y: Tensor, /, *, threat: ThreatModel, rng: Rng | None = None) -> Tensor:
     return (x + 0.02).clamp(0, 1)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, compare, evaluate, radius, wilson
-from advsphere.threat import ThreatModel
+from advsphere.evaluation import Evaluation, compare, evaluate
+from advsphere.stats import wilson
+from advsphere.threat import ThreatModel, radius
 from tests.evaluation.cases import THREAT, linear
 
 

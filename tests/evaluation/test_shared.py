@@ -15,8 +15,7 @@ import torch
 from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger, verify
-from advsphere.evaluation.batches import dealt, usual_batch_size
-from advsphere.evaluation.shared import Begin, own_part
+from advsphere.evaluation.shared import Begin, assign_batches, own_part, usual_batch_size
 from tests.data.layouts import write_image
 from tests.evaluation.sharing import SPECS, digits, shared
 from tests.launching import run_ranks
@@ -113,7 +112,7 @@ def test_a_rank_that_means_something_else_is_refused(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_every_batch_has_one_taker_and_all_take_as_much_that_is_equally_far(size: int) -> None:
     done = [{0, 1, 2, 3, 4, 5}, {0, 2, 4}]
-    shares = [dealt(8, done, World(rank, size)) for rank in range(size)]
+    shares = [assign_batches(8, done, World(rank, size)) for rank in range(size)]
     assert sorted(batch for share in shares for batch in share) == list(range(8))
     for alike in ({0, 2, 4}, {1, 3, 5}, {6, 7}):
         numbers = [len(alike & {*share}) for share in shares]

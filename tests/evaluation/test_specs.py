@@ -68,8 +68,8 @@ def test_restarts_count_runs() -> None:
         AttackSpec("PGD", partial(fgsm, threat=THREAT), restarts=0)
     known, seen = linear(), []
 
-    def note(model: nn.Module, x: Tensor, y: Tensor, /, *, draws: object = None) -> Tensor:
-        seen.append((draws.restart, len(x)))  # type: ignore[attr-defined]
+    def note(model: nn.Module, x: Tensor, y: Tensor, /, *, rng: object = None) -> Tensor:
+        seen.append((rng.restart, len(x)))  # type: ignore[attr-defined]
         return x
 
     AttackSpec("note", note, restarts=3).run(known.model, known.images[1:5], known.model(known.images[1:5]).argmax(1))

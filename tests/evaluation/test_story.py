@@ -18,13 +18,13 @@ from advsphere.evaluation import (
     Cell,
     Cost,
     Ledger,
-    Story,
+    Trace,
     describe,
     evaluate,
     find_name,
+    notable,
     replay,
-    story,
-    telling,
+    trace_example,
 )
 from advsphere.evaluation.suites import cascade
 from tests.evaluation.cases import FEW, SHAPE, THREAT, change, do_nothing, leave_the_ball, linear, pgd_spec
@@ -71,54 +71,61 @@ def book() -> Ledger:
     return written(ATTACKS, CELLS, LABELS)
 
 
-def fates(told: Story) -> list[str]:
+def fates(told: Trace) -> list[str]:
     return [told.fate(attempt) for attempt in told.attempts]
 
 
 def test_what_became_of_each_is_told(book: Ledger) -> None:
-    assert fates(story(book, 0, CLASSES)) == ["not run: misclassified as it is"] * 3
-    assert fates(story(book, 1, CLASSES)) == ["fooled: bird", "fooled: cat", "not run: PGD had it"]
-    assert fates(story(book, 2, CLASSES)) == ["resisted", "resisted: no number is outside the ball", "fooled: cat"]
-    assert fates(story(book, 3, CLASSES))[:2] == ["left the ball, so it counts for nothing", "left the pixel range"]
+    assert fates(trace_example(book, 0, CLASSES)) == ["not run: misclassified as it is"] * 3
+    assert fates(trace_example(book, 1, CLASSES)) == ["fooled: bird", "fooled: cat", "not run: PGD had it"]
+    assert fates(trace_example(book, 2, CLASSES)) == [
+        "resisted",
+        "resisted: no number is outside the ball",
+        "fooled: cat",
+    ]
+    assert fates(trace_example(book, 3, CLASSES))[:2] == [
+        "left the ball, so it counts for nothing",
+        "left the pixel range",
+    ]
     late = "not reached: time was over, or interrupted"
-    assert fates(story(book, 4, CLASSES)) == ["resisted", late, late]
+    assert fates(trace_example(book, 4, CLASSES)) == ["resisted", late, late]
 
 
 def test_the_nearest_is_the_one_with_the_smallest_distance(book: Ledger) -> None:
-    told = story(book, 1, CLASSES)
+    told = trace_example(book, 1, CLASSES)
     assert told.nearest is told.attempt("CW") and told.summary == "nearest: CW, cat at 0.05"
-    assert story(book, 2).nearest == story(book, 2).attempt("Last")  # CW's find is outside the ball
-    assert story(book, 3).nearest is None and "no image is kept" in story(book, 3).summary
-    assert story(book, 4).summary.startswith("nothing fooled it so far")
+    assert trace_example(book, 2).nearest == trace_example(book, 2).attempt("Last")  # CW's find is outside the ball
+    assert trace_example(book, 3).nearest is None and "no image is kept" in trace_example(book, 3).summary
+    assert trace_example(book, 4).summary.startswith("nothing fooled it so far")
     even = replace(told.attempts[0], distance=0.0500000001)
     assert replace(told, attempts=(even, told.attempts[1])).nearest == even  # rounding does not decide
 
 
 def test_what_is_stored_is_what_the_ledger_has(book: Ledger) -> None:
     for example in range(5):
-        for attempt in story(book, example).attempts:
+        for attempt in trace_example(book, example).attempts:
             assert attempt.stored == (book.adversarial(attempt.attack, example) is not None)
 
 
 def test_the_text_says_it_all(book: Ledger) -> None:
-    text = str(story(book, 1, CLASSES))
+    text = str(trace_example(book, 1, CLASSES))
     assert text.startswith("example 1: dog, and predicted so\nlinf, eps = 0.1 (0.1); draws: seed 7, example 1")
     for said in ("pgd, 20 steps", "fooled: bird", "0.05", "for the smallest norm", "nearest: CW"):
         assert said in text
-    assert "class 1, but predicted" not in text and "class 2" in str(story(book, 1))
-    assert story(book, 0, CLASSES).title == "example 0: cat, but predicted as dog, so nothing was tried"
+    assert "class 1, but predicted" not in text and "class 2" in str(trace_example(book, 1))
+    assert trace_example(book, 0, CLASSES).title == "example 0: cat, but predicted as dog, so nothing was tried"
     for width in (60, 80, 120):
-        assert max(map(len, story(book, 2, CLASSES).table(width=width).splitlines())) <= width
+        assert max(map(len, trace_example(book, 2, CLASSES).table(width=width).splitlines())) <= width
 
 
 def test_what_is_not_there(book: Ledger) -> None:
     for missing in (-1, 6):
         with pytest.raises(UserError, match="the evaluation has 6, numbered from 0"):
-            story(book, missing)
+            trace_example(book, missing)
     with pytest.raises(UserError, match="example 5 was not looked at yet"):
-        story(book, 5)
+        trace_example(book, 5)
     with pytest.raises(UserError, match="did you mean 'PGD'"):
-        story(book, 1).attempt("PDG")
+        trace_example(book, 1).attempt("PDG")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,7 @@ def told_by(cells: dict[str, str], *, after: bool = False) -> dict[str, list[int
     found = {CLEAN: [Cell(i, "fooled" if w else "resisted", labels[i]) for i, w in enumerate(wrong.tolist())]}
     found |= {name: [Cell(i, status[m]) for i, m in enumerate(line)] for name, line in cells.items()}  # type: ignore[arg-type]
     images = ImageSet(known.images, known.labels, ("a", "b"))
-    groups = telling(written(attacks, found, labels), known.model, images)
+    groups = notable(written(attacks, found, labels), known.model, images)
     return {group.kind.split()[0]: list(group.examples) for group in groups}
 
 
@@ -187,7 +194,7 @@ def test_a_replay_comes_to_the_recorded_outcome(run: Path, spec: AttackSpec) -> 
     model, seen = linear(classes=3).model, set()
     with Ledger.read(run) as book:
         for cell in book.cells(spec.name):
-            if cell.status == "not_run" and story(book, cell.example).prediction != book.labels[cell.example]:
+            if cell.status == "not_run" and trace_example(book, cell.example).prediction != book.labels[cell.example]:
                 continue
             again = replay(book, model, image_set(), spec.name, cell.example, suite=SPECS)
             seen.add(cell.status)

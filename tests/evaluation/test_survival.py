@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
+from advsphere.comparison.gain import survival
 from advsphere.errors import UserError
-from advsphere.evaluation import WORST, Evaluation, paired
-from advsphere.evaluation.survival import survival
+from advsphere.evaluation import WORST, Evaluation
+from advsphere.stats import paired
 from tests.report import made
 
 N = 1000

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.evaluation import Effort, Evaluation, evaluate, survival
+from advsphere.comparison.gain import survival
+from advsphere.evaluation import Effort, Evaluation, evaluate
 from advsphere.threat import ThreatModel
 
 N = 100

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from advsphere.attacks import Guides, auto_attack, restarts
-from advsphere.evaluation import SUITES, AttackSpec, Case, Effort, suite
-from advsphere.evaluation.wording import in_words
+from advsphere.evaluation import SUITES, AttackSpec, Effort, SuiteContext, suite
+from advsphere.evaluation.specs import in_words
 from advsphere.threat import ThreatModel
 from tests.evaluation.cases import pgd_spec
 
@@ -47,7 +47,7 @@ def test_particular_settings(settings: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_every_attack_of_every_suite_has_words_for_all_that_matters(name: str) -> None:
     guides = Guides(torch.rand(5, 1, 2, 2), torch.arange(5))
-    case = Case(threat=THREAT, scale=15.0, head=nn.Linear(3, 5), guides=guides, effort=Effort(restarts=2))
+    case = SuiteContext(threat=THREAT, scale=15.0, head=nn.Linear(3, 5), guides=guides, effort=Effort(restarts=2))
     for spec in suite(name, case):
         said = words(spec)
         assert 10 < len(said) < 220 and not {"{", "checksum", "None"} & set(said.replace(",", " ").split())

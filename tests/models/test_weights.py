@@ -13,9 +13,9 @@ from torch import nn
 from advsphere.classifier import PixelClassifier
 from advsphere.data import load
 from advsphere.errors import UserError
-from advsphere.experiment import build_model, load_run, train
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.models import SmallCNN, build, load_weights
+from advsphere.runs.train import build_model, load_run, train
 from tests.training.tiny import few_digits, same, tiny_config
 
 MEAN, STD = (0.3,), (0.4,)
@@ -107,9 +107,9 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sphere", [None, Sphere(scale=5.0)])
+@pytest.mark.parametrize("sphere", [None, HypersphereConfig(scale=5.0)])
 def test_training_begins_from_the_weights_of_another_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sphere: Sphere | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sphere: HypersphereConfig | None
 ) -> None:
     few_digits(monkeypatch)
     first = tiny_config("standard", epochs=1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from advsphere.attacks import Attack
 from advsphere.classifier import fooled
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 from tests.parity.peers import Peer, alone
 from tests.parity.targets import Target
@@ -32,7 +32,7 @@ def broken(target: Target, norm: Norm, x_adv: Tensor) -> Tensor:
 
 
 def by_ours(attack: Attack, target: Target, seed: int) -> Tensor:
-    return attack(target.model, target.x, target.y, draws=Draws.of(target.x, seed))
+    return attack(target.model, target.x, target.y, rng=Rng.of(target.x, seed))
 
 
 def by_theirs(attack: Peer, target: Target, seed: int) -> Tensor:

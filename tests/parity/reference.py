@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 
 
 class Bare(nn.Module):
@@ -41,9 +41,9 @@ def batch_mean_kl(p: Tensor, q: Tensor) -> Tensor:
 
 def near(x: Tensor, seed: int) -> Tensor:
     """x + 0.001 N(0, 1), with the numbers that ours draws."""
-    return x + 0.001 * Draws.of(x, seed).normal(x.shape[1:], "start").to(x.dtype)
+    return x + 0.001 * Rng.of(x, seed).normal(x.shape[1:], "start").to(x.dtype)
 
 
-def uniform_noise(x: Tensor, draws: Draws, eps: float) -> Tensor:
+def uniform_noise(x: Tensor, rng: Rng, eps: float) -> Tensor:
     """Uniform in [-eps, eps], with the numbers that ours draws."""
-    return (2 * draws.uniform(x.shape[1:], "start").to(x.dtype) - 1) * eps
+    return (2 * rng.uniform(x.shape[1:], "start").to(x.dtype) - 1) * eps

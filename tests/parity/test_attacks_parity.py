@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.attacks import fgsm, mim, pgd
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import conv_net, images, labels
 
@@ -50,14 +50,14 @@ def test_fgsm(batch: Batch, targeted: bool) -> None:
 def test_pgd_linf(batch: Batch, targeted: bool) -> None:
     """Madry et al. 2018: a uniform start, then signed steps, each put back into ball and box."""
     model, x, y = batch
-    draws = Draws(5, torch.arange(10))
-    noise = (2 * draws.uniform(x.shape[1:], "start") - 1).to(x.dtype) * EPS
+    rng = Rng(5, torch.arange(10))
+    noise = (2 * rng.uniform(x.shape[1:], "start") - 1).to(x.dtype) * EPS
     expected = torch.clamp(x + noise, 0, 1)
     for _ in range(STEPS):
         expected = expected + STEP * gradient(model, expected, y, targeted).sign()
         expected = torch.clamp(torch.max(torch.min(expected, x + EPS), x - EPS), 0, 1)
     threat = ThreatModel(norm="linf", eps=EPS)
-    assert same(pgd(model, x, y, threat=threat, steps=STEPS, step_size=STEP, targeted=targeted, draws=draws), expected)
+    assert same(pgd(model, x, y, threat=threat, steps=STEPS, step_size=STEP, targeted=targeted, rng=rng), expected)
 
 
 @targets

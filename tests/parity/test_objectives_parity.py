@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.draws import Draws
-from advsphere.hypersphere import AngularMargin, Sphere
+from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy
 from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, Criterion, FastAT, FreeAT, Objective
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import conv_net, images, labels
 from tests.parity.reference import Bare, batch_mean_kl, he_cross_entropy, near, uniform_noise
@@ -32,7 +32,7 @@ def pixels(n: int, dtype: torch.dtype, seed: int = 3) -> Tensor:
 def ours(sphere: bool, dtype: torch.dtype) -> tuple[nn.Sequential, Criterion]:
     """The package's way: s in the head, m in the criterion."""
     model = conv_net().to(dtype)
-    return model, AngularMargin(Sphere(scale=S, margin=M).attach(model), M) if sphere else cross_entropy
+    return model, AngularMargin(HypersphereConfig(scale=S, margin=M).attach(model), M) if sphere else cross_entropy
 
 
 def theirs(sphere: bool, dtype: torch.dtype) -> tuple[Bare, float, float]:
@@ -101,7 +101,7 @@ def test_crafted_images_loss_and_gradients(
     x, y, exact = pixels(12, dtype), labels(12), dtype == torch.float64
     (model, criterion), (bare, s, m) = ours(sphere, dtype), theirs(sphere, dtype)
     objective = make(s)
-    x_adv = objective.craft(model, x, y, Crafting(Draws.of(x, SEED)))
+    x_adv = objective.craft(model, x, y, Crafting(Rng.of(x, SEED)))
     expected_x_adv, expected = reference(bare, x, y, s, m)
     differ = (x_adv - expected_x_adv).abs() > 1e-5
     assert differ.double().mean() <= (0 if exact else 5e-3), "in float32 a sign near zero may turn"
@@ -143,16 +143,16 @@ def test_fast_at_trains_as_the_explicit_loop(sphere: bool) -> None:
     objective, optimiser, other = FastAT(), sgd(model), sgd(bare)
     for i, n in enumerate((8, 8, 5)):
         x, y = pixels(n, torch.float64, seed=i), labels(n)
-        draws = Draws.of(x, SEED).at(step=i)
+        rng = Rng.of(x, SEED).at(step=i)
 
         model.train()
-        x_adv = objective.craft(model, x, y, Crafting(draws))
+        x_adv = objective.craft(model, x, y, Crafting(rng))
         optimiser.zero_grad()
         objective.loss(model, x, x_adv, y, criterion=criterion).total.backward()
         optimiser.step()
 
         bare.train()
-        delta = uniform_noise(x, draws, eps).requires_grad_(True)
+        delta = uniform_noise(x, rng, eps).requires_grad_(True)
         log_odds_of(bare(x + delta), y, s).backward()
         delta = torch.clamp(delta.detach() + alpha * torch.sign(delta.grad), -eps, eps)
         other.zero_grad()
@@ -167,12 +167,12 @@ def test_fast_at_trains_as_the_explicit_loop(sphere: bool) -> None:
 def test_log_odds_craft_as_cross_entropy_in_eval_mode_and_almost_so_in_train_mode(sphere: bool) -> None:
     """In train mode batch norm couples the images, and cross-entropy weighs the others' losses by p(not y)."""
     eps, alpha, x, y = 8 / 255, 10 / 255, pixels(64, torch.float64), labels(64)
-    draws = Draws.of(x, SEED)
+    rng = Rng.of(x, SEED)
     for mode, at_most in (("eval", 0.0), ("train", 0.2)):
         model, (bare, s, _) = ours(sphere, torch.float64)[0], theirs(sphere, torch.float64)
-        x_adv = FastAT(mode=mode).craft(model, x, y, Crafting(draws))
+        x_adv = FastAT(mode=mode).craft(model, x, y, Crafting(rng))
         bare.train(mode == "train")
-        delta = uniform_noise(x, draws, eps).requires_grad_(True)
+        delta = uniform_noise(x, rng, eps).requires_grad_(True)
         he_cross_entropy(bare(x + delta), y, s, 0.0).backward()
         delta = torch.clamp(delta.detach() + alpha * torch.sign(delta.grad), -eps, eps)
         differ = ((x_adv - x - delta).abs() > 1e-9).double().mean()
@@ -192,7 +192,7 @@ def test_free_at_trains_as_the_explicit_loop_over_ragged_batches(sphere: bool) -
     for i, n in enumerate((8, 5, 8, 1, 7)):
         x, y = pixels(n, torch.float64, seed=i), labels(n)
         for _ in range(objective.replays):
-            x_adv = objective.craft(model, x, y, Crafting(Draws.of(x), carry=carry))
+            x_adv = objective.craft(model, x, y, Crafting(Rng.of(x), carry=carry))
             optimiser.zero_grad()
             objective.loss(model, x, x_adv, y, criterion=criterion).total.backward()
             carry = objective.after_backward(x, x_adv, carry)
@@ -212,7 +212,7 @@ def test_free_at_puts_a_carried_perturbation_into_the_box() -> None:
     """The stated departure: what the new image has no room for is dropped, so that what is trained on is valid."""
     objective, model, y = FreeAT(threat=ThreatModel(norm="linf", eps=0.1), step_size=0.1), conv_net(), labels(2)
     x = torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])
-    x_adv = objective.craft(model, x, y, Crafting(Draws.of(x), carry=torch.full_like(x, 0.1)))
+    x_adv = objective.craft(model, x, y, Crafting(Rng.of(x), carry=torch.full_like(x, 0.1)))
     assert torch.allclose(x_adv - x, torch.tensor([0.1, 0.0])[:, None, None, None].expand_as(x))
 
 
@@ -222,7 +222,7 @@ def test_free_at_grows_its_state_with_a_larger_batch() -> None:
     for n in (3, 6, 2):
         x, y = images(n, seed=n, low=0.2, high=0.8), labels(n)
         known = carry
-        x_adv = objective.craft(model, x, y, Crafting(Draws.of(x), carry=carry))
+        x_adv = objective.craft(model, x, y, Crafting(Rng.of(x), carry=carry))
         if known is not None:
             kept = min(n, len(known))
             assert torch.allclose((x_adv - x)[:kept], known[:kept], atol=1e-7)

@@ -10,9 +10,9 @@ import torch
 
 from advsphere.analysis import Curve, LayerGradients, Picture, Sample, Spread, by_class
 from advsphere.analysis.gradients import RECORD
+from advsphere.corruption.result import CorruptionCell, CorruptionRecord
 from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
-from advsphere.evaluation.corruption_record import CorruptionCell, CorruptionRecord
-from advsphere.report import Command, Judged, Pictures
+from advsphere.report import Command, ModelReport, Pictures
 
 N = 200
 COUNTS = {"clean": 190, "FGSM": 150, "PGD-20": 121, WORST: 119}
@@ -116,11 +116,11 @@ GRADIENTS = LayerGradients(
 METRICS = [{"epoch": epoch, f"{RECORD}a": 1.0 + epoch, f"{RECORD}b": 2.0 + epoch} for epoch in (1, 2, 3)]
 
 
-def judged(name: str, evaluation_: Evaluation | None = None, **changes: Any) -> Judged:
-    return Judged(name=name, evaluation=evaluation_ or evaluation(), **changes)
+def judged(name: str, evaluation_: Evaluation | None = None, **changes: Any) -> ModelReport:
+    return ModelReport(name=name, evaluation=evaluation_ or evaluation(), **changes)
 
 
-def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[Judged]:
+def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[ModelReport]:
     """Two models, of which the second is better in every row but the clean one; all is known of both."""
     better = {"clean": 190, "FGSM": 170, "PGD-20": 150, WORST: 149}
     training = {"recipe": "plain", "sphere": None, "training": {"epochs": 20, "seed": 0}}
@@ -136,9 +136,9 @@ def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[Judged]:
             gradients=GRADIENTS,
             corruption=corruption(int(2 * by)),
             metrics=METRICS,
-            training=how,
+            training=context,
         )
-        for name, found, how, by in (
+        for name, found, context, by in (
             (first, evaluation(), training, 0.0),
             (second, evaluation(better), sphere, 5.0),
         )

@@ -10,9 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from advsphere.analysis.palette import INK, SERIES
-from advsphere.report.figures import png, svg
-from advsphere.report.rendering import typographic
+from advsphere.analysis.canvas import INK, SERIES
+from advsphere.report.rendering import png, svg, typographic
 from tests.report.parsed import parse
 
 

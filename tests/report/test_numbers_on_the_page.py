@@ -7,8 +7,10 @@ import math
 
 import pytest
 
-from advsphere.evaluation import WORST, Evaluation, Sign, compare, radius
-from advsphere.report import Judged, numbers, page
+from advsphere.evaluation import WORST, Evaluation, Sign, compare
+from advsphere.report import ModelReport, page
+from advsphere.report import rendering as numbers
+from advsphere.threat import radius
 from tests.report import made
 from tests.report.parsed import Node, parse
 
@@ -16,14 +18,14 @@ MINUS, DASH = "\u2212", "\u2013"
 
 
 @pytest.fixture(scope="module")
-def models() -> list[Judged]:
+def models() -> list[ModelReport]:
     better = {"clean": 190, "FGSM": 170, "PGD-20": 150, WORST: 120}
     second = made.judged("second", made.evaluation(better, shift=3), curve=made.curve())
     return [made.judged("first", curve=made.curve()), second]
 
 
 @pytest.fixture(scope="module")
-def tree(models: list[Judged]) -> Node:
+def tree(models: list[ModelReport]) -> Node:
     return parse(page(models))
 
 
@@ -41,7 +43,7 @@ def interval(k: int, n: int) -> str:
     return f"{100 * low:.1f}{DASH}{100 * high:.1f}"
 
 
-def test_the_table_has_every_row_with_its_interval(models: list[Judged], tree: Node) -> None:
+def test_the_table_has_every_row_with_its_interval(models: list[ModelReport], tree: Node) -> None:
     shown = body(tree.one("accuracy").all("table")[0])
     assert list(shown) == ["clean", "FGSM", "PGD-20", WORST]
     for name, cells in shown.items():
@@ -50,7 +52,7 @@ def test_the_table_has_every_row_with_its_interval(models: list[Judged], tree: N
             assert cell == f"{100 * k / made.N:.1f} {interval(k, made.N)}"
 
 
-def test_the_differences_are_paired_and_say_when_they_can_t_tell(models: list[Judged], tree: Node) -> None:
+def test_the_differences_are_paired_and_say_when_they_can_t_tell(models: list[ModelReport], tree: Node) -> None:
     shown = body(tree.one("accuracy").all("table")[0])
     told = set()
     for name, cells in shown.items():
@@ -65,7 +67,7 @@ def test_the_differences_are_paired_and_say_when_they_can_t_tell(models: list[Ju
     assert told == {True, False}, "the case should hold both kinds of rows"
 
 
-def test_the_curve_s_numbers_are_in_a_table_and_never_rise(models: list[Judged], tree: Node) -> None:
+def test_the_curve_s_numbers_are_in_a_table_and_never_rise(models: list[ModelReport], tree: Node) -> None:
     shown = body(tree.one("curves").all("table")[0])
     assert list(shown) == [radius(eps) for eps in (0.0, 0.1, 0.2, 0.3)]
     for k, cells in zip((200, 150, 100, 50), shown.values(), strict=True):
@@ -73,7 +75,7 @@ def test_the_curve_s_numbers_are_in_a_table_and_never_rise(models: list[Judged],
     assert "never rises" in tree.one("curves").text and "upper bound" in tree.one("curves").text
 
 
-def test_counts_and_costs(models: list[Judged], tree: Node) -> None:
+def test_counts_and_costs(models: list[ModelReport], tree: Node) -> None:
     cost, discordant = (body(table) for table in tree.one("counts").all("table"))
     assert cost["PGD-20"] == ["121", "4,321", "1.2", "150", "4,321", "1.2"]
     a, b = (model.evaluation.row("PGD-20").outcomes for model in models)
@@ -94,7 +96,7 @@ def test_an_attack_that_only_one_model_has_is_said_to_be_not_run() -> None:
     assert shown["PGD-50 (s = 1)"][1].startswith("80.0")
 
 
-def test_provenance_settings_and_commands_are_all_there(models: list[Judged]) -> None:
+def test_provenance_settings_and_commands_are_all_there(models: list[ModelReport]) -> None:
     tree = parse(page(made.pair(), commands=made.COMMANDS))
     facts = tree.one("provenance").text
     for value in ("m" * 64, "d" * 64, "f" * 64, "seed 17", "batch_size 250", "a processor", "torch 2.11.0"):
@@ -127,7 +129,7 @@ def test_a_plain_head_s_row_stands_for_the_one_at_s_1() -> None:
     assert "gain under PGD-50 (s = 1)" in tree.all("header")[0].text
 
 
-def test_flags_are_shown_and_announced(models: list[Judged]) -> None:
+def test_flags_are_shown_and_announced(models: list[ModelReport]) -> None:
     quiet = parse(page(models))
     assert quiet.one("flags").text.startswith("Flags None") and "flag" not in quiet.all("header")[0].all("ul")[0].text
     noted = made.evaluation(findings=(made.Finding("gradient", "noted", "no gradient reaches the images"),))
@@ -136,7 +138,7 @@ def test_flags_are_shown_and_announced(models: list[Judged]) -> None:
     assert "One flag was raised" in loud.all("header")[0].text
 
 
-def test_signs_of_masking_stand_with_the_flags(models: list[Judged]) -> None:
+def test_signs_of_masking_stand_with_the_flags(models: list[ModelReport]) -> None:
     quiet = parse(page(models)).one("flags").text
     assert "looked for and not found: one step beats many; that these attacks can't judge: weak at s = 1." in quiet
     sign = Sign("vanishing gradients", "raised", "on 93 of 100 images there is none", "try --suite autoattack")
@@ -146,7 +148,7 @@ def test_signs_of_masking_stand_with_the_flags(models: list[Judged]) -> None:
     assert "One flag was raised" in loud.all("header")[0].text
 
 
-def test_the_strongest_attack_is_named(models: list[Judged]) -> None:
+def test_the_strongest_attack_is_named(models: list[ModelReport]) -> None:
     text = parse(page(models)).one("accuracy").text
     for model in models:
         assert f"Strongest attack on {model.name}: {model.evaluation.strongest}." in text

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from advsphere.comparison.gain import survival
 from advsphere.errors import UserError
-from advsphere.evaluation import WORST, survival
-from advsphere.report import Judged, Seed, page, verdicts
+from advsphere.evaluation import WORST
+from advsphere.report import ModelReport, Seed, page, verdicts
 from advsphere.report.robustbench import rows
 from advsphere.report.verdict import cautions
 from tests.report import made
 from tests.report.parsed import parse
 
 
-def arm(name: str, pgd: list[int], worst: list[int]) -> Judged:
+def arm(name: str, pgd: list[int], worst: list[int]) -> ModelReport:
     """A seed for each number of images left under PGD-20, and in the worst case."""
     found = [
         made.evaluation({"clean": 190, "PGD-20": p, WORST: w}, shift=i, model=f"{name}{i}".ljust(64, "m"))

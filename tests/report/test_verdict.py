@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.evaluation import WORST, Evaluation, compare, survival
-from advsphere.report import Judged, verdicts
+from advsphere.comparison.gain import survival
+from advsphere.evaluation import WORST, Evaluation, compare
+from advsphere.report import ModelReport, verdicts
 from advsphere.report.verdict import cautions, undecided
 from tests.report import made
 
 
-def with_worst(name: str, column: str) -> Judged:
+def with_worst(name: str, column: str) -> ModelReport:
     base: Evaluation = made.evaluation()
     worst = made.row(WORST, column)
     return made.judged(name, made.evaluation(worst=worst, attacks=base.attacks))
@@ -70,7 +71,7 @@ def test_the_rows_that_leave_it_open_are_named() -> None:
     assert undecided([made.judged(n, made.evaluation(c)) for n, c in zip("ab", apart, strict=True)]) == ""
 
 
-def gained(pgd: int, worst: int) -> list[Judged]:
+def gained(pgd: int, worst: int) -> list[ModelReport]:
     """Against 100 of 200 under both: so many under PGD-20 and in the worst case, the same images and more."""
     return [
         made.judged(name, made.evaluation({"clean": 200, "PGD-20": p, WORST: w}))

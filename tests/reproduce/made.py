@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from advsphere.evaluation import wilson
-from advsphere.results import Row
+from advsphere.reproduce.results import Row
+from advsphere.stats import wilson
 
 OBJECTIVES = {"fastat": "FastAT", "freeat": "FreeAT", "pgd-at": "PGDAT", "standard": "Standard"}
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.evaluation import paired, wilson
 from advsphere.reproduce.cells import cell, pairs, paper_gain, paper_survival
 from advsphere.reproduce.groups import Group, groups
 from advsphere.reproduce.pages import page
 from advsphere.reproduce.tables import TABLES
+from advsphere.stats import paired, wilson
 from tests.reproduce.made import PLAIN, SPHERE, bits, rows
 
 TABLE = TABLES["table3"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.reproduce.grid import Tried, preferred
+from advsphere.reproduce.groups import Tried, preferred
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from advsphere.reproduce.inside import sections
+from advsphere.reproduce.results import Row
 from advsphere.reproduce.tables import TABLES
-from advsphere.results import Row
 from tests.reproduce.made import rows
 
 

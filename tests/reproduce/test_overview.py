@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advsphere.reproduce.overview import overview, summary
-from advsphere.reproduce.together import Family, compared, families, largest, mean
-from advsphere.results import Row
+from advsphere.reproduce.cells import Family, compared, families, largest
+from advsphere.reproduce.pages import overview, summary
+from advsphere.reproduce.results import Row
+from advsphere.stats import mean
 from tests.reproduce.made import bits, rows
 
 

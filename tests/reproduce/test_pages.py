@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advsphere import results
 from advsphere.cli import main
-from advsphere.reproduce import pages
+from advsphere.reproduce import pages, results
 from advsphere.reproduce.tables import TABLES
 from tests.reproduce.made import PLAIN, SPHERE, bits, rows
 

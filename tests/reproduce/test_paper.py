@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.reproduce import paper
+from advsphere.reproduce import tables as paper
 from advsphere.reproduce.tables import TABLES
 
 ATTACKS = [column for column in paper.TABLE_2["PGD-AT"] if column != "clean"]

@@ -11,18 +11,17 @@ import pytest
 from advsphere.cli.arguments import parse
 from advsphere.cli.evaluate import Options as Evaluate
 from advsphere.cli.train import Options as Train
-from advsphere.config import Config
-from advsphere.confounders import confounders
+from advsphere.comparison.confounders import confounders
 from advsphere.errors import UserError
 from advsphere.objectives import ALP
 from advsphere.recipes import TABLES as RECIPES
 from advsphere.recipes import recipe
-from advsphere.reproduce import paper
+from advsphere.reproduce import tables as paper
 from advsphere.reproduce.budgets import BUDGETS, Budget, budget
-from advsphere.reproduce.jobs import Job, run_name
-from advsphere.reproduce.pace import in_words
+from advsphere.reproduce.jobs import Job, in_words, run_name
 from advsphere.reproduce.plan import Places, Plan, plan
 from advsphere.reproduce.tables import TABLES, Arm, table
+from advsphere.runs.config import Config
 
 FEW = ("cpu", "full")
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from advsphere import results
 from advsphere.cli import main
-from advsphere.reproduce import pages
+from advsphere.reproduce import pages, results
 from advsphere.reproduce.tables import TABLES
 
 

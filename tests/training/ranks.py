@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from advsphere.data import Augment
 from advsphere.distributed import World
-from advsphere.draws import Draws
 from advsphere.files import tensor_checksum
-from advsphere.hypersphere import AngularMargin, Sphere
+from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.objectives import FreeAT, Objective, Standard
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from advsphere.training import Stopped, Trainer
 from tests.laws import OBJECTIVES, conv_net
@@ -34,8 +34,8 @@ TOGETHER: dict[str, tuple[Objective, int]] = {
 class Wide(Augment):
     """Crops and flips in float64."""
 
-    def __call__(self, pixels: Tensor, draws: Draws) -> Tensor:
-        return super().__call__(pixels, draws).double()
+    def __call__(self, pixels: Tensor, rng: Rng) -> Tensor:
+        return super().__call__(pixels, rng).double()
 
 
 def smooth_net() -> nn.Sequential:
@@ -52,7 +52,7 @@ def trainer_of(name: str, folder: Path, world: World) -> Trainer:
     """
     objective, parts = TOGETHER[name]
     net = smooth_net()
-    head = Sphere(scale=6.0).attach(net)
+    head = HypersphereConfig(scale=6.0).attach(net)
     trainer = tiny_trainer(
         folder / name,
         objective,

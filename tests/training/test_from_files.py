@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advsphere import experiment, provenance
-from advsphere.config import Config
+from advsphere import provenance
 from advsphere.data import Augment
 from advsphere.recipes import recipe
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config
 from advsphere.training import Stopped
 from tests.training.tiny import assert_same_run, stopping_after
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.data import Augment
-from advsphere.draws import derived_seed, permutation
-from advsphere.hypersphere import AngularMargin, Sphere
+from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy
 from advsphere.objectives import PGDAT, Crafting, FastAT, FreeAT, Objective, Standard
+from advsphere.rng import derived_seed, permutation
 from advsphere.schedule import Linear
 from advsphere.training import Hooks, Metrics, Stopped, Tick, load_checkpoint
 from tests.laws import OBJECTIVES, conv_net
@@ -29,10 +29,10 @@ class Watched(FreeAT):
 
     seen: tuple[list[Tensor], list[Tensor | None]] = field(default_factory=lambda: ([], []))
 
-    def craft(self, model: nn.Module, x: Tensor, y: Tensor, how: Crafting) -> Tensor:
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         self.seen[0].append(x)
-        self.seen[1].append(how.carry)
-        return super().craft(model, x, y, how)
+        self.seen[1].append(context.carry)
+        return super().craft(model, x, y, context)
 
 
 def batches(seed: int, epoch: int, n: int = 22, size: int = 8) -> list[Tensor]:
@@ -129,7 +129,9 @@ def test_the_learning_rate_and_the_hook_follow_the_progress_of_every_step(object
 
 
 def test_scale_and_margin_are_set_before_the_step_that_uses_them(tmp_path: Path) -> None:
-    sphere = Sphere(scale=10.0, margin=0.4, scale_schedule=Linear(((0.0, 0.5), (1.0, 1.0))), margin_schedule=RAMP)
+    sphere = HypersphereConfig(
+        scale=10.0, margin=0.4, scale_schedule=Linear(((0.0, 0.5), (1.0, 1.0))), margin_schedule=RAMP
+    )
     net = conv_net()
     criterion = AngularMargin(sphere.attach(net), sphere.margin)
     seen = []

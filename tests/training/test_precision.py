@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advsphere.hypersphere import AngularMargin, Sphere
+from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.models import build
 from advsphere.objectives import PGDAT, FreeAT
 from advsphere.training import Hooks, load_checkpoint
@@ -30,7 +30,7 @@ def test_bfloat16_sees_the_same_data_and_learns_the_same(tmp_path: Path) -> None
 
 def test_under_bfloat16_weights_averages_losses_and_the_sphere_stay_float32(tmp_path: Path) -> None:
     net, dtypes = conv_net(), set()
-    head = Sphere().attach(net)
+    head = HypersphereConfig().attach(net)
     head.register_forward_hook(lambda _, inputs, logits: dtypes.add((inputs[0].dtype, logits.dtype)))
     net[3].register_forward_hook(lambda _, inputs, output: dtypes.add(("convolution", output.dtype)))
     criterion = AngularMargin(head, 0.2)

@@ -15,7 +15,7 @@ from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.objectives import Standard
 from advsphere.training import load_checkpoint
-from advsphere.training.parts import Division
+from advsphere.training.step import Division
 from tests.launching import run_ranks
 from tests.training import ranks
 from tests.training.tiny import State, kept, tiny_trainer

@@ -10,28 +10,29 @@ import pytest
 import torch
 from torch import nn
 
-from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.losses import cross_entropy
 from advsphere.models import build
 from advsphere.objectives import ALP, Crafting, FastAT, FreeAT, Objective
-from advsphere.training.parts import Division
+from advsphere.rng import Rng
 from advsphere.training.recomputation import recompute_blocks
-from advsphere.training.step import BatchGradient
+from advsphere.training.step import BatchGradient, Division
 from tests.laws import conv_net, images
 from tests.training.tiny import few_images, kept, same, state, tiny_trainer
 
 
 def network(name: str) -> nn.Module:
     model = build(name, num_classes=4, image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
-    Sphere().attach(model)
+    HypersphereConfig().attach(model)
     return model.train()
 
 
 def gradient(model: nn.Module, objective: Objective) -> dict[str, torch.Tensor]:
-    how = Crafting(Draws(0, torch.arange(3)), fold=True)
-    BatchGradient(model, objective, cross_entropy, Division(3)).backward(images(3, size=16), torch.arange(3), 3, how)
+    context = Crafting(Rng(0, torch.arange(3)), fold=True)
+    BatchGradient(model, objective, cross_entropy, Division(3)).backward(
+        images(3, size=16), torch.arange(3), 3, context
+    )
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from advsphere.errors import UserError
 from advsphere.objectives import Standard
-from advsphere.training import Hooks, Stopped, load_checkpoint, writing
-from advsphere.training.writing import CheckpointWriter
+from advsphere.training import Hooks, Stopped, load_checkpoint
+from advsphere.training import checkpoint as writing
+from advsphere.training.checkpoint import CheckpointWriter
 from tests.training.tiny import kept, same, state, stopping_after, tiny_trainer
 
 

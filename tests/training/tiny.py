@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere import experiment, provenance
-from advsphere.config import Config
+from advsphere import provenance
 from advsphere.data import Dataset, ImageSet, load
 from advsphere.distributed import World
 from advsphere.losses import cross_entropy
 from advsphere.objectives import Criterion, Objective, Standard
 from advsphere.recipes import recipe
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config
 from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint, section
 from tests.laws import conv_net
 

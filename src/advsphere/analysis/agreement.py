@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from advsphere.analysis.canvas import canvas
-from advsphere.analysis.palette import INK, LINE, SERIES, SOFT
+from advsphere.analysis.canvas import INK, LINE, SERIES, SOFT, canvas
 from advsphere.evaluation import Evaluation
 
 if TYPE_CHECKING:

@@ -16,10 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advsphere.analysis.angles import NAMED, Angles
-from advsphere.analysis.canvas import canvas, legend, quiet
-from advsphere.analysis.palette import LINE, MARKERS, SERIES, SOFT
-from advsphere.analysis.resampling import Estimate, bootstrap
+from advsphere.analysis.canvas import LINE, MARKERS, SERIES, SOFT, canvas, legend, quiet
 from advsphere.errors import UserError
+from advsphere.stats import Estimate, bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

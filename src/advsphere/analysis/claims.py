@@ -16,11 +16,10 @@ from torch import Tensor
 
 from advsphere.analysis.angles import Angles
 from advsphere.analysis.balance import ENOUGH, Balance, relief
-from advsphere.analysis.few_steps import FewSteps
-from advsphere.analysis.hardness import GROUPS, Hardness
-from advsphere.analysis.resampling import bootstrap
+from advsphere.analysis.feature_normalization import FewSteps
+from advsphere.analysis.hard_examples import GROUPS, Hardness
 from advsphere.errors import UserError
-from advsphere.evaluation import PairedDifference
+from advsphere.stats import PairedDifference, bootstrap
 
 Answer = Literal["seen", "not seen", "not tested"]
 Key = Literal["effective", "hard", "balance", "margin"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from advsphere.analysis.canvas import canvas, outside_legend, quiet
-from advsphere.analysis.palette import LINE, MARKERS, SERIES
+from advsphere.analysis.canvas import LINE, MARKERS, SERIES, canvas, outside_legend, quiet
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, wilson
+from advsphere.evaluation import Evaluation
+from advsphere.stats import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,19 +12,112 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.broken import drawn, first_to_break
-from advsphere.analysis.canvas import canvas, legend, quiet
-from advsphere.analysis.falling import Falling, falling_line
-from advsphere.analysis.kept import read_kept, write_kept
-from advsphere.analysis.palette import SOFT
+from advsphere.analysis.canvas import MARKERS, SERIES, SOFT, canvas, legend, quiet
 from advsphere.attacks import pgd
+from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, Evaluation, data_checksum, model_checksum, radius
-from advsphere.evaluation.preflight import images_of
-from advsphere.threat import Norm, ThreatModel
+from advsphere.evaluation import AttackSpec, Evaluation
+from advsphere.evaluation.checks import device_of, images_of
+from advsphere.evaluation.judge import exact_float32, judge_attack, predict
+from advsphere.files import read_kept, write_kept
+from advsphere.identity import data_checksum, model_checksum
+from advsphere.losses import Loss, log_odds
+from advsphere.rng import Rng, permutation
+from advsphere.stats import wilson
+from advsphere.threat import Norm, ThreatModel, radius
+
+# FOLDED broken: Which of ever stronger attacks is the first to fool the model, for each image.
+
+
+def drawn(count: int, most: int | None, *, seed: int) -> Tensor:
+    """(n,) int64: the numbers of `count` examples, in order; a sample of `most` where there are more (None: of all)."""
+    if most is None or most >= count:
+        return torch.arange(count)
+    return permutation(count, seed=seed, epoch=0, purpose="a look")[:most].sort().values
+
+
+def first_to_break(
+    model: nn.Module,
+    images: Images,
+    examples: Tensor,
+    attacks: Sequence[tuple[ThreatModel, AttackSpec]],
+    *,
+    seed: int,
+    batch_size: int,
+    on_progress: Callable[[int, int], None],
+) -> tuple[int, ...]:
+    """For each of the examples, (n,) int64 in order, 0 where its clean prediction is wrong, else the number of the
+    first attack (from 1) that fooled, or len(attacks) + 1 where none did. Each attack gets only what resisted all
+    before it, and is judged in its own ball, in float32. on_progress: told (attacks done, in all), over all batches.
+    """
+    device, broken = device_of(model), torch.full((len(images),), len(attacks) + 1)
+    batches = examples.split(batch_size)
+    with exact_float32():
+        for number, index in enumerate(batches):
+            x, y = (t.to(device) for t in images.batch(index))
+            with frozen(model) as exact:
+                fooled = predict(exact, x, y)[0].cpu()
+            broken[index[fooled]] = 0
+            for i, (threat, spec) in enumerate(attacks, 1):
+                at = (broken[index] > len(attacks)).to(device)
+                if at.any():
+                    rng = Rng(seed, index.to(device)[at])
+                    verdict = judge_attack(model, spec, threat, x[at], y[at], rng)
+                    broken[index[at.cpu()][verdict.fooled.cpu()]] = i
+                on_progress(number * len(attacks) + i, len(batches) * len(attacks))
+    return tuple(broken[examples].tolist())
+
+
+# FOLDED falling: Accuracy as attacks get stronger, one after the other: what curves against eps and against
+# FOLDED falling: steps have in common.
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Falling:
+    """at: how strong the attacks were, rising; the first is 0, the clean images. broken: for each example the position
+    in `at` of the first attack that fooled, as `first_to_break` has it. of: how many examples these are drawn from.
+    """
+
+    at: tuple[float, ...]
+    broken: tuple[int, ...]
+    of: int
+    seed: int
+
+    @property
+    def n(self) -> int:
+        return len(self.broken)
+
+    @property
+    def robust(self) -> tuple[int, ...]:
+        """How many examples are left at each strength; never rising."""
+        return tuple(sum(b > i for b in self.broken) for i in range(len(self.at)))
+
+    @property
+    def accuracy(self) -> tuple[float, ...]:
+        return tuple(k / self.n for k in self.robust)
+
+    @property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """A 95 % Wilson interval at each strength, for the sample alone."""
+        return tuple(wilson(k, self.n) for k in self.robust)
+
+
+def falling_line(axes: Axes, found: Falling, number: int, name: str, *, first: int = 0) -> tuple[str, str]:
+    """Draw it in percent, with its 95 % band, from position `first` on; returns the colour and the marker."""
+    colour, marker = SERIES[number % len(SERIES)], MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
+    at, percent = found.at[first:], [100 * a for a in found.accuracy[first:]]
+    low, high = ([100 * v for v in ends] for ends in zip(*found.intervals[first:], strict=True))
+    axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(at, percent, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name, clip_on=False)
+    return colour, marker
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,3 +236,67 @@ def _worst(evaluation: Evaluation, axes: Axes, colour: str, marker: str) -> None
 def _pgd(threat: ThreatModel, steps: int) -> AttackSpec:
     attack = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True, keep="best")
     return AttackSpec(f"PGD-{steps}", attack)
+
+
+# FOLDED steps: Accuracy against the number of steps: an attack that still finds more with more steps has not
+# FOLDED steps: converged.
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STEPS = (1, 2, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsCurve(Falling):
+    """Accuracy under PGD with rising numbers of steps. at: these numbers."""
+
+    threat: ThreatModel
+    at: tuple[int, ...]
+
+
+def accuracy_against_steps(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: Tensor | None = None,
+    *,
+    threat: ThreatModel,
+    steps: Sequence[int] = STEPS,
+    loss: Loss = log_odds,
+    most: int | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> StepsCurve:
+    """PGD with steps of eps / 4 from the same uniform start, with each number of steps in turn, on what still resists.
+
+    A shorter attack is thus the beginning of a longer one, and an image counts as fooled from its first success on.
+    images, labels, seed, batch_size: as in `evaluate`. most: as in `accuracy_against_eps`. on_progress: told (attacks
+    done, in all), over all batches. Raises UserError for steps that are not positive, or none.
+    """
+    images, numbers = images_of(images, labels), tuple(sorted({*map(int, steps)}))
+    if not numbers or numbers[0] < 1:
+        raise UserError(f"numbers of steps are positive, not {', '.join(map(str, numbers)) or 'none'}")
+    attacks = [(threat, AttackSpec(f"PGD-{k}", _pgd_steps(threat, k, loss))) for k in numbers]
+    examples = drawn(len(images), most, seed=seed)
+    broken = first_to_break(model, images, examples, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
+    return StepsCurve(threat=threat, at=(0, *numbers), broken=broken, of=len(images), seed=seed)
+
+
+def steps_figure(curves: Mapping[str, StepsCurve]) -> Figure:
+    """Curves with their 95 % bands, by the models' names; the steps on a logarithmic axis, beginning with 1."""
+    figure, (axes,) = canvas(4.6, 3.2)
+    for i, (name, curve) in enumerate(curves.items()):
+        falling_line(axes, curve, i, name, first=1)
+    one = next(iter(curves.values()))
+    axes.set_xscale("log")
+    axes.set_xticks(one.at[1:], [str(k) for k in one.at[1:]])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    quiet(axes, f"steps of PGD at {one.threat.norm} eps = {radius(one.threat.eps)}", "accuracy, %")
+    legend(axes)
+    return figure
+
+
+def _pgd_steps(threat: ThreatModel, steps: int, loss: Loss) -> partial[Tensor]:
+    return partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, loss=loss, until_fooled=True, keep="best")

@@ -8,16 +8,12 @@ from functools import partial
 
 from torch import nn
 
-from advsphere.analysis.anatomy import Anatomy, dissect
-from advsphere.analysis.angles import Angles, measure
-from advsphere.analysis.crafted import Crafted, craft
-from advsphere.analysis.curves import Curve, accuracy_against_eps
-from advsphere.analysis.few_steps import FewSteps, few_steps
+from advsphere.analysis.angles import Angles, HeadParts, measure, split_head
+from advsphere.analysis.curves import Curve, StepsCurve, accuracy_against_eps, accuracy_against_steps
+from advsphere.analysis.feature_normalization import FewSteps, few_steps
 from advsphere.analysis.gradients import LayerGradients, layer_gradients
-from advsphere.analysis.hardness import Hardness, check_count, hardness
-from advsphere.analysis.pictures import Picture
-from advsphere.analysis.sheet import both_ways, first_right
-from advsphere.analysis.steps import StepsCurve, accuracy_against_steps
+from advsphere.analysis.hard_examples import Crafted, Hardness, check_count, craft, hardness
+from advsphere.analysis.perturbations import Picture, both_ways, first_right
 from advsphere.analysis.surface import Surface, loss_surface
 from advsphere.classifier import find_head
 from advsphere.data import Images
@@ -63,7 +59,7 @@ class Examination:
     """
 
     network: Network
-    anatomy: Anatomy
+    anatomy: HeadParts
     crafted: Crafted
     clean: Angles
     adversarial: Angles
@@ -86,7 +82,7 @@ def examine(
     batch_size: int = 250,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Examination:
-    """Look at all of it. on_progress: told (one of STAGES, done, total). Raises UserError as `preflight` and `dissect`,
+    """Look at all of it. on_progress: told (one of STAGES, done, total). Raises UserError like `preflight` does,
     and for fewer than ten images, before anything is crafted.
 
     The model is put back as it was; its gradients are left alone.
@@ -94,7 +90,7 @@ def examine(
     model, told = network.model, {stage: partial(on_progress, stage) for stage in STAGES}
     check_count(len(images))
     preflight(model, images, batch_size=batch_size)
-    anatomy = dissect(model, images, head=network.head, batch_size=batch_size)
+    anatomy = split_head(model, images, head=network.head, batch_size=batch_size)
     crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=told["craft"])
     clean, adversarial = (
         measure(anatomy, x, crafted.y, images.classes, batch_size=batch_size) for x in (crafted.x, crafted.x_adv)
@@ -161,7 +157,7 @@ def _surface(
 
 
 def _pictures(
-    anatomy: Anatomy, images: Images, clean: Angles, threat: ThreatModel, seed: int, told: Callable[[int, int], None]
+    anatomy: HeadParts, images: Images, clean: Angles, threat: ThreatModel, seed: int, told: Callable[[int, int], None]
 ) -> dict[str, tuple[Picture, ...]]:
     examples = first_right(clean) or (0,)
     found = both_ways(anatomy, images, examples, threat=threat, seed=seed)

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.canvas import canvas, legend, quiet
-from advsphere.analysis.crafted import STEPS, craft
-from advsphere.analysis.palette import MARKERS, SERIES, SOFT
+from advsphere.analysis.canvas import MARKERS, SERIES, SOFT, canvas, legend, quiet
+from advsphere.analysis.hard_examples import STEPS, craft
 from advsphere.classifier import find_head, logits_of
 from advsphere.data import Images
 from advsphere.losses import Loss, cross_entropy

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.canvas import canvas, quiet
-from advsphere.analysis.crafted import Crafted
-from advsphere.analysis.palette import INK, SOFT
+from advsphere.analysis.canvas import INK, SOFT, canvas, quiet
+from advsphere.analysis.hard_examples import Crafted
 from advsphere.classifier import frozen
-from advsphere.draws import Draws
 from advsphere.losses import Loss, margin
+from advsphere.rng import Rng
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +57,7 @@ def loss_surface(
     d = crafted.x_adv[chosen] - x
     size = threat.distance(crafted.x_adv[chosen], x).clamp(min=1e-12)
     d = d * (threat.eps / size).view(-1, *[1] * (x.dim() - 1))
-    r = threat.eps * threat.ascent(Draws(seed, chosen).normal(x.shape[1:], "surface").to(x.dtype), x)
+    r = threat.eps * threat.ascent(Rng(seed, chosen).normal(x.shape[1:], "surface").to(x.dtype), x)
     along = torch.linspace(-reach, reach, points, device=x.device)
     b, a = (grid.flatten() for grid in torch.meshgrid(along, along, indexing="ij"))
     values = torch.zeros(len(examples), points * points)

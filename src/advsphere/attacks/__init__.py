@@ -2,17 +2,17 @@
 attacks.
 """
 
-from advsphere.attacks.apgd import apgd, apgd_targeted
+from advsphere.attacks.auto_pgd import apgd, apgd_targeted
 from advsphere.attacks.carlini_wagner import cw
 from advsphere.attacks.combine import Attack, restarts, worst_case
-from advsphere.attacks.deepfool import deepfool
+from advsphere.attacks.deep_fool import deepfool
 from advsphere.attacks.ensemble import auto_attack, expected, stages
-from advsphere.attacks.fab import fab, fab_targeted
+from advsphere.attacks.fast_adaptive_boundary import fab, fab_targeted
 from advsphere.attacks.feature import Guides, feature_attack
 from advsphere.attacks.gradient import Keep, Start, fgsm, mim, pgd
-from advsphere.attacks.rays import rays
-from advsphere.attacks.square import square
-from advsphere.attacks.surrogate import Cosines, surrogate
+from advsphere.attacks.ray_search import rays
+from advsphere.attacks.square_attack import square
+from advsphere.attacks.surrogates import Cosines, surrogate
 
 __all__ = [
     "Attack",

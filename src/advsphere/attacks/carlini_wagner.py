@@ -12,9 +12,9 @@ from torch import Tensor
 
 from advsphere.attacks.smallest import Smallest, over_pixels
 from advsphere.classifier import Classifier, fooled, input_gradient
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import Norm
 
 FIRST_C = {"l2": 1e-3, "linf": 1e-5}
@@ -42,7 +42,7 @@ def cw(
     confidence: float = 0.0,
     targeted: bool = False,
     eps: float | None = None,
-    draws: Draws | None = None,
+    rng: Rng | None = None,
 ) -> Tensor:
     """The attacks of Carlini & Wagner 2017 (arXiv 1608.04644); x: (B, C, H, W) in bounds, target: (B,) labels, or
     classes to reach if `targeted` -> x_adv of the same shape, the smallest found, or the clean image where none was.

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from advsphere.classifier import Classifier, fooled
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import margin
+from advsphere.rng import Rng
 
 
 class Attack(Protocol):
@@ -21,7 +21,7 @@ class Attack(Protocol):
     any ignores them.
     """
 
-    def __call__(self, model: Classifier, x: Tensor, target: Tensor, /, *, draws: Draws | None = None) -> Tensor: ...
+    def __call__(self, model: Classifier, x: Tensor, target: Tensor, /, *, rng: Rng | None = None) -> Tensor: ...
 
 
 def worst_case(attacks: Sequence[Attack]) -> Attack:
@@ -31,8 +31,8 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
     misclassified anyway is never attacked).
     """
 
-    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
-        draws = draws or Draws.of(x)
+    def attack(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+        rng = rng or Rng.of(x)
         with torch.no_grad():
             logits = model(x)
         result, best, done = x.detach().clone(), margin(logits, y), fooled(logits, y)
@@ -40,7 +40,7 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
             index = (~done).nonzero().squeeze(1)
             if len(index) == 0:
                 break
-            x_adv = one(model, x[index], y[index], draws=draws.take(index))
+            x_adv = one(model, x[index], y[index], rng=rng.take(index))
             with torch.no_grad():
                 logits = model(x_adv)
             value, hit = margin(logits, y[index]), fooled(logits, y[index])
@@ -60,9 +60,9 @@ def restarts(attack: Attack, n: int) -> Attack:
         raise UserError(f"an attack can't be run {n} times; restarts are counted from 1")
 
     def restarted(r: int) -> Attack:
-        def once(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
-            draws = draws or Draws.of(x)
-            return attack(model, x, y, draws=draws.at(restart=draws.restart * n + r))
+        def once(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+            rng = rng or Rng.of(x)
+            return attack(model, x, y, rng=rng.at(restart=rng.restart * n + r))
 
         return once
 

@@ -9,14 +9,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from advsphere.attacks.apgd import apgd, apgd_targeted
+from advsphere.attacks.auto_pgd import apgd, apgd_targeted
 from advsphere.attacks.combine import Attack, restarts, worst_case
-from advsphere.attacks.fab import fab, fab_targeted
-from advsphere.attacks.square import square
+from advsphere.attacks.fast_adaptive_boundary import fab, fab_targeted
+from advsphere.attacks.square_attack import square
 from advsphere.classifier import Classifier, input_gradient
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import Loss, dlr, log_odds, margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 Version = Literal["standard", "plus", "rand"]
@@ -94,9 +94,9 @@ def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
     if passes < 1:
         raise UserError(f"a mean of {passes} forwards can't be taken; passes is 1 or more")
 
-    def run(model: Classifier, x: Tensor, y: Tensor, /, *, draws: Draws | None = None) -> Tensor:
+    def run(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
         mean = _Mean(model, loss, passes)
-        return attack(mean.model, x, y, loss=mean.loss, draws=draws)
+        return attack(mean.model, x, y, loss=mean.loss, rng=rng)
 
     return run
 

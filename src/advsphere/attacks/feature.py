@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.classifier import Classifier, fooled
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 MOST = 16
@@ -37,7 +37,7 @@ class Guides:
                 f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
             )
 
-    def draw(self, y: Tensor, draws: Draws) -> Tensor:
+    def draw(self, y: Tensor, rng: Rng) -> Tensor:
         """(B,) positions: for each of the labels y (B,) an image of another class, all of them equally likely.
 
         Raises UserError where there is none.
@@ -50,7 +50,7 @@ class Guides:
                 f"there are {len(by_class)} guides, and none of another class than {y[others == 0][0].item()}; "
                 "give images of at least two classes"
             )
-        place = (draws.uniform((), "guide") * others).long().clamp(max=others - 1)
+        place = (rng.uniform((), "guide") * others).long().clamp(max=others - 1)
         return by_class[torch.where(place < low, place, place + high - low)]
 
 
@@ -66,7 +66,7 @@ def feature_attack(
     tries: int = 100,
     steps: int = 100,
     step_size: float = 1 / 255,
-    draws: Draws | None = None,
+    rng: Rng | None = None,
 ) -> Tensor:
     """The feature attack of github.com/Line290/FeatureAttack (no paper), the column "FeaAtt." of the paper's Table 2;
     x: (B, C, H, W) in bounds, y: (B,) labels -> x_adv of the same shape.
@@ -86,14 +86,14 @@ def feature_attack(
     """
     if tries < 1:
         raise UserError(f"the attack can't work with {tries} guides for each image; 100 is usual")
-    x, draws = x.detach(), draws or Draws.of(x)
+    x, rng = x.detach(), rng or Rng.of(x)
     climb = _Climb(model, head, threat, steps, step_size)
     with torch.no_grad():
         logits = model(x)
     result, best, done = x.clone(), margin(logits, y).double(), fooled(logits, y)
     for numbers in _together(tries):
         for index in (~done).nonzero().squeeze(1).split(max(1, len(x) // len(numbers))):
-            tried = [draws.take(index).at(restart=draws.restart * tries + number) for number in numbers]
+            tried = [rng.take(index).at(restart=rng.restart * tries + number) for number in numbers]
             goal = climb.goals(guides, torch.stack([guides.draw(y[index], one) for one in tried], 1), x.dtype)
             start = torch.stack([threat.sample(x[index], one) for one in tried], 1)
             x_adv, value, hit = climb.run(start, x[index], y[index], goal)

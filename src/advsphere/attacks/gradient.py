@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from advsphere.classifier import Classifier, fooled, input_gradient
-from advsphere.draws import Draws
 from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 Start = Literal["uniform", "clean"] | Tensor
@@ -33,7 +33,7 @@ def fgsm(
     threat: ThreatModel,
     loss: Loss = log_odds,
     targeted: bool = False,
-    draws: Draws | None = None,
+    rng: Rng | None = None,
 ) -> Tensor:
     """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of size eps from the clean
     image.
@@ -61,7 +61,7 @@ def pgd(
     targeted: bool = False,
     until_fooled: bool = False,
     keep: Keep = "last",
-    draws: Draws | None = None,
+    rng: Rng | None = None,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083); x: (B, C, H, W) in bounds -> x_adv of the same
     shape.
@@ -71,7 +71,7 @@ def pgd(
     tensor to begin at. decay: follow the momentum of `mim` instead of the gradient. targeted: descend instead, towards
     `target`. until_fooled: stop each example at its first success (target must be labels). keep: the last iterate, or
     the one with the highest loss; with both, an example that is back at one of its last iterates is done as well, since
-    it would go round in circles. draws: where the random start comes from (seed 0 and ids 0..B-1 by default). Raises
+    it would go round in circles. rng: where the random start comes from (seed 0 and ids 0..B-1 by default). Raises
     UserError for `until_fooled` with another target than labels. Differs from the paper's code by ascending `log_odds`,
     which has cross-entropy's direction and never saturates.
     """
@@ -79,7 +79,7 @@ def pgd(
         raise UserError(f"until_fooled judges success by labels (B,), but the target has shape {tuple(target.shape)}")
     sign = -1.0 if targeted else 1.0
     x = x.detach()
-    x_adv = starting_point(x, threat, start, draws)
+    x_adv = starting_point(x, threat, start, rng)
     result = x_adv.clone()
     active = torch.arange(len(x), device=x.device)
     momentum = torch.zeros_like(x)
@@ -130,7 +130,7 @@ def mim(
     targeted: bool = False,
     until_fooled: bool = False,
     keep: Keep = "last",
-    draws: Draws | None = None,
+    rng: Rng | None = None,
 ) -> Tensor:
     """The momentum iterative method (Dong et al. 2018, arXiv 1710.06081, eq. 6-7): g <- decay g + grad / ||grad||_1.
 
@@ -149,12 +149,12 @@ def mim(
         targeted=targeted,
         until_fooled=until_fooled,
         keep=keep,
-        draws=draws,
+        rng=rng,
     )
 
 
-def starting_point(x: Tensor, threat: ThreatModel, start: Start, draws: Draws | None) -> Tensor:
+def starting_point(x: Tensor, threat: ThreatModel, start: Start, rng: Rng | None) -> Tensor:
     """Where an attack inside a ball begins, put into ball and box; (B, ...) -> (B, ...)."""
     if isinstance(start, Tensor):
         return threat.project(start.detach(), x)
-    return threat.sample(x, draws or Draws.of(x)) if start == "uniform" else x.clone()
+    return threat.sample(x, rng or Rng.of(x)) if start == "uniform" else x.clone()

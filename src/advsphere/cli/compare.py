@@ -12,13 +12,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from advsphere import experiment
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
-from advsphere.cli.subject import Subject
-from advsphere.confounders import confounders, divided_otherwise, trained_elsewhere
-from advsphere.evaluation import Effort, Evaluation, Gain, Precision, Survival, radius, survival
+from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere
+from advsphere.comparison.gain import Gain, Survival, survival
+from advsphere.evaluation import Effort, Evaluation, Precision
 from advsphere.files import write_atomically
+from advsphere.runs import train as experiment
+from advsphere.runs.target import EvaluationTarget
+from advsphere.threat import radius
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def main(arguments: list[str]) -> int:
 def _question(options: Options, run: Path, eps: float) -> evaluate.Options:
     """What `advsphere evaluate` would be asked for this run."""
     return evaluate.Options(
-        subject=Subject(run=run, checkpoint=options.checkpoint, n=options.n, data=options.data),
+        subject=EvaluationTarget(run=run, checkpoint=options.checkpoint, n=options.n, data=options.data),
         suite=options.suite,
         effort=options.effort,
         eps=eps,

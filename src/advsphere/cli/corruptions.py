@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from advsphere import results
 from advsphere.analysis import corruption_figure
 from advsphere.cli.arguments import parse
-from advsphere.cli.subject import Subject
-from advsphere.corruption_table import corruption_markdown, corruption_row
+from advsphere.cli.progress import progress_bar
+from advsphere.corruption import SEVERITIES, Corrupted, generated, read_published, save_arrays, save_folders
+from advsphere.corruption.evaluate import corruption_accuracy, recheck
+from advsphere.corruption.result import ALEXNET, RECORD, CorruptionRecord
 from advsphere.data import Images
-from advsphere.data.corruptions import SEVERITIES, Corrupted, generated, read_published, save_arrays, save_folders
 from advsphere.errors import UserError
-from advsphere.evaluation import progress_bar
-from advsphere.evaluation.corruption import corruption_accuracy, recheck
-from advsphere.evaluation.corruption_record import ALEXNET, RECORD, CorruptionRecord
+from advsphere.reproduce import results
+from advsphere.reproduce.results import corruption_markdown, corruption_row
+from advsphere.runs.target import EvaluationTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Options:
     command goes on.
     """
 
-    subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
+    subject: Annotated[EvaluationTarget, tyro.conf.arg(name="")] = EvaluationTarget()
     generate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Generate the corrupted images; that is the default without --root."""
     root: Path | None = None

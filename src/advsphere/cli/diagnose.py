@@ -12,19 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from advsphere import experiment
 from advsphere.analysis import Diagnosis, Network, diagnose
-from advsphere.analysis.few_steps import PAPER
+from advsphere.analysis.feature_normalization import PAPER
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import stage_bars
-from advsphere.cli.subject import Subject
-from advsphere.config import Config, differences
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import radius
-from advsphere.evaluation.batches import usual_batch_size
-from advsphere.report import numbers
-from advsphere.threat import Norm, ThreatModel
+from advsphere.evaluation.shared import usual_batch_size
+from advsphere.report import rendering as numbers
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config, differences
+from advsphere.runs.target import EvaluationTarget
+from advsphere.threat import Norm, ThreatModel, radius
 from advsphere.training import read_metrics
 
 _DOES_NOT_MATTER = ("recipe:", "data.root:", "training.checkpoint_minutes:", "training.workers:", "notes:")
@@ -55,7 +54,7 @@ class Options:
     Written: a png of each figure, and diagnosis.json with the numbers behind them.
     """
 
-    subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
+    subject: Annotated[EvaluationTarget, tyro.conf.arg(name="")] = EvaluationTarget()
     baseline: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """The folder of another run, trained on the same kind of images, to compare with."""
     norm: Norm | None = None
@@ -106,12 +105,12 @@ def enough(shape: tuple[int, int, int]) -> int:
     return max(60, min(500, 500 * 32 * 32 // (height * width)))
 
 
-def _loaded(subject: Subject) -> tuple[nn.Module, Images]:
+def _loaded(subject: EvaluationTarget) -> tuple[nn.Module, Images]:
     model, images = subject.load()
     return model, images if subject.n is not None else images.few(enough(images.shape))
 
 
-def _subject(subject: Subject, head: str | None) -> tuple[Network, Images, ThreatModel]:
+def _subject(subject: EvaluationTarget, head: str | None) -> tuple[Network, Images, ThreatModel]:
     """What is diagnosed, on which images, and under which threat unless told otherwise."""
     model, images = _loaded(subject)
     if subject.run is None:
@@ -120,7 +119,7 @@ def _subject(subject: Subject, head: str | None) -> tuple[Network, Images, Threa
     return _run(subject.run, model, images, subject), images, experiment.read_config(subject.run).threat
 
 
-def _run(folder: Path, model: nn.Module, images: Images, subject: Subject) -> Network:
+def _run(folder: Path, model: nn.Module, images: Images, subject: EvaluationTarget) -> Network:
     """A run's network, with its other states: the initial weights are a function of the config, and made again."""
     config = experiment.read_config(folder)
     states: dict[str, nn.Module] = {}
@@ -140,7 +139,7 @@ def _run(folder: Path, model: nn.Module, images: Images, subject: Subject) -> Ne
     )
 
 
-def _baseline(folder: Path | None, subject: Subject, images: Images) -> tuple[Network | None, list[str]]:
+def _baseline(folder: Path | None, subject: EvaluationTarget, images: Images) -> tuple[Network | None, list[str]]:
     """The baseline, and what is to be known about the pair."""
     if folder is None:
         return None, []

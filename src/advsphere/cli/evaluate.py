@@ -9,12 +9,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from advsphere import experiment
 from advsphere.cli.arguments import DURATION, parse
-from advsphere.cli.subject import Subject
-from advsphere.config import Config
+from advsphere.cli.progress import progress_bar
 from advsphere.distributed import World, joined, leave
-from advsphere.evaluation import Effort, Evaluation, Precision, evaluate, progress_bar
+from advsphere.evaluation import Effort, Evaluation, Precision, evaluate
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config
+from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import Norm, ThreatModel
 
 
@@ -34,7 +35,7 @@ class Options:
     torchrun --nproc-per-node 4 -m advsphere evaluate runs/digits-pgd-at-he
     """
 
-    subject: Annotated[Subject, tyro.conf.arg(name="")] = Subject()
+    subject: Annotated[EvaluationTarget, tyro.conf.arg(name="")] = EvaluationTarget()
     suite: str = "quick"
     """Which attacks.
     - quick: FGSM, PGD-20, PGD-100, margin PGD-100.

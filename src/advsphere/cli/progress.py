@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 
-from advsphere.config import Config
+from advsphere.evaluation.engine import Progress
+from advsphere.runs.config import Config
 from advsphere.training import Metrics, Tick, Trainer
 
 
@@ -28,7 +29,7 @@ class TrainingProgress:
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
-        self.bar = Progress(
+        self.bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -91,7 +92,7 @@ def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None
     (network, stage, done, total).
     """
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
 
         def show(name: str, stage: str, done: int, total: int) -> None:
@@ -99,5 +100,28 @@ def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None
             if key not in tasks:
                 tasks[key] = bars.add_task(f"{name:<24} {stage:<13}", total=total)
             bars.update(tasks[key], completed=done)
+
+        yield show
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar for each attack on the terminal; what it yields is `evaluate`'s `on_progress`."""
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[so_far]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns) as bars:
+        tasks: dict[str, object] = {}
+
+        def show(progress: Progress) -> None:
+            name = progress.attack
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=progress.total, so_far="")
+            bars.update(tasks[name], completed=progress.done, so_far=str(progress))  # type: ignore[arg-type]
 
         yield show

@@ -11,19 +11,96 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from advsphere import experiment
 from advsphere.cli.arguments import parse
-from advsphere.cli.commands import commands
-from advsphere.cli.evaluations import Finished, common
 from advsphere.cli.progress import stage_bars
-from advsphere.cli.subject import Subject
+from advsphere.comparison.find import Finished, common
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS
-from advsphere.dossier import SAMPLE, Another, Evidence, Stage, confounded, judged, names, shared_pictures
 from advsphere.errors import UserError
-from advsphere.recipes import method
-from advsphere.report import report, verdicts
+from advsphere.evaluation import Effort, usual_batch_size
+from advsphere.recipes import method, recipe
+from advsphere.report import Command, report, verdicts
+from advsphere.report.collect import SAMPLE, Another, Evidence, Stage, confounded, judged, names, shared_pictures
 from advsphere.report.verdict import cautions
+from advsphere.runs import train as experiment
+from advsphere.runs.config import differences, flags
+from advsphere.runs.target import EvaluationTarget
+from advsphere.threat import radius
+
+# FOLDED commands: The lines to type to get a report's numbers again, to check them, and to go on from them.
+
+
+def commands(places: Sequence[Sequence[Path]], arms: Sequence[Sequence[Finished]]) -> list[Command]:
+    """From training to this page. places: what the report was asked for; each arm is one place, or several seeds."""
+    lines = []
+    for one in (one for arm in arms for one in arm):
+        run = one.subject.run
+        if run is not None and (trained := _train(run)) is not None:
+            lines.append(Command(f"Train {run.name}", trained))
+        lines.append(Command(f"Evaluate {(run or one.folder).name}", _evaluate(one)))
+        lines.append(Command("Check its every number from the evidence", _line("verify", one.folder)))
+    runs = [[one.subject.run for one in arm if one.subject.run is not None] for arm in arms]
+    if len(arms) == 2 and list(map(len, runs)) == list(map(len, arms)):
+        compared = _line("compare", *map(_joined, runs))
+        lines.append(Command("Compare the two under all attacks of the survival suite", compared))
+    lines += [Command(f"Look inside {run.name}", _line("diagnose", run)) for run in runs[-1][:1]]
+    suite = arms[0][0].evaluation.identity["suite"]["name"]
+    return [*lines, Command("Write this page again", _line("report", *map(_joined, places), "--suite", suite))]
+
+
+def _joined(seeds: Sequence[Path]) -> str:
+    return ",".join(map(str, seeds))
+
+
+def _train(run: Path) -> str | None:
+    """None where a run differs from its recipe in more than a flag can say."""
+    config = experiment.read_config(run)
+    try:
+        changes = [line for line in differences(recipe(config.recipe), config) if not line.startswith("data.root:")]
+    except UserError:
+        return None
+    typed = flags(changes)
+    return None if typed is None else _line("train", config.recipe, "--out", run, *typed)
+
+
+def _evaluate(one: Finished) -> str:
+    subject, identity = one.subject, one.evaluation.identity
+    shape = identity["data"]["shape"]
+    given: dict[str, object] = {
+        "--checkpoint": subject.checkpoint if subject.checkpoint != "best" else None,
+        "--model": subject.model,
+        "--weights": subject.weights,
+        "--data": subject.data,
+        "--image-size": subject.image_size,
+        "--mean": subject.mean,
+        "--std": subject.std,
+        "--n": subject.n,
+        "--suite": identity["suite"]["name"],
+    }
+    usual = Effort()
+    for field in ("restarts", "steps", "guides"):
+        value = identity["suite"].get(field)
+        given[f"--{field}"] = None if value == getattr(usual, field) else value
+    given |= {
+        "--norm": identity["threat"]["norm"],
+        "--eps": radius(identity["threat"]["eps"]),
+        "--seed": identity["seed"] or None,
+        "--batch-size": identity["batch_size"] if identity["batch_size"] != usual_batch_size(shape) else None,
+        "--precision": identity["search"],
+        "--head": identity["suite"].get("head") if subject.run is None else None,
+        "--out": one.folder,
+    }
+    words: list[object] = [] if subject.run is None else [subject.run]
+    for flag, value in given.items():
+        if value is not None:
+            words += [flag, *(value if isinstance(value, tuple) else (value,))]
+    words += ["--cascade"] if identity["suite"].get("cascade") else []
+    return _line("evaluate", *words)
+
+
+def _line(command: str, *words: object) -> str:
+    return shlex.join(["advsphere", command, *map(str, words)])
+
 
 _DOING: dict[Stage, str] = {"curve": "at rising eps", "angles": "angles"}
 
@@ -130,7 +207,7 @@ def _run_of(one: Finished) -> Path:
     return one.subject.run
 
 
-def _of_the_data(subject: Subject) -> list[str]:
+def _of_the_data(subject: EvaluationTarget) -> list[str]:
     """A sentence where the images of a run are not what their name says."""
     if subject.run is None:
         return []

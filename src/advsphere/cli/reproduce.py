@@ -19,18 +19,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
-from advsphere import results
 from advsphere.cli.arguments import parse
 from advsphere.errors import UserError
-from advsphere.experiment import device
 from advsphere.files import disk_errors
-from advsphere.reproduce import pace, pages, running
+from advsphere.reproduce import jobs as pace
+from advsphere.reproduce import pages, results, running
 from advsphere.reproduce.budgets import budget
 from advsphere.reproduce.collecting import collect
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Places, Plan, plan
 from advsphere.reproduce.running import Failure, Start
 from advsphere.reproduce.tables import TABLES, table
+from advsphere.runs.train import device
 
 
 @dataclass(frozen=True, kw_only=True)

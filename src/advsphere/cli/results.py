@@ -8,14 +8,12 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
-from advsphere import results
 from advsphere.cli.arguments import parse
-from advsphere.corruption_table import corruption_markdown
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
-from advsphere.reproduce import pages
-from advsphere.reproduce.checking import Status, check
-from advsphere.reproduce.collecting import INSIDE, VALIDATION, diagnosed
+from advsphere.reproduce import pages, results
+from advsphere.reproduce.collecting import INSIDE, VALIDATION, Status, check, diagnosed
+from advsphere.reproduce.results import corruption_markdown
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from advsphere.analysis import stored_strips, strip, strip_figure
 from advsphere.cli.arguments import parse
-from advsphere.cli.subject import Subject
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import Ledger, Replay, Story, find_name, replay, story, telling
+from advsphere.evaluation import Ledger, Replay, Trace, find_name, notable, replay, trace_example
 from advsphere.files import write_atomically
+from advsphere.runs.target import EvaluationTarget
 
 LEDGER = "ledger.sqlite"
 NUMBER = PrimitiveConstructorSpec[int | None](
@@ -68,13 +68,13 @@ def main(arguments: list[str]) -> int:
         if len(folders) > 1:
             console.print(f"\n{folder}", style="bold")
         with Ledger.read(folder / LEDGER) as book:
-            model, images = Subject.read(folder).load()
+            model, images = EvaluationTarget.read(folder).load()
             if images.labels.tolist() != book.labels:
                 raise UserError(f"{folder} is of other images than those of {images.name} now; put its own ones back")
             if options.example is None:
                 _list(console, folder, book, model, images)
                 continue
-            told = story(book, options.example, images.classes)
+            told = trace_example(book, options.example, images.classes)
             if options.replay is None:
                 _tell(console, folder, book, told, images, options.out)
             else:
@@ -87,14 +87,14 @@ def main(arguments: list[str]) -> int:
 def _list(console: Console, folder: Path, book: Ledger, model: nn.Module, images: Images) -> None:
     k, n = book.worst_case()
     console.print(f"{n} examples, numbered from 0; nothing fooled {k} of them")
-    for group in telling(book, model, images):
+    for group in notable(book, model, images):
         console.print(f"\n{group.kind}", style="bold")
         for example, note in group.examples.items():
-            told = story(book, example, images.classes)
+            told = trace_example(book, example, images.classes)
             console.print(f"  {_command(folder, example)}   {told.name(told.label)}; {note}")
 
 
-def _tell(console: Console, folder: Path, book: Ledger, told: Story, images: Images, out: Path | None) -> None:
+def _tell(console: Console, folder: Path, book: Ledger, told: Trace, images: Images, out: Path | None) -> None:
     console.print(told.table(width=console.width))
     path = out or folder / f"example-{told.example}.png"
     _draw(path, strip_figure(told, images, stored_strips(book, told, images)))
@@ -106,10 +106,10 @@ def _tell(console: Console, folder: Path, book: Ledger, told: Story, images: Ima
         console.print(f"{sees}: {_command(folder, told.example, attack)}")
 
 
-def _compare(console: Console, folder: Path, found: Replay, told: Story, images: Images, out: Path | None) -> None:
+def _compare(console: Console, folder: Path, found: Replay, told: Trace, images: Images, out: Path | None) -> None:
     attack = found.then.attack
     console.print(told.title, style="bold")
-    console.print(f"{attack}, with the recorded draws: seed {told.seed}, example {told.example}")
+    console.print(f"{attack}, with the recorded rng: seed {told.seed}, example {told.example}")
     for when, attempt in {"recorded": found.then, "now": found.now}.items():
         distance = "" if attempt.distance is None else f", at a distance of {attempt.distance:.4g}"
         console.print(f"  {when + ':':<10} {told.fate(attempt)}{distance}")

@@ -15,16 +15,16 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from advsphere import experiment
 from advsphere.analysis import gradient_record
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
-from advsphere.config import Config
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.losses import Loss
 from advsphere.recipes import recipe
+from advsphere.runs import train as experiment
+from advsphere.runs.config import Config
 from advsphere.training import Metrics, Stopped
 
 HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--diagnose] [OVERRIDES]
@@ -79,7 +79,7 @@ def _train(arguments: list[str], world: World) -> int:
     config = recipe(name)
     if "--he" in rest and config.sphere is None:
         # Before parsing, so that --sphere.scale and the like are known.
-        config = replace(config, sphere=Sphere(), recipe=f"{name}-he")
+        config = replace(config, sphere=HypersphereConfig(), recipe=f"{name}-he")
     options = parse(Options, rest, prog=f"advsphere train {name}", default=Options(config=config))
     folder = options.out or Path("runs") / options.config.recipe
     console = Console(highlight=False)

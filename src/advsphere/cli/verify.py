@@ -10,9 +10,9 @@ import tyro
 from rich.console import Console
 
 from advsphere.cli.arguments import parse
-from advsphere.cli.subject import Subject
 from advsphere.errors import UserError
 from advsphere.evaluation import verify
+from advsphere.runs.target import EvaluationTarget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     passed = True
     for folder in _evaluations(options.folder):
-        model, images = Subject.read(folder).load()
+        model, images = EvaluationTarget.read(folder).load()
         console.print(f"{folder}")
         result = verify(
             folder / "evaluation.json",

@@ -1,7 +1,7 @@
 """Images as pixels in [0, 1]: sets by name or from folders, batches, augmentation."""
 
-from advsphere.data.augment import Augment, augment, epoch_batches
-from advsphere.data.batches import Batch, batches
+from advsphere.data.augmentation import Augment, augment, epoch_batches
+from advsphere.data.batching import Batch, batches
 from advsphere.data.encoded import EncodedImages
 from advsphere.data.folders import FolderImages, image_folder
 from advsphere.data.images import Dataset, Images, ImageSet, as_float

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advsphere.draws import Draws
+from advsphere.rng import Rng
 
 RATIO = (3 / 4, 4 / 3)
 """Width to height of a crop."""
@@ -42,9 +42,9 @@ class ResizedCrops:
     min_area: float
 
     @classmethod
-    def of(cls, draws: Draws, min_area: float) -> Self:
+    def of(cls, rng: Rng, min_area: float) -> Self:
         """The crops that belong to these examples."""
-        return cls(draws.uniform((2 * TRIES + 2,), "resized crop"), min_area)
+        return cls(rng.uniform((2 * TRIES + 2,), "resized crop"), min_area)
 
     def box(self, i: int, width: int, height: int) -> Box:
         """Where the i-th image of the batch, of that size, is cropped.

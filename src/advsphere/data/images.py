@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from advsphere.data.crops import ResizedCrops
-from advsphere.draws import permutation
 from advsphere.errors import UserError
+from advsphere.rng import permutation
 
 
 class Images(ABC):

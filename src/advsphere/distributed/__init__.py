@@ -7,4 +7,9 @@ alone, and everything here is a matter of course.
 from advsphere.distributed.joining import joined, leave
 from advsphere.distributed.world import World, cut
 
-__all__ = ["World", "cut", "joined", "leave"]
+__all__ = [
+    "World",
+    "cut",
+    "joined",
+    "leave",
+]

@@ -19,24 +19,51 @@ from advsphere.attacks import Guides
 from advsphere.classifier import frozen, low_precision, split
 from advsphere.data import Images
 from advsphere.distributed import World
-from advsphere.draws import Draws, permutation
 from advsphere.errors import UserError
-from advsphere.evaluation.batches import dealt, usual_batch_size
-from advsphere.evaluation.cells import Cell, Cost
-from advsphere.evaluation.checksums import data_checksum, model_checksum
-from advsphere.evaluation.findings import Finding
-from advsphere.evaluation.judge import OutOfTime, exact_float32, predict, strike
-from advsphere.evaluation.ledger import CLEAN, Ledger
-from advsphere.evaluation.preflight import device_of, images_of, preflight
-from advsphere.evaluation.probes import PROBES, SAMPLE, sample
-from advsphere.evaluation.progress import Progress
+from advsphere.evaluation.checks import device_of, images_of, preflight
+from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, predict
+from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
+from advsphere.evaluation.masking import PROBES, SAMPLE, sample
 from advsphere.evaluation.results import WORST, Evaluation
-from advsphere.evaluation.shared import own_part, whole
+from advsphere.evaluation.rows import Finding
+from advsphere.evaluation.shared import assign_batches, own_part, usual_batch_size, whole
 from advsphere.evaluation.specs import AttackSpec, describe
-from advsphere.evaluation.suites import Case, Effort, anytime
+from advsphere.evaluation.suites import Effort, SuiteContext, anytime
 from advsphere.evaluation.suites import suite as suite_of
+from advsphere.identity import data_checksum, model_checksum
 from advsphere.provenance import environment
+from advsphere.rng import Rng, permutation
+from advsphere.stats import wilson
 from advsphere.threat import ThreatModel
+
+# FOLDED progress: How far a long evaluation has come, and a bar that shows it.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """After each batch. attack: what is running. done, total: images of this attack. robust: how many of the done ones
+    still are. seconds, images: what this run of the program spent on the attack, and on how many images.
+    """
+
+    attack: str
+    done: int
+    total: int
+    robust: int
+    seconds: float
+    images: int
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        """Accuracy so far with its interval, and the speed."""
+        if not self.done:
+            return ""
+        low, high = wilson(self.robust, self.done)
+        accuracy = f"{100 * self.robust / self.done:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
+        return f"{accuracy}  {self.images_per_second:.3g} images/s"
+
 
 OnProgress = Callable[[Progress], None]
 Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
@@ -137,7 +164,7 @@ def evaluate(
 
 def case_of(
     model: nn.Module, images: Images, threat: ThreatModel, effort: Effort, head: str | None
-) -> tuple[Case, list[Finding]]:
+) -> tuple[SuiteContext, list[Finding]]:
     """What a suite may know of a model and its images; with a note for a network without a linear head that could be
     told, unless `head` names it, which raises UserError where that is wrong.
     """
@@ -146,11 +173,13 @@ def case_of(
     except UserError as error:
         if head is not None:
             raise
-        return Case(threat=threat, effort=effort), [Finding("head", "ok", f"attacked at scale 1, since {error}")]
+        return SuiteContext(threat=threat, effort=effort), [
+            Finding("head", "ok", f"attacked at scale 1, since {error}")
+        ]
     most = min(MOST_GUIDES, MOST_GUIDE_VALUES // math.prod(images.shape))
     chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:most].sort().values
     guides = Guides(*(part.to(device_of(model)) for part in images.batch(chosen)))
-    return Case(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort), []
+    return SuiteContext(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort), []
 
 
 @dataclass(frozen=True)
@@ -172,7 +201,7 @@ class _Work:
         """Its batches of every attack, one attack after the other, as far as the budget goes."""
         batches = list(torch.arange(len(self.images)).split(self.batch_size))
         finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
-        own = {batch: batches[batch] for batch in dealt(len(batches), finished, self.world)}
+        own = {batch: batches[batch] for batch in assign_batches(len(batches), finished, self.world)}
         self._clean(own)
         deadline = math.inf if budget is None else time.monotonic() + budget
         with contextlib.suppress(OutOfTime):
@@ -198,8 +227,8 @@ class _Work:
             if not at.any():
                 return skipped, 0
             ids, x, y = index.to(x.device)[at], x[at], y[at]
-            draws = Draws(self.seed, ids)
-            verdict = strike(self.model, spec, self.threat, x, y, draws, dtype=self.dtype, deadline=deadline)
+            rng = Rng(self.seed, ids)
+            verdict = judge_attack(self.model, spec, self.threat, x, y, rng, dtype=self.dtype, deadline=deadline)
             return skipped + verdict.cells(ids, y), verdict.forwards
 
         self._each(spec.name, own, cells)
@@ -263,7 +292,7 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
     return None, (Finding("precision", "ok", f"searched in float32, for the model can't run in bfloat16: {why}"),)
 
 
-def _specs(suite: str | Sequence[AttackSpec], case: Case) -> tuple[AttackSpec, ...]:
+def _specs(suite: str | Sequence[AttackSpec], case: SuiteContext) -> tuple[AttackSpec, ...]:
     if isinstance(suite, str):
         specs = suite_of(suite, case)
     elif case.effort != Effort(cascade=case.effort.cascade):

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import Classifier, fooled, frozen
-from advsphere.draws import Draws
 from advsphere.errors import UserError
-from advsphere.evaluation.cells import Cell
+from advsphere.evaluation.ledger import Cell
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import margin
+from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 
@@ -60,13 +60,13 @@ class OutOfTime(Exception):
     """The search has reached its deadline; what was under way is lost."""
 
 
-def strike(
+def judge_attack(
     model: nn.Module,
     spec: AttackSpec,
     threat: ThreatModel,
     x: Tensor,
     y: Tensor,
-    draws: Draws,
+    rng: Rng,
     *,
     dtype: torch.dtype | None = None,
     deadline: float = math.inf,
@@ -81,7 +81,7 @@ def strike(
     low = dtype is not None and not spec.minimal  # at the boundary itself, its rounding decides too much
     with frozen(model, dtype=dtype if low else None, fold=low) as view:
         counted = _Counted(view, deadline)
-        x_adv = _returned(spec, counted, x, y, draws)
+        x_adv = _returned(spec, counted, x, y, rng)
         claimed = predict(view, x_adv, y)[0]
     with frozen(model) as exact:
         verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
@@ -89,7 +89,7 @@ def strike(
             again = (verdict.prediction == y) & (claimed | _close(exact, x_adv, y))
             if again.any():
                 counted = _Counted(exact, deadline, counted.images)
-                x_adv[again] = _returned(spec, counted, x[again], y[again], draws.take(again))
+                x_adv[again] = _returned(spec, counted, x[again], y[again], rng.take(again))
                 verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
     return replace(verdict, forwards=counted.images)
 
@@ -156,8 +156,8 @@ class _Counted:
         return self.classify(x)
 
 
-def _returned(spec: AttackSpec, classify: Classifier, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-    x_adv = spec.run(classify, x, y, draws=draws)
+def _returned(spec: AttackSpec, classify: Classifier, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
+    x_adv = spec.run(classify, x, y, rng=rng)
     if x_adv.shape != x.shape:
         raise UserError(
             f"{spec.name} returned {tuple(x_adv.shape)} for images {tuple(x.shape)}; "

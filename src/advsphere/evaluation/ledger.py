@@ -7,18 +7,143 @@ done again, what was finished stays.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from advsphere.errors import UserError
-from advsphere.evaluation.cells import Cell, Cost, Status, fingerprint, packed, unpacked
-from advsphere.evaluation.database import Database, uri
-from advsphere.evaluation.records import canonical, differences
+from advsphere.files import canonical, differences
+
+# FOLDED cells: A cell of the ledger: what became of one example under one attack.
+
+Status = Literal["fooled", "resisted", "invalid", "not_run"]
+"""`fooled`: inside the ball and misclassified by the model in float32. `invalid`: the attack left the ball, which
+counts as resisted. `not_run`: the clean image is misclassified already, or an attack that this one comes after fooled
+it, so nothing was tried.
+"""
+
+
+class Cell(NamedTuple):
+    """One example under one attack.
+
+    prediction: the model's, in float32, of what the attack returned (-1 for NaN logits; None where nothing was
+    predicted). distance: of that from the clean image. x_adv: (C, H, W), of a fooled one, and of what a minimal-norm
+    attack found outside the ball.
+    """
+
+    example: int
+    status: Status
+    prediction: int | None = None
+    distance: float | None = None
+    x_adv: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an attack took. forwards: images that went through the model while searching."""
+
+    seconds: float
+    forwards: int
+
+
+def packed(x: Tensor | None) -> bytes | None:
+    """The float32 values of a tensor, compressed without loss."""
+    return None if x is None else zlib.compress(x.detach().cpu().float().contiguous().numpy().tobytes(), 1)
+
+
+def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
+    """The tensor that was packed. Raises ValueError for bytes that are none of this shape."""
+    try:
+        return torch.from_numpy(np.frombuffer(zlib.decompress(blob), dtype=np.float32).copy().reshape(shape))
+    except (zlib.error, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def fingerprint(blob: bytes) -> str:
+    """SHA-256 of the values in a packed tensor, which does not depend on the build of zlib that packed them."""
+    with contextlib.suppress(zlib.error):  # damaged bytes are taken as they are, so that the damage shows
+        blob = zlib.decompress(blob)
+    return hashlib.sha256(blob).hexdigest()
+
+
+# FOLDED database: A SQLite file whose errors say what to do: what the ledger is written in.
+
+
+class Database:
+    """An open SQLite file, or one in memory (None); a context manager.
+
+    Raises UserError where the file is none, is damaged, or the disk is full; what was committed stays intact.
+    """
+
+    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+        self.path = path
+        where = ":memory:" if path is None else uri(path, "ro" if read_only else "rwc")
+        with self._errors():
+            self._db = sqlite3.connect(where, uri=True, isolation_level=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _rows(self, sql: str, *values: object) -> Iterator[Any]:
+        with self._errors():
+            yield from self._db.execute(sql, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _closed_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            cures = {
+                "full": "free some space and run the same again: every finished batch is safe in it",
+                "locked": "another process is writing it; wait for that one, or give another file",
+                "readonly": "it was interrupted while it wrote; run the same evaluation again to complete it",
+                "unable to open": "check that the folder exists and can be written",
+            }
+            cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")
+            raise UserError(f"ledger {self.path}: {error}; {cure}") from error
+
+
+def uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
 
 CLEAN = "clean"
 

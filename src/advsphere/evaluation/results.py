@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from advsphere.errors import UserError
-from advsphere.evaluation.findings import Finding, Sign
-from advsphere.evaluation.intervals import PairedDifference, paired
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import signs
-from advsphere.evaluation.records import content_checksum, differences, read_json
-from advsphere.evaluation.rows import Row, apart_from, found_alone, row_of
-from advsphere.files import write_atomically
+from advsphere.evaluation.rows import Finding, Row, Sign, apart_from, found_alone, row_of
+from advsphere.files import content_checksum, differences, read_json, write_atomically
+from advsphere.stats import PairedDifference, paired
+from advsphere.threat import radius
 
 WORST = "worst case"
 
@@ -242,9 +241,3 @@ def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedD
             raise UserError(f"these evaluations can't be compared: {changed[0]}; evaluate both in the same way")
     a, b = ([c == "1" for c in one.row(name).outcomes] for one in (first, second))
     return paired(a, b)
-
-
-def radius(eps: float) -> str:
-    """A radius as people write it: 8/255 where it is a few whole grey levels, else a plain number."""
-    steps = eps * 255
-    return f"{round(steps)}/255" if 0.5 <= steps < 32.5 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"

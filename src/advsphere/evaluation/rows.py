@@ -6,10 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
-from advsphere.evaluation.intervals import wilson
 from advsphere.evaluation.ledger import Ledger
+from advsphere.stats import wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +97,31 @@ def _median(ledger: Ledger, name: str) -> float | None:
     norms = sorted(math.inf if c.prediction == labels[c.example] else c.distance or 0.0 for c in tried)
     middle = statistics.median(norms) if norms else math.inf
     return middle if math.isfinite(middle) else None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """check: what was looked at. status: "ok"; "fixed", wrong but put right; "noted", to be known by whoever reads the
+    numbers; "failed". detail: a sentence.
+    """
+
+    check: str
+    status: Literal["ok", "fixed", "noted", "failed"]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of gradient masking that was looked for.
+
+    check: its name. status: "raised"; "absent"; "unjudged", where the suite lacks what it takes to tell. detail: the
+    evidence, with n and interval, or what was lacking. advice: what to do about one that was raised, else "".
+    """
+
+    check: str
+    status: Literal["raised", "absent", "unjudged"]
+    detail: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.check}: {self.detail}" + (f"; {self.advice}" if self.advice else "")

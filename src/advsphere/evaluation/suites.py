@@ -61,7 +61,7 @@ class Effort:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class SuiteContext:
     """What a suite may know of what it attacks.
 
     scale: the head's s, 1.0 for a plain one. head: the last linear layer, None where it can't be told. guides: images
@@ -88,12 +88,12 @@ class Case:
         return {"head": self.head, "guides": self.guides}
 
 
-Suite = Callable[[Case], Sequence[AttackSpec]]
+Suite = Callable[[SuiteContext], Sequence[AttackSpec]]
 
 FIRST_LOOK = "first look: margin PGD-10"
 
 
-def suite(name: str, case: Case) -> tuple[AttackSpec, ...]:
+def suite(name: str, case: SuiteContext) -> tuple[AttackSpec, ...]:
     """The attacks of a named suite; those that `effort.steps` makes equal are listed once. Raises UserError for an
     unknown name, with the nearest known one, and for a suite that needs more than the case has.
     """
@@ -119,7 +119,7 @@ def anytime(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[AttackSpe
     return cascade([AttackSpec(FIRST_LOOK, partial(ascent, until_fooled=True, keep="best")), *specs])
 
 
-def quick(case: Case) -> list[AttackSpec]:
+def quick(case: SuiteContext) -> list[AttackSpec]:
     """FGSM, PGD-20, PGD-100 and PGD-100 on the margin loss: enough to see whether a gain is there at all."""
     return [
         AttackSpec("FGSM", partial(fgsm, threat=case.threat)),
@@ -129,7 +129,7 @@ def quick(case: Case) -> list[AttackSpec]:
     ]
 
 
-def paper(case: Case) -> list[AttackSpec]:
+def paper(case: SuiteContext) -> list[AttackSpec]:
     """PGD-50 on bare cosines (s = 1), as the paper's official evaluators attack, PGD-50 on the logits as they are, and
     on the margin loss.
 
@@ -139,7 +139,7 @@ def paper(case: Case) -> list[AttackSpec]:
     return [*_at_both_scales(case, _pgd(case, 50)), _pgd(case, 50, label="margin PGD", loss=margin)]
 
 
-def table2(case: Case) -> list[AttackSpec]:
+def table2(case: SuiteContext) -> list[AttackSpec]:
     """The columns of the paper's Table 2, each over all examples, the cheapest first.
 
     What ascends cross-entropy does so twice for a head with a scale: on bare cosines (s = 1), as the official
@@ -181,14 +181,14 @@ def table2(case: Case) -> list[AttackSpec]:
     ]
 
 
-def table4(case: Case) -> list[AttackSpec]:
+def table4(case: SuiteContext) -> list[AttackSpec]:
     """The columns of the paper's Table 4, PGD-10 and PGD-50 from a uniform start, each on bare cosines (s = 1), as the
     official evaluator does, and on the logits as they are. A step is eps / 4: the table's 1/255 at its 4/255.
     """
     return [spec for steps in (10, 50) for spec in _at_both_scales(case, _pgd(case, steps))]
 
 
-def autoattack(case: Case) -> list[AttackSpec]:
+def autoattack(case: SuiteContext) -> list[AttackSpec]:
     """AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square, each on what those before it left. The last row is
     AutoAttack's verdict. With `steps` of one's own it is not AutoAttack, and not called so.
     """
@@ -199,7 +199,7 @@ def autoattack(case: Case) -> list[AttackSpec]:
     return list(cascade(specs))
 
 
-def table6(case: Case) -> list[AttackSpec]:
+def table6(case: SuiteContext) -> list[AttackSpec]:
     """The columns of the paper's Table 6: AutoAttack, and RayS over all examples with the official 10,000 queries."""
     if case.threat.norm != "linf":
         raise UserError(f"RayS searches the corners of the linf ball and has no {case.threat.norm}; use autoattack")
@@ -207,7 +207,7 @@ def table6(case: Case) -> list[AttackSpec]:
     return [*autoattack(case), AttackSpec("RayS", boundary, note="the paper does not say how many queries")]
 
 
-def adaptive(case: Case) -> list[AttackSpec]:
+def adaptive(case: SuiteContext) -> list[AttackSpec]:
     """Made for heads of bounded cosines, and for any other: the scale swept, the margin of angles, the head's
     normalisations taken out of the attacked path or put into it, the features themselves.
 
@@ -232,7 +232,7 @@ def adaptive(case: Case) -> list[AttackSpec]:
     ]
 
 
-def survival(case: Case) -> list[AttackSpec]:
+def survival(case: SuiteContext) -> list[AttackSpec]:
     """What a gain has to survive: cross-entropy at s = 1 and at the head's own, as others compute it (which may
     saturate), then the margin, DLR, targets, features and black-box search, and AutoAttack as all of its stages.
     """
@@ -262,7 +262,7 @@ SUITES: dict[str, Suite] = {
 }
 
 
-def _at_both_scales(case: Case, spec: AttackSpec) -> list[AttackSpec]:
+def _at_both_scales(case: SuiteContext, spec: AttackSpec) -> list[AttackSpec]:
     """An attack on cross-entropy as it is and, before that, on bare cosines where the head has a scale."""
     if case.scale == 1.0:
         return [spec]
@@ -271,13 +271,13 @@ def _at_both_scales(case: Case, spec: AttackSpec) -> list[AttackSpec]:
     return [replace(spec, name=f"{spec.name} (s = 1)", attack=bare), spec]
 
 
-def _feature(case: Case, name: str) -> AttackSpec:
+def _feature(case: SuiteContext, name: str) -> AttackSpec:
     settings = {**case.with_head, "tries": case.effort.guides, "steps": case.steps(100)}
     return AttackSpec(name, partial(feature_attack, threat=case.threat, **settings))
 
 
 def _pgd(
-    case: Case, usual: int, *, label: str = "PGD", loss: Loss = log_odds, step_size: float | None = None
+    case: SuiteContext, usual: int, *, label: str = "PGD", loss: Loss = log_odds, step_size: float | None = None
 ) -> AttackSpec:
     steps, size = case.steps(usual), case.threat.eps / 4 if step_size is None else step_size
     attack = partial(pgd, threat=case.threat, steps=steps, step_size=size, loss=loss, until_fooled=True, keep="best")

@@ -1,10 +1,8 @@
 """Networks by name, each with its input normalisation inside."""
 
-from advsphere.models.by_name import build
+from advsphere.models.by_name import STATISTICS, Statistics, build, synchronised
 from advsphere.models.preact_resnet import PreActResNet18
 from advsphere.models.small_cnn import SmallCNN
-from advsphere.models.statistics import STATISTICS, Statistics
-from advsphere.models.synchronised import synchronised
 from advsphere.models.weights import load_weights
 from advsphere.models.wide_resnet import WideResNet
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -152,3 +152,35 @@ def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# FOLDED synchronised: Batch norm over all processes.
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The network with every batch norm normalising, in train mode, by the statistics of all processes' images; the
+    weights and their names stay. Networks of ours, torchvision and timm (whose batch norms may hold an activation too).
+    """
+    from timm.layers.norm_act import convert_sync_batchnorm  # here and not at the top: it takes seconds to import
+
+    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
+
+
+# FOLDED statistics: Mean and standard deviation of the pixels of known image sets, which a network's input is
+# FOLDED statistics: normalised with.
+
+
+class Statistics(NamedTuple):
+    """One number a channel, in pixel units of [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+STATISTICS: dict[str, Statistics] = {
+    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "digits": Statistics((0.3053,), (0.3760,)),
+}

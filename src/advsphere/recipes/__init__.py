@@ -8,11 +8,11 @@ import difflib
 import re
 from typing import NamedTuple
 
-from advsphere.config import Config
 from advsphere.errors import UserError
 from advsphere.hypersphere import m_he
 from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
 from advsphere.recipes import cifar10, imagenet, small
+from advsphere.runs.config import Config
 
 OURS = "ours"
 TABLES: dict[str, list[Config]] = {

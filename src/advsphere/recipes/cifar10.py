@@ -6,11 +6,11 @@ name its sources, what no source settles and what was chosen there, and where it
 
 from __future__ import annotations
 
-from advsphere.config import AnyObjective, Config, DataSettings, ModelSettings
 from advsphere.data import Augment
-from advsphere.hypersphere import Sphere, m_he
+from advsphere.hypersphere import HypersphereConfig, m_he
 from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
 from advsphere.recipes.small import CYCLIC
+from advsphere.runs.config import AnyObjective, Config, DataSettings, ModelSettings
 from advsphere.schedule import Steps
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -28,9 +28,9 @@ PLAIN_TRADES = TRADES(threat=EPS_0031, steps=10, step_size=0.007, start="normal"
 FAST_AT = FastAT(threat=EPS_8_255, steps=1, step_size=10 / 255, start="uniform", mode="train")
 FREE_AT = FreeAT(threat=EPS_8_255, step_size=8 / 255, repeats=8)
 
-S15 = Sphere(scale=15.0, margin=0.2)
-S20 = Sphere(scale=20.0, margin=0.3)
-S10 = Sphere(scale=10.0, margin=0.2)
+S15 = HypersphereConfig(scale=15.0, margin=0.2)
+S20 = HypersphereConfig(scale=20.0, margin=0.3)
+S10 = HypersphereConfig(scale=10.0, margin=0.2)
 
 WIDE_NOTES = (
     "source: the AT_HE code, CIFAR-10/train_adv_cifar10.py and losses.py, as of 2020-12",
@@ -95,7 +95,7 @@ M_HE_NOTE = (
 def wide_resnet(
     name: str,
     objective: AnyObjective,
-    sphere: Sphere | None,
+    sphere: HypersphereConfig | None,
     *notes: str,
     network: str = "wrn-34-10",
     weight_decay: float = 2e-4,
@@ -122,7 +122,7 @@ def wide_resnet(
     )
 
 
-def released(name: str, sphere: Sphere | None, *notes: str, network: str) -> Config:
+def released(name: str, sphere: HypersphereConfig | None, *notes: str, network: str) -> Config:
     """PGD-AT+HE with the README's last settings, which followed the two released models and the AutoAttack script; and
     its plain partner.
     """
@@ -130,7 +130,7 @@ def released(name: str, sphere: Sphere | None, *notes: str, network: str) -> Con
 
 
 def preact_resnet(
-    name: str, objective: AnyObjective, sphere: Sphere | None, *notes: str, epochs: int, lr: float
+    name: str, objective: AnyObjective, sphere: HypersphereConfig | None, *notes: str, epochs: int, lr: float
 ) -> Config:
     """A PreActResNet-18 as in the code of FastAT, which also has FreeAT."""
     return Config(
@@ -153,12 +153,12 @@ def preact_resnet(
     )
 
 
-def fast(name: str, sphere: Sphere | None, *notes: str) -> Config:
+def fast(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
     """FastAT for 30 epochs."""
     return preact_resnet(name, FAST_AT, sphere, *FAST_NOTES, *notes, epochs=30, lr=0.2)
 
 
-def free(name: str, sphere: Sphere | None, *notes: str) -> Config:
+def free(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
     """FreeAT for 10 epochs of 8 replays."""
     return preact_resnet(name, FREE_AT, sphere, *FREE_NOTES, *notes, epochs=10, lr=0.04)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advsphere.config import AnyObjective, Config, DataSettings, ModelSettings
 from advsphere.data import Augment
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.objectives import PGDAT, FastAT, FreeAT
+from advsphere.runs.config import AnyObjective, Config, DataSettings, ModelSettings
 from advsphere.schedule import Linear, Steps
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -20,7 +20,7 @@ from advsphere.training import TrainSettings
 DATA = DataSettings(name="imagefolder", image_size=224, resize=256, validation=1000)
 CROP_AND_FLIP = Augment(min_area=0.08, flip=True)
 EPS_4_255 = ThreatModel(norm="linf", eps=4 / 255)
-S10 = Sphere(scale=10.0, margin=0.2)
+S10 = HypersphereConfig(scale=10.0, margin=0.2)
 
 NOTES = (
     "source: the AT_HE code, ImageNet/configs.yml, main_free.py and lib/utils.py, as of 2020-12; its README's step of "
@@ -55,7 +55,7 @@ SCALE_HE_NOTE = "uncertain: s and m; 10 and 0.2, as for FreeAT+HE on ImageNet"
 WIDE_NOTE = "uncertain: batch size; 256, as in configs.yml; old lines of run_command.sh list 256 and 512"
 
 
-def freeat(network: str, library_name: str, sphere: Sphere | None, *notes: str) -> Config:
+def freeat(network: str, library_name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
     """Epochs count from 0 here, and the rate falls as the epochs 8 and 16 of 23 begin: 30 / 4 rounded up, and twice
     that.
     """
@@ -79,7 +79,7 @@ def freeat(network: str, library_name: str, sphere: Sphere | None, *notes: str) 
     )
 
 
-def fast(sphere: Sphere | None, *notes: str) -> Config:
+def fast(sphere: HypersphereConfig | None, *notes: str) -> Config:
     """FastAT for 15 epochs, its three phases as one."""
     return _resnet50(
         "fastat",
@@ -99,7 +99,7 @@ def fast(sphere: Sphere | None, *notes: str) -> Config:
     )
 
 
-def pgd_at(sphere: Sphere | None, *notes: str) -> Config:
+def pgd_at(sphere: HypersphereConfig | None, *notes: str) -> Config:
     """PGD-AT with 3 steps for 90 epochs."""
     return _resnet50(
         "pgd-at",
@@ -120,7 +120,7 @@ def pgd_at(sphere: Sphere | None, *notes: str) -> Config:
 
 
 def _resnet50(
-    name: str, objective: AnyObjective, sphere: Sphere | None, training: TrainSettings, *notes: str
+    name: str, objective: AnyObjective, sphere: HypersphereConfig | None, training: TrainSettings, *notes: str
 ) -> Config:
     return Config(
         recipe=f"imagenet-{name}{'-he' if sphere else ''}",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advsphere.config import AnyObjective, Config, DataSettings, ModelSettings
 from advsphere.data import Augment
-from advsphere.hypersphere import Sphere, m_he
+from advsphere.hypersphere import HypersphereConfig, m_he
 from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
+from advsphere.runs.config import AnyObjective, Config, DataSettings, ModelSettings
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -75,15 +75,17 @@ def folder(name: str, objective: AnyObjective) -> Config:
     )
 
 
-def with_he(plain: Config, sphere: Sphere | None = None) -> Config:
+def with_he(plain: Config, sphere: HypersphereConfig | None = None) -> Config:
     """The same recipe on the sphere; s = 15 and m = 0.2 are the defaults of the paper's code."""
-    return replace(plain, recipe=f"{plain.recipe}-he", sphere=sphere or Sphere(scale=15.0, margin=0.2))
+    return replace(plain, recipe=f"{plain.recipe}-he", sphere=sphere or HypersphereConfig(scale=15.0, margin=0.2))
 
 
 def with_m_he(plain: Config) -> Config:
     """The same recipe with m-HE (our reading)."""
     note = "m-HE (our reading): the paper names it and does not say what it is; here m rises from 0 over half the run"
-    return replace(plain, recipe=f"{plain.recipe}-m-he", sphere=m_he(Sphere(scale=15.0, margin=0.2)), notes=(note,))
+    return replace(
+        plain, recipe=f"{plain.recipe}-m-he", sphere=m_he(HypersphereConfig(scale=15.0, margin=0.2)), notes=(note,)
+    )
 
 
 _OF_DIGITS: dict[str, AnyObjective] = {
@@ -106,7 +108,7 @@ PLAIN += [
 ]
 PLAIN += [folder("standard", Standard()), folder("fastat", _FASTAT), folder("pgd-at", _PGDAT)]
 _TINY = tiny_imagenet("freeat", FreeAT(threat=SMALL_EPS, step_size=4 / 255, repeats=4), 6)
-_S10, _S20 = Sphere(scale=10.0, margin=0.2), Sphere(scale=20.0, margin=0.3)
+_S10, _S20 = HypersphereConfig(scale=10.0, margin=0.2), HypersphereConfig(scale=20.0, margin=0.3)
 _ALP, _ALP_HE = (ALP(threat=EPS, step_size=2 / 255, start="uniform", beta=beta) for beta in (0.5, 0.5 / _S20.scale**2))
 """The same loss: logits on the sphere are s times the cosines that the paper's code pairs."""
 

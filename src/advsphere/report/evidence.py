@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from advsphere.evaluation import WORST, PairedDifference, Row
-from advsphere.report import numbers
-from advsphere.report.judged import Command, Judged
+from advsphere.evaluation import WORST, Row
+from advsphere.report import rendering as numbers
+from advsphere.report.collect import Command, ModelReport
 from advsphere.report.rendering import render
 from advsphere.report.sections import Section, differences, rows_of
+from advsphere.stats import PairedDifference
 
 
 class Entry(NamedTuple):
@@ -19,7 +20,7 @@ class Entry(NamedTuple):
     values: list[tuple[str, str]]
 
 
-def flags(models: Sequence[Judged]) -> Section:
+def flags(models: Sequence[ModelReport]) -> Section:
     """What a reader must know before believing the numbers."""
     every = {name: evaluation for model in models for name, evaluation in model.checkpoints.items()}
     found = [(name, flag, "") for name, evaluation in every.items() for flag in evaluation.flags]
@@ -32,7 +33,7 @@ def flags(models: Sequence[Judged]) -> Section:
     return Section("flags", "Flags", render("flags", flags=found, looked=looked))
 
 
-def counts(models: Sequence[Judged]) -> Section:
+def counts(models: Sequence[ModelReport]) -> Section:
     """How many examples each number is of, and what it cost to get."""
 
     def counted(row: Row | None) -> tuple[str, ...]:
@@ -52,7 +53,7 @@ def counts(models: Sequence[Judged]) -> Section:
     )
 
 
-def training(models: Sequence[Judged]) -> Section | None:
+def training(models: Sequence[ModelReport]) -> Section | None:
     """What differs between the trainings, then what is the same."""
     known = [model.training for model in models]
     if not any(known):
@@ -63,14 +64,14 @@ def training(models: Sequence[Judged]) -> Section | None:
     return Section("training", "Training", render("training", differ=differ, same=same, several=len(models) > 1))
 
 
-def attacks(models: Sequence[Judged]) -> Section:
+def attacks(models: Sequence[ModelReport]) -> Section:
     """Every setting of every attack."""
     found = [{row.name: row.settings for row in model.evaluation.attacks} for model in models]
     lead = "Every setting of every attack, as it ran. Losses are those of the attacker, who raises them."
     return Section("attacks", "Attacks", render("facts", lead=lead, entries=_entries(models, found)))
 
 
-def preflight(models: Sequence[Judged]) -> Section:
+def preflight(models: Sequence[ModelReport]) -> Section:
     """What was checked before the first attack."""
     found = [
         {f.check: f.detail if f.status == "ok" else f"{f.status}: {f.detail}" for f in model.evaluation.findings}
@@ -80,10 +81,10 @@ def preflight(models: Sequence[Judged]) -> Section:
     return Section("checks", "Checks", render("facts", lead=lead, entries=_entries(models, found)))
 
 
-def provenance(models: Sequence[Judged]) -> Section:
+def provenance(models: Sequence[ModelReport]) -> Section:
     """Seeds, versions, hardware and checksums."""
 
-    def facts(model: Judged) -> dict[str, Any]:
+    def facts(model: ModelReport) -> dict[str, Any]:
         evaluation = model.evaluation
         parts = {k: v for k, v in evaluation.identity.items() if isinstance(v, Mapping) and k != "attacks"}
         settings = {k: v for k, v in evaluation.identity.items() if not isinstance(v, Mapping)}
@@ -118,7 +119,7 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def _entries(models: Sequence[Judged], facts: Sequence[Mapping[str, Any]]) -> list[Entry]:
+def _entries(models: Sequence[ModelReport], facts: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """The facts about each model under each label; a model without that label is left out."""
     labels = list(dict.fromkeys(label for known in facts for label in known))
     return [
@@ -127,7 +128,7 @@ def _entries(models: Sequence[Judged], facts: Sequence[Mapping[str, Any]]) -> li
     ]
 
 
-def _entry(label: str, models: Sequence[Judged], values: Mapping[str, Any]) -> Entry:
+def _entry(label: str, models: Sequence[ModelReport], values: Mapping[str, Any]) -> Entry:
     """A value for each model by name; models that agree are put together."""
     holders: dict[str, list[str]] = {}
     for name, value in values.items():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from advsphere.analysis import (
     Agreement,
     ClassAccuracy,
+    Picture,
     Spread,
     agreement_figure,
     class_figure,
@@ -20,11 +21,13 @@ from advsphere.analysis import (
     spread_figure,
     weakest,
 )
-from advsphere.report import numbers
-from advsphere.report.figures import svg
-from advsphere.report.judged import Judged
-from advsphere.report.rendering import render
+from advsphere.corruption.result import ALEXNET, CorruptionRecord
+from advsphere.errors import UserError
+from advsphere.report import rendering as numbers
+from advsphere.report.collect import ModelReport, Pictures
+from advsphere.report.rendering import png, render, svg
 from advsphere.report.sections import EN_DASH, Cell, Section
+from advsphere.threat import radius
 
 NARROW = 10
 """Up to so many attacks, two of their figures stand side by side."""
@@ -37,7 +40,7 @@ class Drawing(NamedTuple):
     caption: str
 
 
-def classes(models: Sequence[Judged]) -> Section | None:
+def classes(models: Sequence[ModelReport]) -> Section | None:
     """Clean and worst-case accuracy of each class."""
     known = {model.name: model.classes for model in models if model.classes}
     if not known:
@@ -61,7 +64,7 @@ def classes(models: Sequence[Judged]) -> Section | None:
     return Section("classes", "Class by class", html)
 
 
-def agreement(models: Sequence[Judged]) -> Section | None:
+def agreement(models: Sequence[ModelReport]) -> Section | None:
     """What each attack finds that another misses."""
     known = {model.name: Agreement.of(model.evaluation) for model in models}
     known = {name: found for name, found in known.items() if len(found.names) > 1}
@@ -75,7 +78,7 @@ def agreement(models: Sequence[Judged]) -> Section | None:
     return Section("agreement", "Agreement of the attacks", render("agreement", drawings=drawings, narrow=narrow))
 
 
-def angles(models: Sequence[Judged]) -> Section | None:
+def angles(models: Sequence[ModelReport]) -> Section | None:
     """How angles and angular margins spread over the images."""
     known = {model.name: model.spread for model in models if model.spread is not None}
     if not known:
@@ -97,7 +100,7 @@ def angles(models: Sequence[Judged]) -> Section | None:
     return Section("angles", "Margins and angles", html)
 
 
-def gradients(models: Sequence[Judged]) -> Section | None:
+def gradients(models: Sequence[ModelReport]) -> Section | None:
     """How much louder adversarial images speak than clean ones in the gradients of the layers."""
     measured = {model.name: model.gradients for model in models if model.gradients is not None}
     logged = {model.name: model.metrics for model in models if recorded(model.metrics)[0]}
@@ -155,3 +158,118 @@ def _agreement_title(name: str, found: Agreement) -> str:
 
 def _drawn(figure: Figure, name: str, title: str) -> Markup:
     return Markup(svg(figure, name=name, title=title))
+
+
+# FOLDED gallery: The pictures, as cards to be paged through.
+
+
+def pictures(found: Pictures | None) -> Section | None:
+    """Clean image, perturbation and adversarial image of the same examples for each model."""
+    if found is None or not any(found.of.values()):
+        return None
+    cards = [
+        (same[0], [_Tiles.of(name, picture, found.scale) for name, picture in zip(found.of, same, strict=True)])
+        for same in zip(*found.of.values(), strict=True)
+    ]
+    each = 1 + max(sum(other.label == one.label for other, _ in cards[:i]) for i, (one, _) in enumerate(cards))
+    html = render(
+        "pictures",
+        cards=cards,
+        attack=found.attack,
+        scale=radius(found.scale),
+        several=len(found.of) > 1,
+        each="" if each == 1 else each,
+    )
+    return Section("pictures", "Perturbations", html)
+
+
+class _Tiles(NamedTuple):
+    """A picture as images to embed."""
+
+    name: str
+    prediction: str
+    clean: str
+    perturbation: str
+    adversarial: str
+
+    @classmethod
+    def of(cls, name: str, picture: Picture, scale: float) -> _Tiles:
+        images = (picture.clean, picture.scaled(scale), picture.adversarial)
+        return cls(name, picture.prediction, *map(png, images))
+
+
+# FOLDED corruption: The section on common corruptions: no adversary, but what weather, cameras and codecs do to
+# FOLDED corruption: images.
+
+DEEPEST = 45
+"""Per cent of colour in a field as accurate as without corruption; the numbers in it stay legible on dark and light."""
+
+
+class Field(NamedTuple):
+    """Of a heat map: an accuracy, and how much of the colour is in its tint, in per cent."""
+
+    number: str
+    tint: int
+
+
+def corruptions(models: Sequence[ModelReport]) -> Section | None:
+    """mCA with its interval, paired differences to the first model, and for each model accuracy at each severity."""
+    known = {model.name: model.corruption for model in models if model.corruption is not None}
+    if not known:
+        return None
+    first = next(iter(known.values()))
+    rows = [(name, *_cells_corruption(record), _difference(record, first)) for name, record in known.items()]
+    html = render(
+        "corruptions",
+        rows=rows,
+        maps=[(name, _map(record)) for name, record in known.items()],
+        severities=_severities(first),
+        n=first.clean.n,
+        counted=[name.replace("_", " ") for name in first.counted],
+        all_of_them=first.counted == tuple(ALEXNET),
+        source=_source(first),
+    )
+    return Section("corruptions", "Accuracy under common corruptions", html)
+
+
+def _cells_corruption(record: CorruptionRecord) -> tuple[Cell, Cell]:
+    clean, mca = record.clean, record.mca
+    return (
+        Cell(numbers.percent(clean.accuracy), numbers.limits(clean.interval, EN_DASH)),
+        Cell(numbers.percent(mca.value), numbers.limits((mca.low, mca.high), EN_DASH)),
+    )
+
+
+def _difference(record: CorruptionRecord, first: CorruptionRecord) -> Cell | None:
+    """In mCA, in points; None for the first itself, and empty where they are of different sets."""
+    if record is first:
+        return None
+    try:
+        d = record.better_than(first)
+    except UserError:
+        return Cell()
+    told = ", cannot tell" if d.cannot_tell else ""
+    return Cell(numbers.points(d.value), f"{numbers.points(d.low)} to {numbers.points(d.high)}{told}")
+
+
+def _map(record: CorruptionRecord) -> list[tuple[str, bool, list[Field]]]:
+    """For each corruption its name, whether mCA counts it, and a field for each severity and for their mean."""
+    top = max(record.clean.accuracy, 1e-9)
+    rows = []
+    for name in record.names:
+        shares = [*(record.cell(name, severity).accuracy for severity in _severities(record)), 1 - record.error(name)]
+        fields = [Field(numbers.percent(share), round(DEEPEST * min(1.0, share / top))) for share in shares]
+        rows.append((name.replace("_", " "), name in record.counted, fields))
+    return rows
+
+
+def _severities(record: CorruptionRecord) -> list[int]:
+    return sorted({cell.severity for cell in record.cells})
+
+
+def _source(record: CorruptionRecord) -> str:
+    source = record.identity["corruptions"]
+    if source["kind"] != "generated":
+        return f"read from {source['folder']}"
+    frost = "" if source["frost"] != "procedural" else ", frost with textures made of noise"
+    return f"generated with the strengths of {source['table']}{frost}"

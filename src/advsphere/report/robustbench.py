@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from advsphere.evaluation import Row, radius
-from advsphere.report.judged import Judged
-from advsphere.report.numbers import limits
+from advsphere.evaluation import Row
+from advsphere.report.collect import ModelReport
+from advsphere.report.rendering import limits
+from advsphere.threat import radius
 
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def rows(model: Judged, data_name: str | None = None) -> list[dict[str, Any]]:
+def rows(model: ModelReport, data_name: str | None = None) -> list[dict[str, Any]]:
     """One row, or one for each seed. Arguments as in `row`."""
     every = model.checkpoints.items()
     return [
@@ -20,7 +21,7 @@ def rows(model: Judged, data_name: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
-def row(model: Judged, data_name: str | None = None) -> dict[str, Any]:
+def row(model: ModelReport, data_name: str | None = None) -> dict[str, Any]:
     """The fields of RobustBench under its names, accuracies in percent as text with two decimals; the entry "advsphere"
     holds what those have no place for. data_name: as in `report`.
 
@@ -63,7 +64,7 @@ def row(model: Judged, data_name: str | None = None) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-def _auto_attack(model: Judged) -> Row | None:
+def _auto_attack(model: ModelReport) -> Row | None:
     """The row that is AutoAttack's verdict: its last stage, after all the others."""
     named = [row for row in model.evaluation.attacks if row.name.startswith("AutoAttack")]
     return named[-1] if named else None

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from advsphere.comparison.gain import Gain, Survival, survival
 from advsphere.errors import UserError
-from advsphere.evaluation import ENOUGH_SEEDS, WORST, Gain, Survival, compare, survival
-from advsphere.report.judged import Judged
-from advsphere.report.numbers import limits, percent, points, probability, share, shares, span
+from advsphere.evaluation import WORST, compare
+from advsphere.report.collect import ModelReport
+from advsphere.report.rendering import limits, percent, points, probability, share, shares, span
+from advsphere.stats import ENOUGH_SEEDS
 
 CAUTION = (
     "This is about these {count} checkpoints, on these images. What a method of training does would take several "
@@ -43,7 +45,7 @@ class Verdict:
     numbers: tuple[Number, ...] = ()
 
 
-def verdicts(models: Sequence[Judged]) -> list[Verdict]:
+def verdicts(models: Sequence[ModelReport]) -> list[Verdict]:
     """One for each model after the first, which is the baseline: how much of its gain over that one survives, if it has
     one, and whether the two can be told apart. For a single model, how it did.
 
@@ -55,7 +57,7 @@ def verdicts(models: Sequence[Judged]) -> list[Verdict]:
     return [_compared(models[0], model) for model in models[1:]]
 
 
-def cautions(models: Sequence[Judged]) -> list[str]:
+def cautions(models: Sequence[ModelReport]) -> list[str]:
     """What is to be kept in mind with any verdict."""
     every = [evaluation for model in models for evaluation in model.checkpoints.values()]
     caution = CAUTION.format(count=_word(len(every))) if len(every) > 1 else ALONE
@@ -67,7 +69,7 @@ def cautions(models: Sequence[Judged]) -> list[str]:
     return [*(raised if flags else []), UPPER_BOUND, caution]
 
 
-def undecided(models: Sequence[Judged]) -> str:
+def undecided(models: Sequence[ModelReport]) -> str:
     """For two models: the rows, except the worst case, in which the sample cannot tell; "" if there are none."""
     first, second = models
     rows = [row.name for row in second.evaluation.rows if row.name != WORST]
@@ -76,7 +78,7 @@ def undecided(models: Sequence[Judged]) -> str:
     return f"In these rows the sample cannot tell the two apart: {', '.join(open_)}." if open_ else ""
 
 
-def survived(first: Judged, second: Judged) -> Survival | None:
+def survived(first: ModelReport, second: ModelReport) -> Survival | None:
     """How much of the second model's gain over the first survives; None where they share no PGD attack."""
     try:
         return survival([*first.checkpoints.values()], [*second.checkpoints.values()])
@@ -84,7 +86,7 @@ def survived(first: Judged, second: Judged) -> Survival | None:
         return None
 
 
-def _alone(model: Judged) -> Verdict:
+def _alone(model: ModelReport) -> Verdict:
     row, clean = model.evaluation.worst, model.evaluation.clean
     headline = f"Under attack, the {model.name} checkpoint keeps at most {percent(row.accuracy)} % of these images."
     detail = (
@@ -98,7 +100,7 @@ def _alone(model: Judged) -> Verdict:
     return Verdict(headline, detail, True, numbers)
 
 
-def _compared(first: Judged, second: Judged) -> Verdict:
+def _compared(first: ModelReport, second: ModelReport) -> Verdict:
     found = survived(first, second)
     if found is not None and max(found.seeds) > 1:
         return _over_seeds(first, second, found)
@@ -115,7 +117,7 @@ def _compared(first: Judged, second: Judged) -> Verdict:
     return Verdict(headline, detail, told, _numbers(found) if found else ())
 
 
-def _over_seeds(first: Judged, second: Judged, found: Survival) -> Verdict:
+def _over_seeds(first: ModelReport, second: ModelReport, found: Survival) -> Verdict:
     """Of arms of several checkpoints; of the methods themselves where the seeds are enough."""
     gain = found.gain(WORST)
     new, old = map(_word, (found.seeds[1], found.seeds[0]))
@@ -136,15 +138,17 @@ def _over_seeds(first: Judged, second: Judged, found: Survival) -> Verdict:
 _OTHER = {"checkpoint": "one", "checkpoints": "ones"}
 
 
-def _headline(first: Judged, second: Judged, kind: str, difference: float, told: bool, found: Survival | None) -> str:
+def _headline(
+    first: ModelReport, second: ModelReport, kind: str, difference: float, told: bool, found: Survival | None
+) -> str:
     """The survival of a gain where the sample tells it, else which of the two withstands more. kind: what is spoken of,
     a key of _OTHER, or "" for the methods themselves.
     """
 
-    def this(model: Judged) -> str:
+    def this(model: ModelReport) -> str:
         return f"the {model.name} {kind}" if kind else model.name
 
-    def that(model: Judged) -> str:
+    def that(model: ModelReport) -> str:
         return f"the {model.name} {_OTHER[kind]}" if kind else model.name
 
     plural = kind.endswith("s")
@@ -180,7 +184,7 @@ def _numbers(found: Survival) -> tuple[Number, ...]:
     return gained, left, Number("share that survives", share(value), shares(low, high), "%")
 
 
-def _attacks(model: Judged) -> str:
+def _attacks(model: ModelReport) -> str:
     count = len(model.evaluation.attacks)
     return "one attack" if count == 1 else f"{_word(count)} attacks"
 

@@ -8,18 +8,18 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from advsphere.config import Config
 from advsphere.errors import UserError
-from advsphere.hypersphere import Sphere
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.recipes import recipe
 from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data, Table
+from advsphere.runs.config import Config
 
 WEIGHT_DECAYS: Mapping[Data, tuple[float, ...]] = {"cifar10": (5e-4, 2e-4), "imagenet": (5e-4, 2e-4)}
 """The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
 
 DRAWN = "digits-as-photos"
 _ENDINGS = {"": "", "HE": "-he", "m-HE": "-m-he"}
-PAPERS_SPHERE = Sphere(scale=15.0, margin=0.2)
+PAPERS_SPHERE = HypersphereConfig(scale=15.0, margin=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from advsphere.evaluation import WORST, Survival, survival, wilson
-from advsphere.evaluation.survival import BARE, ENOUGH_SEEDS
-from advsphere.reproduce.groups import Group, Measurement
-from advsphere.reproduce.tables import Table
+from advsphere.comparison.gain import BARE, Survival, survival
+from advsphere.evaluation import WORST
+from advsphere.reproduce.groups import Group, Measurement, groups_of
+from advsphere.reproduce.results import Row
+from advsphere.reproduce.tables import TABLES, Table
+from advsphere.stats import Reach, mean, reach, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +151,77 @@ def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
     return max(0.0, float(columns.mean()) - half), min(1.0, float(columns.mean()) + half)
 
 
-def reach(columns: np.ndarray) -> float:
-    """Half of the 95 % interval of a mean over images; from three seeds on, their spread is added. columns: (seeds,
-    images).
-    """
-    images, seeds = float(columns.mean(0).var(ddof=1)) / columns.shape[1], 0.0
-    if len(columns) >= ENOUGH_SEEDS:
-        seeds = float(columns.mean(1).var(ddof=1)) / len(columns)
-    from scipy.stats import t  # slow to import
+# FOLDED together: What HE gains and keeps with each objective, and with all of them together.
 
-    # Satterthwaite: few seeds make it wide in so far as it is they that spread.
-    freedom = (images + seeds) ** 2 * (len(columns) - 1) / seeds**2 if seeds else math.inf
-    return float(t.ppf(0.975, freedom)) * math.sqrt(images + seeds)
+FEWEST = 3
+"""Pairs that a mean over them is worth telling of."""
+
+
+class Compared(NamedTuple):
+    """A pair of a table, and what it gains."""
+
+    table: Table
+    group: Group
+    pair: Pair
+    gains: Survival
+
+    @property
+    def at_their_best(self) -> bool:
+        """Whether held-out training images chose both arms' weight decay among several."""
+        return self.group.at_its_best(self.pair.method) and self.group.at_its_best(self.pair.baseline)
+
+
+class Family(NamedTuple):
+    """HE with several objectives on one network. weight_decay: that of all, or how it was chosen. members: each
+    objective once for each set of images and threat.
+    """
+
+    network: str
+    weight_decay: str
+    members: tuple[Compared, ...]
+
+    def mean(self, attack: str | None = None) -> Reach:
+        """The mean gain over the members, under the headline's attack or a named one, with the interval of `mean`."""
+        images: dict[str, list[NDArray[np.float64]]] = {}
+        for one in self.members:
+            found = by_image(one.group, one.pair, attack or one.gains.pgd)
+            images.setdefault(one.group.data, []).append(found)
+        return mean(list(images.values()))
+
+
+def compared(files: Mapping[Path, Sequence[Row]]) -> list[Compared]:
+    """Every pair that was measured, table by table, once: not again where both arms are at their best weight decay and
+    it is the same. files: rows by the file that they are in.
+    """
+    found: list[Compared] = []
+    for table in TABLES.values():
+        of_table: list[Pair] = []
+        for group in (group for rows in files.values() for group in groups_of(table, rows)):
+            for pair in pairs(group, table):
+                again = group.weight_decay is None and pair in of_table
+                if pair.gains is not None and not again:
+                    of_table.append(pair)
+                    found.append(Compared(table, group, pair, pair.gains))
+    return found
+
+
+def families(every: Sequence[Compared]) -> list[Family]:
+    """HE on one network, all at one weight decay, or each arm at its best: those that have three members or more. An
+    objective is taken from the first table that has it, at its best checkpoint, where attacks on bare cosines are; once
+    for each set of images and threat.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, ...], Compared]] = {}
+    for one in every:
+        with_he = one.pair.method == f"{one.pair.baseline}+HE"
+        if with_he and one.gains.pgd.endswith(BARE) and one.group.checkpoint == "best":
+            kinds = [] if one.group.weight_decay is None else [f"{one.group.weight_decay:g}"]
+            for kind in [*kinds, *(["each its best"] if one.at_their_best else [])]:
+                members = found.setdefault((one.group.network, kind), {})
+                members.setdefault((one.pair.method, one.group.data, one.group.threat), one)
+    made = [Family(network, kind, tuple(members.values())) for (network, kind), members in found.items()]
+    return [family for family in made if len(family.members) >= FEWEST]
+
+
+def largest(found: Sequence[Family]) -> Family | None:
+    """The family of most members, the first of several; None where there is none."""
+    return max(found, key=lambda family: len(family.members), default=None)

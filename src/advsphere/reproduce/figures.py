@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advsphere.analysis.canvas import canvas, legend, outside_legend, quiet
-from advsphere.analysis.palette import INK, LINE, MARKERS, SERIES
+from advsphere.analysis.canvas import INK, LINE, MARKERS, SERIES, canvas, legend, outside_legend, quiet
 from advsphere.evaluation import WORST
 from advsphere.files import write_atomically
-from advsphere.reproduce.cells import Pair, paper_gain
+from advsphere.reproduce.cells import Family, Pair, paper_gain
 from advsphere.reproduce.tables import Table
-from advsphere.reproduce.together import Family, Reach
+from advsphere.stats import Reach
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

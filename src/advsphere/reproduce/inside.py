@@ -8,13 +8,43 @@ from statistics import fmean
 
 import numpy as np
 
-from advsphere.corruption_table import TITLES, means_by_image
-from advsphere.reproduce.cells import reach
 from advsphere.reproduce.figures import gradients_figure, save
 from advsphere.reproduce.groups import method, on_imagenet
-from advsphere.reproduce.markdown import line, provenance, rule
+from advsphere.reproduce.results import TITLES, Row, means_by_image
 from advsphere.reproduce.tables import Table
-from advsphere.results import Row
+from advsphere.stats import reach
+
+# FOLDED markdown: What every page is written with.
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def rule(heads: Sequence[str]) -> list[str]:
+    """The head of a table."""
+    return [line(heads), "|---" * len(heads) + "|"]
+
+
+def points(value: float, low: float, high: float) -> str:
+    """A difference in [-1, 1] and its interval, in points."""
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def provenance(rows: Sequence[Row], file: Path) -> str:
+    """Where numbers come from, in a sentence or two."""
+    trained = [row["trained"] for row in rows]
+    machines = sorted(
+        {f"{t['processor']}, {t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}" for t in trained}
+    )
+    commits = sorted({str(t["commit"]) for t in trained})
+    judged = sorted({str(row["evaluated"]["commit"]) for row in rows if "commit" in row["evaluated"]})
+    told = f"Trained on {'; '.join(machines)}, torch {', '.join(sorted({t['torch'] for t in trained}))}, "
+    told += f"at commit{'s' * (len(commits) > 1)} {', '.join(commits)}"
+    told += f"; measured at {', '.join(judged)}" if judged else ""
+    return f"{told}. Each outcome, setting and checksum: [`results/{file.name}`](../../results/{file.name})."
+
 
 INTRODUCTIONS = {
     "table5": "Accuracy in %, averaged over five severities; mCA is the mean over corruptions, with its 95 % interval. "

@@ -2,20 +2,56 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from advsphere.config import Config
+import torch
+from PIL import Image
+from torch import Tensor
+
+from advsphere.data import load
 from advsphere.errors import UserError
+from advsphere.files import write_atomically
 from advsphere.reproduce import jobs
 from advsphere.reproduce.budgets import DRAWN, Budget
-from advsphere.reproduce.grid import preferred
+from advsphere.reproduce.groups import preferred
 from advsphere.reproduce.jobs import Job
-from advsphere.reproduce.photos import PHOTOS, digits_as_photos
 from advsphere.reproduce.tables import HEADLINE, Arm, Data, Table
+from advsphere.runs.config import Config
+
+# FOLDED photos: The embedded digits as a folder of colour images, so that what needs such a folder can be tried
+# FOLDED photos: anywhere.
+
+PHOTOS, _TEST, _SIDE = 240, 40, 32
+
+
+def digits_as_photos(folder: Path) -> Path:
+    """Write the first digits as train/<class>/ and val/<class>/, enlarged and in three equal colours; returns the
+    folder. What is there already is kept.
+    """
+    done = folder / "complete"
+    if not done.exists():
+        data = load("digits")
+        for part, images in (("train", data.train.first(PHOTOS)), ("val", data.test.first(_TEST))):
+            pixels, labels = images.batch(torch.arange(len(images)))
+            for number, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+                path = folder / part / f"digit-{label}" / f"{number:04}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(_png(image))
+        write_atomically(done, b"")
+    return folder
+
+
+def _png(image: Tensor) -> bytes:
+    """(1, H, W) in [0, 1] as a file."""
+    out, grey = io.BytesIO(), Image.fromarray((255 * image[0]).round().byte().numpy())
+    grey.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST).save(out, "PNG")
+    return out.getvalue()
+
 
 _IMAGES = {"digits": 1237, "cifar10": 49_000, DRAWN: PHOTOS, "tiny-imagenet-40": 19_000, "imagenet": 1_280_000}
 """Training images, about."""

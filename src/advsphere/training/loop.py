@@ -20,10 +20,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from advsphere.data import Images, epoch_batches
 from advsphere.data import batches as load_batches
 from advsphere.distributed import World
-from advsphere.draws import Draws, derived_seed
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Objective
+from advsphere.rng import Rng, derived_seed
 from advsphere.training.checkpoint import (
+    CheckpointWriter,
     load,
     optimizer_tensors,
     prefixed,
@@ -31,11 +32,9 @@ from advsphere.training.checkpoint import (
     restore_optimizer,
     section,
 )
-from advsphere.training.parts import Division
 from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.settings import TrainSettings
-from advsphere.training.step import BatchGradient
-from advsphere.training.writing import CheckpointWriter
+from advsphere.training.step import BatchGradient, Division
 
 Metrics = dict[str, float]
 
@@ -152,10 +151,10 @@ class Trainer:
             self.images, shares, settings.augment, seed=settings.seed, epoch=epoch, workers=settings.workers
         )
         began = saved = ticked = time.monotonic()
-        for b, (x, y, draws) in enumerate(left, start=self.cursor.batch):
+        for b, (x, y, rng) in enumerate(left, start=self.cursor.batch):
             for replay in range(self.cursor.replay, replays):
                 progress = (epoch + (b + replay / replays) / len(batches)) / settings.epochs
-                self._take_step(x, y, draws, len(batches[b]), progress)
+                self._take_step(x, y, rng, len(batches[b]), progress)
                 self.cursor = Cursor(epoch, b, replay + 1) if replay + 1 < replays else Cursor(epoch, b + 1)
                 now = time.monotonic()
                 self.seconds, began = self.seconds + now - began, now
@@ -183,7 +182,7 @@ class Trainer:
         asked = self.world.sum(torch.tensor([stopping, saving and self.world.first], dtype=torch.int64))
         return bool(asked[0]), bool(asked[1])
 
-    def _take_step(self, x: Tensor, y: Tensor, draws: Draws, n: int, progress: float) -> None:
+    def _take_step(self, x: Tensor, y: Tensor, rng: Rng, n: int, progress: float) -> None:
         settings = self.settings
         self.hooks.before_step(progress)
         for group in self.optimizer.param_groups:
@@ -191,8 +190,8 @@ class Trainer:
         # The one place where the global generator is set: networks with dropout draw from it, each rank in its own way.
         torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
-        how = Crafting(draws, None, self.dtype, settings.fold, self.hooks.shift)
-        self.sums[0] += self.gradient.backward(x, y, n, how)
+        context = Crafting(rng, None, self.dtype, settings.fold, self.hooks.shift)
+        self.sums[0] += self.gradient.backward(x, y, n, context)
         self.sums[1] += sum(part.images for part in self.division.parts(n))
         self.optimizer.step()
         if self.ema is not None:

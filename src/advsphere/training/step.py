@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,79 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from advsphere.distributed import World, cut
+from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Losses, Objective
-from advsphere.training.parts import Division, Part
+
+# FOLDED parts: How a global batch is divided: over ranks, and within a rank into parts that follow each other.
+# FOLDED parts: Every rank and part has fixed positions in the batch, whatever its size, so that what is
+# FOLDED parts: carried from batch to batch by
+# FOLDED parts: position (free training's perturbation) stays where it is. A batch that is short, an epoch's
+# FOLDED parts: last one, leaves less to
+# FOLDED parts: the last ranks, or nothing.
+
+
+class Part(NamedTuple):
+    """What one forward and backward takes. number: which part of a full batch, None for a stand-in. places: in this
+    rank's share. images: how many of the batch, 0 for a stand-in.
+    """
+
+    number: int | None
+    places: slice
+    images: int
+
+
+@dataclass(frozen=True)
+class Division:
+    """Batches of up to `batch_size` images, or one more, over the ranks of a world, and a rank's share in `accumulate`
+    parts.
+
+    even: take equally many parts on every rank, as layers that wait for each other need (synchronised batch norm).
+    Raises UserError where a full batch has too few images for that.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    world: World = World()
+    even: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.world.size * self.accumulate:
+            raise UserError(
+                f"a batch of {self.batch_size} images can't be divided over {self.world.size} processes in "
+                f"{self.accumulate} parts each: use fewer of them or a larger --batch-size"
+            )
+
+    def share(self, batch: Tensor) -> Tensor:
+        """The entries of a global batch that this rank takes. Where none is left, the first one stands in: all ranks
+        have to take part in every step, this one with weight 0.
+        """
+        positions = self.positions(self.world.rank)
+        mine = batch[positions[0].start : positions[-1].stop]
+        return mine if len(mine) else batch[:1]
+
+    def positions(self, rank: int) -> list[slice]:
+        """Of a rank's parts in a full batch. The very last part has room for one more, since `epoch_batches` lets a
+        single image that is left over join the batch before.
+        """
+        share = cut(self.batch_size, self.world.size)[rank]
+        pieces = cut(share.stop - share.start, self.accumulate)
+        stops = [share.start + piece.stop for piece in pieces]
+        stops[-1] += rank == self.world.size - 1
+        return [slice(share.start + piece.start, stop) for piece, stop in zip(pieces, stops, strict=True)]
+
+    def parts(self, n: int) -> list[Part]:
+        """This rank's, of a batch of n images; at least one."""
+        positions = self.positions(self.world.rank)
+        start = positions[0].start
+        parts = [
+            Part(number, slice(at.start - start, min(at.stop, n) - start), min(at.stop, n) - at.start)
+            for number, at in enumerate(positions)
+            if at.start < n
+        ]
+        # The first rank's places are filled first, so no rank has more parts than it.
+        wanted = sum(at.start < n for at in self.positions(0)) if self.even else 1
+        return parts + [Part(None, slice(0, 1), 0)] * (wanted - len(parts))
 
 
 class TrainStep(nn.Module):
@@ -43,7 +115,7 @@ class BatchGradient:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
         self.carries: list[Tensor | None] = [None] * division.accumulate
 
-    def backward(self, x: Tensor, y: Tensor, n: int, how: Crafting) -> Tensor:
+    def backward(self, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
         """Craft this rank's share, (b, C, H, W) and (b,), of a batch of n, and add to the gradients what it
         contributes. Returns the sum of its losses, () float64.
         """
@@ -51,7 +123,7 @@ class BatchGradient:
         parts = self.division.parts(n)
         for i, part in enumerate(parts):
             with self._unsynchronised() if i + 1 < len(parts) else nullcontext():
-                loss = self._backward(part, x[part.places], y[part.places], n, how)
+                loss = self._backward(part, x[part.places], y[part.places], n, context)
             total += loss.double() * part.images
         if self.division.world.size > 1:
             self._average_statistics(sum(part.images for part in parts) / n)
@@ -69,11 +141,11 @@ class BatchGradient:
             positions = self.division.positions(self.division.world.rank)
             self.carries = [whole[at] if at.start < len(whole) else None for at in positions]
 
-    def _backward(self, part: Part, x: Tensor, y: Tensor, n: int, how: Crafting) -> Tensor:
+    def _backward(self, part: Part, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
         carry = None if part.number is None else self.carries[part.number]
-        x_adv = self.objective.craft(self.model, x, y, replace(how, draws=how.draws.take(part.places), carry=carry))
+        x_adv = self.objective.craft(self.model, x, y, replace(context, rng=context.rng.take(part.places), carry=carry))
         self.model.train()
-        with torch.autocast(x.device.type, dtype=how.dtype, enabled=how.dtype is not None):
+        with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None):
             losses: Losses = self.step(x, x_adv, y)
         # Data parallelism averages the gradients of equals; these are parts of the sizes that they have.
         (losses.total * (self.division.world.size * part.images / n)).backward()

@@ -10,13 +10,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from advsphere.data.corruptions import blur, corrupt, filters
-from advsphere.data.corruptions.tables import strength
-from advsphere.draws import Draws
+from advsphere.corruption import blur, corrupt, filters
+from advsphere.corruption.severity import strength
+from advsphere.rng import Rng
 from tests.data.corruptions.pictures import pictures
 
 X = pictures(3, 32)
-DRAWS = Draws(1, torch.arange(3))
+DRAWS = Rng(1, torch.arange(3))
 
 
 def close(ours: Tensor, theirs: np.ndarray, share: float = 0.95) -> bool:
@@ -101,26 +101,26 @@ def test_motion_of_a_point_is_the_line() -> None:
 @pytest.mark.parametrize(("severity", "side"), [(1, 32), (5, 32), (4, 64)])
 def test_glass_takes_pixels_one_after_the_other(severity: int, side: int) -> None:
     x = pictures(2, side)
-    draws = Draws(2, torch.arange(2)).at(step=severity)
+    rng = Rng(2, torch.arange(2)).at(step=severity)
     sigma, reach, passes = strength("glass_blur", severity, side)
     d = int(reach)
     theirs = []
     for number, image in enumerate(x.double().numpy()):
         grey = np.floor(ndimage.gaussian_filter(image, sigma, axes=(1, 2), mode="nearest") + 1e-6)
         for turn in range(int(passes)):
-            u = draws.at(restart=turn).integers((2, side, side), "glass_blur")[number].numpy() / 65536
+            u = rng.at(restart=turn).integers((2, side, side), "glass_blur")[number].numpy() / 65536
             offsets = np.floor(u * 2 * d).astype(int) - d
             for h in range(side - d, d, -1):
                 for w in range(side - d, d, -1):
                     dy, dx = offsets[:, h, w]
                     grey[:, h, w] = grey[:, h + dy, w + dx]
         theirs.append(ndimage.gaussian_filter(grey, sigma, axes=(1, 2), mode="nearest"))
-    ours = corrupt(x, "glass_blur", severity, draws=Draws(2, torch.arange(2)))
+    ours = corrupt(x, "glass_blur", severity, rng=Rng(2, torch.arange(2)))
     assert close(ours, np.array(theirs), 0.97)
 
 
 def test_glass_moves_no_pixel_farther_than_its_chain_allows() -> None:
-    sources = blur._sources(Draws(0, torch.arange(4)), 32, 1)
+    sources = blur._sources(Rng(0, torch.arange(4)), 32, 1)
     row, column = torch.arange(1024) // 32, torch.arange(1024) % 32
     border = (row <= 1) | (column <= 1) | (row > 31) | (column > 31)
     assert torch.equal(sources[:, border], torch.arange(1024)[border].expand(4, -1))

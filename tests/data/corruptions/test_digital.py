@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from advsphere.data.corruptions import corrupt
-from advsphere.data.corruptions.noise import symmetric
-from advsphere.data.corruptions.tables import strength
-from advsphere.draws import Draws
+from advsphere.corruption import corrupt
+from advsphere.corruption.noise import symmetric
+from advsphere.corruption.severity import strength
+from advsphere.rng import Rng
 from tests.data.corruptions.pictures import pictures
 from tests.data.corruptions.test_blur import close
 
@@ -79,12 +79,12 @@ def test_saturate_changes_s_of_hsv(severity: int) -> None:
 def test_elastic_is_an_affine_map_and_smooth_displacements(severity: int, side: int) -> None:
     x = pictures(2, side)
     amplitude, smoothness, jitter = strength("elastic_transform", severity, side)
-    base = Draws(4, torch.arange(2))
-    draws = base.at(step=severity)
+    base = Rng(4, torch.arange(2))
+    rng = base.at(step=severity)
     centre, arm = side // 2, side // 3
     points = np.array([[centre + arm] * 2, [centre + arm, centre - arm], [centre - arm] * 2], float)
-    moves = (2 * draws.uniform((3, 2), "elastic_transform affine").double().numpy() - 1) * jitter
-    shifts = symmetric(draws, (2, side, side), "elastic_transform displacement").double().numpy()
+    moves = (2 * rng.uniform((3, 2), "elastic_transform affine").double().numpy() - 1) * jitter
+    shifts = symmetric(rng, (2, side, side), "elastic_transform displacement").double().numpy()
     grid = np.mgrid[0:side, 0:side].astype(float)
     theirs = []
     for image, move, shift in zip(x.double().numpy(), moves, shifts, strict=True):
@@ -97,4 +97,4 @@ def test_elastic_is_an_affine_map_and_smooth_displacements(severity: int, side: 
             at = (grid[0] + dy, grid[1] + dx)
             image = np.stack([ndimage.map_coordinates(p, at, order=1, mode="reflect") for p in image])
         theirs.append(image)
-    assert close(corrupt(x, "elastic_transform", severity, draws=base), np.array(theirs))
+    assert close(corrupt(x, "elastic_transform", severity, rng=base), np.array(theirs))

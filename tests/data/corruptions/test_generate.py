@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from advsphere.data.corruptions import CORRUPTIONS, EXTRA, SEVERITIES, corrupt, generate
-from advsphere.data.corruptions.tables import strength, table_for
-from advsphere.draws import Draws
+from advsphere.corruption import CORRUPTIONS, EXTRA, SEVERITIES, corrupt, generate
+from advsphere.corruption.severity import strength, table_for
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 from tests.data.corruptions.pictures import pictures
 
 ALL = (*CORRUPTIONS, *EXTRA)
 CERTAIN = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur"}
 CERTAIN |= {"saturate"}
 X = pictures(6, 32)
-DRAWS = Draws(3, torch.arange(10, 16))
+DRAWS = Rng(3, torch.arange(10, 16))
 
 
 def change(images: Tensor, name: str, severity: int) -> float:
@@ -33,13 +33,13 @@ def test_there_are_fifteen_and_four() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, state = X.clone(), torch.get_rng_state()
-    whole = corrupt(X, name, 4, draws=DRAWS)
+    whole = corrupt(X, name, 4, rng=DRAWS)
     assert whole.shape == X.shape and whole.dtype == torch.uint8
     assert torch.equal(X, before) and torch.equal(torch.get_rng_state(), state)
     order = torch.tensor([4, 1, 5])
-    part = corrupt(X[order], name, 4, draws=DRAWS.take(order))
+    part = corrupt(X[order], name, 4, rng=DRAWS.take(order))
     monkeypatch.setattr(generate, "_AT_ONCE", {"cpu": 1})
-    alone = corrupt(X, name, 4, draws=DRAWS)
+    alone = corrupt(X, name, 4, rng=DRAWS)
     for other, same in ((part, whole[order]), (alone, whole)):
         # Sums in another order may round to the next grey level, in a few places.
         apart = (other.int() - same.int()).abs()
@@ -48,9 +48,9 @@ def test_an_image_does_not_depend_on_its_batch(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ALL)
 def test_draws_decide_what_is_random_and_nothing_else(name: str) -> None:
-    first = corrupt(X, name, 3, draws=DRAWS)
-    assert torch.equal(first, corrupt(X, name, 3, draws=DRAWS))
-    other = corrupt(X, name, 3, draws=Draws(4, DRAWS.ids))
+    first = corrupt(X, name, 3, rng=DRAWS)
+    assert torch.equal(first, corrupt(X, name, 3, rng=DRAWS))
+    other = corrupt(X, name, 3, rng=Rng(4, DRAWS.ids))
     assert torch.equal(first, other) == (name in CERTAIN)
     if name not in CERTAIN:  # two images with the same pixels get draws of their own
         twice = corrupt(X[:1].expand(2, -1, -1, -1), name, 3)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from scipy import stats
 
-from advsphere.data.corruptions import corrupt, noise
-from advsphere.draws import Draws
+from advsphere.corruption import corrupt, noise
+from advsphere.rng import Rng
 
 GREY = torch.full((8, 3, 64, 64), 128, dtype=torch.uint8)
 
 
 def test_normal_draws_are_standard_normal() -> None:
-    z = noise.normal(Draws(0, torch.arange(50)), (3, 41), "x").flatten().double()
+    z = noise.normal(Rng(0, torch.arange(50)), (3, 41), "x").flatten().double()
     assert stats.kstest(z.numpy(), "norm").pvalue > 0.01
-    wide = noise.normal(Draws(0, torch.arange(64)), (20_000,), "x").double()
+    wide = noise.normal(Rng(0, torch.arange(64)), (20_000,), "x").double()
     assert abs(float(wide.mean())) < 3e-3 and float(wide.std()) == pytest.approx(1, abs=3e-3)
     assert 4.0 < float(wide.abs().max()) < 4.4  # as far as 65536 places reach
     neighbours = np.corrcoef(wide[:, ::2].flatten().numpy(), wide[:, 1::2].flatten().numpy())[0, 1]
@@ -32,7 +32,7 @@ def test_gaussian_and_speckle_noise_have_the_published_spread() -> None:
 
 
 def test_symmetric_draws_fill_their_interval_evenly() -> None:
-    u = noise.symmetric(Draws(0, torch.arange(64)), (5_000,), "x").flatten().double().numpy()
+    u = noise.symmetric(Rng(0, torch.arange(64)), (5_000,), "x").flatten().double().numpy()
     assert -1 < u.min() < -0.999 and 0.999 < u.max() < 1
     assert stats.kstest(u, "uniform", (-1, 2)).pvalue > 0.01
 
@@ -60,17 +60,17 @@ def test_impulses_are_anywhere_and_independent_of_each_other() -> None:
 def test_shot_noise_draws_each_count_as_often_as_poisson_says(photons: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """All 65536 draws at every mean: no count comes up more than one draw too often, or too seldom."""
     every = torch.arange(65536, dtype=torch.int32).view(1, 1, 256, 256)
-    monkeypatch.setattr(Draws, "integers", lambda *_: every.clone())
-    draws, counts = Draws(5, torch.arange(1)), np.arange(800)
+    monkeypatch.setattr(Rng, "integers", lambda *_: every.clone())
+    rng, counts = Rng(5, torch.arange(1)), np.arange(800)
     for value in (0, 1, 2, 100, 254, 255):
         image = torch.full((1, 1, 256, 256), value, dtype=torch.uint8)
-        found = np.bincount(noise.poisson(image, draws, photons).flatten().numpy(), minlength=800)
+        found = np.bincount(noise.poisson(image, rng, photons).flatten().numpy(), minlength=800)
         assert np.abs(found - 65536 * stats.poisson.pmf(counts, value * photons / 255)).max() <= 1
         assert (found * counts).sum() / 65536 == pytest.approx(value * photons / 255, abs=2e-4)
 
 
 def test_shot_noise_is_poisson_over_the_draws() -> None:
-    count = noise.poisson(GREY, Draws(5, torch.arange(8)), 60).flatten().double()
+    count = noise.poisson(GREY, Rng(5, torch.arange(8)), 60).flatten().double()
     mean = 128 * 60 / 255
     assert float(count.mean()) == pytest.approx(mean, abs=0.1)
     assert float(count.var()) == pytest.approx(mean, rel=0.02)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from advsphere.corruption import SEVERITIES, Corrupted, generated, read_published, save_arrays, save_folders
 from advsphere.data import ImageSet
-from advsphere.data.corruptions import SEVERITIES, Corrupted, generated, read_published, save_arrays, save_folders
 from advsphere.errors import UserError
 from tests.data.corruptions.pictures import pictures
 

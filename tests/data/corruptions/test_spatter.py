@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 import torch
 
-from advsphere.data.corruptions import corrupt, spatter
+from advsphere.corruption import corrupt, spatter
 from tests.data.corruptions.pictures import pictures
 
 

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from advsphere.data.corruptions import corrupt, frost, weather
-from advsphere.data.corruptions.noise import normal, symmetric
-from advsphere.data.corruptions.tables import strength
-from advsphere.draws import Draws
+from advsphere.corruption import corrupt, frost, weather
+from advsphere.corruption.noise import normal, symmetric
+from advsphere.corruption.severity import strength
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 from tests.data.corruptions.pictures import pictures
 from tests.data.corruptions.test_blur import close, smeared
 
 X = pictures(3, 32)
-DRAWS = Draws(0, torch.arange(3))
+DRAWS = Rng(0, torch.arange(3))
 
 
 def plasma(noise: np.ndarray, decay: float) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_fog_is_plasma_over_the_image() -> None:
     x = X.double().numpy() / 255
     top = x.max((1, 2, 3), keepdims=True)
     layer = np.stack([plasma(n, decay) for n in noise])[:, None]
-    assert close(corrupt(X, "fog", 3, draws=DRAWS), 255 * (x + thickness * layer) * top / (top + thickness))
+    assert close(corrupt(X, "fog", 3, rng=DRAWS), 255 * (x + thickness * layer) * top / (top + thickness))
 
 
 def test_fog_of_a_side_that_is_no_power_of_two_is_cut_from_the_next() -> None:
@@ -74,9 +74,9 @@ def test_brightness_raises_v_of_hsv() -> None:
 
 def test_snow_is_smeared_noise_on_a_whitened_image() -> None:
     mean, sigma, factor, threshold, radius, width, keep = strength("snow", 3, 32)
-    draws = DRAWS.at(step=3)
-    noise = mean + sigma * normal(draws, (1, 32, 32), "snow")[:, 0].double().numpy()
-    angles = (draws.uniform((), "snow angle") * 90 - 135).tolist()
+    rng = DRAWS.at(step=3)
+    noise = mean + sigma * normal(rng, (1, 32, 32), "snow")[:, 0].double().numpy()
+    angles = (rng.uniform((), "snow angle") * 90 - 135).tolist()
     x = X.double().numpy() / 255
     theirs = []
     for image, layer, angle in zip(x, noise, angles, strict=True):
@@ -90,7 +90,7 @@ def test_snow_is_smeared_noise_on_a_whitened_image() -> None:
         grey = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
         image = keep * image + (1 - keep) * np.maximum(image, 1.5 * grey + 0.5)
         theirs.append(255 * np.clip(image + layer + np.rot90(layer, 2), 0, 1))
-    assert close(corrupt(X, "snow", 3, draws=DRAWS), np.array(theirs))
+    assert close(corrupt(X, "snow", 3, rng=DRAWS), np.array(theirs))
 
 
 @pytest.fixture

@@ -1,0 +1,190 @@
+"""The Square attack: random search over square windows, without gradients.
+
+It needs the logits alone, so it sees through networks whose gradients are masked or do not exist.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advsphere.classifier import Classifier, fooled
+from advsphere.errors import UserError
+from advsphere.losses import Loss, margin
+from advsphere.rng import Rng
+from advsphere.threat import ThreatModel
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Iterations, of 10,000, after which the area of the windows halves (the published schedule of p)."""
+
+BLOCK = 64
+"""Queries whose random numbers are drawn at once: one by one, drawing would cost more than a small network."""
+
+
+@torch.no_grad()
+def square(
+    model: Classifier,
+    x: Tensor,
+    target: Tensor,
+    /,
+    *,
+    threat: ThreatModel,
+    queries: int = 5000,
+    p: float = 0.8,
+    horizon: int | None = None,
+    loss: Loss = margin,
+    targeted: bool = False,
+    rng: Rng | None = None,
+) -> Tensor:
+    """The Square attack (Andriushchenko et al. 2020, arXiv 1912.00049, Algorithms 1-3; l1: Croce & Hein 2021, arXiv
+    2103.01208, appendix); x: (B, C, H, W) in bounds, target: (B,) labels, or classes to reach -> x_adv of the same
+    shape.
+
+    queries: at most so many forwards of each image, the one of the initial stripes or tiles included; an example is
+    done at its first success. p: the share of the image that the first windows cover. horizon: the number of queries
+    that the schedule of p is stretched over, `queries` by default; AutoAttack's 5,000 queries have a horizon of 10,000.
+    loss: what a window has to raise to be kept. targeted: descend instead, towards `target`; the paper takes
+    `cross_entropy` there. Where nothing fools, the point of the highest loss is returned. Raises UserError for other
+    inputs than images, queries < 1 or p outside (0, 1].
+
+    Differs from the official code: windows and signs are drawn for each example (there one window for the batch, with
+    linf one sign pattern too), and windows reach the last row and column, as in the paper. With l1 the radius is 1e-5
+    shorter, against rounding (there 1e-6).
+    """
+    if x.dim() != 4:
+        raise UserError(f"square windows need images (B, C, H, W), the input has shape {tuple(x.shape)}")
+    if queries < 1 or not 0 < p <= 1:
+        raise UserError(f"queries is {queries} and p is {p}; queries must be at least 1 and p in (0, 1]")
+    sign = -1.0 if targeted else 1.0
+    x, rng = x.detach(), rng or Rng.of(x)
+    if threat.norm == "l1":
+        # It changes every pixel, and the roundings of so many to float32 add up.
+        threat = replace(threat, eps=threat.eps * (1 - 1e-5))
+    propose, first = (_recoloured, _stripes) if threat.norm == "linf" else (_rearranged, _tiles)
+    candidate = threat.project(x + first(x, threat, rng), x)
+    result, x_best = candidate.clone(), candidate
+    index = torch.arange(len(x), device=x.device)
+    best = torch.full((len(x),), -torch.inf, device=x.device)
+    for i in range(queries):
+        logits = model(candidate)
+        value = sign * loss(logits, target)
+        done = fooled(logits, target) != targeted
+        better = done | (value > best)
+        x_best = torch.where(better.view(-1, 1, 1, 1), candidate, x_best)
+        best = torch.where(better, value, best)
+        if i % BLOCK == 0:
+            numbers = rng.at(step=i // BLOCK).uniform((BLOCK, 5 + x.shape[1]), "window")
+        if done.any():
+            rest = ~done
+            result[index[done]] = x_best[done]
+            index, x, x_best, target = index[rest], x[rest], x_best[rest], target[rest]
+            best, rng, numbers = best[rest], rng.take(rest), numbers[rest]
+        if len(index) == 0:
+            break
+        area = p / 2 ** bisect_left(HALVINGS, i * 10_000 // (horizon or queries)) * x.shape[2] * x.shape[3]
+        candidate = threat.project(propose(x, x_best, area, threat, numbers[:, i % BLOCK]), x)
+    result[index] = x_best
+    return result
+
+
+def _stripes(x: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
+    """Columns of +-eps in each channel (linf)."""
+    _, channels, _, width = x.shape
+    return threat.eps * _signs(rng.uniform((channels, 1, width), "start")).to(x.dtype)
+
+
+def _tiles(x: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
+    """Five by five tiles around the middle, each a bump of random sign; of norm eps (l2), or to be projected (l1).
+
+    Smaller than five pixels or not square, an image has more or fewer of them.
+    """
+    _, channels, height, width = x.shape
+    side = max(min(height, width) // 5, 1)
+    rows, columns = height // side, width // side
+    bump = _bump(side, 1 if threat.norm == "l1" else 2).to(x)
+    turned = rng.uniform((1, rows, columns, 1, 1), "turn") < 0.5
+    signs = _signs(rng.uniform((channels, rows, columns, 1, 1), "start")).to(x.dtype)
+    tiles = torch.where(turned, bump, bump.T) * signs
+    grid = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    top, left = (height - rows * side) // 2, (width - columns * side) // 2
+    delta = F.pad(grid, (left, width - columns * side - left, top, height - rows * side - top))
+    if threat.norm == "l1":
+        return delta
+    return threat.eps * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def _recoloured(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, numbers: Tensor) -> Tensor:
+    """A window at +-eps from the clean image, one sign a channel (Algorithm 2, linf)."""
+    height, width = x.shape[2:]
+    side = min(max(round(area**0.5), 1), height, width)
+    rows, columns = _spans(numbers[:, :2], side, height, width)
+    inside = x.new_zeros((len(x), height), dtype=torch.bool).scatter_(1, rows, True)[:, None, :, None]
+    inside = inside & x.new_zeros((len(x), width), dtype=torch.bool).scatter_(1, columns, True)[:, None, None, :]
+    signs = _signs(numbers[:, 5:, None, None]).to(x.dtype)
+    return torch.where(inside, x + threat.eps * signs, x_best)
+
+
+def _rearranged(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, numbers: Tensor) -> Tensor:
+    """A bump is added to a window; for it, a second window gives up its share of the budget (Algorithm 3, l2, l1).
+
+    The l1 form grants a window the budget of all channels, and leaves the rest to the projection.
+    """
+    channels, height, width = x.shape[1:]
+    order = 1 if threat.norm == "l1" else 2
+    side = min(max(round(area**0.5), 3) // 2 * 2 + 1, height, width)
+    delta = (x_best - x).flatten(2)
+    target, source = (
+        (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
+        for rows, columns in (_spans(part, side, height, width) for part in (numbers[:, :2], numbers[:, 2:4]))
+    )
+    emptied = delta.scatter(2, source, 0.0).scatter(2, target, 0.0)
+    unused = (threat.eps**order - delta.abs().pow(order).sum((1, 2))).clamp(min=0.0)[:, None, None]
+    given = (delta - emptied).abs().pow(order).sum(2, keepdim=True) + unused / channels
+    budget = given * channels if order == 1 else given.sqrt()
+    bump = _bump(side, order).to(x)
+    turned = torch.where(numbers[:, 4, None, None] < 0.5, bump, bump.T).flatten(1)[:, None]
+    fresh = turned * _signs(numbers[:, 5:, None]).to(x.dtype) + _unit(delta.gather(2, target), order)
+    return x + emptied.scatter(2, target, _unit(fresh, order) * budget).view_as(x)
+
+
+def _signs(numbers: Tensor) -> Tensor:
+    """+-1 of numbers in (0, 1)."""
+    return 1 - 2 * (numbers < 0.5).float()
+
+
+def _spans(numbers: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The rows and the columns of windows inside the image; numbers: (b, 2) in (0, 1) -> (b, side) each."""
+    corner = (numbers * torch.tensor([height - side + 1, width - side + 1], device=numbers.device)).long()
+    span = torch.arange(side, device=numbers.device)
+    return corner[:, :1] + span, corner[:, 1:] + span
+
+
+def _unit(vectors: Tensor, order: int) -> Tensor:
+    length = torch.linalg.vector_norm(vectors, order, dim=-1, keepdim=True)
+    return vectors / length.clamp(min=1e-12)
+
+
+@lru_cache(maxsize=64)
+def _bump(side: int, order: int) -> Tensor:
+    """Two pyramids of opposite sign above each other, of norm 1 in `order`; (side, side) float64.
+
+    The bump of eq. 2 (l2); for l1 its slopes are steeper.
+    """
+    half = side // 2
+    bump = torch.cat([_pyramid(half, side, order), -_pyramid(side - half, side, order)])
+    return _unit(bump.flatten(), order).view_as(bump)
+
+
+def _pyramid(height: int, width: int, order: int) -> Tensor:
+    """The sum of 1 / k^2 (l1: 1 / k^4) over the concentric squares k that a cell is inside of; of norm 1."""
+    rows = (torch.arange(height) - height // 2).abs()
+    columns = (torch.arange(width) - width // 2).abs()
+    ring = torch.maximum(rows[:, None], columns[None, :])
+    steps = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64) ** (-4 if order == 1 else -2)
+    pyramid = steps.flip(0).cumsum(0).flip(0)[ring]
+    return _unit(pyramid.flatten(), order).view_as(pyramid)

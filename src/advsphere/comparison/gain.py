@@ -1,0 +1,256 @@
+"""How much of a gain survives: a baseline and a method under each attack, and what is left of it in the worst case.
+
+With one checkpoint in an arm, all that is said is of these checkpoints; the images are the sample. From three seeds in
+each arm on it is of the method; then the seeds are a sample too, and their spread enters every interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from advsphere.errors import UserError
+from advsphere.evaluation.ledger import CLEAN
+from advsphere.evaluation.results import WORST, Evaluation
+from advsphere.evaluation.rows import Row
+from advsphere.files import differences
+from advsphere.stats import ENOUGH_SEEDS, paired
+
+Columns = NDArray[np.float64]
+"""(seeds, examples) of 0 and 1: classified as labelled, or not."""
+
+Verdict = Literal["survives", "partly", "does not survive", "cannot tell", "no gain"]
+CONFIDENCE = 0.95
+REPLICATES = 10_000
+HALF, WHOLE = 0.5, 0.9
+"""Shares of a gain: what survives is not below the one, and may be the other or more."""
+BARE = " (s = 1)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """The method's accuracy less the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
+
+    baseline, method: mean accuracies of the arms. p_value: that there is no difference; adjusted: of an attack, the
+    same after Holm's correction (1979) for looking at several.
+    """
+
+    name: str
+    baseline: float
+    method: float
+    low: float
+    high: float
+    p_value: float
+    adjusted: float
+
+    @property
+    def difference(self) -> float:
+        return self.method - self.baseline
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes no difference, and so does the corrected test."""
+        return self.apart and self.adjusted <= 1 - CONFIDENCE
+
+    @property
+    def apart(self) -> bool:
+        """Whether the interval alone excludes no difference, as if this attack were the only one."""
+        return not self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survival:
+    """What `survival` found.
+
+    n: examples. seeds: (of the baseline, of the method). gains: under each attack, worst case last. pgd: the name of
+    the one whose gain is to survive. share: of that gain in the worst case, with its bootstrap interval; None where the
+    gain itself is not clear of 0. verdict: from the intervals alone. n_for_a_point: how many examples would give the
+    worst case's gain an interval of +- 1 point.
+    """
+
+    n: int
+    seeds: tuple[int, int]
+    gains: tuple[Gain, ...]
+    pgd: str
+    share: tuple[float, float, float] | None
+    verdict: Verdict
+    n_for_a_point: int
+
+    @property
+    def of_the_method(self) -> bool:
+        """Whether there are seeds enough to speak of the method, and not of these checkpoints."""
+        return min(self.seeds) >= ENOUGH_SEEDS
+
+    def gain(self, name: str) -> Gain:
+        return next(gain for gain in self.gains if gain.name == name)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one plain sentence."""
+        before, after = self.gain(self.pgd), self.gain(WORST)
+        one = self.of_the_method or self.seeds[1] == 1
+        who = "the method" if self.of_the_method else "the method's checkpoint" + "s" * (not one)
+        gained = f"Under {self.pgd} {who} gain{'s' * one} {_points(before)}"
+        differs = f"Under {self.pgd} {who} differ{'s' * one} by {_points(before)}"
+        left = f"in the worst case {_points(after)}"
+        if self.verdict == "no gain":
+            return f"{differs}: there is no gain to survive; {left}."
+        if self.share is None:
+            why = ", for so many attacks are asked about" if before.apart else ""
+            return f"{differs}, which may be nothing{why}; {left}."
+        share = "{:.0f} % of it ({:.0f} to {:.0f})".format(*(100 * part for part in self.share))
+        ends = {
+            "survives": f"the gain survives: {left}, {share}",
+            "partly": f"a part of it survives: {left}, {share}",
+            "does not survive": f"that does not survive: {left}, {share}",
+            "cannot tell": f"the sample cannot tell how much survives: {left}, {share}",
+        }
+        return f"{gained}; {ends[self.verdict]}."
+
+
+def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Survival:
+    """Compare two arms, each of one evaluation or of several (one for each seed), by the same suite.
+
+    pgd: the row whose gain is to survive; by default the first of cross-entropy at s = 1, as the paper's official code
+    evaluates, else the first PGD. A plain head's s is 1, so there its rows stand for those "(s = 1)".
+    Raises UserError where images, threat or rows differ, and for a checkpoint that is twice in an arm.
+    """
+    everything = [*baseline, *method]
+    for arm in (baseline, method):
+        if len({one.identity["model"]["checksum"] for one in arm}) < len(arm):
+            raise UserError("a checkpoint is twice in one arm; the same one again is no other seed")
+    for other in everything[1:]:
+        for key in ("data", "threat"):
+            if changed := differences(everything[0].identity[key], other.identity[key], key):
+                raise UserError(f"these evaluations can't be compared: {changed[0]}; evaluate all in the same way")
+    names = _shared(everything)
+    arms = {name: (_columns(baseline, name), _columns(method, name)) for name in names}
+    gains = _holm([_gain(name, *arms[name]) for name in names])
+    chosen = pgd or _default(names)
+    if chosen not in names:
+        raise UserError(f"there is no row {chosen!r} in all of these evaluations; there are {', '.join(names)}")
+    before, after = (next(g for g in gains if g.name == name) for name in (chosen, WORST))
+    share = _share(arms[chosen], arms[WORST]) if before.difference > 0 and before.clear else None
+    half = (after.high - after.low) / 2
+    return Survival(
+        n=arms[WORST][0].shape[1],
+        seeds=(len(baseline), len(method)),
+        gains=tuple(gains),
+        pgd=chosen,
+        share=share,
+        verdict=_verdict(before, after, share),
+        n_for_a_point=math.ceil(arms[WORST][0].shape[1] * (half / 0.01) ** 2),
+    )
+
+
+def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None) -> Verdict:
+    if before.difference < 0 and before.clear:
+        return "no gain"
+    if share is None:
+        return "cannot tell"
+    _, low, high = share
+    if after.difference > 0 and after.clear:
+        return "partly" if high < WHOLE else "survives" if low > HALF else "cannot tell"
+    return "does not survive" if high < HALF else "cannot tell"
+
+
+def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Rows that all have, in the order of the one with most."""
+    longest = max(evaluations, key=lambda e: len(e.rows))
+    return [row.name for row in longest.rows if all(row_for(e, row.name) is not None for e in evaluations)]
+
+
+def row_for(evaluation: Evaluation, name: str) -> Row | None:
+    """The row of a name, None where there is none; a plain head's s is 1, so its rows stand for those "(s = 1)"."""
+    own = {row.name: row for row in evaluation.rows}
+    plain = own.get(name.removesuffix(BARE)) if evaluation.identity["model"]["scale"] == 1.0 else None
+    return own.get(name, plain)
+
+
+def _columns(evaluations: Sequence[Evaluation], name: str) -> Columns:
+    rows = [row for e in evaluations if (row := row_for(e, name)) is not None]
+    return np.array([[c == "1" for c in row.outcomes] for row in rows], dtype=float)
+
+
+def _default(names: Sequence[str]) -> str:
+    bare, pgd = ([n for n in names if n.startswith("PGD") and n.endswith(end)] for end in (BARE, ""))
+    if not (bare or pgd):
+        raise UserError(f"none of these rows is a PGD attack: {', '.join(names)}; name the one whose gain is meant")
+    return (bare or pgd)[0]
+
+
+def _gain(name: str, baseline: Columns, method: Columns) -> Gain:
+    """The difference of two arms, its interval and its test."""
+    accuracies = float(baseline.mean()), float(method.mean())
+    if len(baseline) == len(method) == 1:
+        one = paired(method[0].astype(bool).tolist(), baseline[0].astype(bool).tolist(), CONFIDENCE)
+        low, high, p = one.low, one.high, one.p_value
+    else:
+        from scipy.stats import t  # slow to import, and needed for several seeds alone
+
+        by_image = method.mean(0) - baseline.mean(0)
+        spread = float(by_image.var(ddof=1)) / by_image.size
+        seeds, freedom = _seed_variance(baseline, method)
+        error, value = math.sqrt(spread + seeds), accuracies[1] - accuracies[0]
+        reach = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+        low, high = value - reach, value + reach
+        p = float(2 * t.sf(abs(value) / error, freedom)) if error else float(value == 0)
+    return Gain(name=name, baseline=accuracies[0], method=accuracies[1], low=low, high=high, p_value=p, adjusted=p)
+
+
+def _seed_variance(baseline: Columns, method: Columns) -> tuple[float, float]:
+    """(variance of the difference of the arms' means over seeds, Welch's degrees of freedom); (0, infinity) where there
+    are too few seeds to speak of more than these checkpoints.
+    """
+    if min(len(baseline), len(method)) < ENOUGH_SEEDS:
+        return 0.0, math.inf
+    parts = [(float(arm.mean(1).var(ddof=1)) / len(arm), len(arm) - 1) for arm in (baseline, method)]
+    total = sum(variance for variance, _ in parts)
+    below = sum(variance**2 / freedom for variance, freedom in parts)
+    return total, total**2 / below if below else math.inf
+
+
+def _holm(gains: Sequence[Gain]) -> list[Gain]:
+    """The same with the attacks' p-values corrected for their number; clean and worst case are asked about alone."""
+    attacks = sorted((g for g in gains if g.name not in (CLEAN, WORST)), key=lambda g: g.p_value)
+    adjusted, highest = {}, 0.0
+    for rank, gain in enumerate(attacks):
+        highest = max(highest, min(1.0, (len(attacks) - rank) * gain.p_value))
+        adjusted[gain.name] = highest
+    return [replace(gain, adjusted=adjusted.get(gain.name, gain.p_value)) for gain in gains]
+
+
+def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> tuple[float, float, float]:
+    """The worst case's gain over the PGD gain, with a percentile bootstrap interval over images and, where there are
+    enough of them, seeds.
+    """
+    rng = np.random.default_rng(0)
+    sizes = [len(arm) for arm in before]
+    # Images with the same outcomes everywhere are alike, so that only the number of each kind has to be drawn.
+    kinds, counts = np.unique(np.concatenate([*before, *after]), axis=1, return_counts=True)
+    images = rng.multinomial(counts.sum(), counts / counts.sum(), size=REPLICATES) / counts.sum()
+
+    def seeds(count: int) -> Columns:
+        """(replicates, seeds): the weight of each."""
+        each = np.full(count, 1 / count)
+        return rng.multinomial(count, each, size=REPLICATES) / count if min(sizes) >= ENOUGH_SEEDS else each[None]
+
+    of_baseline, of_method = (seeds(size) for size in sizes)
+    parts = np.split(kinds, np.cumsum([*sizes, *sizes])[:-1])
+    gained, left = (
+        ((of_method @ method - of_baseline @ baseline) * images).sum(1) for baseline, method in (parts[:2], parts[2:])
+    )
+    # A replicate without a gain has no share of it; so few can have none that they belong to the upper end.
+    ratios = np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf)
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    gain, rest = (float(arm[1].mean() - arm[0].mean()) for arm in (before, after))
+    return rest / gain, float(low), float(high)
+
+
+def _points(gain: Gain) -> str:
+    return f"{100 * gain.difference:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"

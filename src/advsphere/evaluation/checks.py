@@ -1,0 +1,238 @@
+"""Before any attack: is this a model, and are these images and labels, of which robust accuracy means anything?
+
+Each check refuses with the cause and the cure, or puts the matter right and says so; none only warns where the numbers
+would be wrong. The list is that of Carlini et al. 2019 (arXiv 1902.06705) and of AutoAttack's checks, extended by what
+users of the field's libraries stumble over.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.attacks import Attack
+from advsphere.classifier import Classifier, fooled, frozen, input_gradient
+from advsphere.data import Images, ImageSet
+from advsphere.errors import UserError
+from advsphere.evaluation.rows import Finding
+from advsphere.evaluation.shared import LARGEST, usual_batch_size
+from advsphere.evaluation.specs import AttackSpec
+from advsphere.losses import log_odds
+from advsphere.rng import Rng, permutation
+from advsphere.threat import ThreatModel
+
+_TOLERANCE = 1e-3
+"""By how much of the largest logit two predictions of one image may differ: rounding stays far below."""
+
+
+def preflight(
+    model: nn.Module,
+    images: Images | Tensor,
+    labels: Tensor | None = None,
+    *,
+    batch_size: int | None = None,
+    attacks: Sequence[AttackSpec] = (),
+) -> tuple[Finding, ...]:
+    """Check model, images and labels on up to `batch_size` images drawn from all of them, and the attacks at eps = 0.
+
+    images, labels, batch_size: as in `evaluate`. Raises UserError for: images outside [0, 1]; a model that can't take
+    them, that returns probabilities, NaN or another shape, that answers differently each time or by what else is in the
+    batch; labels that don't map to its outputs; an attack that can't run on it or does harm at eps = 0. Findings say
+    what was checked, fixed ("fixed": train mode) and to be known ("noted").
+    """
+    images, device = images_of(images, labels), device_of(model)
+    if batch_size is None:
+        batch_size = usual_batch_size(images.shape)
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}; it must be at least 1")
+    order = permutation(len(images), seed=0, epoch=0, purpose="preflight")
+    ids = order[:batch_size].sort().values
+    x, y = (t.to(device) for t in images.batch(ids))
+    found = [_images(x), _mode(model)]
+    with frozen(model) as classify:
+        logits = _logits(classify, x)
+        found += [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits)]
+        seen, rest = [(logits, y)], order[batch_size:LARGEST]
+        if len(rest) and bool(fooled(logits, y).all()):  # of many classes, a small batch may have none right by chance
+            for more in rest.split(batch_size):
+                x_more, y_more = (t.to(device) for t in images.batch(more))
+                seen.append((_logits(classify, x_more), y_more))
+        found += [_clean_accuracy(*map(torch.cat, zip(*seen, strict=True))), _gradient(classify, x, y)]
+        right = (~fooled(logits, y)).nonzero().squeeze(1)[:4]
+        for spec in attacks if len(right) else ():
+            found += _at_eps_zero(classify, spec, x[right], y[right], Rng(0, ids.to(x.device)[right]))
+    return tuple(found)
+
+
+def images_of(images: Images | Tensor, labels: Tensor | None) -> Images:
+    """Images and labels as a set. Raises UserError for pixels outside [0, 1] and labels that are no class numbers."""
+    if isinstance(images, Images):
+        if labels is not None:
+            raise UserError("an image set holds its own labels; leave out the second argument")
+        return images
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        raise UserError("give images as an (N, C, H, W) tensor with an (N,) tensor of labels, or an advsphere.data set")
+    # How many classes there are is up to the model, which is asked later; a set wants names for them now.
+    highest = int(labels.max()) if labels.numel() else 0
+    return ImageSet(images, labels, tuple(map(str, range(min(max(highest, 0), 100_000) + 1))))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are. Raises UserError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module")
+    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def _images(x: Tensor) -> Finding:
+    low, high = (float(v) for v in torch.aminmax(x))
+    if 0 < high <= 1.5 / 255:
+        raise UserError(f"the brightest pixel is {high:.4g}: the images were divided by 255 twice; divide them once")
+    return Finding("images", "ok", f"pixels between {low:.3g} and {high:.3g}, normalised by the model if at all")
+
+
+def _mode(model: nn.Module) -> Finding:
+    if any(module.training for module in model.modules()):
+        return Finding("mode", "fixed", "the model came in train mode; it is judged in eval mode and put back after")
+    return Finding("mode", "ok", "eval mode")
+
+
+@torch.no_grad()
+def _logits(classify: Classifier, x: Tensor) -> Tensor:
+    try:
+        return classify(x)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"the model can't take {len(x)} images of shape {tuple(x.shape[1:])}: {error}") from error
+
+
+def _outputs(logits: Tensor) -> Finding:
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise UserError(
+            f"the model returns {tuple(logits.shape)}, but logits are (B, K) with K >= 2; "
+            "give a binary classifier two outputs, such as 0 and its logit"
+        )
+    broken = int((~logits.isfinite()).any(1).sum())
+    if broken:
+        raise UserError(
+            f"the model returns NaN or infinite logits for {broken} of {len(logits)} clean images; "
+            "check its weights and its input normalisation"
+        )
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+        raise UserError(
+            "the model returns probabilities (every row is positive and sums to 1); return the logits before the "
+            "softmax, for gradients of probabilities vanish and make any model look robust"
+        )
+    return Finding("outputs", "ok", f"{logits.shape[1]} logits between {logits.min():.3g} and {logits.max():.3g}")
+
+
+def _labels(labels: Tensor, classes: int) -> Finding:
+    low, high = (int(v) for v in torch.aminmax(labels))
+    if low < 0 or high >= classes:
+        raise UserError(
+            f"labels go from {low} to {high}, but the model has {classes} outputs; "
+            f"labels are 0..{classes - 1}, in the order of the outputs"
+        )
+    return Finding("labels", "ok", f"{low} to {high} for {classes} outputs")
+
+
+def _repeatable(classify: Classifier, x: Tensor, logits: Tensor) -> Finding:
+    allowed = _TOLERANCE * float(logits.abs().max())
+    twice = float((_logits(classify, x) - logits).abs().max())
+    if not twice <= allowed:
+        raise UserError(
+            f"the model answers the same images differently each time (logits differ by {twice:.2g}); "
+            "switch off what it draws at random, or fix its draws"
+        )
+    alone = max(float((_logits(classify, x[i : i + 1]) - logits[i]).abs().max()) for i in range(min(4, len(x))))
+    if not alone <= allowed:
+        raise UserError(
+            f"the model answers an image differently alone and in a batch (logits differ by {alone:.2g}), also in eval "
+            "mode; let its normalisation use running statistics (track_running_stats=True)"
+        )
+    return Finding("repeatable", "ok", "the same logits in two calls, and alone as in a batch")
+
+
+def _clean_accuracy(logits: Tensor, y: Tensor) -> Finding:
+    n, classes = logits.shape
+    counts = torch.zeros(classes, classes, device=y.device)
+    counts.index_put_((y, logits.argmax(1)), torch.ones(n, device=y.device), accumulate=True)
+    right = int(counts.trace())
+    present = counts.sum(1).nonzero().squeeze(1)
+    usual = counts.argmax(1)[present]
+    renamed = int(counts.amax(1).sum()) if len(usual.unique()) == len(usual) else right
+    share = f"{right} of {n} drawn images are classified as labelled"
+    if n >= 5 * len(present) and len(present) > 1 and renamed >= 0.6 * n and renamed - right >= 0.4 * n:
+        names = ", ".join(f"{a} as {b}" for a, b in zip(present.tolist(), usual.tolist(), strict=True) if a != b)
+        raise UserError(
+            f"labels don't map to the model's outputs: {share}, but {renamed} if classes were renamed (it predicts "
+            f"{names[:60]}); number the classes in the order in which the model was trained"
+        )
+    if right == 0 and n >= 20:
+        raise UserError(
+            f"{share}; check the order of the classes, and that the input normalisation is inside the model "
+            "(advsphere.classifier.PixelClassifier)"
+        )
+    if right <= n / classes:
+        return Finding("clean accuracy", "noted", f"{share}, no better than chance: there is nothing to defend")
+    return Finding("clean accuracy", "ok", share)
+
+
+def _gradient(classify: Classifier, x: Tensor, y: Tensor) -> Finding:
+    try:
+        _, _, grad = input_gradient(classify, x, y, log_odds)
+    except RuntimeError as error:
+        return Finding("gradient", "noted", f"no gradient reaches the images ({error}): gradient attacks see nothing")
+    dead = int((~(grad.flatten(1).abs().amax(1) > 0)).sum())
+    if dead:
+        detail = f"the gradient is zero or NaN on {dead} of {len(x)} drawn images: gradient attacks see nothing there"
+        return Finding("gradient", "noted", detail)
+    return Finding("gradient", "ok", "every drawn image has one that is not zero")
+
+
+def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, rng: Rng) -> list[Finding]:
+    attack = _harmless(spec.attack)
+    if attack is None:
+        return []
+    try:
+        x_adv = attack(classify, x, y, rng=rng)
+    except UserError as error:
+        raise UserError(f"{spec.name}: {error}") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"{spec.name} can't attack this model ({error}); take an attack that needs no gradient, or make the "
+            "model differentiable (no argmax, detach or no_grad on the way)"
+        ) from error
+    with torch.no_grad():
+        moved = not bool(ThreatModel(norm="linf", eps=0.0).contains(x_adv, x).all())
+        changed = bool(fooled(classify(x_adv), y).any())
+    if moved or changed:
+        raise UserError(
+            f"{spec.name} at eps = 0 changes the {'images' if moved else 'predictions'}; it breaks its ball"
+        )
+    return [Finding(f"{spec.name} at eps = 0", "ok", "the clean images, and their predictions")]
+
+
+FEW = {"steps": 2, "queries": 2, "rounds": 1, "tries": 1, "targets": 1}
+"""How long an attack runs in the check at eps = 0."""
+
+
+def _harmless(attack: Attack) -> partial[Tensor] | None:
+    """The attack at radius zero and short; None where it has no radius to set."""
+    if not isinstance(attack, partial):
+        return None
+    settings = inspect.signature(attack.func).parameters
+    short: dict[str, Any] = {name: value for name, value in FEW.items() if name in settings}
+    threat, ascent = attack.keywords.get("threat"), attack.keywords.get("ascent")
+    if isinstance(threat, ThreatModel):
+        return partial(attack, threat=replace(threat, eps=0.0), **short)
+    if ascent is not None and (gentle := _harmless(ascent)) is not None:
+        return partial(attack, ascent=gentle)
+    return partial(attack, eps=0.0, **short) if "eps" in settings else None
