@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import advsphere.attacks
 import advsphere.objectives
+from advsphere.attacks import AttackKind, attack_kind
 from advsphere.classifier import fooled, frozen
 from advsphere.objectives import Objective
 from advsphere.rng import Rng
@@ -47,9 +49,28 @@ def _only_the_norms_that_an_attack_has(request):
         pytest.skip(f"this attack has no {call.params['norm']}")
 
 
+def public_functions():
+    names = set(advsphere.attacks.__all__) - {"attack_kind", "stages"}  # a decorator, and several attacks by name
+    functions = {name: getattr(advsphere.attacks, name) for name in names}
+    return {name: function for name, function in functions.items() if inspect.isfunction(function)}
+
+
 def test_every_public_attack_has_a_row():
-    public = {name for name in advsphere.attacks.__all__ if inspect.isfunction(getattr(advsphere.attacks, name))}
-    assert public - {"stages"} == {name.split()[0] for name in ATTACKS}  # these are several, by name
+    assert set(public_functions()) == {name.split()[0] for name in ATTACKS}
+
+
+def test_every_public_attack_declares_its_kind():
+    combinators = {"auto_attack", "expected", "restarts", "worst_case"}  # they return attacks
+    kinds = {name: getattr(function, "kind", None) for name, function in public_functions().items()}
+    assert {name for name, kind in kinds.items() if kind is None} == combinators
+    assert {kind for kind in kinds.values() if kind} == set(get_args(AttackKind))
+
+
+def test_declaring_a_kind_returns_the_same_function():
+    def attack(model, x, target, /, *, rng=None):
+        return x
+
+    assert attack_kind("black-box")(attack) is attack and attack.kind == "black-box"
 
 
 def test_every_objective_has_a_row():

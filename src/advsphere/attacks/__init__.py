@@ -4,7 +4,7 @@ attacks.
 
 from advsphere.attacks.auto_pgd import apgd, apgd_targeted
 from advsphere.attacks.carlini_wagner import cw
-from advsphere.attacks.combine import Attack, restarts, worst_case
+from advsphere.attacks.combine import Attack, AttackKind, attack_kind, restarts, worst_case
 from advsphere.attacks.deep_fool import deepfool
 from advsphere.attacks.ensemble import auto_attack, expected, stages
 from advsphere.attacks.fast_adaptive_boundary import fab, fab_targeted
@@ -16,12 +16,14 @@ from advsphere.attacks.surrogates import Cosines, surrogate
 
 __all__ = [
     "Attack",
+    "AttackKind",
     "Cosines",
     "Guides",
     "Keep",
     "Start",
     "apgd",
     "apgd_targeted",
+    "attack_kind",
     "auto_attack",
     "cw",
     "deepfool",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.attacks.gradient import Keep, Start, starting_point
 from advsphere.attacks.step_size import Halving, Path, Thinning
 from advsphere.classifier import Classifier, fooled, input_gradient
@@ -25,6 +26,7 @@ Done = Callable[[Tensor, Tensor], Tensor]
 """(logits, target) -> (B,) bool: which examples need no further step."""
 
 
+@attack_kind("iterative")
 def apgd(
     model: Classifier,
     x: Tensor,
@@ -79,6 +81,7 @@ def apgd(
     return found.last if keep == "last" else found.best
 
 
+@attack_kind("iterative")
 def apgd_targeted(
     model: Classifier,
     x: Tensor,

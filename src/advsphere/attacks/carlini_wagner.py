@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.attacks.smallest import Smallest, over_pixels
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
@@ -27,6 +28,7 @@ PRECISION = 0.01
 """The linf search ends where the smallest norm is no more than this share above a radius that is out of reach."""
 
 
+@attack_kind("minimal-norm")
 def cw(
     model: Classifier,
     x: Tensor,

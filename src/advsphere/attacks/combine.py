@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,35 @@ class Attack(Protocol):
     """
 
     def __call__(self, model: Classifier, x: Tensor, target: Tensor, /, *, rng: Rng | None = None) -> Tensor: ...
+
+
+AttackKind = Literal["one-step", "iterative", "minimal-norm", "black-box"]
+"""How an attack searches.
+
+- "one-step" and "iterative": it ascends a loss along its gradient inside the ball.
+- "minimal-norm": it looks for the nearest adversarial example and uses gradients.
+- "black-box": it sees only what the model answers and uses no gradient.
+"""
+
+_AttackT = TypeVar("_AttackT", bound=Callable[..., Any])
+
+
+def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
+    """Declare how an attack searches. Evaluations compare gradient attacks with black-box attacks by it.
+
+    Args:
+        kind: The kind, see `AttackKind`.
+
+    Returns:
+        A decorator that stores the kind in the function's attribute `kind` and returns the same function. Apply it
+        above every other decorator.
+    """
+
+    def declare(attack: _AttackT) -> _AttackT:
+        vars(attack)["kind"] = kind
+        return attack
+
+    return declare
 
 
 def worst_case(attacks: Sequence[Attack]) -> Attack:

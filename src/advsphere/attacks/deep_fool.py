@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, traced
 from advsphere.attacks.smallest import Smallest, over_pixels
 from advsphere.classifier import Classifier, fooled
@@ -16,6 +17,7 @@ BEHIND = 1e-4
 """Added to the length of each step, in pixel units, as in the authors' code: else steps shrink before the boundary."""
 
 
+@attack_kind("minimal-norm")
 def deepfool(
     model: Classifier,
     x: Tensor,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, project, traced
 from advsphere.attacks.smallest import Smallest, over_pixels
 from advsphere.classifier import Classifier, fooled
@@ -17,6 +18,7 @@ from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 
 
+@attack_kind("minimal-norm")
 def fab(
     model: Classifier,
     x: Tensor,
@@ -57,6 +59,7 @@ def fab(
     return found.result()
 
 
+@attack_kind("minimal-norm")
 def fab_targeted(
     model: Classifier,
     x: Tensor,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
@@ -54,6 +55,7 @@ class Guides:
         return by_class[torch.where(place < low, place, place + high - low)]
 
 
+@attack_kind("iterative")
 def feature_attack(
     model: Classifier,
     x: Tensor,

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds
@@ -24,6 +25,7 @@ CIRCLE = 4
 """How many iterates back to look for the one at hand: steps of one size end up jumping to and fro."""
 
 
+@attack_kind("one-step")
 def fgsm(
     model: Classifier,
     x: Tensor,
@@ -46,6 +48,7 @@ def fgsm(
     )
 
 
+@attack_kind("iterative")
 def pgd(
     model: Classifier,
     x: Tensor,
@@ -115,6 +118,7 @@ def pgd(
     return result
 
 
+@attack_kind("iterative")
 def mim(
     model: Classifier,
     x: Tensor,

@@ -12,12 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.attacks.smallest import Smallest
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.rng import Rng
 
 
+@attack_kind("black-box")
 @torch.no_grad()
 def rays(
     model: Classifier,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import Loss, margin
@@ -26,6 +27,7 @@ BLOCK = 64
 """Queries whose random numbers are drawn at once: one by one, drawing would cost more than a small network."""
 
 
+@attack_kind("black-box")
 @torch.no_grad()
 def square(
     model: Classifier,

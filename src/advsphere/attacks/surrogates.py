@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advsphere.attacks.combine import attack_kind
 from advsphere.classifier import Classifier
 from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds, widen
@@ -39,6 +40,7 @@ class Cosines:
         return self.scale * F.linear(z, F.normalize(weight.to(z.dtype), dim=1))
 
 
+@attack_kind("iterative")
 def surrogate(
     model: Classifier,
     x: Tensor,
