@@ -44,7 +44,7 @@ HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The scripts as modules, imported as when they are run: beside each other."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("comparison", "same_draws", *SCRIPTS)
+    names = ("comparison", "shared_noise", *SCRIPTS)
     before = {name: sys.modules.pop(name, None) for name in names}
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name, module in before.items():

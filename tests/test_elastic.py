@@ -15,7 +15,8 @@ MORTAL = """
 import os, signal, sys
 from pathlib import Path
 import pytest
-from advsphere import cli, experiment
+from advsphere import cli
+from advsphere.runs import train as experiment
 from tests.training.tiny import few_digits
 
 few_digits(pytest.MonkeyPatch())

@@ -109,7 +109,7 @@ def _tell(console: Console, folder: Path, book: Ledger, told: Trace, images: Ima
 def _compare(console: Console, folder: Path, found: Replay, told: Trace, images: Images, out: Path | None) -> None:
     attack = found.then.attack
     console.print(told.title, style="bold")
-    console.print(f"{attack}, with the recorded rng: seed {told.seed}, example {told.example}")
+    console.print(f"{attack}, with the recorded draws: seed {told.seed}, example {told.example}")
     for when, attempt in {"recorded": found.then, "now": found.now}.items():
         distance = "" if attempt.distance is None else f", at a distance of {attempt.distance:.4g}"
         console.print(f"  {when + ':':<10} {told.fate(attempt)}{distance}")

@@ -131,7 +131,7 @@ class Trace:
         console.print(self.title)
         console.print(
             f"{self.threat.norm}, eps = {radius(self.threat.eps)} ({self.threat.eps:.4g}); "
-            f"rng: seed {self.seed}, example {self.example}, whatever the batch"
+            f"draws: seed {self.seed}, example {self.example}, whatever the batch"
         )
         console.print()
         console.print(table)
