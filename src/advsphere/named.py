@@ -1,0 +1,142 @@
+"""User-defined parts by name: `package.module:object`, and the checksum of the file that defines one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from advsphere.errors import UserError
+
+_LIBRARIES = ("timm", "torchvision")
+"""`timm:NAME` is a network of timm, not an object in its module."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the form `package.module:object`; `timm:NAME` and `torchvision:NAME` are no such names."""
+    module, colon, path = text.partition(":")
+    return bool(colon) and module not in _LIBRARIES and all(p.isidentifier() for p in f"{module}.{path}".split("."))
+
+
+def load(name: str) -> Any:
+    """Import the object with that name; modules in the current folder are found too.
+
+    Args:
+        name: `package.module:object`. The object may be an attribute of another, as in `module:Class.method`.
+
+    Returns:
+        The object.
+
+    Raises:
+        UserError: If the name has another form, or the module or object does not exist or can't be imported.
+    """
+    if not is_name(name):
+        raise UserError(f"{name!r} names no object; write package.module:object")
+    module_name, _, path = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return _inside(importlib.import_module(module_name), path)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name}: {error}; run from the folder that holds the module, or install it") from error
+    except AttributeError as error:
+        raise UserError(f"{name}: {error}") from error
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise UserError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
+
+
+def name_of(thing: Any) -> str | None:
+    """The name by which `load` finds a function or class again.
+
+    Args:
+        thing: A function or a class.
+
+    Returns:
+        `package.module:object`; None for what has no such name: a lambda, a local class, an object of a script or a
+        notebook (`__main__`), an instance.
+    """
+    module, path = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(path, str):
+        return None
+    try:
+        if _inside(sys.modules[module], path) is not thing:
+            return None
+    except (KeyError, AttributeError):
+        return None
+    if module == "__main__":  # `python -m package.module` has a name for it, a script has none
+        spec = getattr(sys.modules[module], "__spec__", None)
+        module = None if spec is None else spec.name
+    return module and f"{module}:{path}"
+
+
+def source_checksum(thing: Any) -> str | None:
+    """SHA-256 of the source file that defines a function, a class, or an instance's class.
+
+    Args:
+        thing: The object, or its name `package.module:object`.
+
+    Returns:
+        64 hexadecimal digits; None for what comes from advsphere, an installed package or the standard library (their
+        versions are recorded instead), and where there is no file.
+    """
+    if isinstance(thing, str):
+        thing = load(thing)
+    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+        thing = type(thing)
+    module = sys.modules.get(getattr(thing, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return None
+    path = Path(file).resolve()
+    if any(path.is_relative_to(folder) for folder in _not_the_users()):
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def call(name: str, arguments: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
+    """Call a named function or class.
+
+    Args:
+        name: `package.module:object`.
+        arguments: Keyword arguments that the user gave.
+        offered: Values that are passed where the function has a parameter of that name and the user gave none.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        UserError: If it can't be imported, or raises an error.
+    """
+    function = load(name)
+    try:
+        return function(**{**fitting(function, offered), **arguments})
+    except UserError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise UserError(f"{name} could not be called: {type(error).__name__}: {error}") from error
+
+
+def fitting(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values for which a function has a parameter of that name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in functions have no signature
+        return {}
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def _inside(thing: Any, path: str) -> Any:
+    for part in path.split("."):
+        thing = getattr(thing, part)
+    return thing
+
+
+def _not_the_users() -> list[Path]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = [Path(sysconfig.get_path(name)).resolve() for name in names]
+    return [*installed, Path(__file__).resolve().parent]
