@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as reference
 
-from advsphere.data import FolderImages, ImageSet, encoded, folders, image_folder, load, load_test
+from advsphere.data import FolderImages, ImageSet, encoded, image_folder, images, load, load_test
 from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View
 from advsphere.errors import UserError
@@ -148,7 +148,7 @@ def test_the_test_part_can_be_had_without_a_train_folder(folder: Path) -> None:
 
 def test_sets_too_large_for_memory_are_decoded_on_access(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory = load("imagefolder", folder, image_size=6)
-    monkeypatch.setattr(folders, "MEMORY_LIMIT", 6 * 3 * 6 * 6 - 1)  # one byte less than train needs
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 6 * 3 * 6 * 6 - 1)  # one byte less than train needs
     lazy = load("imagefolder", folder, image_size=6)
     assert isinstance(lazy.train, FolderImages) and isinstance(lazy.test, ImageSet)
     index = torch.tensor([5, 0, 3])

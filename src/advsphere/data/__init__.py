@@ -6,12 +6,14 @@ from advsphere.data.encoded import EncodedImages
 from advsphere.data.folders import FolderImages, image_folder
 from advsphere.data.images import Dataset, Images, ImageSet, as_float
 from advsphere.data.sources import NAMES, load, load_test
+from advsphere.data.torch_datasets import DatasetImages, from_dataset
 
 __all__ = [
     "NAMES",
     "Augment",
     "Batch",
     "Dataset",
+    "DatasetImages",
     "EncodedImages",
     "FolderImages",
     "ImageSet",
@@ -20,6 +22,7 @@ __all__ = [
     "augment",
     "batches",
     "epoch_batches",
+    "from_dataset",
     "image_folder",
     "load",
     "load_test",

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from advsphere.data.augmentation import Augment
-from advsphere.data.encoded import EncodedImages
 from advsphere.data.images import Images
 from advsphere.errors import UserError
 from advsphere.rng import Rng
@@ -43,7 +42,7 @@ def batches(
     workers: processes that decode encoded images ahead, a batch each; 0 for none, one for each core of this process'
     share of the machine by default. Images in memory need none. Raises UserError naming the image that cannot be read.
     """
-    reading = Reading(images.to("cpu") if isinstance(images, EncodedImages) else images, ids, augment, seed, epoch)
+    reading = Reading(images.to("cpu") if images.decodes else images, ids, augment, seed, epoch)
     device = images.labels.device
     for index, pixels in zip(ids, _ahead(reading, _processes(images, len(ids), workers), device), strict=True):
         if isinstance(pixels, UserError):
@@ -77,7 +76,7 @@ class Reading(Dataset["Tensor | UserError"]):
 
 
 def _processes(images: Images, batches: int, workers: int | None) -> int:
-    if not isinstance(images, EncodedImages):
+    if not images.decodes:
         return 0
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,18 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from advsphere.data.crops import ResizedCrops, resized
-from advsphere.data.images import Images, ImageSet, check_labels
+from advsphere.data.images import Images, check_labels
 from advsphere.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
@@ -71,6 +69,8 @@ class EncodedImages(Images):
     name: str
     view: View
 
+    decodes: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_labels(self.labels, len(self.classes), self.name)
 
@@ -83,25 +83,14 @@ class EncodedImages(Images):
         return 3, self.view.size, self.view.size
 
     def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self._decoded(index, [partial(_centre, view=self.view)] * len(index))
+        return self._decoded(index, [partial(centre, view=self.view)] * len(index))
 
     def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
         """Each crop is taken from the decoded image at its own resolution."""
-        return self._decoded(index, [partial(_crop, crops=crops, i=i, size=self.view.size) for i in range(len(index))])
+        return self._decoded(index, [partial(crop, crops=crops, i=i, size=self.view.size) for i in range(len(index))])
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, labels=self.labels.to(device))
-
-    def in_memory(self) -> ImageSet:
-        """All the images decoded, with a progress bar."""
-        pixels = torch.empty((len(self), *self.shape), dtype=torch.uint8)
-        console = Console(stderr=True)
-        chunks = torch.split(torch.arange(len(self)), 512)
-        for chunk in track(
-            chunks, f"reading {self.name}", console=console, transient=True, disable=not console.is_terminal
-        ):
-            pixels[chunk] = self.stored(chunk)[0].cpu()
-        return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
 
     def _decoded(self, index: Tensor, views: list[Callable[[Image.Image], Tensor]]) -> tuple[Tensor, Tensor]:
         pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
@@ -138,15 +127,20 @@ def _decode(work: tuple[Tensor, Encoded, Callable[[Image.Image], Tensor]]) -> No
     """One image into its (3, size, size) uint8 of the batch."""
     pixels, image, view = work
     with opened(image) as picture:
-        if picture.mode[0] in "IF":  # Pillow would clip these to 255
-            raise UserError(f"{image.name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
+        check_depth(picture, image.name)
         try:
             pixels.copy_(view(picture))
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
             raise _unreadable(image.name, error) from error
 
 
-def _centre(picture: Image.Image, *, view: View) -> Tensor:
+def check_depth(picture: Image.Image, name: str) -> None:
+    """Raises UserError for more than 8 bits per pixel, which Pillow would clip to 255."""
+    if picture.mode[0] in "IF":
+        raise UserError(f"{name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
+
+
+def centre(picture: Image.Image, *, view: View) -> Tensor:
     """(3, size, size) uint8."""
     _decode_smaller(picture, min(picture.size), view.shorter)
     # Pillow's `bleed` is what is left out at each side, as a share of it.
@@ -154,7 +148,7 @@ def _centre(picture: Image.Image, *, view: View) -> Tensor:
     return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
 
 
-def _crop(picture: Image.Image, *, crops: ResizedCrops, i: int, size: int) -> Tensor:
+def crop(picture: Image.Image, *, crops: ResizedCrops, i: int, size: int) -> Tensor:
     """(3, size, size) uint8."""
     width, height = picture.size
     left, top, w, h = crops.box(i, width, height)

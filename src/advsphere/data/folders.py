@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, chosen
-from advsphere.data.images import Images
+from advsphere.data.images import Images, in_memory_if_small
 from advsphere.errors import UserError
 from advsphere.rng import permutation
 
@@ -48,10 +47,6 @@ def called(folder: PurePath) -> str:
     return f"{folder.parent.name} {folder.name}" if folder.name in ("train", *TEST_FOLDERS) else folder.name
 
 
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes of decoded pixels up to which a set is kept in memory."""
-
-
 @dataclass(frozen=True, eq=False)
 class FolderImages(EncodedImages):
     """Image files."""
@@ -73,12 +68,7 @@ def image_folder(folder: Path, image_size: int | None, resize: int | None = None
     image_size is cut out; image_size itself by default. Raises UserError for a folder without classes, a class without
     images, a file that cannot be read, or an image_size that is not given (it then names that of the first image).
     """
-    return kept(scan_folder(folder, View.of(image_size, resize)))
-
-
-def kept(images: EncodedImages) -> Images:
-    """In memory where they take at most MEMORY_LIMIT bytes, else as they are."""
-    return images.in_memory() if len(images) * math.prod(images.shape) <= MEMORY_LIMIT else images
+    return in_memory_if_small(scan_folder(folder, View.of(image_size, resize)))
 
 
 def read_folder(root: Path, view: View | None) -> Parts:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from advsphere.data.crops import ResizedCrops
 from advsphere.errors import UserError
 from advsphere.rng import permutation
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of decoded pixels up to which a set is kept in memory."""
+
+T = TypeVar("T")
 
 
 class Images(ABC):
@@ -25,10 +34,18 @@ class Images(ABC):
     classes: tuple[str, ...]
     name: str
 
+    decodes: ClassVar[bool] = False
+    """Whether `stored` decodes images, so that other processes should do it ahead of training."""
+
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the stored pixels."""
+        return torch.uint8
 
     @abstractmethod
     def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +71,13 @@ class Images(ABC):
         """Pixels (B,C,H,W) float32 in [0,1] and labels (B,); index: (B,) int64."""
         pixels, y = self.stored(index)
         return as_float(pixels), y
+
+    def in_memory(self) -> ImageSet:
+        """All the images decoded, with a progress bar on a terminal."""
+        pixels = torch.empty((len(self), *self.shape), dtype=self.dtype)
+        for index in with_progress(torch.arange(len(self)).split(512), f"reading {self.name}"):
+            pixels[index] = self.stored(index)[0].cpu()
+        return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
 
     def first(self, n: int) -> Self:
         """The first n examples, or all where there are fewer."""
@@ -93,7 +117,7 @@ class ImageSet(Images):
     name: str = "images"
 
     def __post_init__(self) -> None:
-        _check_pixels(self.pixels, self.name)
+        check_pixels(self.pixels, self.name)
         check_labels(self.labels, len(self.classes), self.name)
         if len(self.pixels) != len(self.labels):
             raise UserError(
@@ -104,6 +128,10 @@ class ImageSet(Images):
     def shape(self) -> tuple[int, int, int]:
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.pixels.dtype
 
     def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
         index = index.to(self.pixels.device)
@@ -132,6 +160,18 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
 
 
+def in_memory_if_small(images: Images) -> Images:
+    """The images decoded into memory if that takes at most `MEMORY_LIMIT` bytes, otherwise as they are."""
+    small = len(images) * math.prod(images.shape) * images.dtype.itemsize <= MEMORY_LIMIT
+    return images.in_memory() if small else images
+
+
+def with_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """The items, with a progress bar if stderr is a terminal."""
+    console = Console(stderr=True)
+    return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
     """Raises UserError unless labels are (N,) int64 in 0..num_classes-1 with N > 0."""
     if labels.ndim != 1 or labels.dtype != torch.int64:
@@ -150,7 +190,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
-def _check_pixels(pixels: Tensor, name: str) -> None:
+def check_pixels(pixels: Tensor, name: str) -> None:
     if pixels.ndim != 4 or pixels.numel() == 0:
         raise UserError(f"{name}: images must be (N, channels, height, width); found {tuple(pixels.shape)}")
     if pixels.dtype == torch.uint8:

@@ -22,12 +22,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Self
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, chosen
 from advsphere.data.folders import TEST_FOLDERS, Parts, called, held_out
+from advsphere.data.images import with_progress
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 
@@ -216,16 +215,8 @@ def scan_shards(folder: str, root: str, view: View | None) -> ShardImages:
     files = _files(folder)
     archives = tuple(files.unstrip_protocol(path) if "://" in folder else path for path in _archives(folder))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        console = Console(stderr=True)
-        found = track(
-            pool.map(partial(index_of, files), archives),
-            f"indexing {folder}",
-            total=len(archives),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        indices = list(found)
+        found = pool.map(partial(index_of, files), archives)
+        indices = list(with_progress(found, f"indexing {folder}", len(archives)))
     rows = [(i, *row) for i, index in enumerate(indices) for row in zip(index.offsets, index.sizes, strict=True)]
     labels = torch.tensor([label for index in indices for label in index.labels])
     names = tuple(name for index in indices for name in index.names)

@@ -11,8 +11,8 @@ import torch
 
 from advsphere.data.cifar import LAYOUTS, read_cifar
 from advsphere.data.encoded import View
-from advsphere.data.folders import kept, read_folder, read_test_folder
-from advsphere.data.images import Dataset, Images, ImageSet
+from advsphere.data.folders import read_folder, read_test_folder
+from advsphere.data.images import Dataset, Images, ImageSet, in_memory_if_small
 from advsphere.data.shards import holds_shards, read_shards, read_test_shards
 from advsphere.errors import UserError
 from advsphere.rng import permutation
@@ -74,7 +74,9 @@ def load(
         return read_cifar(name, _cifar_folder(name, root))
     place, view = _place(root), View.of(image_size, resize)
     parts = read_shards(place, view) if holds_shards(place) else read_folder(_folder(place), view)
-    return Dataset(parts.train if crops else kept(parts.train), kept(parts.test), parts.note)
+    return Dataset(
+        parts.train if crops else in_memory_if_small(parts.train), in_memory_if_small(parts.test), parts.note
+    )
 
 
 def load_test(
@@ -84,7 +86,9 @@ def load_test(
     if name == "imagefolder":
         _check(name, image_size, resize)
         place, view = _place(root), View.of(image_size, resize)
-        return kept(read_test_shards(place, view) if holds_shards(place) else read_test_folder(_folder(place), view))
+        return in_memory_if_small(
+            read_test_shards(place, view) if holds_shards(place) else read_test_folder(_folder(place), view)
+        )
     return load(name, root, image_size=image_size, resize=resize).test
 
 

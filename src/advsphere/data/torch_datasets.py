@@ -1,0 +1,231 @@
+"""Data sets of other libraries as image sets: map-style datasets of PyTorch or Hugging Face, and tensor pairs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from advsphere.data.crops import ResizedCrops
+from advsphere.data.encoded import View, centre, check_depth, crop
+from advsphere.data.images import Images, ImageSet, check_labels, check_pixels, in_memory_if_small, with_progress
+from advsphere.errors import UserError
+
+
+class MapStyle(Protocol):
+    """What `torch.utils.data.Dataset` asks of a map-style data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def from_dataset(
+    source: Images | MapStyle | tuple[Tensor, Tensor],
+    *,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+    image_size: int | None = None,
+    resize: int | None = None,
+) -> Images:
+    """Turn a data set of another library, or a pair of tensors, into an image set.
+
+    The images are kept in memory if they take at most 4 GiB. Otherwise each batch reads its items from the data set.
+
+    Args:
+        source: A pair of pixels (N, C, H, W) and labels (N,), or an object with ``len()`` whose items are
+            ``(image, label)`` or dictionaries with "image" (or "img") and "label". An image is a PIL image, a tensor
+            (C, H, W) or an array (H, W, C), uint8 or floating point in [0, 1]. Grey tensors and arrays may be (H, W).
+            An item must be the same each time it is read: random augmentation belongs in `TrainSettings.augment`.
+            An image set is returned as it is.
+        classes: The names of the classes. By default those in ``source.classes`` or ``source.features["label"].names``,
+            otherwise "0", "1", ...
+        name: What reports call the data set. By default the name of its class.
+        image_size: Resize PIL images of any size to squares of this side, in RGB, as `load` does for image files. By
+            default all images must have one shape, which is kept.
+        resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
+
+    Returns:
+        An `ImageSet`, or a `DatasetImages` if the images are too large for memory.
+
+    Raises:
+        UserError: If an image or a label has the wrong type, shape or range, or if an item changes between two reads.
+    """
+    if isinstance(source, Images):
+        return source
+    name, view = name or type(source).__name__, View.of(image_size, resize)
+    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
+        if view is not None:
+            raise UserError("image_size resizes PIL images: resize the tensors yourself, and leave it out")
+        pixels, labels = source
+        labels = labels if labels.is_floating_point() else labels.long()
+        return ImageSet(pixels, labels, _class_names(source, classes, labels), "tensors" if name == "tuple" else name)
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise UserError(f"{name} is no map-style data set: give an object with len() whose items are (image, label)")
+    if not len(source):
+        raise UserError(f"{name}: there are no images")
+    first, again = (_pixels(_item(source, 0, name)[0], view, f"image 0 of {name}") for _ in range(2))
+    if not torch.equal(first, again):
+        raise UserError(
+            f"{name}: its first image changes between two reads: leave out random transforms, "
+            "and set the augmentation in TrainSettings.augment"
+        )
+    labels = _labels(source, name)
+    items = torch.arange(len(labels))
+    names = _class_names(source, classes, labels)
+    return in_memory_if_small(DatasetImages(labels, names, name, source, items, first, view))
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetImages(Images):
+    """Images that are read from a map-style data set each time a batch asks for them.
+
+    Attributes:
+        labels: (N,) int64.
+        classes: The names of the classes.
+        name: What reports call the set.
+        dataset: Where the items are read.
+        items: (N,) int64, the item of each image.
+        example: The first image, (C, H, W) uint8 or float32. All have its shape and type.
+        view: How PIL images become squares. None if the images are used as they are.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    dataset: MapStyle
+    items: Tensor
+    example: Tensor
+    view: View | None
+
+    decodes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_labels(self.labels, len(self.classes), self.name)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.example.shape
+        return channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.example.dtype
+
+    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self._read(index, None)
+
+    def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
+        return super().cropped(index, crops) if self.view is None else self._read(index, crops)
+
+    def take(self, index: Tensor) -> Self:
+        return replace(self, labels=self.labels[index.to(self.labels.device)], items=self.items[index.cpu()])
+
+    def to(self, device: torch.device | str) -> Self:
+        return replace(self, labels=self.labels.to(device))
+
+    def _read(self, index: Tensor, crops: ResizedCrops | None) -> tuple[Tensor, Tensor]:
+        y = self.labels[index.to(self.labels.device)]
+        pixels = torch.empty((len(index), *self.shape), dtype=self.dtype)
+        for b, (i, expected) in enumerate(zip(self.items[index.cpu()].tolist(), y.tolist(), strict=True)):
+            image, label = _item(self.dataset, i, self.name)
+            if label != expected:
+                raise UserError(f"{self.name}: item {i} has label {label}, but the data set lists {expected} for it")
+            found = _pixels(image, self.view, f"image {i} of {self.name}", crops, b)
+            if found.shape != self.shape or found.dtype != self.dtype:
+                raise UserError(
+                    f"{self.name}: image {i} is {tuple(found.shape)} of {found.dtype}, the first image "
+                    f"{self.shape} of {self.dtype}: give images of one shape, or PIL images with image_size"
+                )
+            pixels[b] = found
+        if len(pixels):
+            check_pixels(pixels, self.name)
+        return pixels.to(y.device), y
+
+
+def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int]:
+    """One item's image and class number."""
+    item = dataset[i]
+    if isinstance(item, Mapping):
+        found = f"the entries {', '.join(map(str, item))}"
+        image, label = item.get("image", item.get("img")), item.get("label")
+    else:
+        found = f"a {type(item).__name__}"
+        image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+    if image is None or label is None:
+        raise UserError(
+            f'{name}: item {i} must be (image, label) or a dictionary with "image" and "label"; found {found}'
+        )
+    try:
+        return image, operator.index(label)
+    except TypeError as error:
+        raise UserError(
+            f"{name}: the label of item {i} must be a class number, found {label!r}: use argmax for one-hot labels"
+        ) from error
+
+
+def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | None = None, b: int = 0) -> Tensor:
+    """An image as (C, H, W), uint8 or float32: resized to the view, or to its crop `b`, if there is a view."""
+    if isinstance(image, Image.Image):
+        check_depth(image, where)
+        if view is not None:
+            return centre(image, view=view) if crops is None else crop(image, crops=crops, i=b, size=view.size)
+        grey = image.mode in ("1", "L", "LA")
+        image = np.array(image.convert("L" if grey else "RGB"))
+    elif view is not None:
+        raise UserError(f"{where} is a {type(image).__name__}: image_size resizes PIL images only, so leave it out")
+    if isinstance(image, np.ndarray):
+        pixels = torch.from_numpy(image).unsqueeze(-1) if image.ndim == 2 else torch.from_numpy(image)
+        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
+    elif isinstance(image, Tensor):
+        pixels = image[None] if image.ndim == 2 else image
+    else:
+        raise UserError(f"{where} is a {type(image).__name__}: give a PIL image, a tensor or a numpy array")
+    if pixels.ndim != 3 or pixels.shape[0] > 4 >= pixels.shape[2]:
+        raise UserError(
+            f"{where} has the shape {tuple(image.shape)}: tensors must be (channels, height, width), "
+            "numpy arrays (height, width, channels)"
+        )
+    return pixels.float() if pixels.is_floating_point() else pixels
+
+
+def _labels(dataset: MapStyle, name: str) -> Tensor:
+    """(N,) int64: what the data set lists, or what its items say."""
+    listed = _listed_labels(dataset)
+    if listed is not None:
+        return torch.as_tensor(listed, dtype=torch.int64)
+    numbers = with_progress(range(len(dataset)), f"reading the labels of {name}")
+    return torch.tensor([_item(dataset, i, name)[1] for i in numbers])
+
+
+def _listed_labels(dataset: Any) -> Any:
+    """The labels without reading the images, if the data set lists them."""
+    if isinstance(dataset, Subset):
+        listed = _listed_labels(dataset.dataset)
+        return None if listed is None else [int(listed[i]) for i in dataset.indices]
+    if hasattr(dataset, "features") and hasattr(dataset, "with_format"):  # Hugging Face's
+        return list(dataset.with_format(None)["label"])
+    listed = getattr(dataset, "targets", None)
+    if listed is None or getattr(dataset, "target_transform", None) is not None or len(listed) != len(dataset):
+        return None
+    return listed
+
+
+def _class_names(source: Any, classes: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
+    while isinstance(source, Subset):
+        source = source.dataset
+    if classes is None:
+        classes = getattr(source, "classes", None)
+    if classes is None and isinstance(features := getattr(source, "features", None), Mapping):
+        classes = getattr(features.get("label"), "names", None)
+    if classes is None:  # at most so many that a wrong label is told by `check_labels`, not by a lack of memory
+        highest = int(labels.max()) if labels.numel() else 0
+        classes = list(map(str, range(min(max(highest, 0), 100_000) + 1)))
+    return tuple(map(str, classes))

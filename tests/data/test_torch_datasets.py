@@ -1,0 +1,147 @@
+"""Data sets of other libraries become image sets: the same pixels and labels, or an error that names the item."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Subset, TensorDataset
+
+from advsphere.data import Augment, DatasetImages, ImageSet, batches, from_dataset, images
+from advsphere.errors import UserError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
+LABELS = [0, 1, 2, 0, 1, 2]
+EXPECTED = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+
+
+class Listed(list[Any]):
+    """A map-style data set with the names of its classes."""
+
+    classes = ("cat", "dog", "owl")
+
+
+def pairs(convert: Any = lambda pixels: pixels) -> Listed:
+    return Listed((convert(pixels), label) for pixels, label in zip(PIXELS, LABELS, strict=True))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        Image.fromarray,
+        lambda pixels: pixels,
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1),
+    ],
+    ids=["picture", "array", "tensor"],
+)
+def test_every_kind_of_image_keeps_its_pixels(convert: Any) -> None:
+    found = from_dataset(pairs(convert))
+    assert isinstance(found, ImageSet) and torch.equal(found.pixels, EXPECTED)
+    assert found.labels.tolist() == LABELS and found.classes == Listed.classes and found.name == "Listed"
+
+
+def test_float_images_and_grey_ones_are_kept() -> None:
+    found = from_dataset([(torch.full((5, 4), 0.25, dtype=torch.float64), np.int32(1))], name="mine")
+    assert found.shape == (1, 5, 4) and found.classes == ("0", "1") and found.name == "mine"
+    assert torch.equal(found.batch(torch.tensor([0]))[0], torch.full((1, 1, 5, 4), 0.25))
+    grey = from_dataset([(Image.fromarray(PIXELS[0]).convert("L"), 0)])
+    assert grey.shape == (1, 5, 4)
+
+
+def test_dictionaries_and_the_names_of_their_features_as_in_hugging_face() -> None:
+    class HuggingFace(list[Any]):
+        features: ClassVar = {"image": None, "label": SimpleNamespace(names=["cat", "dog", "owl"])}
+
+        def with_format(self, kind: None) -> dict[str, list[int]]:
+            return {"label": LABELS}
+
+    for key in ("image", "img"):
+        items = [{key: Image.fromarray(pixels), "label": y} for pixels, y in zip(PIXELS, LABELS, strict=True)]
+        found = from_dataset(HuggingFace(items))
+        assert isinstance(found, ImageSet) and torch.equal(found.pixels, EXPECTED)
+        assert found.classes == ("cat", "dog", "owl")
+
+
+def test_a_pair_of_tensors_and_what_torch_makes_of_it() -> None:
+    labels = torch.tensor(LABELS, dtype=torch.int32)
+    for found in (from_dataset((EXPECTED, labels)), from_dataset(TensorDataset(EXPECTED, labels))):
+        assert isinstance(found, ImageSet) and torch.equal(found.pixels, EXPECTED)
+        assert found.labels.tolist() == LABELS and found.classes == ("0", "1", "2")
+    assert from_dataset(found) is found
+
+
+def test_a_subset_has_the_labels_and_classes_of_its_data_set() -> None:
+    dataset = pairs()
+    dataset.targets = LABELS  # type: ignore[attr-defined]
+    found = from_dataset(Subset(dataset, [4, 2]))
+    assert found.labels.tolist() == [1, 2] and found.classes == Listed.classes
+    assert torch.equal(found.stored(torch.arange(2))[0], EXPECTED[[4, 2]])
+
+
+def test_a_large_data_set_is_read_when_a_batch_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
+    found, index = from_dataset(pairs()), torch.tensor([5, 1])
+    assert isinstance(found, DatasetImages) and found.shape == (3, 5, 4) and found.dtype == torch.uint8
+    assert torch.equal(found.stored(index)[0], EXPECTED[index]) and found.stored(index)[1].tolist() == [2, 1]
+    assert torch.equal(found.take(index).to("cpu").in_memory().pixels, EXPECTED[index])
+    memory = ImageSet(EXPECTED, torch.tensor(LABELS), Listed.classes)
+    for augment in (Augment(padding=1, flip=True), Augment(min_area=0.3)):
+        for workers in (0, 1):
+            ours, theirs = (
+                list(batches(each, [index], augment, seed=0, epoch=1, workers=workers)) for each in (found, memory)
+            )
+            assert torch.equal(ours[0].x, theirs[0].x) and torch.equal(ours[0].y, theirs[0].y)
+
+
+def test_pictures_of_any_size_are_resized_and_cropped_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [(Image.fromarray(PIXELS[0]).resize((20 + i, 30)), 0) for i in range(3)]
+    assert from_dataset(pictures, image_size=8).shape == (3, 8, 8)
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
+    lazy = from_dataset(pictures, image_size=8, resize=9)
+    (batch,) = batches(lazy, [torch.arange(3)], Augment(min_area=0.1), seed=0, epoch=0, workers=0)
+    assert batch.x.shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "there are no images"),
+        ([(PIXELS[0], 0), (PIXELS[0][:3], 0)], r"image 1 is \(3, 3, 4\) of torch.uint8, .* one shape, .* image_size"),
+        ([(EXPECTED[0] * 1.0, 0)], "divide by 255, or give them as uint8"),
+        ([(EXPECTED[0].long(), 0)], "must be uint8 or floating point"),
+        ([(torch.from_numpy(PIXELS[0]).repeat(2, 1, 1), 0)], r"\(10, 4, 3\): tensors must be \(channels, height"),
+        ([("cat.png", 0)], "image 0 of list is a str: give a PIL image, a tensor or a numpy array"),
+        ([(Image.fromarray(np.full((6, 6), 1000, np.uint16)), 0)], "more than 8 bits per pixel"),
+        ([(PIXELS[0], torch.tensor([0.0, 1.0]))], "label of item 0 must be a class number, .*one-hot"),
+        ([(PIXELS[0], "cat")], "label of item 0 must be a class number, found 'cat'"),
+        ([(PIXELS[0], -1)], "label -1 of image 0 is outside"),
+        ([{"picture": PIXELS[0], "label": 0}], r'item 0 must be .*"image" and "label"; found the entries picture'),
+        ([PIXELS[0]], r"item 0 must be \(image, label\) .*found a ndarray"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_cure(items: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        from_dataset(items)
+    assert "\n" not in str(caught.value)
+
+
+def test_random_transforms_labels_that_differ_and_sizes_for_tensors_are_refused() -> None:
+    class Random(Listed):
+        def __getitem__(self, i: Any) -> Any:
+            return torch.rand(3, 4, 4, generator=generator), 0
+
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(UserError, match=r"changes between two reads: .*TrainSettings.augment"):
+        from_dataset(Random([0]))
+    dataset = pairs()
+    dataset.targets = LABELS[::-1]  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="item 0 has label 0, but the data set lists 2 for it"):
+        from_dataset(dataset)
+    with pytest.raises(UserError, match="image_size resizes PIL images only"):
+        from_dataset(pairs(), image_size=4)
+    with pytest.raises(UserError, match="no map-style data set"):
+        from_dataset(iter(pairs()))  # type: ignore[arg-type]
