@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from advsphere.errors import UserError
-from advsphere.files import disk_errors, folder_lock, write_atomically
+from advsphere.files import Change, differences, disk_errors, folder_lock, some, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -159,14 +159,28 @@ def test_only_the_disk_s_errors_become_the_user_s(tmp_path: Path) -> None:
 
 def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    code = "import sys, time; from pathlib import Path; from advsphere.files import alone\n"
-    code += "with alone(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    code = "import sys, time; from pathlib import Path; from advsphere.files import folder_lock\n"
+    code += "with folder_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process is writing into"), folder_lock(folder, patience=0):
             pass
         other.kill()
     with folder_lock(folder, patience=0):
-        assert names(folder) == []
+        assert names(folder) == [".lock"]
     with folder_lock(folder, patience=0):
         pass
+
+
+def test_differences_of_json_values() -> None:
+    old = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": [1]}
+    new = {"b": {"c": [1, 3], "d": "x"}, "e": [1, 2], "f": None, "g": "y" * 90}
+    found = differences(old, new)
+    assert found == [
+        Change("a", 1, None),
+        Change("b.c[1]", 2, 3),
+        Change("e", [1], [1, 2]),
+        Change("g", None, "y" * 90),
+    ]
+    assert some(found, 2) == "a: 1 -> None, b.c[1]: 2 -> 3 and 2 more"
+    assert len(str(found[-1])) < 80 and differences(new, new) == []

@@ -1,27 +1,31 @@
-"""Files that are never half written, and checksums of what is in them."""
+"""Files: written whole or not at all, one process to a folder, JSON values, and checksums of what is inside."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from advsphere.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path` whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
+    """Write a file whole or not at all: to a temporary file beside it, fsync, rename, fsync of the folder.
 
-    Raises UserError where the disk is full or not writable; what stood at `path` before is then untouched.
+    Args:
+        path: The file; its folder is made if it does not exist.
+        data: The new content.
+
+    Raises:
+        UserError: If the disk is full or not writable; an earlier file at `path` is then untouched.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +38,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)  # only there if something went wrong, Ctrl-C included
+        if os.name == "nt":  # Windows can't open a folder
+            return
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -43,7 +49,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Around writing `path`: an OSError becomes a UserError that says what could not be written, and why."""
+    """Turn an OSError while `path` is written into a UserError that says what could not be written, and why."""
     try:
         yield
     except OSError as error:
@@ -53,36 +59,44 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def folder_lock(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
-    """Hold a folder, which is made if need be, against a second process that would write the same files. The system
-    lets go when this one ends, however it ends.
+    """Keep other processes from writing into a folder while the block runs.
 
-    patience: seconds to wait; those who load data for a process that was killed live on for up to five, and hold what
-    it held. Raises UserError where another process keeps the folder.
+    The lock is a file `.lock` in the folder. The operating system releases it when this process ends, even if it is
+    killed; the file stays.
+
+    Args:
+        folder: The folder; it is made if it does not exist.
+        patience: Seconds to wait for another process. The data loaders of a killed process live on for up to five
+            seconds and hold its lock.
+
+    Raises:
+        UserError: If another process still holds the folder, or the folder can't be written.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=patience, poll_interval=0.1)
+        except Timeout as error:
+            raise UserError(
+                f"another process is writing into {folder}; wait until it is done, or name another folder"
+            ) from error
     try:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    raise UserError(
-                        f"another process is writing into {folder}; wait until it is done, or name another folder"
-                    ) from error
-                time.sleep(0.1)
-            except OSError:
-                break  # a file system without locks
         yield
     finally:
-        os.close(held)
+        lock.release()
 
 
 def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 over a text and the names, types, shapes and values of tensors, wherever and however they lie."""
+    """SHA-256 over a text and the names, types, shapes and values of tensors, on any device and in any memory layout.
+
+    Args:
+        tensors: The tensors by name; their order does not matter.
+        text: What else is to enter the checksum.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(tensors.items()):
         value = value.detach().cpu().contiguous()
@@ -91,31 +105,61 @@ def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     return digest.hexdigest()
 
 
-# FOLDED records: JSON data: one way to write a value down, where two of them differ, and files of it.
-
-
 def canonical(value: Any) -> str:
-    """The same text for the same JSON-able value: sorted keys, no needless space."""
+    """JSON that is the same text for equal values: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Where two JSON values differ, a line for each: "model.checksum: "1f" is not "2e"" names a's and b's."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted(a.keys() | b.keys())
-        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else k)]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [d for i, (u, v) in enumerate(zip(a, b, strict=True)) for d in differences(u, v, f"{path}[{i}]")]
-    return [] if a == b else [f"{path}: {_short(a)} is not {_short(b)}"]
-
-
 def content_checksum(data: Mapping[str, Any]) -> str:
-    """SHA-256 over all entries but the one called "checksum"."""
+    """SHA-256 over all entries but the one named "checksum"."""
     return hashlib.sha256(canonical({k: v for k, v in data.items() if k != "checksum"}).encode()).hexdigest()
 
 
+class Change(NamedTuple):
+    """A place where two JSON values differ.
+
+    Attributes:
+        path: The dotted path of the place.
+        old: Its value in the first of the two; None where there is none.
+        new: Its value in the second of the two; None where there is none.
+    """
+
+    path: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """The change in one line, such as "training.epochs: 10 -> 20"; long values are shortened."""
+        return f"{self.path}: {_short(self.old)} -> {_short(self.new)}"
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[Change]:
+    """Where two JSON values differ, in the order of the first one's keys.
+
+    Args:
+        old: A value of dictionaries, lists, strings and numbers.
+        new: Another one.
+        path: Where the values stand in a larger one; put before each path.
+
+    Returns:
+        A change for each entry that differs, and for each list whose length differs.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [c for k in keys for c in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [c for i, (u, v) in enumerate(zip(old, new, strict=True)) for c in differences(u, v, f"{path}[{i}]")]
+    return [] if old == new else [Change(path, old, new)]
+
+
+def some(items: Sequence[object], most: int = 5) -> str:
+    """The first few items, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """A JSON object whose entry "format" is `kind`, otherwise unchecked. Raises UserError."""
+    """A JSON object whose entry "format" is `kind`. Raises UserError for any other file."""
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -125,29 +169,20 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     return data
 
 
-def some(lines: Sequence[str], most: int = 5) -> str:
-    """The first few of many, and how many more there are."""
-    more = f" and {len(lines) - most} more" if len(lines) > most else ""
-    return ", ".join(lines[:most]) + more
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:40]}...{text[-17:]}"
-
-
-# FOLDED kept: What was computed once, in a JSON file that says so if it was changed since.
-
-
-def write_kept(path: Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Write it, whole or not at all. Raises UserError where that can't be done."""
+def write_cache(path: Path, kind: str, values: Mapping[str, Any]) -> None:
+    """Keep computed values in a JSON file, with a checksum."""
     content = {"format": kind, **values}
     write_atomically(path, json.dumps(content | {"checksum": content_checksum(content)}).encode())
 
 
-def read_kept(path: Path, kind: str) -> dict[str, Any]:
-    """The values. Raises UserError for a file that is missing, of another kind, or changed since."""
+def read_cache(path: Path, kind: str) -> dict[str, Any]:
+    """The values that `write_cache` kept. Raises UserError for a file that is missing, of another kind, or changed."""
     data = read_json(path, kind)
     if data.get("checksum") != content_checksum(data):
         raise UserError(f"{path} was changed after it was written; delete it, and it is computed again")
     return {key: value for key, value in data.items() if key not in ("format", "checksum")}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:40]}...{text[-17:]}"

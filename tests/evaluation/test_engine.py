@@ -138,10 +138,10 @@ def test_a_ledger_of_another_evaluation_is_refused(tmp_path: Path) -> None:
     other = linear(classes=3)
     for changed, named in [
         ({"threat": ThreatModel(norm="linf", eps=0.2)}, "threat.eps"),
-        ({"seed": 1}, "seed: 0 is not 1"),
+        ({"seed": 1}, "seed: 0 -> 1"),
         ({"batch_size": 10}, "batch_size"),
-        ({"suite": "paper"}, 'suite.name: "quick" is not "paper"'),
-        ({"effort": Effort(restarts=2)}, "suite.restarts: 1 is not 2"),
+        ({"suite": "paper"}, "suite.name: quick -> paper"),
+        ({"effort": Effort(restarts=2)}, "suite.restarts: 1 -> 2"),
         ({"model": other.model}, "model.checksum"),
         ({"labels": known.labels.roll(1)}, "data.checksum"),
         ({"images": known.images.clamp(max=0.9)}, "data.checksum"),

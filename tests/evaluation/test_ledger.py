@@ -111,10 +111,10 @@ def test_resumes_with_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"model": {"checksum": "cd"}}, r'model.checksum: "ab" is not "cd"'),
-        ({"seed": 1}, "seed: 0 is not 1"),
-        ({"data": {"name": "few", "shape": [1, 2, 3]}}, r"data.shape\[2\]: 2 is not 3"),
-        ({"attacks": {"second": {"steps": 5}, "first": {"steps": 2}}}, "attacks.second.steps: 1 is not 5"),
+        ({"model": {"checksum": "cd"}}, "model.checksum: ab -> cd"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"data": {"name": "few", "shape": [1, 2, 3]}}, r"data.shape\[2\]: 2 -> 3"),
+        ({"attacks": {"second": {"steps": 5}, "first": {"steps": 2}}}, "attacks.second.steps: 1 -> 5"),
         ({"attacks": {"first": {"steps": 2}, "second": {"steps": 1}}}, "another order"),
     ],
 )

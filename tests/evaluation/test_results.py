@@ -73,7 +73,7 @@ def test_provenance_is_one_flat_row(result: Evaluation) -> None:
 def test_another_environment_is_flagged(result: Evaluation) -> None:
     here = dict(result.environments[0])
     moved = replace(result, environments=(here, here | {"threads": 99}))
-    assert moved.flags == (f"continued in another environment: threads: {here['threads']} is not 99",)
+    assert moved.flags == (f"continued in another environment: threads: {here['threads']} -> 99",)
 
 
 def test_two_models_are_compared_on_the_same_images(result: Evaluation) -> None:

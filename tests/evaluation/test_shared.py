@@ -105,7 +105,7 @@ def test_a_rank_that_means_something_else_is_refused(tmp_path: Path, monkeypatch
     path = tmp_path / "ledger.sqlite"
     with own_part(path, begin(0), World(0, 2)):
         pass
-    with pytest.raises(UserError, match="seed: 0 is not 1"), own_part(path, begin(1), World(1, 2)):
+    with pytest.raises(UserError, match="seed: 0 -> 1"), own_part(path, begin(1), World(1, 2)):
         pass
 
 

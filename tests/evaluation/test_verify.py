@@ -95,7 +95,7 @@ def test_a_changed_number(claim: Claim, checksum: str) -> None:
     else:
         claim.json.write_text(claim.json.read_text().replace(f'"k": {k},', f'"k": {k + 3},'))
         assert set(failed(claim.verify())) == {"file", "numbers"}
-    assert f"{k + 3} is not {k}" in failed(claim.verify())["numbers"]
+    assert f"{k + 3} -> {k}" in failed(claim.verify())["numbers"]
 
 
 @pytest.mark.parametrize("entry", [{"clean": {"accuracy": 1.0}}, {"worst": {"low": 0.9}}, {"flags": ["all is well"]}])
@@ -163,7 +163,7 @@ def test_images_that_were_left_out(claim: Claim) -> None:
     claim.write_again()
     assert f"PGD-20 on {i}" in failed(claim.verify())["statuses"]
     change(claim.ledger, "DELETE FROM cells WHERE attack = 'PGD-20' AND example = ?", i)
-    assert "unreached: 0 is not 1" in failed(claim.verify())["numbers"]
+    assert "unreached: 0 -> 1" in failed(claim.verify())["numbers"]
     claim.write_again()
     assert claim.verify().passed and "time was over before 1 of 120 images" in claim.json.read_text()
 
@@ -234,7 +234,7 @@ def test_attacks_of_ones_own_have_to_be_given(claim: Claim, tmp_path: Path) -> N
     with pytest.raises(UserError, match="give them as suite="):
         own.verify()
     assert own.verify(suite=specs).passed
-    with pytest.raises(UserError, match=r"PGD\.steps: 10 is not 11"):
+    with pytest.raises(UserError, match=r"PGD\.steps: 10 -> 11"):
         own.verify(suite=[pgd_spec(steps=11)])
     assert claim.verify(suite=suite("quick", SuiteContext(threat=THREAT))).passed
     own = Claim(claim.known, tmp_path / "in turn")

@@ -23,7 +23,7 @@ from advsphere.classifier import Classifier, frozen, split
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.judge import exact_float32
-from advsphere.files import read_kept, write_kept
+from advsphere.files import read_cache, write_cache
 from advsphere.identity import data_checksum, model_checksum
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
@@ -287,12 +287,12 @@ class Spread:
 
     def save(self, path: Path) -> None:
         """Write a JSON file, whole or not at all. Raises UserError where that can't be done."""
-        write_kept(path, FORMAT, asdict(self))
+        write_cache(path, FORMAT, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """A saved one. Raises UserError for a file that is missing, of another kind, or changed since."""
-        values = read_kept(path, FORMAT)
+        values = read_cache(path, FORMAT)
         samples = {
             part: Sample(**{key: tuple(found) for key, found in values[part].items()})
             for part in ("clean", "adversarial")

@@ -23,7 +23,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Evaluation
 from advsphere.evaluation.checks import device_of, images_of
 from advsphere.evaluation.judge import exact_float32, judge_attack, predict
-from advsphere.files import read_kept, write_kept
+from advsphere.files import read_cache, write_cache
 from advsphere.identity import data_checksum, model_checksum
 from advsphere.losses import Loss, log_odds
 from advsphere.rng import Rng, permutation
@@ -143,12 +143,12 @@ class Curve(Falling):
 
     def save(self, path: Path) -> None:
         """Write a JSON file, whole or not at all. Raises UserError where that can't be done."""
-        write_kept(path, FORMAT, asdict(self))
+        write_cache(path, FORMAT, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """A saved curve. Raises UserError for a file that is missing, of another kind, or changed since."""
-        values = read_kept(path, FORMAT)
+        values = read_cache(path, FORMAT)
         return cls(**values | {"at": tuple(values["at"]), "broken": tuple(values["broken"])})
 
 

@@ -362,7 +362,8 @@ class Ledger(Database):
     def _refuse_another(self, identity: Mapping[str, Any]) -> None:
         held, given = self.identity, json.loads(canonical(identity))
         # Settings of attacks are long, and follow from what is named before them.
-        changed = sorted(differences(held, given), key=lambda line: line.startswith("attacks"))
+        changed = [str(change) for change in differences(held, given)]
+        changed.sort(key=lambda line: line.startswith("attacks"))
         if list(held["attacks"]) != list(identity["attacks"]):
             changed = changed or ["the attacks are in another order"]
         if changed:

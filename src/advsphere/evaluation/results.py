@@ -112,7 +112,7 @@ class Evaluation:
                 flags.append(f"{row.name}: time was over before {row.unreached} of {row.n} images; counted as resisted")
         for other in self.environments[1:]:
             changed = differences(self.environments[0], other)
-            flags.append(f"continued in another environment: {'; '.join(changed)}")
+            flags.append(f"continued in another environment: {'; '.join(map(str, changed))}")
         return tuple(flags)
 
     @property
