@@ -1,4 +1,4 @@
-"""`advsphere corruptions`, on a model and a folder of images of one's own."""
+"""`advsphere corruptions`, on a user-defined model and a folder of images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_generated_saved_and_read_again(mine: list[str], tmp_path: Path, capsys:
 
     assert main(["corruptions", *mine, "--out", "a", "--reference", "a"]) == 0
     shown = capsys.readouterr().out
-    assert "mCE 100.0 %, against a" in shown and "+0.00 points" in shown and "cannot tell" in shown
+    assert "mCE 100.0 %, relative to a" in shown and "+0.00 points" in shown and "cannot tell" in shown
 
 
 def test_a_part_of_the_corruptions_is_named(

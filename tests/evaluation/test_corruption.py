@@ -58,7 +58,6 @@ def test_outcomes_and_means_are_as_known(tmp_path: Path) -> None:
     assert record.error("fog") == pytest.approx(3 / 8) and record.error("contrast") == 0
     assert record.counted == ("fog", "contrast")
     assert record.mca.value == pytest.approx(1 - 3 / 16)
-    assert record.mean(["fog"]).value == pytest.approx(5 / 8)
     assert record.mca.low < record.mca.value < record.mca.high
 
 
@@ -105,7 +104,7 @@ def test_a_severity_that_lacks_images_is_named(tmp_path: Path) -> None:
         return images.first(7) if (name, severity) == ("contrast", 2) else images
 
     partly = Corrupted(("fog", "contrast"), {"kind": "made"}, load)
-    with pytest.raises(UserError, match=r"contrast 2 has 7 images, fog 1 has 8: were all of them downloaded\?"):
+    with pytest.raises(UserError, match=r"contrast 2 has 7 images, fog 1 has 8: the download may be incomplete"):
         corruption_accuracy(Bright(), CLEAN, partly, record=tmp_path / "r.json", batch_size=3)
 
 
@@ -138,7 +137,7 @@ def test_an_interrupted_record_is_gone_on_with(tmp_path: Path) -> None:
 
 def test_a_record_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
     measured(tmp_path)
-    with pytest.raises(UserError, match=r"of something else \(model.checksum"):
+    with pytest.raises(UserError, match=r"of another evaluation \(model.checksum"):
         measured(tmp_path, Bright(0.4))
 
 

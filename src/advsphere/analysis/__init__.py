@@ -15,7 +15,6 @@ from advsphere.analysis.angles import (
     spread_of_angles,
 )
 from advsphere.analysis.balance import Balance, balance_figure, relief
-from advsphere.analysis.canvas import corruption_figure
 from advsphere.analysis.claims import Claim, Evidence, balanced, effective, hard, margins
 from advsphere.analysis.classwise import ClassAccuracy, by_class, class_figure, weakest
 from advsphere.analysis.curves import (
@@ -75,7 +74,6 @@ __all__ = [
     "both_ways",
     "by_class",
     "class_figure",
-    "corruption_figure",
     "craft",
     "curve_figure",
     "diagnose",

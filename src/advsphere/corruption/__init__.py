@@ -1,20 +1,21 @@
 """Common corruptions (Hendrycks and Dietterich 2019): generated at any resolution, read and written as published."""
 
-from advsphere.corruption.generate import corrupt
+from advsphere.corruption.evaluate import corruption_accuracy
+from advsphere.corruption.generate import Corrupted, corrupt, generated
 from advsphere.corruption.published import read_published, save_arrays, save_folders
-from advsphere.corruption.sets import Corrupted, generated
-from advsphere.corruption.severity import CORRUPTIONS, EXTRA, SEVERITIES, TABLES, table_for
+from advsphere.corruption.result import CorruptionRecord
+from advsphere.corruption.severity import CORRUPTIONS, EXTRA, SEVERITIES
 
 __all__ = [
     "CORRUPTIONS",
     "EXTRA",
     "SEVERITIES",
-    "TABLES",
     "Corrupted",
+    "CorruptionRecord",
     "corrupt",
+    "corruption_accuracy",
     "generated",
     "read_published",
     "save_arrays",
     "save_folders",
-    "table_for",
 ]

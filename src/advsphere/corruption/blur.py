@@ -1,41 +1,47 @@
-"""Blur: defocus, glass, motion, zoom, Gaussian."""
+"""Blur (defocus, glass, motion, zoom, Gaussian), and the filters that other corruptions use as well."""
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advsphere.corruption import filters
 from advsphere.rng import Rng
+
+Border = Literal["nearest", "reflect"]
+
+ALMOST = 2.0**-12
+"""Added to grey levels before they are cut to whole numbers, so that rounding pushes no whole number below itself."""
 
 
 def gaussian_blur(images: Tensor, rng: Rng, sigma: float) -> Tensor:
-    """A Gaussian filter, the last pixel repeated beyond the border."""
-    return filters.gaussian_blur(images.float(), sigma)
+    """A Gaussian filter that repeats the last pixel beyond the border."""
+    return gaussian_filter(images.float(), sigma)
 
 
 def defocus_blur(images: Tensor, rng: Rng, radius: float, softness: float) -> Tensor:
     """A filter with a disk whose edge is softened by a Gaussian; the image is mirrored at the border."""
-    return filters.correlate(filters.side_by_side(images), _disk(radius, softness)).reshape(images.shape)
+    return correlate(side_by_side(images), _disk(radius, softness)).reshape(images.shape)
 
 
 def motion_blur(images: Tensor, rng: Rng, radius: float, sigma: float) -> Tensor:
     """Smeared along a line at an angle of -45 to 45 degrees."""
-    angle = rng.uniform((), "motion_blur").mul(90).sub(45)
-    return filters.motion_blur(images, angle, radius, sigma)
+    return motion_filter(images, rng.uniform((), "motion_blur").mul(90).sub(45), radius, sigma)
 
 
 def zoom_blur(images: Tensor, rng: Rng, stop: float, step: float) -> Tensor:
     """The mean of the image and of its enlargements by 1, 1 + step, ... below stop."""
-    x = filters.side_by_side(images)
+    x = side_by_side(images)
     factors = np.arange(1, stop, step).tolist()  # as published: rounding decides whether `stop` itself is among them
     total = x.clone()
     for factor in factors:
-        total += filters.zoomed(x, factor)
+        total += zoomed(x, factor)
     return total.div_(len(factors) + 1).reshape(images.shape)
 
 
@@ -43,27 +49,26 @@ def glass_blur(images: Tensor, rng: Rng, sigma: float, reach: float, passes: flo
     """Blurred; each pixel replaced by one at most `reach` away, one after the other, `passes` times; blurred again.
 
     From the last row and column to the first, pixel (h, w) takes what then is at (h + dy, w + dx) with dy and dx in
-    -reach..reach-1. The published code means to swap the two but, by an alias, copies: so is it in the published
-    images, and here. Copying is what makes this parallel: a pixel's new value is another's new value, if that came
-    before it, else another's old value. Following these arrows to their ends by doubling takes a few rounds for all
-    pixels at once.
+    -reach..reach-1. The published code means to swap the two but copies, because of an alias. The published images
+    are made so, and so are these. Copying makes this parallel: a pixel's new value is another pixel's new value if
+    that one came before it, else its old value. Doubling follows all these arrows to their ends in a few rounds.
     """
     d, side = int(reach), images.shape[-1]
-    x = filters.whole_levels(filters.gaussian_blur(images.float(), sigma)).flatten(2)
+    x = whole_levels(gaussian_filter(images.float(), sigma)).flatten(2)
     for number in range(int(passes)):
         x = x.gather(2, _sources(rng.at(restart=number), side, d)[:, None].expand_as(x))
-    return filters.gaussian_blur(x.view(images.shape), sigma)
+    return gaussian_filter(x.view(images.shape), sigma)
 
 
 def _sources(rng: Rng, side: int, d: int) -> Tensor:
-    """(B, side^2) int64: the pixel whose old value each pixel ends up with after one pass."""
+    """(B, side^2) int64: the pixel whose old value each pixel has after one pass."""
     pixels, batch = side * side, len(rng.ids)
     dy, dx = rng.integers((2, pixels), "glass_blur").mul_(2 * d).bitwise_right_shift_(16).sub_(d).long().unbind(1)
     here = torch.arange(pixels, device=dx.device)
     row, column = here // side, here % side
     moved = (row > d) & (row <= side - d) & (column > d) & (column <= side - d)
     there = torch.where(moved, here + dy * side + dx, here)
-    # 0..pixels-1 are new values, pixels.. are old ones, at which the arrows end.
+    # 0..pixels-1 are new values; from `pixels` on are old ones, at which the arrows end.
     arrow = torch.where((there > here) & moved[there], there, there + pixels)
     ends = (here + pixels).expand(batch, -1)
     while bool((arrow < pixels).any()):
@@ -75,8 +80,8 @@ def _sources(rng: Rng, side: int, d: int) -> Tensor:
 def _disk(radius: float, softness: float) -> Tensor:
     """(K, K) float32: a disk of sum 1, filtered by a 3x3 (radius above 8: 5x5) Gaussian, without outer rows of zeros.
 
-    The published kernel is 17x17 up to radius 8 and mirrored at its own border, so that a disk that reaches the border
-    does not sum to 1 afterwards.
+    The published kernel is 17x17 up to radius 8 and mirrored at its own border, so a disk that reaches the border does
+    not sum to 1 afterwards.
     """
     reach, soft = (8, 1) if radius <= 8 else (int(radius), 2)
     at = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -89,3 +94,93 @@ def _disk(radius: float, softness: float) -> Tensor:
     used = int(at[(disk > 1e-9).any(1)].max())
     middle = slice(reach - used, reach + used + 1)
     return disk[middle, middle].float()
+
+
+def whole_levels(x: Tensor) -> Tensor:
+    """Grey levels in 0..255 cut to whole numbers, in place."""
+    return x.add_(ALMOST).floor_()
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """All planes of x (B, C, H, W) as the channels of one image, (1, B * C, H, W) float32.
+
+    An operation that treats every plane alike is several times as fast on this layout as plane by plane.
+    """
+    return x.flatten(0, 1)[None].to(torch.float32, memory_format=torch.channels_last)
+
+
+def correlate(planes: Tensor, kernel: Tensor) -> Tensor:
+    """Every plane of `side_by_side` under a (K, K) kernel with K odd, mirrored at the centre of its border pixels."""
+    planes = F.pad(planes, [len(kernel) // 2] * 4, mode="reflect").contiguous(memory_format=torch.channels_last)
+    count = planes.shape[1]
+    return F.conv2d(planes, kernel.to(planes.device).expand(count, 1, -1, -1).contiguous(), groups=count)
+
+
+def gaussian_filter(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4.0) -> Tensor:
+    """A Gaussian filter of x (B, C, S, S), cut off `truncate` sigmas from its centre and scaled to sum 1.
+
+    The border "nearest" repeats the last pixel, "reflect" mirrors at its outer edge. A sigma of 0 changes nothing.
+    Along one axis the filter is a matrix, and multiplying planes of this size by it is faster than a convolution.
+    """
+    if sigma <= 0:
+        return x
+    matrix = _gaussian_matrix(x.shape[-1], sigma, border, truncate).to(x.device)
+    return torch.matmul(matrix, x @ matrix.T)
+
+
+@cache
+def _gaussian_matrix(size: int, sigma: float, border: Border, truncate: float) -> Tensor:
+    radius = int(truncate * sigma + 0.5)
+    taps = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (taps / sigma).double() ** 2)
+    at = torch.arange(size)[:, None] + taps
+    if border == "nearest":
+        at = at.clamp(0, size - 1)
+    else:
+        at = at % (2 * size)
+        at = torch.minimum(at, 2 * size - 1 - at)
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, at, (weights / weights.sum()).expand(size, -1)).float()
+
+
+def zoomed(x: Tensor, factor: float) -> Tensor:
+    """The middle of x (B, C, S, S), enlarged by `factor` >= 1 and cut to S x S.
+
+    The middle ceil(S / factor) pixels are stretched linearly, corners on corners, to round(factor) times as many.
+    """
+    size = x.shape[-1]
+    part = math.ceil(size / factor)
+    top = (size - part) // 2
+    stretched = round(part * factor)
+    x = x[..., top : top + part, top : top + part]
+    if stretched != part:
+        x = F.interpolate(x, (stretched, stretched), mode="bilinear", align_corners=True)
+    trim = (stretched - size) // 2
+    return x[..., trim : trim + size, trim : trim + size]
+
+
+def motion_filter(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
+    """Each image smeared along a line from each pixel onwards, as by ImageMagick's -motion-blur.
+
+    x is (B, C, S, S) uint8 or float32 in 0..255, angle is (B,) in degrees. The line has 2 * ceil(radius) + 1 pixels,
+    weighed by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole numbers in
+    0..255 as float32. Sorted by angle, neighbouring images share most points of their lines and are moved together.
+    """
+    angle, order = angle.sort()
+    taps = torch.arange(2 * math.ceil(radius) + 1, device=x.device)
+    weights = torch.exp(-0.5 * (taps / sigma).double() ** 2)
+    radians = angle.double() * (math.pi / 180)
+    # The pixel nearest to each point of the line; halves go towards the start.
+    line = torch.stack((torch.sin(radians), torch.cos(radians)), 1) * taps[:, None, None]
+    points = line.sub_(0.5).ceil_().long()  # (T, B, 2)
+    reach, size = len(taps) - 1, x.shape[-1]
+    padded = F.pad(x.index_select(0, order).float(), [reach] * 4, mode="replicate")
+    total = torch.zeros(x.shape, device=x.device)
+    for at, weight in zip((points + reach).tolist(), (weights / weights.sum()).tolist(), strict=True):
+        first = 0
+        for (down, right), same in groupby(at):
+            length = len(list(same))
+            moved = padded[first : first + length, :, down : down + size, right : right + size]
+            total[first : first + length].add_(moved, alpha=weight)
+            first += length
+    return whole_levels(torch.empty_like(total).index_copy_(0, order, total))

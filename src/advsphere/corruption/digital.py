@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from advsphere.corruption import filters
+from advsphere.corruption.blur import gaussian_filter
 from advsphere.corruption.noise import symmetric
 from advsphere.rng import Rng
 
@@ -76,7 +76,7 @@ def elastic_transform(images: Tensor, rng: Rng, amplitude: float, smoothness: fl
     x = F.grid_sample(x, at.permute(0, 2, 3, 1), padding_mode="reflection", align_corners=True)
     if amplitude:
         shift = symmetric(rng, (2, side, side), "elastic_transform displacement")
-        shift = filters.gaussian_blur(shift, smoothness, border="reflect", truncate=3.0).mul_(2 * amplitude / side)
+        shift = gaussian_filter(shift, smoothness, border="reflect", truncate=3.0).mul_(2 * amplitude / side)
         here = (2 * grid + 1) / side - 1
         shift[:, 0] += here
         shift[:, 1] += here[:, None]

@@ -1,8 +1,8 @@
 """Corrupted images as they are published: CIFAR-10-C's arrays and ImageNet-C's folders, read and written.
 
-CIFAR-10-C and CIFAR-100-C: NAME.npy for each corruption, (5 N, 32, 32, 3) uint8 with the severities one after the
-other, and labels.npy, (5 N,). ImageNet-C and Tiny-ImageNet-C: NAME/SEVERITY/CLASS/IMAGE.JPEG, the names possibly within
-folders of their own (noise/, blur/, ...).
+CIFAR-10-C and CIFAR-100-C have NAME.npy for each corruption, (5 N, 32, 32, 3) uint8 with one severity after the other,
+and labels.npy, (5 N,). ImageNet-C and Tiny-ImageNet-C have NAME/SEVERITY/CLASS/IMAGE.JPEG, where NAME may lie in a
+folder of its group (noise/, blur/, ...).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import io
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from advsphere.corruption.sets import Corrupted
+from advsphere.corruption.generate import Corrupted, LazyImages
 from advsphere.corruption.severity import CORRUPTIONS, EXTRA, SEVERITIES
 from advsphere.data.folders import image_folder
 from advsphere.data.images import Images, check_labels
@@ -30,49 +30,27 @@ from advsphere.files import disk_errors, write_atomically
 Array = np.ndarray[Any, np.dtype[Any]]
 
 JPEG_QUALITY = 85
-"""Of the images of ImageNet-C."""
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayImages(Images):
-    """Images of a memory-mapped array, (N, S, S, 3) uint8, from its row `first` on."""
-
-    array: Array
-    first_row: int
-    labels: Tensor
-    classes: tuple[str, ...]
-    name: str
-    rows: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        height, width, channels = self.array.shape[1:]
-        return channels, height, width
-
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self.rows[index.cpu()] + self.first_row
-        pixels = torch.from_numpy(self.array[rows.numpy()]).permute(0, 3, 1, 2).contiguous()
-        return pixels.to(self.labels.device), self.labels[index.to(self.labels.device)]
-
-    def take(self, index: Tensor) -> Self:
-        return replace(self, rows=self.rows[index.cpu()], labels=self.labels[index.to(self.labels.device)])
-
-    def to(self, device: torch.device | str) -> Self:
-        return replace(self, labels=self.labels.to(device))
+"""The quality of ImageNet-C's images."""
 
 
 def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupted:
-    """The corrupted sets in a folder, in either layout; only files that a set needs are opened, when it is asked for.
+    """The corrupted sets in a folder, in either layout. A set's files are opened when it is asked for.
 
-    clean: the images that a model is tested on; the corrupted ones must have their shape (those of folders are brought
-    to it) and their classes. extra: also the four that mCA leaves out. Raises UserError for a folder that holds
-    neither, for arrays or labels of another shape or type, for a file that is cut short, and for classes that `clean`
-    does not have.
+    Args:
+        root: The folder with NAME.npy and labels.npy, or with NAME/SEVERITY/CLASS/.
+        clean: The images that the model is tested on. The corrupted ones must have their classes and their shape;
+            images in folders are resized to it.
+        extra: Include the four corruptions of EXTRA.
+
+    Returns:
+        The corrupted sets that the folder has.
+
+    Raises:
+        UserError: For a folder without corrupted images, for arrays or labels of another shape or type, for a
+            truncated file, and for classes that `clean` does not have.
     """
     if not root.is_dir():
-        raise UserError(
-            f"there is no folder {root}: name one with NAME.npy and labels.npy, or with NAME/SEVERITY/CLASS/"
-        )
+        raise UserError(f"there is no folder {root}; give one with NAME.npy and labels.npy, or NAME/SEVERITY/CLASS/")
     wanted = (*CORRUPTIONS, *EXTRA) if extra else CORRUPTIONS
     arrays = tuple(name for name in wanted if (root / f"{name}.npy").is_file())
     if arrays:
@@ -80,7 +58,7 @@ def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupt
     folders = {name: found for name in wanted if (found := _folder(root, name)) is not None}
     if not folders:
         raise UserError(
-            f"{root} holds no corrupted images: neither {wanted[0]}.npy and the like, nor folders {wanted[0]}/1/CLASS/"
+            f"{root} has no corrupted images: neither files like {wanted[0]}.npy nor folders like {wanted[0]}/1/CLASS/"
         )
     for folder in folders.values():
         missing = [s for s in SEVERITIES if not (folder / str(s)).is_dir()]
@@ -94,7 +72,16 @@ def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupt
 
 
 def save_arrays(corrupted: Corrupted, folder: Path, *, batch_size: int = 1000) -> None:
-    """Write NAME.npy for each corruption, and labels.npy. Raises UserError where the disk does not take them."""
+    """Write NAME.npy for each corruption, and labels.npy.
+
+    Args:
+        corrupted: The sets to write.
+        folder: Where to write.
+        batch_size: Images that are generated at once.
+
+    Raises:
+        UserError: If a file can't be written.
+    """
     labels: list[Array] = []
     for name in corrupted.names:
         parts, labels = [], []
@@ -109,8 +96,17 @@ def save_arrays(corrupted: Corrupted, folder: Path, *, batch_size: int = 1000) -
 
 
 def save_folders(corrupted: Corrupted, folder: Path, *, batch_size: int = 250) -> None:
-    """Write NAME/SEVERITY/CLASS/NUMBER.JPEG of quality 85; a severity's folder appears when it is complete, and one
-    that is there already is kept. Raises UserError where the disk does not take them.
+    """Write NAME/SEVERITY/CLASS/NUMBER.JPEG of quality 85.
+
+    The folder of a severity appears when it is complete. An existing one is kept.
+
+    Args:
+        corrupted: The sets to write.
+        folder: Where to write.
+        batch_size: Images that are generated at once.
+
+    Raises:
+        UserError: If a file can't be written, or if the name of a class can't be that of a folder.
     """
     for name in corrupted.names:
         for severity in SEVERITIES:
@@ -121,9 +117,7 @@ def save_folders(corrupted: Corrupted, folder: Path, *, batch_size: int = 250) -
 
 def _save_folder(images: Images, place: Path, batch_size: int) -> None:
     if odd := [label for label in images.classes if label != Path(label).name]:
-        raise UserError(
-            f"{images.name}: the class {odd[0]!r} cannot be the name of a folder; rename it, or save arrays"
-        )
+        raise UserError(f"{images.name}: the class {odd[0]!r} can't name a folder; rename it, or save arrays")
     partial = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         with disk_errors(place):
@@ -155,12 +149,15 @@ def _array_loader(root: Path, names: tuple[str, ...], clean: Images) -> Callable
     each = len(labels) // len(SEVERITIES)
     check_labels(labels[:each], len(clean.classes), str(root / "labels.npy"))
     if each == len(clean) and not torch.equal(labels[:each], clean.labels.cpu()):
-        raise UserError(f"{root / 'labels.npy'} does not hold the labels of {clean.name}: are these the same images?")
+        raise UserError(f"{root / 'labels.npy'} differs from the labels of {clean.name}; give the same images")
 
     def load(name: str, severity: int) -> Images:
-        rows, first = torch.arange(each), (severity - 1) * each
-        title = f"{root.name}, {name} {severity}"
-        images = ArrayImages(arrays[name], first, labels[:each], clean.classes, title, rows)
+        def read(rows: Tensor) -> Tensor:
+            pixels = arrays[name][rows.numpy() + (severity - 1) * each]
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+        title, rows = f"{root.name}, {name} {severity}", torch.arange(each)
+        images = LazyImages(read, labels[:each], clean.classes, title, clean.shape, rows)
         return images.to(clean.labels.device).first(len(clean))
 
     return load
@@ -172,14 +169,10 @@ def _labels(root: Path) -> Array:
         raise UserError(f"{path} is missing: the labels are published beside the images; get them too")
     labels = _opened(path)
     if labels.ndim != 1 or labels.dtype.kind not in "ui" or not len(labels) or len(labels) % len(SEVERITIES):
-        raise UserError(
-            f"{path} must hold 5 N whole numbers, those of severity 1 first; found {labels.shape} of {labels.dtype}"
-        )
+        raise UserError(f"{path} must hold 5 N whole numbers, severity 1 first; found {labels.shape} of {labels.dtype}")
     parts = np.asarray(labels, np.int64).reshape(len(SEVERITIES), -1)
     if (parts != parts[0]).any():
-        raise UserError(
-            f"{path}: the labels of the five severities differ: the images must be in the same order in each"
-        )
+        raise UserError(f"{path}: the labels of the five severities differ; each must have the images in one order")
     return parts.flatten()
 
 
@@ -191,7 +184,7 @@ def _array(path: Path, count: int, clean: Images) -> Array:
         raise UserError(f"{path} must be uint8, 0 to 255; found {array.dtype}: save (255 * x).round().astype(uint8)")
     if array.shape != wanted:
         raise UserError(
-            f"{path} must be {wanted}: an image of {clean.name}'s size for each of the labels; found {array.shape}"
+            f"{path} must be {wanted}, one image of {clean.name}'s size for each label; found {array.shape}"
         )
     return array
 
@@ -200,7 +193,7 @@ def _opened(path: Path) -> Array:
     try:
         opened: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is broken or cut short ({str(error).splitlines()[0]}): get it again") from error
+        raise UserError(f"{path} is broken or truncated ({str(error).splitlines()[0]}): get it again") from error
     if not isinstance(opened, np.ndarray):
         raise UserError(f"{path} is no .npy array: get it again")
     return opened
@@ -212,11 +205,11 @@ def _folder(root: Path, name: str) -> Path | None:
 
 
 def _in_order_of(clean: Images, images: Images, title: str) -> Images:
-    """The images with the class numbers of the clean set, whose classes they must be among."""
+    """The images with the class numbers of the clean set."""
     unknown = sorted(set(images.classes) - set(clean.classes))
     if unknown:
         raise UserError(
-            f"{title}: the class {unknown[0]!r} is none of those of {clean.name}: {', '.join(clean.classes[:3])}, ..."
+            f"{title}: {clean.name} has no class {unknown[0]!r}; it has {', '.join(clean.classes[:3])}, ..."
         )
     number = torch.tensor([clean.classes.index(name) for name in images.classes], device=images.labels.device)
     labels = number[images.labels]

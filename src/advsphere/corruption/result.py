@@ -1,18 +1,22 @@
-"""The record of a model's accuracy under corruption, and the numbers that are read off it."""
+"""The record of a model's accuracy under common corruptions, and the numbers computed from it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from advsphere.corruption import CORRUPTIONS, SEVERITIES
+from advsphere.analysis.canvas import INK, canvas, quiet
+from advsphere.corruption.severity import CORRUPTIONS, SEVERITIES
 from advsphere.errors import UserError
 from advsphere.files import content_checksum, differences, read_json, write_atomically
 from advsphere.stats import Mean, wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "advsphere corruptions 1"
 RECORD = "corruptions.json"
@@ -21,14 +25,15 @@ RECORD = "corruptions.json"
 _NOISE, _BLUR = (0.886428, 0.894468, 0.922640), (0.819880, 0.826268, 0.785948, 0.798360)
 _WEATHER, _DIGITAL = (0.866816, 0.826572, 0.819324, 0.564592), (0.853204, 0.646056, 0.717840, 0.606500)
 ALEXNET = dict(zip(CORRUPTIONS, _NOISE + _BLUR + _WEATHER + _DIGITAL, strict=True))
-"""AlexNet's error on ImageNet-C, averaged over severities: what mCE was defined with (Hendrycks and Dietterich 2019).
-"""
+"""AlexNet's error on ImageNet-C, averaged over severities, which defines mCE (Hendrycks and Dietterich 2019)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionCell:
-    """A model on one corrupted set. outcomes: a character for each image, "1" if it was classified as labelled, else
-    "0". pixels: SHA-256 of the images as float32, in order. seconds: of making or reading them, and of classifying.
+    """A model's predictions on one corrupted set, or on the "clean" one with severity 0.
+
+    `outcomes` has one character for each image, "1" if it was classified as labelled, else "0". `pixels` is the SHA-256
+    of the images as float32, in order. `seconds` is the time to make or read the images and to classify them.
     """
 
     corruption: str
@@ -51,17 +56,20 @@ class CorruptionCell:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 %, for the sample of images alone."""
+        """95 % Wilson interval of the accuracy, for the sample of images alone."""
         return wilson(self.k, self.n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionRecord:
-    """What a model makes of corrupted images.
+    """A model's accuracy under common corruptions.
 
-    identity: all that the outcome depends on: checksums of model and clean images, where the corrupted ones come from.
-    clean: on the images as they are. cells: one for each corruption and severity that is done. environments: where it
-    was run.
+    Attributes:
+        identity: All that the outcomes depend on: checksums of the model and the clean images, and the source of the
+            corrupted ones.
+        clean: The predictions on the clean images.
+        cells: One for each corruption and severity measured so far.
+        environments: The machines and library versions it was measured with.
     """
 
     identity: Mapping[str, Any]
@@ -71,76 +79,81 @@ class CorruptionRecord:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The corruptions that are, or are to be, measured."""
+        """The corruptions of this record, measured or still to measure."""
         return tuple(self.identity["corruptions"]["names"])
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """Those of the 15 that enter mCA and mCE: all that there are."""
+        """The corruptions that enter mCA and mCE: those of the benchmark's 15 that the record has."""
         return tuple(name for name in CORRUPTIONS if name in self.names)
 
     @property
     def complete(self) -> bool:
-        return bool(self.clean.outcomes) and all(self.has(name, s) for name in self.names for s in SEVERITIES)
-
-    def has(self, name: str, severity: int) -> bool:
-        return any(cell.corruption == name and cell.severity == severity for cell in self.cells)
+        """Whether every corruption is measured at every severity."""
+        measured = {(cell.corruption, cell.severity) for cell in self.cells}
+        return bool(self.clean.outcomes) and measured >= {(name, s) for name in self.names for s in SEVERITIES}
 
     def cell(self, name: str, severity: int) -> CorruptionCell:
-        """One of them. Raises UserError where it was not measured."""
+        """The predictions on one corrupted set.
+
+        Args:
+            name: The corruption.
+            severity: 1 to 5.
+
+        Raises:
+            UserError: If it was not measured.
+        """
         for cell in self.cells:
-            if cell.corruption == name and cell.severity == severity:
+            if (cell.corruption, cell.severity) == (name, severity):
                 return cell
         raise UserError(f"{name} {severity} was not measured; run the same command again to complete the record")
 
-    def mean(self, names: Sequence[str]) -> Mean:
-        """Accuracy averaged over these corruptions and all severities. Raises UserError where one was not measured."""
-        return Mean.of(self._means(names))
-
     @property
     def mca(self) -> Mean:
-        """The paper's mCA: accuracy averaged over `counted` and all severities."""
+        """The paper's mCA: accuracy averaged over the `counted` corruptions and all severities."""
         if not self.counted:
-            raise UserError("mCA is over the 15 corruptions of the benchmark, of which this record has none")
-        return self.mean(self.counted)
+            raise UserError("this record has none of the benchmark's 15 corruptions, so it has no mCA")
+        return Mean.of(self._shares())
 
     def error(self, name: str) -> float:
-        """1 - accuracy, averaged over the severities."""
+        """1 - accuracy under a corruption, averaged over the severities.
+
+        Args:
+            name: The corruption.
+        """
         return 1 - fmean(self.cell(name, s).accuracy for s in SEVERITIES)
 
     def mce(self, reference: Self | Mapping[str, float]) -> float:
-        """Mean corruption error: the mean over `counted` of this model's error over the reference's.
+        """Mean corruption error: the mean over `counted` of this model's error divided by the reference's.
 
-        reference: another record of the same images, or errors by corruption, such as ALEXNET. Raises UserError for
-        records of other images, and where the reference lacks a corruption or makes no error under one.
+        Args:
+            reference: Another record of the same images, or errors by corruption, such as ALEXNET.
+
+        Raises:
+            UserError: For a record of other images, and for a reference without an error above 0 for a corruption.
         """
         if isinstance(reference, CorruptionRecord):
             _check_same(self, reference)
             reference = {name: reference.error(name) for name in self.counted}
         without = [name for name in self.counted if not reference.get(name)]
         if without or not self.counted:
-            raise UserError(
-                f"mCE has no meaning here: the reference has no error for {', '.join(without) or 'anything'}"
-            )
+            raise UserError(f"mCE is undefined: the reference has no error for {', '.join(without) or 'anything'}")
         return fmean(self.error(name) / reference[name] for name in self.counted)
 
     def better_than(self, other: Self) -> Mean:
-        """The difference of two models' mCA on the same images, paired. Raises UserError where the images differ."""
+        """The paired difference of two models' mCA on the same images.
+
+        Args:
+            other: The record of the other model.
+
+        Raises:
+            UserError: If the records are of different images.
+        """
         _check_same(self, other)
-        pairs = zip(self._means(self.counted), other._means(self.counted), strict=True)
-        return Mean.of([a - b for a, b in pairs])
-
-    def put(self, cell: CorruptionCell) -> Self:
-        """The record with one more."""
-        return replace(self, clean=cell) if cell.corruption == "clean" else replace(self, cells=(*self.cells, cell))
-
-    def in_environment(self, here: Mapping[str, Any]) -> Self:
-        """The record, going on here."""
-        known = any(not differences(there, here) for there in self.environments)
-        return self if known else replace(self, environments=(*self.environments, here))
+        return Mean.of([a - b for a, b in zip(self._shares(), other._shares(), strict=True)])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the printed numbers and a checksum over all of it."""
+        """The record as JSON-able values, with the printed numbers and a checksum over everything."""
         content: dict[str, Any] = {"format": FORMAT, **asdict(self), "complete": self.complete}
         if self.complete and self.counted:
             content["numbers"] = {
@@ -152,13 +165,25 @@ class CorruptionRecord:
         return content | {"checksum": content_checksum(content)}
 
     def save(self, path: Path) -> None:
-        """Write the JSON file, whole or not at all. Raises UserError where that can't be done."""
+        """Write the record as a JSON file, completely or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UserError: If the file can't be written.
+        """
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """A saved record. Raises UserError for a file that is missing, of another kind, or changed since; the numbers
-        in it are computed again from the outcomes, and have to be the same.
+        """Read a saved record and check its numbers against its outcomes.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UserError: If the file is missing, is not a record, or was changed after it was written.
         """
         data = read_json(path, FORMAT)
         record = cls(
@@ -168,12 +193,12 @@ class CorruptionRecord:
             environments=tuple(data["environments"]),
         )
         if json.loads(json.dumps(record.to_dict())) != data:
-            raise UserError(f"{path} was changed after it was written; measure again, or take it as no evidence")
+            raise UserError(f"{path} was changed after it was written; measure again")
         return record
 
-    def _means(self, names: Sequence[str]) -> list[float]:
-        """For each image, the share of these corruptions and severities under which it is classified as labelled."""
-        columns = [self.cell(name, severity).outcomes for name in names for severity in SEVERITIES]
+    def _shares(self) -> list[float]:
+        """For each image, the share of counted corruptions and severities under which it is classified correctly."""
+        columns = [self.cell(name, severity).outcomes for name in self.counted for severity in SEVERITIES]
         return [row.count("1") / len(row) for row in zip(*columns, strict=True)]
 
 
@@ -181,3 +206,24 @@ def _check_same(first: CorruptionRecord, second: CorruptionRecord) -> None:
     for key in ("data", "corruptions"):
         if changed := differences(first.identity[key], second.identity[key], key):
             raise UserError(f"these records can't be compared: {changed[0]}; measure both on the same images")
+
+
+def corruption_figure(record: CorruptionRecord, title: str = "") -> Figure:
+    """A heat map of accuracy in % by corruption and severity; the last column is the mean over severities.
+
+    The colour of a field goes from 0 to the clean accuracy. Raises UserError for a record that is not complete.
+    """
+    rows = [[100 * record.cell(name, s).accuracy for s in SEVERITIES] for name in record.names]
+    rows = [[*row, sum(row) / len(row)] for row in rows]
+    clean = 100 * record.clean.accuracy
+    figure, (axes,) = canvas(4.8, 1.2 + 0.28 * len(rows))
+    axes.imshow(rows, cmap="Blues", vmin=0, vmax=max(clean, 1e-9), aspect="auto")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            colour = "white" if value > 0.6 * clean else INK
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.axvline(len(SEVERITIES) - 0.5, color="white", linewidth=3)
+    axes.set_xticks(range(len(SEVERITIES) + 1), [*map(str, SEVERITIES), "mean"])
+    axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in record.names])
+    quiet(axes, "severity", "", title=f"{title}: accuracy in %, clean {clean:.1f}".removeprefix(": "), grid="")
+    return figure

@@ -1,9 +1,9 @@
 """The published strength of each corruption at each severity, for images of 32, 64 and 224 pixels.
 
 Source: D. Hendrycks and T. Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and Perturbations*
-(ICLR 2019, arXiv 1903.12261), as in their generators make_cifar_c.py (32), make_tinyimagenet_c.py and
-make_imagenet_64_c.py (64) and make_imagenet_c.py (224) of hendrycks/robustness at 8190fe3. Lengths are in pixels,
-intensities in units of the range [0, 1]. The numbers' meanings are said where they are used.
+(ICLR 2019, arXiv 1903.12261), with the numbers of make_cifar_c.py (32), make_tinyimagenet_c.py and
+make_imagenet_64_c.py (64) and make_imagenet_c.py (224) in hendrycks/robustness at 8190fe3. Lengths are in pixels,
+intensities in units of the range [0, 1]. The function that applies a corruption names its parameters.
 """
 
 from __future__ import annotations
@@ -12,87 +12,48 @@ import math
 
 from advsphere.errors import UserError
 
-CORRUPTIONS = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-"""The 15 of the benchmark, in its order; mCA and mCE are over these."""
+_NOISE = ("gaussian_noise", "shot_noise", "impulse_noise")
+_BLUR = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
+_WEATHER = ("snow", "frost", "fog", "brightness")
+_DIGITAL = ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
+CORRUPTIONS = _NOISE + _BLUR + _WEATHER + _DIGITAL
+"""The 15 corruptions of the benchmark, in its order; mCA and mCE average over these."""
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-"""The four that are kept for validation."""
+"""The four corruptions that the benchmark keeps for validation."""
 SEVERITIES = (1, 2, 3, 4, 5)
 TABLES = {32: "CIFAR-10-C", 64: "Tiny-ImageNet-C", 224: "ImageNet-C"}
-"""Side of the images for which a table was published -> the set that was made with it."""
-
-Strength = tuple[float, ...]
+"""Image side for which a table was published, and the data set made with it."""
 
 
 def table_for(side: int) -> int:
-    """The side, of 32, 64 and 224, whose table images of this side are corrupted with: the nearest by ratio.
+    """The side (32, 64 or 224) whose table applies to images of `side` pixels: the nearest by ratio.
 
-    Lengths are not rescaled: at a side for which nothing was published, a table is a choice of ours.
+    Lengths are not rescaled. Which table to use between the published sides is our choice.
     """
     return min(TABLES, key=lambda known: abs(math.log(known / side)))
 
 
-def strength(name: str, severity: int, side: int) -> Strength:
-    """The parameters of a corruption at a severity, 1 to 5. Raises UserError for a name or severity there is not."""
-    check_name(name)
-    check_severity(severity)
+def strength(name: str, severity: int, side: int) -> tuple[float, ...]:
+    """The parameters of a corruption. Raises UserError for an unknown name or a severity outside 1 to 5."""
+    if name not in _STRENGTHS:
+        raise UserError(f"there is no corruption {name!r}; there are {', '.join((*CORRUPTIONS, *EXTRA))}")
+    if severity not in SEVERITIES:
+        raise UserError(f"there is no severity {severity}: the benchmark's are 1 (mild) to 5 (strong)")
     row = _STRENGTHS[name][tuple(TABLES).index(table_for(side))][severity - 1]
     return row if isinstance(row, tuple) else (row,)
 
 
-def check_name(name: str) -> None:
-    """Raises UserError unless it is one of the 19."""
-    if name not in _STRENGTHS:
-        raise UserError(f"there is no corruption {name!r}; there are {', '.join((*CORRUPTIONS, *EXTRA))}")
+def _scaled(side: int, *rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """Lengths given as fractions of the side, in pixels."""
+    return tuple(tuple(side * share for share in row) for row in rows)
 
 
-def check_severity(severity: int) -> None:
-    """Raises UserError unless it is 1 to 5."""
-    if severity not in SEVERITIES:
-        raise UserError(f"there is no severity {severity}: the benchmark's are 1 (mild) to 5 (strong)")
-
-
-_STRENGTHS: dict[str, tuple[tuple[float | Strength, ...], ...]] = {
-    "gaussian_noise": (
-        (0.04, 0.06, 0.08, 0.09, 0.10),
-        (0.04, 0.08, 0.12, 0.15, 0.18),
-        (0.08, 0.12, 0.18, 0.26, 0.38),
-    ),
-    "shot_noise": (
-        (500, 250, 100, 75, 50),
-        (250, 100, 50, 30, 15),
-        (60, 25, 12, 5, 3),
-    ),
-    "impulse_noise": (
-        (0.01, 0.02, 0.03, 0.05, 0.07),
-        (0.01, 0.02, 0.05, 0.08, 0.14),
-        (0.03, 0.06, 0.09, 0.17, 0.27),
-    ),
-    "speckle_noise": (
-        (0.06, 0.1, 0.12, 0.16, 0.2),
-        (0.15, 0.2, 0.25, 0.3, 0.35),
-        (0.15, 0.2, 0.35, 0.45, 0.6),
-    ),
-    "gaussian_blur": (
-        (0.4, 0.6, 0.7, 0.8, 1),
-        (0.5, 0.75, 1, 1.25, 1.5),
-        (1, 2, 3, 4, 6),
-    ),
+_STRENGTHS: dict[str, tuple[tuple[float | tuple[float, ...], ...], ...]] = {
+    "gaussian_noise": ((0.04, 0.06, 0.08, 0.09, 0.10), (0.04, 0.08, 0.12, 0.15, 0.18), (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": ((500, 250, 100, 75, 50), (250, 100, 50, 30, 15), (60, 25, 12, 5, 3)),
+    "impulse_noise": ((0.01, 0.02, 0.03, 0.05, 0.07), (0.01, 0.02, 0.05, 0.08, 0.14), (0.03, 0.06, 0.09, 0.17, 0.27)),
+    "speckle_noise": ((0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.25, 0.3, 0.35), (0.15, 0.2, 0.35, 0.45, 0.6)),
+    "gaussian_blur": ((0.4, 0.6, 0.7, 0.8, 1), (0.5, 0.75, 1, 1.25, 1.5), (1, 2, 3, 4, 6)),
     "defocus_blur": (
         ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
         ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
@@ -146,47 +107,22 @@ _STRENGTHS: dict[str, tuple[tuple[float | Strength, ...], ...]] = {
         ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
         ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     ),
-    "brightness": (
-        (0.05, 0.1, 0.15, 0.2, 0.3),
-        (0.1, 0.2, 0.3, 0.4, 0.5),
-        (0.1, 0.2, 0.3, 0.4, 0.5),
-    ),
+    "brightness": ((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.2, 0.3, 0.4, 0.5)),
     "saturate": (
         ((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2)),
         ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
         ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
     ),
-    "contrast": (
-        (0.75, 0.5, 0.4, 0.3, 0.15),
-        (0.4, 0.3, 0.2, 0.1, 0.05),
-        (0.4, 0.3, 0.2, 0.1, 0.05),
-    ),
-    # Amplitude and smoothing of the displacements, jitter of the affine map: in the generators, fractions of 32, of 64
-    # and (their slip, which is in the published images) of 244.
+    "contrast": ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05), (0.4, 0.3, 0.2, 0.1, 0.05)),
+    # Amplitude and smoothing of the displacements, jitter of the affine map. The generators give fractions of 32, of 64
+    # and of 244; the last is a slip of theirs that is in the published images.
     "elastic_transform": (
-        tuple(
-            (32 * a, 32 * b, 32 * c)
-            for a, b, c in ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
-        ),
-        tuple(
-            (64 * a, 64 * b, 64 * c)
-            for a, b, c in ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02))
-        ),
-        tuple(
-            (244 * a, 244 * b, 244 * c)
-            for a, b, c in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
-        ),
+        _scaled(32, (0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+        _scaled(64, (0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02)),
+        _scaled(244, (2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02)),
     ),
-    "pixelate": (
-        (0.95, 0.9, 0.85, 0.75, 0.65),
-        (0.9, 0.8, 0.7, 0.6, 0.5),
-        (0.6, 0.5, 0.4, 0.3, 0.25),
-    ),
-    "jpeg_compression": (
-        (80, 65, 58, 50, 40),
-        (65, 58, 50, 40, 25),
-        (25, 18, 15, 10, 7),
-    ),
+    "pixelate": ((0.95, 0.9, 0.85, 0.75, 0.65), (0.9, 0.8, 0.7, 0.6, 0.5), (0.6, 0.5, 0.4, 0.3, 0.25)),
+    "jpeg_compression": ((80, 65, 58, 50, 40), (65, 58, 50, 40, 25), (25, 18, 15, 10, 7)),
     "spatter": (
         (
             (0.62, 0.1, 0.7, 0.7, 0.5, 0),

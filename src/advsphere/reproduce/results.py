@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from advsphere.corruption import CORRUPTIONS, EXTRA, SEVERITIES
 from advsphere.corruption.result import CorruptionRecord
+from advsphere.corruption.severity import CORRUPTIONS, EXTRA, SEVERITIES
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.files import write_atomically

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from advsphere.corruption import blur, corrupt, filters
+from advsphere.corruption import blur, corrupt
 from advsphere.corruption.severity import strength
 from advsphere.rng import Rng
 from tests.data.corruptions.pictures import pictures
@@ -27,8 +27,8 @@ def close(ours: Tensor, theirs: np.ndarray, share: float = 0.95) -> bool:
 
 @pytest.mark.parametrize(("border", "scipy"), [("nearest", "nearest"), ("reflect", "reflect")])
 @pytest.mark.parametrize("sigma", [0.3, 1.5, 40.0])
-def test_the_gaussian_is_scipys(sigma: float, border: filters.Border, scipy: str) -> None:
-    ours = filters.gaussian_blur(X.float(), sigma, border=border, truncate=3.0)
+def test_the_gaussian_is_scipys(sigma: float, border: blur.Border, scipy: str) -> None:
+    ours = blur.gaussian_filter(X.float(), sigma, border=border, truncate=3.0)
     theirs = ndimage.gaussian_filter(X.double().numpy(), sigma, axes=(2, 3), mode=scipy, truncate=3.0)
     assert np.abs(ours.numpy() - theirs).max() < 1e-3
 
@@ -86,7 +86,7 @@ def smeared(image: np.ndarray, angle: float, radius: float, sigma: float) -> np.
 
 @pytest.mark.parametrize("angles", [(-44.0, 3.0, 44.9), (-130.0, -90.0, -50.0), (20.0, 20.0, -20.0)])
 def test_motion_smears_each_image_along_its_own_line(angles: tuple[float, ...]) -> None:
-    ours = filters.motion_blur(X, torch.tensor(angles), 8, 2.5)
+    ours = blur.motion_filter(X, torch.tensor(angles), 8, 2.5)
     theirs = [[smeared(plane, a, 8, 2.5) for plane in image] for image, a in zip(X.numpy(), angles, strict=True)]
     assert close(ours, np.array(theirs), 0.99)
 
@@ -94,7 +94,7 @@ def test_motion_smears_each_image_along_its_own_line(angles: tuple[float, ...]) 
 def test_motion_of_a_point_is_the_line() -> None:
     point = torch.zeros(1, 1, 31, 31)
     point[..., 15, 15] = 255
-    line = filters.motion_blur(point, torch.tensor([0.0]), 3, 100.0)[0, 0]
+    line = blur.motion_filter(point, torch.tensor([0.0]), 3, 100.0)[0, 0]
     assert line[15, 9:16].tolist() == [36.0] * 7 and int((line > 0).sum()) == 7  # towards the point, not from it
 
 

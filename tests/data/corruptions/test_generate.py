@@ -27,7 +27,7 @@ def change(images: Tensor, name: str, severity: int) -> float:
 
 def test_there_are_fifteen_and_four() -> None:
     assert (len(CORRUPTIONS), len(EXTRA), SEVERITIES) == (15, 4, (1, 2, 3, 4, 5))
-    assert set(ALL) == set(generate._HOW)
+    assert set(ALL) == set(generate.BY_NAME)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 import torch
 
-from advsphere.corruption import corrupt, spatter
+from advsphere.corruption import corrupt, weather
 from tests.data.corruptions.pictures import pictures
 
 
@@ -32,7 +32,7 @@ def shortest_ways(edge: np.ndarray) -> np.ndarray:
 def test_distances_are_lengths_of_shortest_ways() -> None:
     rng = np.random.default_rng(0)
     edge = rng.random((4, 40, 40)) < np.array([0, 0.001, 0.01, 0.2])[:, None, None]
-    ours = spatter.distances(torch.from_numpy(edge)[None])[0].numpy()
+    ours = weather.distances(torch.from_numpy(edge)[None])[0].numpy()
     assert np.abs(ours - np.stack([shortest_ways(e) for e in edge])).max() < 1e-4
     assert (ours[0] == 20).all()
 
@@ -42,7 +42,7 @@ def test_an_edge_is_where_a_step_is_and_weak_ones_need_a_strong_one() -> None:
     grey[0, 0, :, 10:] = 200  # strong: Sobel gives 800
     grey[0, 1, :, 10:] = 30  # weak: 120
     grey[0, 2, :10, 10:], grey[0, 2, 10:, 10:] = 200, 30  # weak below, strong above
-    found = spatter.edges(grey)[0]
+    found = weather.edges(grey)[0]
     assert found[0].any(1).all() and found[0].sum(1).max() == 1 and not found[0][:, :9].any()
     assert not found[1].any()
     assert found[2][:, 9:11].any(1).sum() >= 18
@@ -51,9 +51,9 @@ def test_an_edge_is_where_a_step_is_and_weak_ones_need_a_strong_one() -> None:
 def test_equalisation_spreads_the_levels() -> None:
     grey = torch.tensor([[5.0, 5, 5, 7], [7, 9, 9, 9]]).view(1, 1, 2, 4)
     # Counts 3, 2, 3: the first level becomes 0, then 2 / 5 and 5 / 5 of 255.
-    assert spatter.equalised(grey).flatten().tolist() == [0, 0, 0, 102, 102, 255, 255, 255]
+    assert weather.equalised(grey).flatten().tolist() == [0, 0, 0, 102, 102, 255, 255, 255]
     flat = torch.full((1, 2, 3, 3), 4.0)
-    assert spatter.equalised(flat).unique().tolist() == [4]
+    assert weather.equalised(flat).unique().tolist() == [4]
 
 
 def test_water_brightens_and_mud_covers() -> None:

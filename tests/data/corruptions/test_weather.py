@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from advsphere.corruption import corrupt, frost, weather
+from advsphere.corruption import corrupt, weather
 from advsphere.corruption.noise import normal, symmetric
 from advsphere.corruption.severity import strength
 from advsphere.errors import UserError
@@ -96,7 +96,7 @@ def test_snow_is_smeared_noise_on_a_whitened_image() -> None:
 @pytest.fixture
 def textures(tmp_path: Path) -> Path:
     """Five files under the published names, each of one colour: grey 0, 50, 100, 150, 200."""
-    for number, name in enumerate(frost.PUBLISHED):
+    for number, name in enumerate(weather.FROST_FILES):
         Image.new("RGB", (400, 300), (50 * number,) * 3).save(tmp_path / name, quality=100)
     return tmp_path
 
@@ -108,7 +108,7 @@ def test_frost_of_given_textures(textures: Path) -> None:
     assert float(found.std(1).max()) < 1.5  # all of one texture
     levels = (found.mean(1) / 22.5).round() * 22.5
     assert sorted(set(levels.tolist())) == [67.5, 90, 112.5, 135, 157.5]  # 0.75 * 100 + 0.45 * texture
-    assert frost.provenance(textures) != frost.provenance(None) == "procedural"
+    assert weather.frost_source(textures) != weather.frost_source(None) == "procedural"
 
 
 def test_missing_and_broken_textures_are_named(textures: Path) -> None:
@@ -117,11 +117,11 @@ def test_missing_and_broken_textures_are_named(textures: Path) -> None:
         corrupt(X, "frost", 1, frost_folder=textures)
     (textures / "frost2.png").unlink()
     with pytest.raises(UserError, match=r"no frost2\.png"):
-        frost.provenance(textures)
+        weather.frost_source(textures)
 
 
 def test_our_textures_have_the_published_colours_and_are_no_flat_noise() -> None:
-    for texture, (means, spreads, _) in zip(frost.textures(None, 224), frost._STATISTICS, strict=True):
+    for texture, (means, spreads, _) in zip(weather.frost_textures(None, 224), weather._STATISTICS, strict=True):
         assert texture.mean((1, 2)).tolist() == pytest.approx(means, abs=0.5)
         assert texture.std((1, 2)).tolist() == pytest.approx(spreads, abs=1)
         grey = texture.mean(0) - texture.mean()

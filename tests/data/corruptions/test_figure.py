@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advsphere.analysis import corruption_figure
+from advsphere.corruption.result import corruption_figure
 from tests.evaluation.test_corruption import of_errors
 
 
