@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from advsphere import provenance
 from advsphere.data import Dataset, ImageSet, load
@@ -43,6 +43,7 @@ def tiny_trainer(
     images: ImageSet | None = None,
     hooks: Hooks | None = None,
     model: nn.Module | None = None,
+    make_optimizer: Callable[[Any], optim.Optimizer] | None = None,
     world: World = World(),
     **settings: Any,
 ) -> Trainer:
@@ -56,6 +57,7 @@ def tiny_trainer(
         settings=TrainSettings(**chosen),
         folder=folder,
         hooks=hooks,
+        optimizer=make_optimizer,
         world=world,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -71,22 +71,51 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def optimizer_tensors(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """An optimiser's per-parameter state as "parameter/key" -> tensor. Its hyperparameters come from the config."""
-    return {
-        f"{name}/{key}": value
-        for name, p in model.named_parameters()
-        for key, value in optimizer.state[p].items()
-        if isinstance(value, Tensor)
-    }
+    """The optimizer's tensors of each parameter, as "parameter/key"."""
+    return {key: value for key, value in _optimizer_state(optimizer, model) if isinstance(value, Tensor)}
 
 
-def restore_optimizer(optimizer: optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Undo `optimizer_tensors`; the tensors take each parameter's device and layout."""
+def optimizer_numbers(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """What the optimizer keeps besides tensors: for each parameter, and in its groups of parameters.
+
+    Settings that are no numbers or texts, such as betas, come from the config again.
+    """
+    numbers = {key: value for key, value in _optimizer_state(optimizer, model) if not isinstance(value, Tensor)}
+    groups = [{k: v for k, v in group.items() if _is_scalar(v)} for group in optimizer.param_groups]
+    if unknown := [key for key, value in numbers.items() if not _is_scalar(value)]:
+        raise UserError(
+            f"the optimizer {type(optimizer).__name__} keeps {unknown[0]}, which is neither a tensor nor a number, "
+            "so that no checkpoint can hold it: use another optimizer"
+        )
+    return {"parameters": numbers, "groups": groups}
+
+
+def restore_optimizer(
+    optimizer: optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """Undo `optimizer_tensors` and `optimizer_numbers`; the tensors take each parameter's device and layout."""
     parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
+    for name, value in {**tensors, **numbers.get("parameters", {})}.items():
         parameter, _, key = name.rpartition("/")
         p = parameters[parameter]
-        optimizer.state[p][key] = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
+        if isinstance(value, Tensor):
+            # As in `Optimizer.load_state_dict`: torch's optimizers count their steps on the CPU, with two exceptions.
+            counter = key == "step" and not (optimizer.defaults.get("capturable") or optimizer.defaults.get("fused"))
+            if not counter:
+                value = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
+        optimizer.state[p][key] = value
+    for group, kept in zip(optimizer.param_groups, numbers.get("groups", ()), strict=False):
+        group.update(kept)
+
+
+def _optimizer_state(optimizer: optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state.get(p, {}).items():
+            yield f"{name}/{key}", value
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 # FOLDED writing: Checkpoints that don't hold training up: copied in memory at once, written to disk beside it.

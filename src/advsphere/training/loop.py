@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from advsphere.rng import Rng, derived_seed
 from advsphere.training.checkpoint import (
     CheckpointWriter,
     load,
+    optimizer_numbers,
     optimizer_tensors,
     prefixed,
     restore_model,
@@ -100,6 +101,7 @@ class Trainer:
         folder: Path,
         environment: Mapping[str, Any] | None = None,
         hooks: Hooks | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None,
         world: World = World(),
     ) -> None:
         self.model, self.objective, self.images = model, objective, images
@@ -112,9 +114,8 @@ class Trainer:
         self.writer = CheckpointWriter()
         self.device = images.labels.device
         self.dtype = settings.dtype(self.device)
-        self.optimizer = optim.SGD(
-            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimizer = (optimizer or settings.make_optimizer)(model.parameters())
+        self.rates = [group.get("lr") for group in self.optimizer.param_groups]
         averaging = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None
         self.cursor = Cursor()
@@ -185,8 +186,9 @@ class Trainer:
     def _take_step(self, x: Tensor, y: Tensor, rng: Rng, n: int, progress: float) -> None:
         settings = self.settings
         self.hooks.before_step(progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * settings.lr_schedule(progress)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            if rate is not None:
+                group["lr"] = rate * settings.lr_schedule(progress)
         # The one place where the global generator is set: networks with dropout draw from it, each rank in its own way.
         torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
@@ -218,7 +220,7 @@ class Trainer:
         metrics = {
             "epoch": epochs,
             "loss": self._mean_loss(self.world.sum(self.sums)),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._lr(),
         }
         metrics |= self.hooks.validate(self.result)
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
@@ -248,12 +250,17 @@ class Trainer:
             tensors["carry"] = carry
         meta = {
             "cursor": list(self.cursor),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._lr(),
+            "optimizer": optimizer_numbers(self.optimizer, self.model),
             "seconds": self.seconds,
             "best": self.best,
             "environment": self.environment,
         }
         self._write("last", tensors, meta)
+
+    def _lr(self) -> float:
+        """The learning rate of the last step; that of the settings if the optimizer has none."""
+        return float(self.optimizer.param_groups[0].get("lr", self.settings.lr))
 
     def _write(self, which: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if self.world.first:
@@ -271,12 +278,11 @@ class Trainer:
         if self.ema is not None:
             restore_model(self.model, section("raw", tensors), path)
             self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
-        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors))
+        numbers = meta.get("optimizer", {"groups": [{"lr": meta["lr"]}]})
+        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors), numbers)
         if self.world.first:
             self.sums.copy_(tensors["sums"])
         self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
         self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = meta["lr"]
         then, now = meta["environment"], self.environment
         return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]

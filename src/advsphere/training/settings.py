@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
+import yaml
+from torch import nn, optim
+from tyro.constructors import PrimitiveConstructorSpec
 
 from advsphere.classifier import low_precision
-from advsphere.data import Augment
+from advsphere.data.augmentation import Augment
 from advsphere.errors import UserError
+from advsphere.named import call
 from advsphere.schedule import Constant, Schedule
+
+Arguments = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="YAML",
+        instance_from_str=lambda words: yaml.safe_load(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+"""Keyword arguments, on the command line in one word: '{betas: [0.9, 0.95]}'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,12 @@ class TrainSettings:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_schedule: Schedule = Constant()
+    optimizer: str = "sgd"
+    """sgd, or package.module:Class, such as torch.optim:AdamW. It is given lr, and momentum and weight_decay if it has
+    such parameters.
+    """
+    optimizer_arguments: Arguments = field(default_factory=dict)
+    """Further keyword arguments of the optimizer, such as '{betas: [0.9, 0.95]}'. Not for sgd."""
     augment: Augment = Augment()
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 for none."""
@@ -66,9 +91,51 @@ class TrainSettings:
             raise UserError(f"momentum is {self.momentum} and ema {self.ema}; both must be in [0, 1)")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"{self.workers} workers can't decode images; 0 decodes them in between")
+        if "lr" in self.optimizer_arguments:
+            raise UserError("the learning rate of the optimizer is set by lr: leave it out of optimizer_arguments")
+        if self.optimizer == "sgd" and self.optimizer_arguments:
+            raise UserError(
+                "sgd takes no optimizer_arguments beside lr, momentum and weight_decay: use torch.optim:SGD for others"
+            )
+        # As they are read back from a config.yaml, so that a resume finds no difference.
+        object.__setattr__(self, "optimizer_arguments", _plain(self.optimizer_arguments))
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+        """Build the optimizer of these parameters.
+
+        Args:
+            parameters: The parameters to train.
+
+        Returns:
+            The optimizer, with the learning rate `lr`.
+
+        Raises:
+            UserError: If its class can't be imported, or refuses its arguments.
+        """
+        known: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            return optim.SGD(parameters, **known)
+        made = call(self.optimizer, {"params": parameters, **self.optimizer_arguments}, known)
+        if not isinstance(made, optim.Optimizer):
+            raise UserError(f"{self.optimizer} made a {type(made).__name__}: name a class of torch.optim's kind")
+        return made
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """What to autocast to on a device; None for plain float32."""
         if self.precision == "auto":
             return low_precision(device)
         return torch.bfloat16 if self.precision == "bfloat16" else None
+
+
+def _plain(value: Any) -> Any:
+    """A value of plain lists, dictionaries, texts and numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        with suppress(ValueError):  # YAML takes 1e-3 for text
+            return float(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UserError(f"{value!r} can't be written into a config: give numbers, texts, lists and dictionaries")
