@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+from advsphere.cli.arguments import parse
+from advsphere.cli.train import Options
 from advsphere.errors import UserError
+from advsphere.files import Change
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.objectives import TRADES, FreeAT
 from advsphere.recipes import RECIPES, recipe
-from advsphere.runs.config import Config, DataSettings, differences, from_yaml, to_dict, to_yaml
+from advsphere.runs.config import Config, DataSettings, differences, flags, to_dict
+from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.schedule import Constant, Cosine, Linear, Steps
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -219,14 +223,35 @@ def test_differences_name_what_and_how() -> None:
     assert differences(BASE, BASE) == []
     training = replace(BASE.training, epochs=3, lr_schedule=Constant())
     found = differences(BASE, replace(BASE, training=training, sphere=None))
-    assert "training.epochs: 20 -> 3" in found
-    assert "training.lr_schedule.kind: Linear -> Constant" in found
-    assert "sphere.scale: 15.0 -> None" in found
-    assert not any(line.startswith(("data", "objective", "model", "recipe")) for line in found)
-    other = replace(BASE, objective=FreeAT(), data=replace(BASE.data, root=Path("x")))
-    assert {"objective.kind: TRADES -> FreeAT", "objective.repeats: None -> 8", "data.root: None -> x"} <= set(
-        differences(BASE, other)
+    assert Change("training.epochs", 20, 3) in found
+    assert Change("training.lr_schedule.kind", "Linear", "Constant") in found
+    assert "sphere.scale: 15.0 -> None" in map(str, found)
+    assert not any(change.path.startswith(("data", "objective", "model", "recipe")) for change in found)
+    found = differences(BASE, replace(BASE, objective=FreeAT()))
+    assert {"objective.kind: TRADES -> FreeAT", "objective.repeats: None -> 8"} <= set(map(str, found))
+
+
+def test_settings_without_effect_on_a_result_are_no_differences() -> None:
+    training = replace(BASE.training, checkpoint_minutes=1.0, checkpoint_activations=True, workers=3)
+    other = replace(
+        BASE, recipe="mine", notes=("mine",), data=replace(BASE.data, root=Path("elsewhere")), training=training
     )
+    assert differences(BASE, other) == []
+
+
+def test_flags_say_what_a_recipe_was_changed_to() -> None:
+    plain = recipe("digits-pgd-at")
+    training = replace(plain.training, epochs=3, sync_bn=True, fold=False)
+    data = replace(plain.data, name="my.data:photos")
+    changed = replace(plain, training=training, data=data, threat=replace(plain.threat, eps=0.1))
+    words = flags(plain, changed)
+    assert words == [
+        *("--data.name", "my.data:photos", "--epochs", "3", "--no-fold", "--sync-bn"),
+        *("--threat.eps", "0.1", "--objective.threat.eps", "0.2",
+    ]
+    options = parse(Options, words, prog="", default=Options(config=plain))
+    assert options.config == changed
+    assert flags(plain, replace(plain, training=replace(training, lr_schedule=Steps((0.5,))))) is None
 
 
 def test_a_config_as_a_dict_is_plain() -> None:

@@ -142,9 +142,11 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
         path: Where the values stand in a larger one; put before each path.
 
     Returns:
-        A change for each entry that differs, and for each list whose length differs.
+        A change for each entry that differs, and for each list whose length differs. None counts as a dictionary
+        without entries where the other value is a dictionary.
     """
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and old is not new:
+        old, new = old or {}, new or {}
         keys = [*old, *(key for key in new if key not in old)]
         return [c for k in keys for c in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):

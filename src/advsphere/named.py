@@ -98,11 +98,11 @@ def source_checksum(thing: Any) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def call(name: str, arguments: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
-    """Call a named function or class.
+def call(function: str | Callable[..., Any], arguments: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
+    """Call a user-defined function or class.
 
     Args:
-        name: `package.module:object`.
+        function: The function, or its name `package.module:object`.
         arguments: Keyword arguments that the user gave.
         offered: Values that are passed where the function has a parameter of that name and the user gave none.
 
@@ -112,13 +112,13 @@ def call(name: str, arguments: Mapping[str, Any], offered: Mapping[str, Any]) ->
     Raises:
         UserError: If it can't be imported, or raises an error.
     """
-    function = load(name)
+    found = load(function) if isinstance(function, str) else function
     try:
-        return function(**{**fitting(function, offered), **arguments})
+        return found(**{**fitting(found, offered), **arguments})
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        raise UserError(f"{name} could not be called: {type(error).__name__}: {error}") from error
+        raise UserError(f"{function} could not be called: {type(error).__name__}: {error}") from error
 
 
 def fitting(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:

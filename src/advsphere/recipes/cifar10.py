@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from advsphere.data import Augment
 from advsphere.hypersphere import HypersphereConfig, m_he
-from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
+from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
 from advsphere.recipes.small import CYCLIC
-from advsphere.runs.config import AnyObjective, Config, DataSettings, ModelSettings
+from advsphere.runs.config import Config, DataSettings, ModelSettings
 from advsphere.schedule import Steps
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -94,7 +94,7 @@ M_HE_NOTE = (
 
 def wide_resnet(
     name: str,
-    objective: AnyObjective,
+    objective: Objective,
     sphere: HypersphereConfig | None,
     *notes: str,
     network: str = "wrn-34-10",
@@ -130,7 +130,7 @@ def released(name: str, sphere: HypersphereConfig | None, *notes: str, network: 
 
 
 def preact_resnet(
-    name: str, objective: AnyObjective, sphere: HypersphereConfig | None, *notes: str, epochs: int, lr: float
+    name: str, objective: Objective, sphere: HypersphereConfig | None, *notes: str, epochs: int, lr: float
 ) -> Config:
     """A PreActResNet-18 as in the code of FastAT, which also has FreeAT."""
     return Config(

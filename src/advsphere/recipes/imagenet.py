@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from advsphere.data import Augment
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.objectives import PGDAT, FastAT, FreeAT
-from advsphere.runs.config import AnyObjective, Config, DataSettings, ModelSettings
+from advsphere.objectives import PGDAT, FastAT, FreeAT, Objective
+from advsphere.runs.config import Config, DataSettings, ModelSettings
 from advsphere.schedule import Linear, Steps
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -120,7 +120,7 @@ def pgd_at(sphere: HypersphereConfig | None, *notes: str) -> Config:
 
 
 def _resnet50(
-    name: str, objective: AnyObjective, sphere: HypersphereConfig | None, training: TrainSettings, *notes: str
+    name: str, objective: Objective, sphere: HypersphereConfig | None, training: TrainSettings, *notes: str
 ) -> Config:
     return Config(
         recipe=f"imagenet-{name}{'-he' if sphere else ''}",

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from advsphere.data import Augment
 from advsphere.hypersphere import HypersphereConfig, m_he
-from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
-from advsphere.runs.config import AnyObjective, Config, DataSettings, ModelSettings
+from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
+from advsphere.runs.config import Config, DataSettings, ModelSettings
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
@@ -23,7 +23,7 @@ EPS = ThreatModel(norm="linf", eps=8 / 255)
 SMALL_EPS = ThreatModel(norm="linf", eps=4 / 255)
 
 
-def digits(name: str, objective: AnyObjective) -> Config:
+def digits(name: str, objective: Objective) -> Config:
     """The embedded digits with a network of 48,000 weights."""
     return Config(
         recipe=f"digits-{name}",
@@ -35,7 +35,7 @@ def digits(name: str, objective: AnyObjective) -> Config:
     )
 
 
-def cifar10_small(name: str, objective: AnyObjective, epochs: int, lr: float = 0.2) -> Config:
+def cifar10_small(name: str, objective: Objective, epochs: int, lr: float = 0.2) -> Config:
     """CIFAR-10 with WRN-10-2 and the one-cycle schedule of fast_adversarial."""
     return Config(
         recipe=f"cifar10-small-{name}",
@@ -47,7 +47,7 @@ def cifar10_small(name: str, objective: AnyObjective, epochs: int, lr: float = 0
     )
 
 
-def tiny_imagenet(name: str, objective: AnyObjective, epochs: int) -> Config:
+def tiny_imagenet(name: str, objective: Objective, epochs: int) -> Config:
     """40 classes of Tiny ImageNet at 64 pixels with ResNet-18, at the radius and weight decay of the paper's Table 4;
     --data.root names their folder.
     """
@@ -63,7 +63,7 @@ def tiny_imagenet(name: str, objective: AnyObjective, epochs: int) -> Config:
     )
 
 
-def folder(name: str, objective: AnyObjective) -> Config:
+def folder(name: str, objective: Objective) -> Config:
     """A folder of one's own images at 64 pixels, with timm's ResNet-18; --data.root says where it is."""
     return Config(
         recipe=f"folder-{name}",
@@ -88,7 +88,7 @@ def with_m_he(plain: Config) -> Config:
     )
 
 
-_OF_DIGITS: dict[str, AnyObjective] = {
+_OF_DIGITS: dict[str, Objective] = {
     "standard": Standard(),
     "pgd-at": PGDAT(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
     "alp": ALP(threat=DIGITS_EPS, step_size=0.05, start="uniform"),

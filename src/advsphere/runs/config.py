@@ -1,226 +1,262 @@
-"""What a training run is, as one frozen value that round-trips through YAML. Recipes return it, the command line
-overrides it, runs keep it.
+"""What a training run is: one frozen value. Recipes are such values, the command line overrides them, and each run's
+folder keeps one.
 """
 
 from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
-import cattrs
 import tyro
-import yaml
-from cattrs.strategies import configure_tagged_union
+from torch import Tensor, nn
 
+from advsphere import named
 from advsphere.errors import UserError
+from advsphere.files import Change
+from advsphere.files import differences as json_differences
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
+from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, Criterion, FastAT, FreeAT, Losses, Objective, Standard
 from advsphere.schedule import Schedule
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
+from advsphere.training.settings import Arguments
 
-AnyObjective = Standard | PGDAT | ALP | TRADES | FastAT | FreeAT
+OBJECTIVES: dict[str, type[Objective]] = {c.__name__: c for c in (Standard, PGDAT, ALP, TRADES, FastAT, FreeAT)}
+GIVEN = "given: "
+"""Begins the name of data, a model or an optimizer that was passed from Python and has no name of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images."""
+    """Which images to train on.
+
+    Attributes:
+        name: digits, cifar10, cifar100, imagefolder, or package.module:function of yours, which returns the data.
+        arguments: Arguments of your function.
+        root: Where the images are. Without it $ADVSPHERE_DATA and ./data are searched. An image folder holds files or
+            tar shards, on this machine or at a URL.
+        image_size: The side in pixels to which an image folder's images are brought.
+        resize: The length in pixels to which their shorter side is resized before the centre is cut out; image_size by
+            default.
+        validation: How many training images are held out to choose the best checkpoint. Test images are never used.
+    """
 
     name: str = "digits"
-    """digits, cifar10, cifar100 or imagefolder."""
-    root: Path | None = None
-    """Where they lie; else $ADVSPHERE_DATA or ./data are looked at. An image folder holds files or tar shards, here or
-    at a URL.
-    """
+    arguments: Arguments = field(default_factory=dict)
+    root: Path | None = field(default=None, metadata={"affects_result": False})
     image_size: int | None = None
-    """The side of the square that an image folder's images become, in pixels."""
     resize: int | None = None
-    """What their shorter side becomes before that square is cut out of the centre; image_size by default."""
     validation: int = 200
-    """Training images held out to choose the best checkpoint; the test set never chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which network."""
+    """Which network to train.
+
+    Attributes:
+        name: wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, a bare name of theirs, or
+            package.module:function of yours, which returns the network.
+        arguments: Arguments of your function.
+        pretrained: Start from the library's published weights.
+        weights: Start from the weights in this file: a state dict, as safetensors or from torch.save. A head for other
+            classes is replaced by a new one.
+        head: The dotted name of the last linear layer, where it can't be found.
+        statistics: The data set whose pixel mean and std normalise the input; the data's own by default. A network of
+            yours gets pixels in [0, 1] unless this is given.
+    """
 
     name: str = "small-cnn"
-    """wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, or a bare name of theirs."""
+    arguments: Arguments = field(default_factory=dict)
     pretrained: bool = False
-    """Start from the library's published weights."""
     weights: Path | None = None
-    """Start from the weights in this file: a state dict, as safetensors or from torch.save; a head for other classes is
-    left out.
-    """
     head: str | None = None
-    """The last linear layer's dotted name, where it can't be told."""
     statistics: str | None = None
-    """Whose pixel mean and std the input is normalised with; the data set's own by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A training run."""
+    """A training run.
 
-    recipe: Annotated[str, tyro.conf.Suppress]
-    """The name it started from."""
+    Attributes:
+        recipe: The recipe it started from.
+        data: Which images to train on.
+        model: Which network to train.
+        objective: How examples are crafted and which loss is minimised.
+        sphere: Hypersphere embedding; None for a plain head.
+        training: The settings of the training loop.
+        threat: The threat model that the run is validated and, by default, evaluated against. The objective has its
+            own for training.
+        notes: Sources and uncertainties, for reports.
+    """
+
+    recipe: Annotated[str, tyro.conf.Suppress] = field(metadata={"affects_result": False})
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    objective: AnyObjective = field(default_factory=Standard)
+    objective: Objective = field(default_factory=Standard)
     sphere: HypersphereConfig | None = None
-    """Hypersphere embedding; None for a plain head."""
     training: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
-    """What the run is validated, and by default evaluated, against; what it is trained against is the objective's."""
-    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
-    """Sources, and what is uncertain; carried along to reports."""
+    notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), metadata={"affects_result": False})
 
 
-@cache
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for kind in (bool, int, float, str):
-        converter.register_structure_hook(kind, _scalar)
-    converter.register_structure_hook(Path, lambda value, _: Path(_scalar(value, str)))
-    converter.register_unstructure_hook(Path, str)
-    lists = partial(_list, structure=converter.structure)
-    converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is tuple, lists)
-    converter.register_structure_hook_func(lambda kind: getattr(kind, "__origin__", None) is Literal, _choice)
-    for union in (AnyObjective, Schedule):
-        configure_tagged_union(union, converter, tag_name="kind")
-        converter.register_structure_hook(union, partial(_tagged, structure=converter.get_structure_hook(union)))
-    return converter
+@dataclass(frozen=True, kw_only=True)
+class GivenObjective(Objective):
+    """Stands in a run's config for an objective without a name, which was passed from Python: a local class, say."""
+
+    description: str
+    chosen: str = "robust"
+    repeats: int = 1
+    threat: ThreatModel | None = None
+
+    @property
+    def replays(self) -> int:
+        return self.repeats
+
+    @property
+    def chosen_by(self) -> str:
+        return self.chosen
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
+        raise UserError(f"this run's objective has no name, {self.description}: pass it again, train(objective=...)")
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
+        raise NotImplementedError
 
 
-_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+def recorded(objective: Objective) -> Objective:
+    """The objective as a config can hold it: itself, if its class can be found again by its name, else a stand-in."""
+    kind = type(objective)
+    if kind in (*OBJECTIVES.values(), GivenObjective) or (named.name_of(kind) and "__dataclass_fields__" in vars(kind)):
+        return objective
+    description = repr(objective) if "__dataclass_fields__" in vars(kind) else kind.__qualname__
+    return GivenObjective(
+        description=description,
+        chosen=objective.chosen_by,
+        repeats=objective.replays,
+        threat=getattr(objective, "threat", None),
+    )
 
 
-def _scalar(value: Any, kind: type) -> Any:
-    """YAML's own types, without Python's conversions, by which "false" is True and 1.9 is 1."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is float and type(value) is str:  # YAML takes 5e-4 for text
-        with suppress(ValueError):
-            return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{value!r} is not {_SCALARS[kind]}")
-    return value
+def objective_class(name: str) -> type[Objective]:
+    """The objective with that name: one of ours, or package.module:Class. Raises UserError for anything else."""
+    if not named.is_name(name):
+        return OBJECTIVES[known_kind(name, [*OBJECTIVES])]
+    found = named.load(name)
+    if not (isinstance(found, type) and issubclass(found, Objective) and "__dataclass_fields__" in vars(found)):
+        raise UserError(f"{name} is no dataclass that derives from advsphere.objectives.Objective")
+    return found
 
 
-def _choice(value: Any, literal: Any) -> Any:
-    choices = typing.get_args(literal)
-    if value not in choices:
-        raise UserError(f"{value!r} is none of {', '.join(choices)}")
-    return value
+def objective_like(name: str, like: Objective) -> Objective:
+    """An objective by name, with the threat model of another and those settings that both have from the same class."""
+    kind = objective_class(name)
+    shared = {"threat"}.union(*(vars(c).get("__dataclass_fields__", ()) for c in kind.__mro__ if isinstance(like, c)))
+    own = {f.name for f in fields(kind)} & {f.name for f in fields(like)} & shared
+    return kind(**{key: getattr(like, key) for key in own})
 
 
-def _list(value: Any, kind: Any, *, structure: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
-    kinds = typing.get_args(kind)
-    if not isinstance(value, list):  # a text would be taken apart into its letters
-        raise UserError(f"{value!r} is not a list")
-    if kinds[-1] is ...:
-        kinds = kinds[:1] * len(value)
-    if len(value) != len(kinds):
-        raise UserError(f"{value!r} is not a list of {len(kinds)}")
-    return tuple(structure(v, k) for v, k in zip(value, kinds, strict=True))
+def user_names(config: Config) -> list[str]:
+    """The user-defined parts of a config, each as package.module:object."""
+    kind = type(config.objective)
+    objective = [] if kind in (*OBJECTIVES.values(), GivenObjective) else [named.name_of(kind) or ""]
+    return [name for name in (config.data.name, config.model.name, config.training.optimizer, *objective) if named.is_name(name)]
 
 
-def _tagged(value: Any, union: Any, *, structure: Callable[[Any, Any], Any]) -> Any:
-    """One of several kinds of settings, told apart by their key `kind`."""
-    kinds = [member.__name__ for member in typing.get_args(union)]
-    kind = value.get("kind") if isinstance(value, dict) else None
-    if kind not in kinds:
-        raise UserError(f"no `kind` is called {kind!r}{_nearest(str(kind), kinds)}; it is one of {', '.join(kinds)}")
-    return structure(value, union)
+# Writing.
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain lists, dicts, strings and numbers."""
-    plain: dict[str, Any] = _converter().unstructure(config)
+    """The config as plain dictionaries, tuples, strings and numbers."""
+    plain: dict[str, Any] = _plain(config)
     return plain
 
 
-def to_yaml(config: Config) -> str:
-    """The config as YAML that `from_yaml` reads back to an equal value."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        kind = _kind_of(value)
+        tag = {} if kind is None else {"kind": kind}
+        return tag | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value
 
 
-def from_yaml(text: str | bytes, source: str = "config") -> Config:
-    """Read a config, strictly. Raises UserError naming each unknown key (with the nearest known one) or value that does
-    not fit, and where it stands.
-    """
-    try:
-        plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise UserError(f"{source} does not hold the settings of a run, such as a line `recipe: digits-pgd-at`")
-    try:
-        return _converter().structure(plain, Config)
-    except cattrs.BaseValidationError as error:
-        problems = (problem.rpartition(" @ $") for problem in cattrs.transform_error(error, format_exception=_problem))
-        found = "; ".join(f"{path.strip('.') or 'top level'}: {problem}" for problem, _, path in problems)
-        raise UserError(f"{source}: {found}") from error
+def _kind_of(value: Any) -> str | None:
+    """What `kind` says of a value that may be one of several types; None where the type is known from the place."""
+    kind = type(value)
+    if not isinstance(value, Objective):
+        return kind.__name__ if kind in get_args(Schedule) else None
+    return kind.__name__ if kind in (*OBJECTIVES.values(), GivenObjective) else named.name_of(kind)
 
 
-def _problem(error: BaseException, _: Any) -> str:
-    """What is wrong at one place."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, cattrs.ForbiddenExtraKeysError):
-        known = [f.name for f in fields(error.cl)]
-        keys = sorted(map(str, error.extra_fields))
-        return ", ".join(f"there is no {key}{_nearest(key, known)}" for key in keys)
-    if isinstance(error, KeyError):
-        return "is missing"
-    return "its settings are expected here, one `name: value` a line"
+# Comparing.
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """A hint at a name that is known here or, where it is one that belongs elsewhere, at that place."""
-    places = difflib.get_close_matches(name, known, n=1) or [place for key, place in _places(Config) if key == name]
-    return f" (did you mean {places[0]}?)" if places else ""
+def differences(old: Config, new: Config) -> list[Change]:
+    """The settings in which two runs differ, of those that affect a result."""
+    ignored = _without_effect()
+    return [c for c in json_differences(to_dict(old), to_dict(new)) if c.path not in ignored]
 
 
-def _places(kind: Any, path: str = "", of: str = "") -> Iterator[tuple[str, str]]:
-    """The name of each setting in a config type, and where it belongs."""
-    members = [part for part in typing.get_args(kind) if isinstance(part, type) and is_dataclass(part)]
-    for member in members:
-        yield from _places(member, path, f" of {member.__name__}" if len(members) > 1 else "")
-    if is_dataclass(kind):
-        for name, hint in typing.get_type_hints(kind).items():
-            here = f"{path}.{name}".strip(".")
-            yield name, here + of
-            yield from _places(hint, here)
+@cache
+def _without_effect() -> frozenset[str]:
+    return frozenset(path for path, setting in places(Config) if not setting.metadata.get("affects_result", True))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """What differs, as "training.epochs: 10 -> 20"."""
-
-    def flat(value: Any, path: str = "") -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {path: value}
-        return {k: v for key, part in value.items() for k, v in flat(part, f"{path}.{key}".strip(".")).items()}
-
-    a, b = flat(to_dict(old)), flat(to_dict(new))
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
-
-
-def flags(changes: Sequence[str]) -> list[str] | None:
-    """`differences` from a recipe as what to type after `advsphere train RECIPE`; None where a flag can't say one."""
-    words = []
-    for change in changes:
-        name, told = change.split(": ", 1)
-        value = told.split(" -> ")[1]
-        if value.startswith(("(", "[", "{")) or value == "None":
+def flags(old: Config, new: Config) -> list[str] | None:
+    """What to type after `advsphere train RECIPE` to get `new`, where the recipe is `old`; None if no flag says it."""
+    words: list[str] = []
+    changes = differences(old, new)
+    changed = {change.path for change in changes}
+    for path, _, value in changes:
+        group, dot, last = path.removeprefix("training.").replace("_", "-").rpartition(".")
+        if path == "objective.kind":
+            words[:0] = ["--objective", value]
+        elif value is None and "objective.kind" in changed and group == "objective":
+            continue  # a setting of the former objective
+        elif value is None or isinstance(value, tuple | list) or "arguments" in path:
             return None
-        group, dot, last = name.removeprefix("training.").replace("_", "-").rpartition(".")
-        switch = {"True": f"--{group}{dot}{last}", "False": f"--{group}{dot}no-{last}"}
-        words += [switch[value]] if value in switch else [f"--{group}{dot}{last}", value]
+        elif isinstance(value, bool):
+            words.append(f"--{group}{dot}{'' if value else 'no-'}{last}")
+        else:
+            words += [f"--{group}{dot}{last}", str(value)]
+        if group == "threat" and f"objective.{path}" not in changed and hasattr(new.objective, "threat"):
+            # --threat.* alone would set the objective's as well.
+            words += [f"--objective.threat.{last}", str(getattr(new.objective.threat, last))]
     return words
+
+
+# Names.
+
+
+def known_kind(kind: Any, known: Sequence[str]) -> str:
+    if isinstance(kind, str) and kind in known:
+        return kind
+    raise UserError(f"no `kind` is called {kind!r}{nearest(str(kind), known)}; it is one of {', '.join(known)}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint at the nearest known name or, for a setting that belongs elsewhere, at that place."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hints = near or [path for path, _ in places(Config) if path.partition(" ")[0].rpartition(".")[2] == name]
+    return f" (did you mean {hints[0]}?)" if hints else ""
+
+
+def places(kind: Any, path: str = "", of: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """The path of every setting below a type, and the field that declares it. Where a place may have several types,
+    " of TYPE" follows the path.
+    """
+    members = [*OBJECTIVES.values()] if kind is Objective else [m for m in get_args(kind) if is_dataclass(m)]
+    for member in members:
+        yield from places(member, path, f" of {member.__name__}" if len(members) > 1 else "")
+    if not members and is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        for one in fields(kind):
+            here = f"{path}.{one.name}".strip(".")
+            yield here + of, one
+            yield from places(hints[one.name], here)

@@ -1,120 +1,52 @@
-"""From a config to a trained network in a folder, and back: where data, model, sphere, objective and loop are put
-together.
-
-A run's folder holds config.yaml, provenance.json, last.safetensors, best.safetensors, metrics.jsonl and TensorBoard's
-files.
-"""
+"""Training a run: data, network, sphere, objective and loop put together, in a folder that a resume goes on from."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn, optim
 
+from advsphere import named
 from advsphere.attacks import pgd
-from advsphere.classifier import find_head, fooled, frozen
-from advsphere.data import Images, load, load_test
+from advsphere.classifier import fooled, frozen
+from advsphere.data import Dataset, Images, ImageSet
 from advsphere.distributed import World
 from advsphere.errors import UserError
-from advsphere.files import folder_lock, write_atomically
-from advsphere.hypersphere import AngularMargin, HypersphereHead
-from advsphere.losses import cross_entropy
-from advsphere.models import STATISTICS, build, load_weights, synchronised
-from advsphere.objectives import Criterion
+from advsphere.files import folder_lock, tensor_checksum
+from advsphere.hypersphere import HypersphereConfig
+from advsphere.models import synchronised
+from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
 from advsphere.rng import Rng
-from advsphere.runs.config import Config, differences, from_yaml, to_yaml
-from advsphere.threat import ThreatModel
-from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, load_checkpoint, restore_model, section
-
-
-def device() -> torch.device:
-    """Where networks run: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def build_model(config: Config, images: Images, tell: Callable[[str], None] = lambda line: None) -> nn.Module:
-    """The network of a config for these images, with its sphere if it has one; initial weights are a function of the
-    seed, or those that the config names.
-
-    tell: told what the user should know. Raises UserError for an unknown name, where the last linear layer can't be
-    told, and for weights that can't be had or do not fit.
-    """
-    if config.model.pretrained and config.model.weights is not None:
-        raise UserError("start from --model.pretrained or from --model.weights, not from both")
-    channels, size, _ = images.shape
-    name = config.model.statistics or ("imagenet" if config.data.name == "imagefolder" else config.data.name)
-    if name not in STATISTICS:
-        raise UserError(f"no pixel statistics are called {name!r}; choose one of {', '.join(STATISTICS)}")
-    model = build(
-        config.model.name,
-        num_classes=len(images.classes),
-        in_channels=channels,
-        image_size=size,
-        mean=STATISTICS[name].mean,
-        std=STATISTICS[name].std,
-        pretrained=config.model.pretrained,
-        init_seed=config.training.seed,
-    )
-    if config.model.weights is not None:
-        said = load_weights(model, config.model.weights, head=find_head(model, head_name(config)))
-        if said:
-            tell(said)
-    if config.sphere is not None:
-        config.sphere.attach(model, head_name(config))
-    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return channels_last
-
-
-def from_scratch(config: Config) -> Config:
-    """The same with initial weights of its own: for a network that is about to be given others."""
-    return replace(config, model=replace(config.model, pretrained=False, weights=None))
-
-
-def head_name(config: Config) -> str | None:
-    """The head that the user named, as it is called inside the wrapper that normalises the input."""
-    return None if config.model.head is None else f"network.{config.model.head}"
-
-
-class Parts(NamedTuple):
-    """What the loop needs besides images: the model, what is minimised, and how the sphere's schedules and margin reach
-    them.
-    """
-
-    model: nn.Module
-    criterion: Criterion
-    before_step: Callable[[float], None]
-    shift: Callable[[Tensor, Tensor], Tensor] | None
-
-
-def assemble(config: Config, images: Images, tell: Callable[[str], None] = lambda line: None) -> Parts:
-    """Build the model, as `build_model` does, and bind the sphere to it."""
-    model, sphere = build_model(config, images, tell), config.sphere
-    if sphere is None:
-        return Parts(model, cross_entropy, lambda progress: None, None)
-    head = model.get_submodule(find_head(model, head_name(config)))
-    assert isinstance(head, HypersphereHead)
-    criterion = AngularMargin(head, sphere.margin)
-    return Parts(
-        model, criterion, partial(sphere.move, criterion), criterion.shift if sphere.margin_in_attack else None
-    )
+from advsphere.runs.build import as_dataset, assemble, device, from_scratch, load_data
+from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded
+from advsphere.runs.folder import check_classes, claim
+from advsphere.runs.folder import record as write_record
+from advsphere.threat import ThreatModel, radius
+from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, TrainSettings
 
 
 @dataclass(frozen=True)
 class Validation:
     """Clean and PGD-10 accuracy on held-out training images, which choose the best checkpoint.
 
-    PGD-10 takes steps of eps / 4 from a uniform start, the same draws in every epoch. record: further metrics of the
-    model on these images. world: each of its ranks takes a share of the images, and all get the counts of all; the
-    first one alone records.
+    PGD-10 takes steps of eps / 4 from a uniform start, with the same random numbers in every epoch. The processes share
+    the images and all get the counts of all.
+
+    Attributes:
+        images: The held-out images.
+        threat: What they are attacked with.
+        dtype: The precision to compute in; None for float32.
+        batch_size: How many images are attacked at once.
+        record: Further metrics of the model on these images; asked on the first process only.
+        world: The processes that train together.
     """
 
     images: Images
@@ -145,9 +77,15 @@ class Validation:
 
 
 def train(
-    config: Config,
-    folder: Path,
+    config: Config | None = None,
+    folder: Path | str | None = None,
     *,
+    data: Any = None,
+    model: nn.Module | Callable[..., nn.Module] | str | None = None,
+    objective: Objective | str | None = None,
+    optimizer: Callable[..., optim.Optimizer] | str | None = None,
+    sphere: HypersphereConfig | None = None,
+    threat: ThreatModel | None = None,
     resume: bool = False,
     on_start: Callable[[Trainer, list[str]], None] = lambda trainer, notes: None,
     on_tick: Callable[[Tick], None] = lambda tick: None,
@@ -155,49 +93,80 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     record: Callable[[nn.Module, Images, Criterion], Metrics] = lambda model, images, criterion: {},
     world: World = World(),
+    **settings: Any,
 ) -> nn.Module:
-    """Train what the config says into the folder; returns the network as it is after the last epoch.
+    """Train a network and keep the run in a folder, which every command of `advsphere` reads.
 
-    resume: go on from the folder's last checkpoint, or begin where there is none yet. on_start: told the trainer and
-    what the user should know. record: asked after each epoch for metrics to log with the others, on the held-out images
-    and by what is minimised. world: the processes that train together; the first alone calls `on_tick` and `on_epoch`,
-    and writes the folder, which all of them have to see. Raises UserError where the folder holds another run or
-    another process trains into it, and as `Trainer.fit`; `training.Stopped` when `stop` said so.
+    A part that is given replaces the config's. It is recorded by its name, `package.module:object`, if it has one, and
+    the run can then be resumed and evaluated from the command line. Of a part without a name (a tensor, a lambda, a
+    local class) a description is recorded; pass it again to resume or to evaluate (`advsphere.runs.folder.load_run`).
+
+    Args:
+        config: What to train, such as `advsphere.recipes.recipe("digits-pgd-at")`; by default small-cnn on the digits
+            without an adversary.
+        folder: Where to keep the run; `runs/` and the recipe's name by default.
+        data: The images: a name (`cifar10`, or package.module:function), or a pair of tensors, a
+            map-style data set, a pair (train, test) or mapping of these, or a `Dataset`.
+        model: The network: a name, a function that builds it (called with those of num_classes, in_channels and
+            image_size that it takes), or the network, which is trained in place. It maps pixels in [0, 1] to logits.
+        objective: How examples are crafted and which loss is minimised: an object, or the name of a class of yours.
+        optimizer: A name such as `torch.optim:AdamW`, a class, or a function of the parameters. It is given those of
+            lr, momentum and weight_decay that it takes; the learning rate then follows the schedule.
+        sphere: Hypersphere embedding.
+        threat: What the run is validated and evaluated against. A given objective keeps its own for training, which is
+            also used here if this is left out; otherwise the objective of the config gets this one.
+        resume: Go on from the folder's last checkpoint, or begin if there is none.
+        on_start: Called with the trainer and with lines that the user should know.
+        on_tick: Called a few times a second with the progress, on the first process.
+        on_epoch: Called after each epoch with its metrics, on the first process.
+        stop: Asked after every step; True stops training after a checkpoint.
+        record: Asked after each epoch for further metrics: (model, held-out images, criterion) -> metrics.
+        world: The processes that train together. They need a folder that all of them see; the first writes it.
+        **settings: Settings of the loop, such as epochs=5 or lr=0.1 (`advsphere.training.TrainSettings`), and
+            validation, the number of training images that are held out.
+
+    Returns:
+        The network after the last epoch.
+
+    Raises:
+        UserError: If a part does not exist or does not fit, the folder holds another run, another process trains into
+            it, training diverges or the disk is full.
+        Stopped: If `stop` said so; the folder holds a checkpoint to resume from.
     """
+    run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
+    folder = Path(folder) if folder is not None else Path("runs") / run.recipe
     where = device()
-    if config.training.sync_bn and where.type == "cpu":
+    if run.training.sync_bn and where.type == "cpu":
         raise UserError("--sync-bn needs GPUs: torch has no synchronised batch norm on a CPU; leave it out")
     around = environment(where) | {"ranks": world.size}
     with ExitStack() as held:
         if world.first:
             held.enter_context(folder_lock(folder))
-        begun = world.from_first(world.first and _claim(folder, config, resume, around))
-        crops = config.training.augment.min_area is not None
-        data = load(
-            config.data.name,
-            config.data.root,
-            image_size=config.data.image_size,
-            resize=config.data.resize,
-            crops=crops,
-        )
-        training_images, held_out = data.train.split(config.data.validation, seed=config.training.seed)
-        notes = [data.note] if data.note else []
-        parts = assemble(from_scratch(config) if begun else config, data.train, notes.append)
+        begun = world.from_first(world.first and claim(folder, run, resume))
+        images = load_data(run) if given.data is None else given.data
+        training_images, held_out = images.train.split(run.data.validation, seed=run.training.seed)
+        notes = [images.note] if images.note else []
+        notes += threats_differ(run)
+        parts = assemble(from_scratch(run) if begun else run, images.train, notes.append, network=given.network)
         model = parts.model.to(where)
         trainer = Trainer(
-            synchronised(model) if config.training.sync_bn and world.size > 1 else model,
-            config.objective,
+            synchronised(model) if run.training.sync_bn and world.size > 1 else model,
+            given.objective,
             parts.criterion,
             training_images.to(where),
-            settings=config.training,
+            settings=run.training,
+            optimizer=given.optimizer,
             folder=folder,
             environment=around,
             world=world,
         )
         if begun:
+            check_classes(folder, images.train.classes)
             notes += [
                 f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()
             ]
+        elif world.first:
+            write_record(folder, run, around, images.train.classes)
         log = held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
 
         def finished_epoch(metrics: Metrics) -> None:
@@ -210,11 +179,10 @@ def train(
             shift=parts.shift,
             validate=Validation(
                 held_out.to(where),
-                config.threat,
+                run.threat,
                 trainer.dtype,
-                batch_size=max(
-                    1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))
-                ),  # large images, fewer at once
+                # Fewer at once of large images.
+                batch_size=max(1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))),
                 record=lambda model, images: record(model, images, parts.criterion),
                 world=world,
             ),
@@ -227,71 +195,81 @@ def train(
         return trainer.result
 
 
-_WITHOUT_EFFECT = (
-    "data.root:",
-    "training.checkpoint_activations:",
-    "training.checkpoint_minutes:",
-    "training.workers:",
-)
-"""Settings that a resume may change: where the images lie now, who decodes them, what is kept in memory, and how often
-it is written.
-"""
+def threats_differ(config: Config) -> list[str]:
+    """A line where a run is trained against another threat model than it is validated and evaluated against."""
+    own = getattr(config.objective, "threat", None)
+    if own is None or own == config.threat:
+        return []
+    trained, judged = (f"{threat.norm}, eps = {radius(threat.eps)}" for threat in (own, config.threat))
+    return [f"trained against {trained}; validated, and by default evaluated, against {judged}"]
 
 
-def _claim(folder: Path, config: Config, resume: bool, around: Mapping[str, Any]) -> bool:
-    """Make the folder this run's; True where it already holds a checkpoint to go on from."""
-    kept, begun = folder / "config.yaml", (folder / "last.safetensors").exists()
-    if begun and not resume:
-        raise UserError(f"{folder} already holds a run; go on with it by --resume, or name another folder with --out")
-    # Reading it also refuses to write over a config.yaml that is somebody else's.
-    changes = differences(read_config(folder), config) if begun or kept.exists() else []
-    changes = [change for change in changes if not change.startswith(_WITHOUT_EFFECT)]
-    if begun and changes:
-        raise UserError(
-            f"{folder} holds a run with other settings ({'; '.join(changes)}); resume with those, or use another --out"
-        )
-    for half_written in folder.glob(".*.safetensors.*"):  # by a process that was killed
-        half_written.unlink()
-    if not begun:
-        write_atomically(kept, to_yaml(config).encode())
-        write_atomically(folder / "provenance.json", json.dumps(around, indent=1).encode())
-    return begun
+class _Given(NamedTuple):
+    """The parts that were passed as objects, and the objective in any case."""
+
+    data: Dataset | None
+    network: Any
+    objective: Objective
+    optimizer: Callable[..., optim.Optimizer] | None
 
 
-def read_config(folder: Path) -> Config:
-    """The config of a run. Raises UserError where the folder holds none."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
-        )
-    return from_yaml(path.read_bytes(), str(path))
+def _described(
+    config: Config | None,
+    data: Any,
+    model: Any,
+    objective: Objective | str | None,
+    optimizer: Any,
+    sphere: HypersphereConfig | None,
+    threat: ThreatModel | None,
+    settings: dict[str, Any],
+) -> tuple[Config, _Given]:
+    """The config with the parts that replace its own, by name or description, and those that have no name."""
+    run = config or Config(recipe="custom")
+    validation = settings.pop("validation", None)
+    known = [field.name for field in fields(TrainSettings)]
+    for name in settings:
+        if name not in known:
+            raise UserError(f"there is no setting {name}{nearest(name, known)}")
+    run = replace(run, training=replace(run.training, **settings), sphere=sphere or run.sphere)
+    images = None
+    if data is not None:
+        name = _name(data)
+        if name is None:
+            images = as_dataset(data)
+            name = f"{GIVEN}{_description(images.train)}"
+            if config is None and validation is None:
+                validation = min(run.data.validation, max(1, len(images.train) // 10))
+        run = replace(run, data=replace(run.data, name=name))
+    if validation is not None:
+        run = replace(run, data=replace(run.data, validation=validation))
+    if model is not None:
+        name = _name(model) or f"{GIVEN}{type(model).__name__ if isinstance(model, nn.Module) else 'a function'}"
+        run = replace(run, model=replace(run.model, name=name))
+    if optimizer is not None:
+        name = _name(optimizer) or f"{GIVEN}a function"
+        run = replace(run, training=replace(run.training, optimizer=name))
+    if isinstance(objective, str):
+        objective = objective_like(objective, run.objective)
+    own = objective
+    if own is None:
+        own = run.objective
+        if threat is not None and hasattr(own, "threat"):
+            own = replace(own, threat=threat)  # type: ignore[call-arg]
+    elif threat is None:
+        threat = getattr(own, "threat", None)
+    run = replace(run, objective=recorded(own), threat=threat or run.threat)
+    network = model if run.model.name.startswith(GIVEN) else None
+    return run, _Given(images, network, own, optimizer if run.training.optimizer.startswith(GIVEN) else None)
 
 
-def ranks(folder: Path) -> int:
-    """How many processes began a run."""
-    return int(json.loads((folder / "provenance.json").read_text()).get("ranks", 1))
+def _name(part: Any) -> str | None:
+    """A part's name: the text itself, or where a function or class is found again."""
+    return part if isinstance(part, str) else named.name_of(part)
 
 
-class Run(NamedTuple):
-    """A trained network with its config and the test images it is to be judged on."""
-
-    config: Config
-    model: nn.Module
-    test: Images
-
-
-def load_run(folder: Path, which: Literal["best", "last"] = "best", *, data_root: Path | None = None) -> Run:
-    """Read a run back, on the device that `device` names. data_root: where the images lie now, if elsewhere.
-
-    Raises UserError where the run, its checkpoint or its images are missing or broken.
-    """
-    config = read_config(folder)
-    path = folder / f"{which}.safetensors"
-    tensors, _ = load_checkpoint(path)
-    data = config.data
-    test = load_test(data.name, data_root or data.root, image_size=data.image_size, resize=data.resize)
-    model = build_model(from_scratch(config), test)
-    restore_model(model, section("model", tensors), path)
-    where = device()
-    return Run(config, model.to(where).eval(), test.to(where))
+def _description(images: Images) -> str:
+    size = "x".join(map(str, images.shape))
+    if not isinstance(images, ImageSet):
+        return f"{images.name}, {len(images)} images of {size}"
+    checksum = tensor_checksum({"pixels": images.pixels, "labels": images.labels})
+    return f"{images.name}, {len(images)} images of {size}, SHA-256 {checksum[:16]}"

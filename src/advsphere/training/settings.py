@@ -67,13 +67,13 @@ class TrainSettings:
     """Fold batch norm into the convolutions while crafting in eval mode; equal up to rounding."""
     sync_bn: bool = False
     """Normalise by the statistics of the whole batch, over all processes, not each process's own share; GPUs only."""
-    checkpoint_activations: bool = False
+    checkpoint_activations: bool = field(default=False, metadata={"affects_result": False})
     """Keep only what enters each residual block and compute the rest again in the backward: less memory, a third more
     time, the same gradient.
     """
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: float = field(default=5.0, metadata={"affects_result": False})
     """Time between checkpoints within an epoch, also a fraction; each epoch ends with one anyway."""
-    workers: int | None = None
+    workers: int | None = field(default=None, metadata={"affects_result": False})
     """Processes that decode image files ahead, one for each core by default; what they decode does not depend on it."""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,239 @@
+"""From a config to its parts: the images, the network with its sphere, the loss and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from advsphere import named
+from advsphere.classifier import PixelClassifier, find_head, logits_of
+from advsphere.data import Dataset, Images, from_dataset, load, load_test
+from advsphere.data.folders import HELD_OUT
+from advsphere.errors import UserError
+from advsphere.hypersphere import AngularMargin, HypersphereHead
+from advsphere.losses import cross_entropy
+from advsphere.models import STATISTICS, build, load_weights
+from advsphere.models.by_name import Statistics
+from advsphere.objectives import Criterion
+from advsphere.rng import permutation
+from advsphere.runs.config import GIVEN, Config
+
+_TEST = ("test", "validation", "valid", "val")
+
+
+def device() -> torch.device:
+    """Where networks run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_data(config: Config, root: Path | None = None) -> Dataset:
+    """The training and test images of a config. `root` is where they are now, if they have moved."""
+    data = config.data
+    if _user_defined(data.name):
+        return _user_data(config, root)
+    crops = config.training.augment.min_area is not None
+    return load(data.name, root or data.root, image_size=data.image_size, resize=data.resize, crops=crops)
+
+
+def load_test_data(config: Config, root: Path | None = None) -> Images:
+    """The test images alone; those of an image folder can be loaded without its training images."""
+    data = config.data
+    if _user_defined(data.name):
+        return _user_data(config, root).test
+    return load_test(data.name, root or data.root, image_size=data.image_size, resize=data.resize)
+
+
+def build_model(
+    config: Config,
+    images: Images,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    network: nn.Module | Callable[..., nn.Module] | None = None,
+) -> nn.Module:
+    """The network of a config for these images, with its sphere if it has one.
+
+    Args:
+        config: The run. Its seed decides the initial weights, unless it names weights to start from.
+        images: Decide the input's shape and the classes.
+        tell: Called with a line that the user should know.
+        network: Use this network, or the one that this function builds, instead of the one that the config names. A
+            network gets its sphere in place.
+
+    Returns:
+        The network, on the CPU unless `network` is elsewhere.
+
+    Raises:
+        UserError: For an unknown name, a last linear layer that can't be found, a network that does not fit the images,
+            and weights that do not exist or do not fit.
+    """
+    if config.model.pretrained and config.model.weights is not None:
+        raise UserError("start from --model.pretrained or from --model.weights, not from both")
+    if network is None and not _user_defined(config.model.name):
+        model = _by_name(config, images)
+    else:
+        model = _users_network(config, images, network)
+    if config.model.weights is not None:
+        said = load_weights(model, config.model.weights, head=find_head(model, head_name(config)))
+        if said:
+            tell(said)
+    if config.sphere is not None:
+        config.sphere.attach(model, head_name(config))
+    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return channels_last
+
+
+def from_scratch(config: Config) -> Config:
+    """The same config without weights to start from: for a network that is about to be given others."""
+    return replace(config, model=replace(config.model, pretrained=False, weights=None))
+
+
+def head_name(config: Config) -> str | None:
+    """The user's name for the head, as it is called inside the wrapper that normalises the input."""
+    model = config.model
+    wrapped = not _user_defined(model.name) or model.statistics is not None
+    return f"network.{model.head}" if model.head is not None and wrapped else model.head
+
+
+class Parts(NamedTuple):
+    """What the training loop needs besides images: the model, the criterion, and how the sphere's schedules and margin
+    reach them.
+    """
+
+    model: nn.Module
+    criterion: Criterion
+    before_step: Callable[[float], None]
+    shift: Callable[[Tensor, Tensor], Tensor] | None
+
+
+def assemble(
+    config: Config,
+    images: Images,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    network: nn.Module | Callable[..., nn.Module] | None = None,
+) -> Parts:
+    """Build the model, with the arguments of `build_model`, and connect the sphere to it."""
+    model, sphere = build_model(config, images, tell, network=network), config.sphere
+    if sphere is None:
+        return Parts(model, cross_entropy, lambda progress: None, None)
+    head = model.get_submodule(find_head(model, head_name(config)))
+    assert isinstance(head, HypersphereHead)
+    criterion = AngularMargin(head, sphere.margin)
+    shift = criterion.shift if sphere.margin_in_attack else None
+    return Parts(model, criterion, partial(sphere.move, criterion), shift)
+
+
+def as_dataset(data: Any, name: str = "images", *, image_size: int | None = None, resize: int | None = None) -> Dataset:
+    """Training and test images from whatever holds them.
+
+    Args:
+        data: A `Dataset`; one set, a tenth of which is then held out for testing; or two sets: a pair (train, test), or
+            a mapping with "train" and "test" or "validation". A set is anything that `advsphere.data.from_dataset`
+            takes.
+        name: What reports call the images.
+        image_size: The side to which PIL images are brought.
+        resize: The length of their shorter side before the centre is cut out.
+
+    Returns:
+        Both sets, with the same classes.
+
+    Raises:
+        UserError: If it is something else, an image or label is invalid, or the two sets have different classes.
+    """
+    if isinstance(data, Dataset):
+        return data
+    convert = partial(from_dataset, name=name, image_size=image_size, resize=resize)
+    if isinstance(data, Mapping) and "train" in data:
+        test = next((data[key] for key in _TEST if key in data), None)
+        data = data["train"] if test is None else (data["train"], test)
+    if not (isinstance(data, tuple) and len(data) == 2) or isinstance(data[0], Tensor):
+        images = convert(data)
+        order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
+        count = max(1, round(HELD_OUT * len(images)))
+        train, test = images.take(order[count:].sort().values), images.take(order[:count].sort().values)
+        return Dataset(train, test, f"{name}: {count} of its {len(images)} images are held out as the test set")
+    train, test = map(convert, data)
+    longer = max(train.classes, test.classes, key=len)  # tensors have as many as their highest label says
+    if not all(longer[: len(part.classes)] == part.classes for part in (train, test)):
+        raise UserError(f"{name}: training and test images differ in their classes, {train.classes} and {test.classes}")
+    return Dataset(*(part if part.classes == longer else replace(part, classes=longer) for part in (train, test)))
+
+
+def _user_defined(name: str) -> bool:
+    return name.startswith(GIVEN) or named.is_name(name)
+
+
+def _user_data(config: Config, root: Path | None) -> Dataset:
+    data = config.data
+    if data.name.startswith(GIVEN):
+        raise UserError(
+            f"this run's images were passed from Python ({data.name.removeprefix(GIVEN)}) and can't be loaded again; "
+            "pass them: train(data=...), load_run(folder, test=...)"
+        )
+    made = named.call(data.name, data.arguments, {"root": root or data.root})
+    return as_dataset(made, data.name, image_size=data.image_size, resize=data.resize)
+
+
+def _statistics(config: Config, channels: int) -> Statistics:
+    name = config.model.statistics or ("imagenet" if config.data.name == "imagefolder" else config.data.name)
+    if _user_defined(name):
+        return STATISTICS["imagenet"] if channels == 3 else Statistics((0.5,) * channels, (0.25,) * channels)
+    if name not in STATISTICS:
+        raise UserError(f"no pixel statistics are called {name!r}; choose one of {', '.join(STATISTICS)}")
+    return STATISTICS[name]
+
+
+def _by_name(config: Config, images: Images) -> nn.Module:
+    channels, size, _ = images.shape
+    mean, std = _statistics(config, channels)
+    return build(
+        config.model.name,
+        num_classes=len(images.classes),
+        in_channels=channels,
+        image_size=size,
+        mean=mean,
+        std=std,
+        pretrained=config.model.pretrained,
+        init_seed=config.training.seed,
+    )
+
+
+def _users_network(config: Config, images: Images, network: Any) -> nn.Module:
+    """A user-defined network, checked against the images; it normalises pixels itself unless the config says how."""
+    name, (channels, size, _) = config.model.name, images.shape
+    if config.model.pretrained:
+        raise UserError(f"--model.pretrained is for the libraries' networks; let {name} load its weights itself")
+    if network is None and name.startswith(GIVEN):
+        raise UserError(
+            f"this run's network was passed from Python ({name.removeprefix(GIVEN)}) and can't be built again; pass "
+            "it: train(model=...), load_run(folder, model=...), or on the command line give a function that builds it "
+            "and the run's weights: --model package.module:function --weights RUN/best.safetensors --data DIR"
+        )
+    if not isinstance(network, nn.Module):
+        offered = {"num_classes": len(images.classes), "in_channels": channels, "image_size": size}
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(config.training.seed)
+            network = named.call(network or name, config.model.arguments, offered)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
+    if config.model.statistics is not None:
+        network = PixelClassifier(network, *_statistics(config, channels))
+    where = next((p.device for p in network.parameters()), torch.device("cpu"))
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            found = tuple(logits_of(network(images.batch(torch.arange(1))[0].to(where))).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} does not take images of shape {images.shape}: {first}") from error
+    network.train(training)
+    if found != (1, len(images.classes)):
+        raise UserError(f"{name} returns {found} for one image, but there are {len(images.classes)} classes")
+    return network

@@ -1,0 +1,145 @@
+"""A config as YAML, read strictly: no unknown keys, no values of another type."""
+
+from __future__ import annotations
+
+import types
+import typing
+from contextlib import suppress
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from advsphere.errors import UserError
+from advsphere.objectives import Objective
+from advsphere.runs.config import OBJECTIVES, Config, GivenObjective, known_kind, nearest, objective_class, to_dict
+from advsphere.schedule import Schedule
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML that `from_yaml` reads back to an equal value."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def from_yaml(text: str | bytes, source: str = "config") -> Config:
+    """Read a config strictly.
+
+    Args:
+        text: YAML, as `to_yaml` writes it. Settings that are left out have their defaults.
+        source: What errors call it, such as the file's path.
+
+    Returns:
+        The config.
+
+    Raises:
+        UserError: If it is not YAML, or has an unknown key or a value of another type. All such places are named, each
+            unknown key with the nearest known one.
+    """
+    try:
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise UserError(f"{source} does not hold the settings of a run, such as a line `recipe: digits-pgd-at`")
+    problems: list[str] = []
+    config = _read(Config, plain, "", problems)
+    if problems:
+        raise UserError(f"{source}: {'; '.join(problems)}")
+    assert isinstance(config, Config)
+    return config
+
+
+def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """The value as that type; None, with a line more in `problems`, where it can't be."""
+    try:
+        return _value(kind, value, path, problems)
+    except UserError as error:
+        problems.append(f"{path or 'top level'}: {error}")
+        return None
+
+
+def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin, members = get_origin(kind), get_args(kind)
+    if kind in _SCALARS:
+        return _scalar(value, kind)
+    if kind is Path:
+        return Path(_scalar(value, str))
+    if origin is Literal:
+        if value not in members:
+            raise UserError(f"{value!r} is none of {', '.join(members)}")
+        return value
+    if origin is tuple:
+        return _list(value, members, path, problems)
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UserError("arguments are expected here, one `name: value` a line")
+        return value
+    if kind is Objective:
+        return _fields(_objective_of(value), value, path, problems)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in members:
+            return None
+        some = {member.__name__: member for member in members if member is not type(None)}
+        if len(some) == 1:
+            return _value(*some.values(), value, path, problems)
+        return _fields(some[known_kind(_kind_in(value), list(some))], value, path, problems)
+    return _fields(kind, value, path, problems)
+
+
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """YAML's own types, without Python's conversions, by which "false" is True and 1.9 is 1."""
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError):
+            return float(value)  # YAML reads 5e-4 as text
+    if type(value) is not kind:
+        raise UserError(f"{value!r} is not {_SCALARS[kind]}")
+    return value
+
+
+def _list(value: Any, kinds: tuple[Any, ...], path: str, problems: list[str]) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise UserError(f"{value!r} is not a list")
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(value)
+    if len(value) != len(kinds):
+        raise UserError(f"{value!r} is not a list of {len(kinds)}")
+    return tuple(_value(kind, one, path, problems) for kind, one in zip(kinds, value, strict=True))
+
+
+def _fields(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """A dataclass from the values of its fields."""
+    if not isinstance(value, dict):
+        raise UserError("its settings are expected here, one `name: value` a line")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in fields(kind) if f.init}
+    before = len(problems)
+    unknown = sorted(str(key) for key in value if key not in known and not (key == "kind" and _tagged(kind)))
+    if unknown:
+        hinted = (f"there is no {key}{nearest(key, list(known))}" for key in unknown)
+        problems.append(f"{path or 'top level'}: {', '.join(hinted)}")
+    found = {
+        name: _read(hints[name], value[name], f"{path}.{name}".strip("."), problems) for name in known if name in value
+    }
+    for name, one in known.items():
+        if name not in value and one.default is MISSING and one.default_factory is MISSING:
+            problems.append(f"{path}.{name}: is missing".strip("."))
+    return None if len(problems) > before else kind(**found)
+
+
+def _tagged(kind: Any) -> bool:
+    return issubclass(kind, Objective) or kind in get_args(Schedule)
+
+
+def _kind_in(value: Any) -> Any:
+    return value.get("kind") if isinstance(value, dict) else None
+
+
+def _objective_of(value: Any) -> type[Objective]:
+    kind = _kind_in(value)
+    if kind == GivenObjective.__name__:
+        return GivenObjective
+    return objective_class(kind) if isinstance(kind, str) else OBJECTIVES[known_kind(kind, [*OBJECTIVES])]

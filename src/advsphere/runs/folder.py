@@ -1,0 +1,178 @@
+"""The folder of a run: what is recorded, and reading it back.
+
+config.yaml          the config
+provenance.json      code, libraries, machine, number of processes, checksums of user-defined source files
+classes.json         the class names, in the order of the network's outputs
+last.safetensors     the state after the last step, to go on from
+best.safetensors     the network that was best on held-out training images
+metrics.jsonl        one line for each epoch; tensorboard/ has the same numbers
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from advsphere import named
+from advsphere.data import Images, from_dataset
+from advsphere.errors import UserError
+from advsphere.files import some, write_atomically
+from advsphere.runs.build import build_model, device, from_scratch, load_test_data
+from advsphere.runs.config import Config, differences, user_names
+from advsphere.runs.config_yaml import from_yaml, to_yaml
+from advsphere.training import load_checkpoint, restore_model, section
+
+CONFIG, PROVENANCE, CLASSES = "config.yaml", "provenance.json", "classes.json"
+
+
+class Run(NamedTuple):
+    """A trained network with its config and the test images on which it is to be evaluated."""
+
+    config: Config
+    model: nn.Module
+    test: Images
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run. Raises UserError if the folder holds none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
+        )
+    return from_yaml(path.read_bytes(), str(path))
+
+
+def ranks(folder: Path) -> int:
+    """How many processes began a run."""
+    return int(_provenance(folder).get("ranks", 1))
+
+
+def load_run(
+    folder: Path,
+    which: Literal["best", "last"] = "best",
+    *,
+    data_root: Path | None = None,
+    model: nn.Module | None = None,
+    test: Any = None,
+) -> Run:
+    """Read a trained network back, on the device that `device` names.
+
+    Args:
+        folder: The run's folder.
+        which: Which of its checkpoints.
+        data_root: Where its images are now, if they have moved.
+        model: The network, for a run whose network was passed from Python. It gets the run's weights in place.
+        test: The test images, for a run whose images were passed from Python; see `advsphere.data.from_dataset`.
+
+    Returns:
+        The config, the network in eval mode, and the test images, numbered by the run's classes.
+
+    Raises:
+        UserError: If the run, its checkpoint or its images do not exist or are broken, or the images have classes that
+            the run does not know.
+    """
+    config = read_config(folder)
+    path = folder / f"{which}.safetensors"
+    tensors, _ = load_checkpoint(path)
+    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name)
+    images = by_classes(images, _classes(folder), folder)
+    network = build_model(from_scratch(config), images, network=model)
+    restore_model(network, section("model", tensors), path)
+    where = device()
+    return Run(config, network.to(where).eval(), images.to(where))
+
+
+def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> Images:
+    """The images with their labels numbered by the classes of a run, which are matched by name.
+
+    Args:
+        images: Images with classes of the same names, in any order; some may be missing.
+        classes: The run's classes; None if they are not known.
+        folder: The run's folder, for the error.
+
+    Returns:
+        The images. Those of a folder, which lie class by class, are brought into the order of the run's classes.
+
+    Raises:
+        UserError: If there is a class that the run does not know.
+    """
+    if classes is None or images.classes == tuple(classes):
+        return images
+    unknown = sorted(set(images.classes) - set(classes))
+    if unknown:
+        raise UserError(
+            f"{images.name} has classes that the run in {folder} was not trained on: {some(unknown)}; it knows "
+            f"{some(list(classes))}. Rename the class folders, or give the images of this run"
+        )
+    numbers = torch.tensor([list(classes).index(name) for name in images.classes], device=images.labels.device)
+    labels = numbers[images.labels]
+    renumbered: Images = replace(images, labels=labels, classes=tuple(classes))  # type: ignore[type-var]
+    return renumbered.take(labels.argsort(stable=True)) if bool((images.labels.diff() >= 0).all()) else renumbered
+
+
+def claim(folder: Path, config: Config, resume: bool) -> bool:
+    """Whether the folder holds a checkpoint of this run to go on from. Nothing is written.
+
+    Raises:
+        UserError: If the folder holds a run and `resume` is not asked for; if it is another run, or its user-defined
+            source files were changed since; or if its config.yaml is not a run's.
+    """
+    begun = (folder / "last.safetensors").exists()
+    if begun and not resume:
+        raise UserError(f"{folder} already holds a run; go on with it by --resume, or name another folder with --out")
+    # Reading it also refuses to write over a config.yaml that is somebody else's.
+    kept = read_config(folder) if begun or (folder / CONFIG).exists() else config
+    if not begun:
+        return False
+    changes = differences(kept, config)
+    if changes:
+        told = "; ".join(map(str, changes))
+        raise UserError(f"{folder} holds a run with other settings ({told}); resume with those, or use another --out")
+    before, now = _provenance(folder).get("sources", {}), sources(config)
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        raise UserError(
+            f"{some(changed)}: the source file was changed since the run in {folder} began, so that a resume would mix "
+            "two versions; restore the file, or use another --out"
+        )
+    return True
+
+
+def record(folder: Path, config: Config, environment: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Write down what the run is, before its first step."""
+    checksums = sources(config)
+    provenance = {**environment, **({"sources": checksums} if checksums else {})}
+    write_atomically(folder / CONFIG, to_yaml(config).encode())
+    write_atomically(folder / PROVENANCE, json.dumps(provenance, indent=1).encode())
+    write_atomically(folder / CLASSES, json.dumps(list(classes)).encode())
+
+
+def check_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Raises UserError if the training images of a resumed run have other classes than it began with."""
+    known = _classes(folder)
+    if known is not None and list(classes) != known:
+        raise UserError(f"{folder} was trained on the classes {some(known)}, now there are {some(list(classes))}")
+
+
+def sources(config: Config) -> dict[str, str]:
+    """The checksum of the source file of each user-defined part, by the part's name."""
+    checksums = {name: named.source_checksum(name) for name in user_names(config)}
+    return {name: checksum for name, checksum in checksums.items() if checksum is not None}
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text())
+    return found
+
+
+def _classes(folder: Path) -> list[str] | None:
+    """The run's class names; None for runs of earlier versions, which did not record them."""
+    path = folder / CLASSES
+    return json.loads(path.read_text()) if path.is_file() else None
