@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advsphere.classifier import Classifier, fooled, frozen, low_precision
 from advsphere.provenance import commit, processor
-from advsphere.runs.train import load_run
+from advsphere.runs.folder import load_run
 from advsphere.threat import ThreatModel
 
 T = TypeVar("T")

@@ -30,8 +30,8 @@ from advsphere.objectives import Crafting
 from advsphere.provenance import commit, processor
 from advsphere.recipes import OURS, TABLES
 from advsphere.rng import Rng
+from advsphere.runs.build import Parts, assemble
 from advsphere.runs.config import Config
-from advsphere.runs.train import Parts, assemble
 
 IMAGES = {"cifar10": 49_000, "imagefolder": 1_280_167}
 """To train on, without those that are held out; the folder is ImageNet."""

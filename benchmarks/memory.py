@@ -22,7 +22,7 @@ from advsphere.attacks import stages
 from advsphere.cli.arguments import parse
 from advsphere.evaluation import AttackSpec, evaluate
 from advsphere.provenance import processor
-from advsphere.runs.train import load_run
+from advsphere.runs.folder import load_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from advsphere.data import load
 from advsphere.losses import kl
 from advsphere.objectives import PGDAT, Criterion, Losses
 from advsphere.recipes import recipe
-from advsphere.runs import train as experiment
+from advsphere.runs.build import assemble
+from advsphere.runs.train import Validation
 from advsphere.training import Hooks, Trainer
 
 
@@ -36,7 +37,7 @@ class MART(PGDAT):
 
 config = recipe("digits-pgd-at")
 images, held_out = load("digits").train.split(200, seed=0)
-model, criterion, *_ = experiment.assemble(config, images)
+model, criterion, *_ = assemble(config, images)
 objective = MART(threat=config.threat, steps=5, step_size=0.08, start="uniform")
 trainer = Trainer(
     model,
@@ -45,6 +46,6 @@ trainer = Trainer(
     images,
     settings=replace(config.training, epochs=4),
     folder=Path(mkdtemp()),
-    hooks=Hooks(validate=experiment.Validation(held_out, config.threat, None), on_epoch=print),
+    hooks=Hooks(validate=Validation(held_out, config.threat, None), on_epoch=print),
 )
 trainer.fit()

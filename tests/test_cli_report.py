@@ -175,6 +175,6 @@ def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: 
 
 def test_the_labels_have_to_be_those_of_the_ledger(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     others = load_test("digits").split(100, seed=0)[0]
-    monkeypatch.setattr("advsphere.runs.train.load_test", lambda *_, **__: others)
+    monkeypatch.setattr("advsphere.runs.build.load_test", lambda *_, **__: others)
     assert main(["report", str(runs[0]), "--out", str(runs[0] / "never.html")]) == 1
     assert not (runs[0] / "never.html").exists()

@@ -247,7 +247,7 @@ def test_flags_say_what_a_recipe_was_changed_to() -> None:
     words = flags(plain, changed)
     assert words == [
         *("--data.name", "my.data:photos", "--epochs", "3", "--no-fold", "--sync-bn"),
-        *("--threat.eps", "0.1", "--objective.threat.eps", "0.2",
+        *("--threat.eps", "0.1", "--objective.threat.eps", "0.2"),
     ]
     options = parse(Options, words, prog="", default=Options(config=plain))
     assert options.config == changed

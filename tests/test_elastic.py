@@ -16,12 +16,12 @@ import os, signal, sys
 from pathlib import Path
 import pytest
 from advsphere import cli
-from advsphere.runs import train as experiment
+from advsphere.cli import train as command
 from tests.training.tiny import few_digits
 
 few_digits(pytest.MonkeyPatch())
 folder, dies_after = Path(sys.argv[1]), int(sys.argv[2])
-train, rank, life = experiment.train, os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+train, rank, life = command.train, os.environ["RANK"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 def mortal(*arguments, stop, **options):
     steps = []
@@ -36,7 +36,7 @@ def mortal(*arguments, stop, **options):
 
     return train(*arguments, stop=dying, **options)
 
-experiment.train = mortal
+command.train = mortal
 settings = "--data.validation 15 --batch-size 9 --epochs 3 --objective.repeats 2 --checkpoint-minutes 0".split()
 sys.exit(cli.main(["train", "digits-freeat-he", "--out", str(folder / "run"), "--resume", *settings]))
 """

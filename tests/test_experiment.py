@@ -18,12 +18,15 @@ from advsphere.data import Dataset, ImageSet, load
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
 from advsphere.rng import Rng
-from advsphere.runs import train as experiment
-from advsphere.runs.config import Config, from_yaml, to_yaml
-from advsphere.runs.train import Validation, build_model, load_run, read_config, train
+from advsphere.runs import build as building
+from advsphere.runs.build import build_model
+from advsphere.runs.config import Config
+from advsphere.runs.config_yaml import from_yaml, to_yaml
+from advsphere.runs.folder import load_run, read_config
+from advsphere.runs.train import Validation, train
 from advsphere.schedule import Constant, Linear
 from advsphere.threat import ThreatModel
-from advsphere.training import Stopped, load_checkpoint, read_metrics
+from advsphere.training import Stopped, Trainer, load_checkpoint, read_metrics
 from tests.data.layouts import write_image
 from tests.laws import RADII, conv_net, global_randomness_untouched, images, linear_net
 from tests.training.tiny import (
@@ -37,6 +40,7 @@ from tests.training.tiny import (
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
+FILES |= {"classes.json", ".lock"}
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ class Untouchable:
 
 def test_the_test_set_chooses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = load("digits").train.first(40)
-    monkeypatch.setattr(experiment, "load", lambda *_, **__: Dataset(digits, Untouchable()))
+    monkeypatch.setattr(building, "load", lambda *_, **__: Dataset(digits, Untouchable()))
     train(tiny_config("pgd-at"), tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     chosen = load_checkpoint(tmp_path / "run" / "best.safetensors")[1]["metrics"]
@@ -142,7 +146,7 @@ def test_the_test_set_chooses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_validation_images_are_never_trained_on(tmp_path: Path) -> None:
     seen: dict[str, ImageSet] = {}
 
-    def note(trainer: experiment.Trainer, notes: list[str]) -> None:
+    def note(trainer: Trainer, notes: list[str]) -> None:
         seen["train"], seen["validation"] = trainer.images, trainer.hooks.validate.images
 
     train(tiny_config("standard"), tmp_path / "run", on_start=note)
@@ -195,7 +199,7 @@ def test_validation_draws_by_example_and_not_by_who_else_is_right(monkeypatch: p
         attacked.extend(rng.ids.tolist())
         return pgd(model, x, y, rng=rng, **settings)
 
-    monkeypatch.setattr(experiment, "pgd", noted)
+    monkeypatch.setattr("advsphere.runs.train.pgd", noted)
     weight, y = torch.eye(4, 192), torch.tensor([0, 3, 0, 0, 2, 0, 1, 0])
     few = ImageSet(torch.zeros(8, 3, 8, 8), y, tuple("abcd"))
     Validation(few, ThreatModel(norm="linf", eps=0.1), None, batch_size=3)(linear_net(weight))

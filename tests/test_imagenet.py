@@ -16,7 +16,7 @@ from advsphere.data import EncodedImages, ImageSet, load
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
 from advsphere.rng import Rng
-from advsphere.runs.train import assemble
+from advsphere.runs.build import assemble
 from advsphere.training import Hooks, Stopped, Trainer
 from tests.training.tiny import stopping_after
 

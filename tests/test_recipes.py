@@ -16,7 +16,8 @@ from advsphere.models import build
 from advsphere.objectives import ALP, Crafting
 from advsphere.recipes import OURS, RECIPES, TABLES, describe, method, plain, recipe
 from advsphere.rng import Rng
-from advsphere.runs.config import Config, from_yaml, to_yaml
+from advsphere.runs.config import Config
+from advsphere.runs.config_yaml import from_yaml, to_yaml
 
 PAPER = {config.recipe: config for table, configs in TABLES.items() if table != OURS for config in configs}
 PAIRS = [(plain(name), name) for name in RECIPES if plain(name) != name]

@@ -18,8 +18,10 @@ from advsphere import provenance
 from advsphere.data import Augment
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.runs import train as experiment
-from advsphere.runs.config import Config, to_yaml
+from advsphere.runs import build as building
+from advsphere.runs.config import Config
+from advsphere.runs.config_yaml import to_yaml
+from advsphere.runs.train import train
 from advsphere.schedule import Cosine, Linear, Steps
 from advsphere.training import Stopped, load_checkpoint, read_metrics
 from tests.training.tiny import (
@@ -59,7 +61,7 @@ def _few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_stopped_after_every_step(name: str, tmp_path: Path) -> None:
     config = CASES[name]
-    experiment.train(config, tmp_path / "at once")
+    train(config, tmp_path / "at once")
     stops = train_in_pieces(config, tmp_path / "in pieces", steps=1)
     assert stops == 2 * 2 * config.objective.replays
     assert_same_run(tmp_path / "at once", tmp_path / "in pieces")
@@ -69,22 +71,22 @@ def test_stopped_after_every_step(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["freeat", "freeat-he"])
 def test_stopped_in_the_middle_of_replays(name: str, steps: int, tmp_path: Path) -> None:
     config = tiny_config(name)
-    experiment.train(config, tmp_path / "at once")
+    train(config, tmp_path / "at once")
     assert train_in_pieces(config, tmp_path / "in pieces", steps=steps) == 12 // steps
     assert_same_run(tmp_path / "at once", tmp_path / "in pieces")
 
 
 def test_with_dropout_in_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = experiment.build
+    build = building.build
 
     def with_dropout(*arguments: object, **settings: object) -> nn.Module:
         model = build(*arguments, **settings)
         model.network.bn3 = nn.Sequential(model.network.bn3, nn.Dropout(0.4))
         return model
 
-    experiment.train(tiny_config("fastat"), tmp_path / "without")
-    monkeypatch.setattr(experiment, "build", with_dropout)
-    experiment.train(tiny_config("fastat"), tmp_path / "at once")
+    train(tiny_config("fastat"), tmp_path / "without")
+    monkeypatch.setattr(building, "build", with_dropout)
+    train(tiny_config("fastat"), tmp_path / "at once")
     torch.manual_seed(123)  # whatever state the caller's generator is in
     train_in_pieces(tiny_config("fastat"), tmp_path / "in pieces", steps=1)
     assert_same_run(tmp_path / "at once", tmp_path / "in pieces")
@@ -93,7 +95,7 @@ def test_with_dropout_in_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
     config = tiny_config("pgd-at", ema=0.5)
-    experiment.train(config, tmp_path / "rarely")
+    train(config, tmp_path / "rarely")
     often = replace(config, training=replace(config.training, checkpoint_minutes=0.0))
     cursors = []
     writers = []
@@ -104,9 +106,7 @@ def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
             cursors.append(load_checkpoint(tmp_path / "often" / "last.safetensors")[1]["cursor"])
         return False
 
-    experiment.train(
-        often, tmp_path / "often", stop=look, on_start=lambda trainer, notes: writers.append(trainer.writer)
-    )
+    train(often, tmp_path / "often", stop=look, on_start=lambda trainer, notes: writers.append(trainer.writer))
     assert cursors == [[0, 1, 0], [1, 0, 0], [1, 1, 0]], "asked after each step, before its checkpoint"
     assert_same_run(tmp_path / "rarely", tmp_path / "often")
 
@@ -115,8 +115,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import pytest
-from advsphere import experiment
-from advsphere.runs.config import from_yaml
+from advsphere.runs.config_yaml import from_yaml
+from advsphere.runs.train import train
 from tests.training.tiny import few_digits
 
 few_digits(pytest.MonkeyPatch())
@@ -131,7 +131,7 @@ def killed(source, target):
     replace(source, target)
 
 os.replace = killed
-experiment.train(from_yaml(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+train(from_yaml(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 """
 
 
@@ -150,22 +150,22 @@ def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
     assert len(read_metrics(folder)) == 2
     half_written = [name for name in names_in(folder) if name.startswith(".last.safetensors.")]
     assert len(half_written) == 1, "the file that was being written"
-    experiment.train(config, folder, resume=True)
-    experiment.train(config, tmp_path / "at once")
+    train(config, folder, resume=True)
+    train(config, tmp_path / "at once")
     assert_same_run(tmp_path / "at once", folder)
     assert names_in(folder) == names_in(tmp_path / "at once"), "what was half written is gone"
 
 
 def notes_of_a_resume(config: Config, folder: Path) -> list[str]:
     said: list[str] = []
-    experiment.train(config, folder, resume=True, on_start=lambda trainer, notes: said.extend(notes))
+    train(config, folder, resume=True, on_start=lambda trainer, notes: said.extend(notes))
     return said
 
 
 def test_a_resume_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder, threads = tiny_config("standard"), tmp_path / "run", torch.get_num_threads()
     with pytest.raises(Stopped, match="stopped in epoch 1 after batch 1 of 2; go on with --resume"):
-        experiment.train(config, folder, stop=stopping_after(1))
+        train(config, folder, stop=stopping_after(1))
     shutil.copytree(folder, tmp_path / "same")
     shutil.copytree(folder, tmp_path / "other processor")
     assert notes_of_a_resume(config, tmp_path / "same") == []
@@ -182,9 +182,9 @@ def test_a_resume_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_finished_run_resumes_to_nothing(tmp_path: Path) -> None:
     config, folder = tiny_config("pgd-at"), tmp_path / "run"
-    model = experiment.train(config, folder)
+    model = train(config, folder)
     before = left_behind(folder)
-    again = experiment.train(config, folder, resume=True, stop=lambda: pytest.fail("a step was taken"))
+    again = train(config, folder, resume=True, stop=lambda: pytest.fail("a step was taken"))
     assert left_behind(folder) == before
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -200,9 +200,9 @@ def test_time_is_counted_over_all_pieces(name: str, tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_this_run_s(tmp_path: Path) -> None:
     """Each is refused in one line, and the folder stays as it is."""
     config, folder = tiny_config("pgd-at", ema=0.5), tmp_path / "run"
-    experiment.train(config, folder)
-    experiment.train(replace(config, model=replace(config.model, name="wrn-10-1")), tmp_path / "wide")
-    experiment.train(tiny_config("pgd-at"), tmp_path / "no average")
+    train(config, folder)
+    train(replace(config, model=replace(config.model, name="wrn-10-1")), tmp_path / "wide")
+    train(tiny_config("pgd-at"), tmp_path / "no average")
     last = folder / "last.safetensors"
     for source, message in {
         folder / "best.safetensors": "holds only a network",
@@ -211,6 +211,6 @@ def test_a_checkpoint_that_is_not_this_run_s(tmp_path: Path) -> None:
     }.items():
         shutil.copy(source, last)
         with pytest.raises(UserError, match=message) as caught:
-            experiment.train(config, folder, resume=True)
+            train(config, folder, resume=True)
         assert str(last) in str(caught.value) and "\n" not in str(caught.value)
         assert last.read_bytes() == source.read_bytes()

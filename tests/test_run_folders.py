@@ -15,10 +15,11 @@ from threading import get_ident
 import pytest
 
 from advsphere.errors import UserError
-from advsphere.files import folder_lock
+from advsphere.files import folder_lock, write_atomically
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.runs import train as experiment
-from advsphere.runs.train import load_run, read_config, train
+from advsphere.runs import build as building
+from advsphere.runs.folder import load_run, read_config
+from advsphere.runs.train import train
 from tests.training.tiny import (
     assert_same_run,
     few_digits,
@@ -28,6 +29,7 @@ from tests.training.tiny import (
 )
 
 FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
+FILES |= {"classes.json", ".lock"}
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +53,11 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "alone", partial(folder_lock, patience=0))
+    monkeypatch.setattr("advsphere.runs.train.folder_lock", partial(folder_lock, patience=0))
     folder = tmp_path / "run"
     with folder_lock(folder), pytest.raises(UserError, match="another process is writing into"):
         train(tiny_config("fastat"), folder, resume=True)
-    assert not list(folder.iterdir())
+    assert names_in(folder) == {".lock"}
     train(tiny_config("fastat"), folder, resume=True)
 
 
@@ -83,7 +85,10 @@ def test_somebody_else_s_config_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("site: my homepage\n")
     with pytest.raises(UserError, match=r"config\.yaml: .*there is no site"):
         train(tiny_config("fastat"), tmp_path)
-    assert (tmp_path / "config.yaml").read_text() == "site: my homepage\n" and names_in(tmp_path) == {"config.yaml"}
+    assert (tmp_path / "config.yaml").read_text() == "site: my homepage\n" and names_in(tmp_path) == {
+        "config.yaml",
+        ".lock",
+    }
 
 
 def test_folders_without_a_run_and_broken_ones(tmp_path: Path) -> None:
@@ -109,8 +114,8 @@ def test_folders_without_a_run_and_broken_ones(tmp_path: Path) -> None:
 
 def test_a_run_is_read_back_with_images_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tiny_config("standard"), tmp_path / "run")
-    asked, found = [], experiment.load_test
-    monkeypatch.setattr(experiment, "load_test", lambda name, root, **_: asked.append((name, root)) or found(name))
+    asked, found = [], building.load_test
+    monkeypatch.setattr(building, "load_test", lambda name, root, **_: asked.append((name, root)) or found(name))
     load_run(tmp_path / "run", data_root=Path("elsewhere"))
     assert asked == [("digits", Path("elsewhere"))]
 
@@ -123,7 +128,7 @@ def test_a_disk_that_fills_up_costs_nothing_already_written(
     """Once there is room again, a resume ends where an undisturbed run does."""
     config, folder, writes = tiny_config("freeat", ema=0.5), tmp_path / "run", Counter()
 
-    def full(path: Path, data: bytes, *, write: object = experiment.write_atomically) -> None:
+    def full(path: Path, data: bytes, *, write: object = write_atomically) -> None:
         writes[path.name.split(".")[0]] += bool(data)
         if writes[which] == epoch and path.name.startswith(which):
             with monkeypatch.context() as patch:
@@ -162,7 +167,7 @@ def test_a_disk_that_is_really_full(kilobytes: int, tmp_path: Path) -> None:
         config = tiny_config("standard")
         with pytest.raises(UserError, match=r"could not write .*: No space left on device"):
             train(config, folder / "run")
-        assert not [path for path in (folder / "run").iterdir() if path.name.startswith(".")]
+        assert not [path for path in (folder / "run").iterdir() if path.name.startswith(".") and path.name != ".lock"]
         subprocess.run(["mount", "-o", "remount,size=9m", str(folder)], check=True, capture_output=True)
         train(config, folder / "run", resume=True)
         train(config, tmp_path / "plain")

@@ -17,7 +17,7 @@ from advsphere.data import ImageSet
 from advsphere.losses import cross_entropy
 from advsphere.recipes import recipe
 from advsphere.rng import Rng
-from advsphere.runs import train as experiment
+from advsphere.runs.train import train
 from advsphere.threat import ThreatModel
 from advsphere.training import read_metrics
 
@@ -103,7 +103,7 @@ def test_recording_does_not_change_what_is_trained(tmp_path: Path) -> None:
     config = replace(config, training=replace(config.training, epochs=1))
     record = partial(gradient_record, threat=config.threat, n=32)
     with_, without = (
-        experiment.train(config, tmp_path / name, **options).state_dict()
+        train(config, tmp_path / name, **options).state_dict()
         for name, options in (("with", {"record": record}), ("without", {}))
     )
     assert all(torch.equal(v, without[k]) for k, v in with_.items())

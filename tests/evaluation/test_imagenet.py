@@ -15,7 +15,7 @@ from advsphere.classifier import frozen
 from advsphere.data import ImageSet, load_test
 from advsphere.evaluation import CLEAN, Ledger, SuiteContext, evaluate, suite
 from advsphere.recipes import recipe
-from advsphere.runs.train import build_model
+from advsphere.runs.build import build_model
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample-1000.tar"
 

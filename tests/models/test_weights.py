@@ -15,7 +15,9 @@ from advsphere.data import load
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.models import SmallCNN, build, load_weights
-from advsphere.runs.train import build_model, load_run, train
+from advsphere.runs.build import build_model
+from advsphere.runs.folder import load_run
+from advsphere.runs.train import train
 from tests.training.tiny import few_digits, same, tiny_config
 
 MEAN, STD = (0.3,), (0.4,)

@@ -14,8 +14,8 @@ from PIL import Image
 from advsphere import provenance
 from advsphere.data import Augment
 from advsphere.recipes import recipe
-from advsphere.runs import train as experiment
 from advsphere.runs.config import Config
+from advsphere.runs.train import train
 from advsphere.training import Stopped
 from tests.training.tiny import assert_same_run, stopping_after
 
@@ -63,11 +63,11 @@ def few_photos(root: Path, workers: int) -> Config:
 
 def test_files_or_shards_stopped_or_not(places: tuple[Path, Path], tmp_path: Path) -> None:
     files, shards = places
-    experiment.train(few_photos(files, 0), tmp_path / "whole")
+    train(few_photos(files, 0), tmp_path / "whole")
     stops = 0
     for place, workers in ((shards, 2), (files, 1), (shards, 0)):
         try:
-            experiment.train(
+            train(
                 few_photos(place, workers),
                 tmp_path / "pieces",
                 resume=True,

@@ -13,7 +13,7 @@ from torch import nn, optim
 from advsphere.errors import UserError
 from advsphere.objectives import Standard
 from advsphere.recipes import recipe
-from advsphere.runs.config import from_yaml, to_yaml
+from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.schedule import Linear
 from advsphere.training import Hooks, Stopped, TrainSettings
 from tests.laws import conv_net

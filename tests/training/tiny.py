@@ -18,8 +18,9 @@ from advsphere.distributed import World
 from advsphere.losses import cross_entropy
 from advsphere.objectives import Criterion, Objective, Standard
 from advsphere.recipes import recipe
-from advsphere.runs import train as experiment
+from advsphere.runs import build as building
 from advsphere.runs.config import Config
+from advsphere.runs.train import train
 from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint, section
 from tests.laws import conv_net
 
@@ -80,14 +81,14 @@ def tiny_config(name: str, **settings: Any) -> Config:
 
 
 def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every experiment load 40 digits to train on and 20 to test on, whatever the config's data; nor does it ask
+    """Makes every run load 40 digits to train on and 20 to test on, whatever the config's data; nor does it ask
     git for the commit, which takes longer than the training.
     """
     digits = load("digits")
     few = Dataset(digits.train.first(40), digits.test.first(20))
-    monkeypatch.setattr(experiment, "load", lambda name, root=None, **_: few)
+    monkeypatch.setattr(building, "load", lambda name, root=None, **_: few)
     monkeypatch.setattr(provenance, "commit", lambda: "0123456789ab")
-    monkeypatch.setattr(experiment, "load_test", lambda name, root=None, **_: few.test)
+    monkeypatch.setattr(building, "load_test", lambda name, root=None, **_: few.test)
 
 
 def stopping_after(steps: int) -> Callable[[], bool]:
@@ -106,7 +107,7 @@ def train_in_pieces(config: Config, folder: Path, *, steps: int) -> int:
     """Train to the end, stopped after every so many steps and resumed; returns how often it was stopped."""
     for stops in range(1000):
         try:
-            experiment.train(config, folder, resume=stops > 0, stop=stopping_after(steps))
+            train(config, folder, resume=stops > 0, stop=stopping_after(steps))
         except Stopped:
             continue
         return stops

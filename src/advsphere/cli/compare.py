@@ -18,7 +18,7 @@ from advsphere.comparison.confounders import confounders, divided_otherwise, tra
 from advsphere.comparison.gain import Gain, Survival, survival
 from advsphere.evaluation import Effort, Evaluation, Precision
 from advsphere.files import write_atomically
-from advsphere.runs import train as experiment
+from advsphere.runs.folder import ranks, read_config
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import radius
 
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, arguments or ["--help"], prog="advsphere compare")
     console = Console(highlight=False, markup=False)
     arms = {name: [Path(p) for p in getattr(options, name).split(",")] for name in ("baseline", "method")}
-    configs = {name: [experiment.read_config(run) for run in runs] for name, runs in arms.items()}
+    configs = {name: [read_config(run) for run in runs] for name, runs in arms.items()}
     eps = configs["baseline"][0].threat.eps if options.eps is None else options.eps
     found: dict[str, list[tuple[Evaluation, Path]]] = {"baseline": [], "method": []}
     for name, runs in arms.items():
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
             found[name].append(evaluate.evaluated(_question(options, run, eps)))
     result = survival(*([e for e, _ in found[name]] for name in ("baseline", "method")), pgd=options.pgd)
     warnings = confounders(configs["baseline"], configs["method"])
-    warnings += divided_otherwise(*([experiment.ranks(run) for run in runs] for runs in arms.values()))
+    warnings += divided_otherwise(*([ranks(run) for run in runs] for runs in arms.values()))
     for name in arms:
         warnings += trained_elsewhere(name, configs[name][0], eps)
     console.print(_table(result, radius(eps), configs["baseline"][0].threat.norm))

@@ -29,9 +29,11 @@ from advsphere.report import Command, ModelReport, report
 from advsphere.report import rendering as numbers
 from advsphere.report.collect import Evidence, judged, shared_pictures
 from advsphere.report.verdict import cautions, undecided, verdicts
-from advsphere.runs import train as experiment
+from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, to_dict
+from advsphere.runs.folder import load_run
 from advsphere.runs.target import EvaluationTarget
+from advsphere.runs.train import train
 from advsphere.threat import radius
 from advsphere.training import Metrics, Tick, Trainer
 
@@ -112,7 +114,7 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
     """Train one network, attack it, and find out the rest that a report shows."""
     name, threat = method(config), config.threat
     _train(config, run, name, on_progress)
-    _, model, images = experiment.load_run(run)
+    _, model, images = load_run(run)
     folder = run / "evaluations" / f"{SUITE}-best-{threat.norm}-{threat.eps:.4g}"
     folder.mkdir(parents=True, exist_ok=True)
     attacks = [CLEAN, *(spec.name for spec in suite(SUITE, SuiteContext(threat=threat)))]
@@ -132,7 +134,7 @@ def _arm(config: Config, run: Path, on_progress: Callable[[Progress], None]) -> 
         threat=threat,
         suite=SUITE,
         ledger=folder / "ledger.sqlite",
-        head=experiment.head_name(config),
+        head=head_name(config),
         on_progress=attacked,
     )
     evaluation.save(folder / "evaluation.json")
@@ -161,7 +163,7 @@ def _train(config: Config, run: Path, name: str, on_progress: Callable[[Progress
         note = f"PGD-10, held out: {100 * metrics['robust']:.1f} %"
         show(int(metrics["epoch"]) * images)
 
-    experiment.train(config, run, resume=True, on_start=started, on_tick=ticked, on_epoch=finished)
+    train(config, run, resume=True, on_start=started, on_tick=ticked, on_epoch=finished)
 
 
 def _commands(out: Path, arms: Sequence[Arm]) -> list[Command]:

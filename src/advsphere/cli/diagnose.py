@@ -20,13 +20,12 @@ from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.shared import usual_batch_size
 from advsphere.report import rendering as numbers
-from advsphere.runs import train as experiment
+from advsphere.runs.build import build_model, device, from_scratch, head_name
 from advsphere.runs.config import Config, differences
+from advsphere.runs.folder import load_run, read_config
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import Norm, ThreatModel, radius
 from advsphere.training import read_metrics
-
-_DOES_NOT_MATTER = ("recipe:", "data.root:", "training.checkpoint_minutes:", "training.workers:", "notes:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,23 +115,23 @@ def _subject(subject: EvaluationTarget, head: str | None) -> tuple[Network, Imag
     if subject.run is None:
         name = str(subject.model).rpartition(":")[2]
         return Network(name=name, model=model, head=head), images, ThreatModel(norm="linf", eps=8 / 255)
-    return _run(subject.run, model, images, subject), images, experiment.read_config(subject.run).threat
+    return _run(subject.run, model, images, subject), images, read_config(subject.run).threat
 
 
 def _run(folder: Path, model: nn.Module, images: Images, subject: EvaluationTarget) -> Network:
     """A run's network, with its other states: the initial weights are a function of the config, and made again."""
-    config = experiment.read_config(folder)
+    config = read_config(folder)
     states: dict[str, nn.Module] = {}
-    if config == experiment.from_scratch(config):
-        states["initial"] = experiment.build_model(config, images).to(experiment.device()).eval()
+    if config == from_scratch(config):
+        states["initial"] = build_model(config, images).to(device()).eval()
     other: Literal["best", "last"] = "last" if subject.checkpoint == "best" else "best"
     if (folder / f"{other}.safetensors").exists():
-        states[other] = experiment.load_run(folder, other, data_root=subject.data).model
+        states[other] = load_run(folder, other, data_root=subject.data).model
     sphere = config.sphere
     return Network(
         name=folder.resolve().name,
         model=model,
-        head=experiment.head_name(config),
+        head=head_name(config),
         margin=sphere.margin * sphere.margin_schedule(1.0) if sphere else 0.0,
         states=states,
         metrics=read_metrics(folder),
@@ -154,13 +153,13 @@ def _baseline(folder: Path | None, subject: EvaluationTarget, images: Images) ->
         network = replace(network, name=f"{network.name} (baseline)")
     if subject.run is None:
         return network, []
-    told = _changes(experiment.read_config(folder), experiment.read_config(subject.run))
+    told = _changes(read_config(folder), read_config(subject.run))
     return network, [f"Between baseline and run differ: {told}. Claims 3 and 4 are about all of that together."]
 
 
 def _changes(old: Config, new: Config) -> str:
     """What differs between two configs, as far as it may matter."""
-    lines = [line for line in differences(old, new) if not line.startswith(_DOES_NOT_MATTER)]
+    lines = [str(change) for change in differences(old, new)]
     if (old.sphere is None) != (new.sphere is None):  # then every setting of it differs
         sphere = new.sphere or old.sphere
         assert sphere is not None

@@ -25,7 +25,7 @@ from advsphere.training import Metrics, Tick, Trainer
 
 
 class TrainingProgress:
-    """The callbacks of `experiment.train`, drawing on a console. Use it as a context."""
+    """The callbacks of `advsphere.train`, drawing on a console. Use it as a context."""
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console

@@ -22,8 +22,9 @@ from advsphere.recipes import method, recipe
 from advsphere.report import Command, report, verdicts
 from advsphere.report.collect import SAMPLE, Another, Evidence, Stage, confounded, judged, names, shared_pictures
 from advsphere.report.verdict import cautions
-from advsphere.runs import train as experiment
-from advsphere.runs.config import differences, flags
+from advsphere.runs.build import head_name
+from advsphere.runs.config import flags
+from advsphere.runs.folder import read_config
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import radius
 
@@ -54,12 +55,11 @@ def _joined(seeds: Sequence[Path]) -> str:
 
 def _train(run: Path) -> str | None:
     """None where a run differs from its recipe in more than a flag can say."""
-    config = experiment.read_config(run)
+    config = read_config(run)
     try:
-        changes = [line for line in differences(recipe(config.recipe), config) if not line.startswith("data.root:")]
+        typed = flags(recipe(config.recipe), config)
     except UserError:
         return None
-    typed = flags(changes)
     return None if typed is None else _line("train", config.recipe, "--out", run, *typed)
 
 
@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> int:
 def _evidence(arms: Sequence[Sequence[Finished]], data: Path | None) -> list[Evidence]:
     """With models and images, each under its name; of several seeds the first stands for its arm."""
     found = [arm[0] for arm in arms]
-    configs = [None if one.subject.run is None else experiment.read_config(one.subject.run) for one in found]
+    configs = [None if one.subject.run is None else read_config(one.subject.run) for one in found]
     methods = [
         method(config) if config is not None else str(one.subject.model).rpartition(":")[2]
         for one, config in zip(found, configs, strict=True)
@@ -194,7 +194,7 @@ def _evidence(arms: Sequence[Sequence[Finished]], data: Path | None) -> list[Evi
                 images=images,
                 run=one.subject.run,
                 checkpoint=one.subject.checkpoint,
-                head=head or (None if config is None else experiment.head_name(config)),
+                head=head or (None if config is None else head_name(config)),
                 others=tuple(Another(_run_of(other), other.evaluation) for other in arm[1:]),
             )
         )
@@ -211,7 +211,7 @@ def _of_the_data(subject: EvaluationTarget) -> list[str]:
     """A sentence where the images of a run are not what their name says."""
     if subject.run is None:
         return []
-    data = experiment.read_config(subject.run).data
+    data = read_config(subject.run).data
     if data.name not in LAYOUTS:
         return []
     note = load(data.name, subject.data or data.root).note

@@ -30,7 +30,7 @@ from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Places, Plan, plan
 from advsphere.reproduce.running import Failure, Start
 from advsphere.reproduce.tables import TABLES, table
-from advsphere.runs.train import device
+from advsphere.runs.build import device
 
 
 @dataclass(frozen=True, kw_only=True)

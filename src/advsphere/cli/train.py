@@ -23,8 +23,9 @@ from advsphere.distributed import World, joined, leave
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.losses import Loss
 from advsphere.recipes import recipe
-from advsphere.runs import train as experiment
+from advsphere.runs.build import head_name
 from advsphere.runs.config import Config
+from advsphere.runs.train import train
 from advsphere.training import Metrics, Stopped
 
 HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--diagnose] [OVERRIDES]
@@ -85,7 +86,7 @@ def _train(arguments: list[str], world: World) -> int:
     console = Console(highlight=False)
     with TrainingProgress(options.config, console) as progress, stopping() as asked:
         try:
-            experiment.train(
+            train(
                 options.config,
                 folder,
                 resume=options.resume,
@@ -106,7 +107,7 @@ def _train(arguments: list[str], world: World) -> int:
 
 
 def _recorder(config: Config) -> Callable[[nn.Module, Images, Loss], Metrics]:
-    return partial(gradient_record, threat=config.threat, head=experiment.head_name(config))
+    return partial(gradient_record, threat=config.threat, head=head_name(config))
 
 
 def _resuming(rest: list[str], folder: Path) -> list[str]:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from advsphere.files import Change
 from advsphere.runs.config import Config, differences
-
-_METHOD = ("recipe", "notes", "sphere")
-"""Settings that are the method itself."""
-
-_NO_EFFECT = (
-    "data.root",
-    "training.checkpoint_minutes",
-    "training.checkpoint_activations",
-    "training.workers",
-)
 
 _WHY = {
     "training.weight_decay": "weight decay alone can move robust accuracy by several points (Pang et al. 2021)",
     "training.epochs": "longer training is more robust until it overfits (Rice et al. 2020)",
     "training.lr_schedule": "the schedule decides where robust overfitting sets in (Rice et al. 2020)",
+    "training.optimizer": "another optimizer",
     "training.precision": "networks trained in other precisions differ by rounding, as other seeds do",
     "training.sync_bn": "batch norm over all processes sees other statistics than over a share",
     "training.accumulate": "batch norm normalises each part of a batch by itself",
@@ -32,24 +24,31 @@ _WHY = {
 
 
 def confounders(baseline: Sequence[Config], method: Sequence[Config]) -> list[str]:
-    """Sentences on each setting that differs between two arms beside the method: the sphere and, where they have
-    another, the objective. An arm is one run, or several that should differ in their seed alone.
+    """Sentences on the settings that differ between two arms and are not the method itself.
+
+    The method itself is the sphere and, if the arms have two different objectives, the objective.
+
+    Args:
+        baseline: The runs of one arm, which should differ in their seed alone.
+        method: The runs of the other arm.
+
+    Returns:
+        A sentence for each setting that differs between the arms, or between the runs of an arm.
     """
     first, second = baseline[0], method[0]
-    ours = _METHOD if type(first.objective) is type(second.objective) else (*_METHOD, "objective")
-    found = [_explained(change) for change in differences(first, second) if not _of(change, (*ours, *_NO_EFFECT))]
-    found = [line for line in found if not line.startswith("training.seed")]
+    ours = ["sphere"] if type(first.objective) is type(second.objective) else ["sphere", "objective"]
+    found = [_explained(c) for c in differences(first, second) if not _of(c, [*ours, "training.seed"])]
     if sorted(c.training.seed for c in baseline) != sorted(c.training.seed for c in method):
         found.append("training.seed: the arms were trained with different seeds")
     for name, arm in (("baseline", baseline), ("method", method)):
         for other in arm[1:]:
-            changes = [c for c in differences(arm[0], other) if not _of(c, ("training.seed", *_NO_EFFECT))]
+            changes = [c for c in differences(arm[0], other) if not _of(c, ["training.seed"])]
             found += [f"within the {name}, {_explained(change)}" for change in changes]
     return found
 
 
 def trained_elsewhere(arm: str, config: Config, eps: float) -> list[str]:
-    """A sentence where a run was trained at another radius than the one it is judged at."""
+    """A sentence where a run was trained at another radius than the one at which it is evaluated."""
     threat = getattr(config.objective, "threat", None)
     if threat is None or threat.eps == eps:
         return []
@@ -57,21 +56,20 @@ def trained_elsewhere(arm: str, config: Config, eps: float) -> list[str]:
 
 
 def divided_otherwise(baseline: Sequence[int], method: Sequence[int]) -> list[str]:
-    """A sentence where two arms were trained by other numbers of processes; each run's number."""
+    """A sentence where two arms were trained by different numbers of processes; each run's number is given."""
     if set(baseline) == set(method):
         return []
     first, second = (" or ".join(map(str, sorted(set(ranks)))) for ranks in (baseline, method))
     return [
-        f"processes: {first} -> {second}; batch norm normalises each process's share of a batch by itself, but with "
-        "--sync-bn"
+        f"processes: {first} -> {second}; batch norm normalises each process's share of a batch by itself, unless "
+        "--sync-bn is given"
     ]
 
 
-def _of(change: str, settings: Sequence[str]) -> bool:
-    key = change.split(":")[0]
-    return any(key == setting or key.startswith(f"{setting}.") for setting in settings)
+def _of(change: Change, settings: Sequence[str]) -> bool:
+    return any(change.path == setting or change.path.startswith(f"{setting}.") for setting in settings)
 
 
-def _explained(change: str) -> str:
+def _explained(change: Change) -> str:
     why = next((reason for setting, reason in _WHY.items() if _of(change, (setting,))), "")
-    return f"{change}; {why}" if why else change
+    return f"{change}; {why}" if why else str(change)

@@ -33,8 +33,8 @@ from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger
-from advsphere.runs import train as experiment
 from advsphere.runs.config import Config, to_dict
+from advsphere.runs.folder import read_config
 from advsphere.threat import ThreatModel
 from advsphere.training import load_checkpoint, read_metrics
 
@@ -148,7 +148,7 @@ class Evidence:
     @property
     def configs(self) -> list[Config]:
         """How it was trained, and its further seeds; none for a model of somebody's own."""
-        return [experiment.read_config(run) for run in (self.run, *(o.run for o in self.others)) if run is not None]
+        return [read_config(run) for run in (self.run, *(o.run for o in self.others)) if run is not None]
 
 
 def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
@@ -307,7 +307,7 @@ def _corruption(evidence: Evidence) -> CorruptionRecord | None:
 
 def _training(run: Path, which: Literal["best", "last"]) -> dict[str, Any]:
     """The settings of a run, which of its checkpoints was judged, and what trained it."""
-    config = experiment.read_config(run)
+    config = read_config(run)
     by, epochs, last = config.objective.chosen_by, config.training.epochs, read_metrics(run)[-1]
     chosen = f"last of {epochs} epochs"
     if which == "best":

@@ -19,7 +19,7 @@ from advsphere.reproduce import results
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Plan
 from advsphere.reproduce.results import Row, corruption_row, row_of_checkpoint
-from advsphere.runs.train import read_config
+from advsphere.runs.folder import read_config
 from advsphere.stats import wilson
 from advsphere.threat import radius
 from advsphere.training import read_metrics

@@ -18,12 +18,9 @@ from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.recipes import recipe
 from advsphere.reproduce.budgets import Effort
+from advsphere.runs.build import build_model, device
 from advsphere.runs.config import Config, differences, flags
-from advsphere.runs.train import build_model, device
 from advsphere.training import read_metrics
-
-_ELSEWHERE = ("data.root:",)
-"""Settings that may differ from machine to machine, and so don't name a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +53,10 @@ def validated(job: Job) -> float | None:
     return max(float(epoch[by]) for epoch in read_metrics(job.made.parent)) if job.done else None
 
 
-def changes(config: Config) -> list[str]:
-    """What sets a run apart from its recipe."""
-    return [line for line in differences(recipe(config.recipe), config) if not line.startswith(_ELSEWHERE)]
-
-
 def run_name(config: Config) -> str:
     """A folder's name for a run, which is another for every other config: the recipe and what differs from it."""
-    told = [line.replace(": ", "=", 1).split("=", 1) for line in changes(config)]
-    parts = [f"{key.removeprefix('training.')}={value.split(' -> ')[1]}" for key, value in told]
-    return "_".join([config.recipe, *parts])
+    changes = differences(recipe(config.recipe), config)
+    return "_".join([config.recipe, *(f"{c.path.removeprefix('training.')}={c.new}" for c in changes)])
 
 
 def training(config: Config, runs: Path, *, images: int, data_root: Path | None = None) -> Job:
@@ -73,7 +64,7 @@ def training(config: Config, runs: Path, *, images: int, data_root: Path | None 
     UserError where flags can't say what it is.
     """
     folder = runs / run_name(config)
-    typed = flags(changes(config))
+    typed = flags(recipe(config.recipe), config)
     if typed is None:
         raise UserError(f"{folder.name} differs from its recipe in what no flag can say; make it a recipe")
     where = [] if data_root is None else ["--data.root", str(data_root)]

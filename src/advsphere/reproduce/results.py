@@ -20,7 +20,7 @@ from advsphere.evaluation import Evaluation
 from advsphere.files import write_atomically
 from advsphere.recipes import plain, recipe
 from advsphere.runs.config import differences
-from advsphere.runs.train import read_config
+from advsphere.runs.folder import read_config
 from advsphere.stats import Mean, PairedDifference, paired, wilson
 from advsphere.threat import radius
 from advsphere.training import load_checkpoint, read_metrics
@@ -75,7 +75,7 @@ def row_of_checkpoint(run: Path, checkpoint: str, *, data_name: str | None = Non
     chosen = epochs[-1] if checkpoint == "last" else load_checkpoint(run / "best.safetensors")[1]["metrics"]
     return {
         "recipe": config.recipe,
-        "overrides": [line for line in differences(_origin(config.recipe, config), config) if not _local(line)],
+        "overrides": [str(change) for change in differences(_origin(config.recipe, config), config)],
         "network": config.model.name,
         "objective": type(config.objective).__name__,
         "scale": config.sphere.scale if config.sphere else None,
@@ -90,11 +90,6 @@ def row_of_checkpoint(run: Path, checkpoint: str, *, data_name: str | None = Non
         "paper": None,
         "source": None,
     }
-
-
-def _local(difference: str) -> bool:
-    """Where the images lie is of this machine alone."""
-    return difference.startswith("data.root:")
 
 
 def _origin(name: str, fallback: Any) -> Any:

@@ -164,7 +164,11 @@ def user_names(config: Config) -> list[str]:
     """The user-defined parts of a config, each as package.module:object."""
     kind = type(config.objective)
     objective = [] if kind in (*OBJECTIVES.values(), GivenObjective) else [named.name_of(kind) or ""]
-    return [name for name in (config.data.name, config.model.name, config.training.optimizer, *objective) if named.is_name(name)]
+    return [
+        name
+        for name in (config.data.name, config.model.name, config.training.optimizer, *objective)
+        if named.is_name(name)
+    ]
 
 
 # Writing.

@@ -21,7 +21,8 @@ from advsphere.data import Images, load_test
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.models import load_weights
-from advsphere.runs import train as experiment
+from advsphere.runs.build import device
+from advsphere.runs.folder import load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,11 @@ class EvaluationTarget:
         not fit.
         """
         model, images = self._run() if self.run is not None else self._own()
-        return model.to(experiment.device()).eval(), images if self.n is None else images.few(self.n)
+        return model.to(device()).eval(), images if self.n is None else images.few(self.n)
 
     def _run(self) -> tuple[nn.Module, Images]:
         assert self.run is not None
-        run = experiment.load_run(self.run, self.checkpoint, data_root=self.data)
+        run = load_run(self.run, self.checkpoint, data_root=self.data)
         return run.model, run.test
 
     def _own(self) -> tuple[nn.Module, Images]:
@@ -72,7 +73,7 @@ class EvaluationTarget:
         if self.mean is not None and self.std is not None:
             model = PixelClassifier(model, self.mean, self.std)
         images = load_test(_kind_of(self.data), self.data, image_size=self.image_size)
-        return model, images.to(experiment.device())
+        return model, images.to(device())
 
     def at(self, data: Path | None) -> EvaluationTarget:
         """The same with its images at another place; None leaves it as it is."""
