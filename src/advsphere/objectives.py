@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,8 @@ class Objective(ABC):
 class Standard(Objective):
     """Training on clean images, the reference without defence."""
 
+    title: ClassVar[str] = "standard training"
+
     @property
     def chosen_by(self) -> str:
         """Clean accuracy: what is left under attack is next to nothing, and says nothing."""
@@ -112,6 +114,8 @@ class PGDAT(Objective):
 
     Defaults are those of the paper's official code.
     """
+
+    title: ClassVar[str] = "PGD-AT"
 
     threat: ThreatModel = ThreatModel(norm="linf", eps=0.031)
     """What is crafted against."""

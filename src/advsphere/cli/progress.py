@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from advsphere.evaluation.engine import Progress
-from advsphere.runs.config import Config
+from advsphere.runs.config import Config, title_of
 from advsphere.training import Metrics, Tick, Trainer
 
 
@@ -58,7 +58,7 @@ class TrainingProgress:
         precision = "float32" if trainer.dtype is None else "bfloat16"
         self.console.print(
             f"[bold]{self.config.recipe}[/]: {self.config.model.name} ({weights:,} weights), "
-            f"{type(self.config.objective).__name__} on {len(trainer.images):,} images of {self.config.data.name}, "
+            f"{title_of(self.config.objective)} on {len(trainer.images):,} images of {self.config.data.name}, "
             f"{settings.epochs} epochs, {precision} on {processes}{trainer.device.type}",
             soft_wrap=True,
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,30 +21,42 @@ from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
+from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.losses import Loss
 from advsphere.recipes import recipe
 from advsphere.runs.build import head_name
-from advsphere.runs.config import Config
+from advsphere.runs.config import Config, objective_like
+from advsphere.runs.config_yaml import from_yaml
 from advsphere.runs.train import train
+from advsphere.threat import ThreatModel
 from advsphere.training import Metrics, Stopped
 
-HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--diagnose] [OVERRIDES]
+HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--objective NAME] [--diagnose] [OVERRIDES]
 
-Trains a recipe and writes a run's folder: config.yaml, last.safetensors, best.safetensors (chosen on held-out
-training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time; --resume goes on exactly there.
+Trains a recipe, or a config in a YAML file, and writes a run's folder: config.yaml, last.safetensors,
+best.safetensors (chosen on held-out training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time;
+--resume continues exactly where it stopped.
 
   advsphere train digits-pgd-at-he
   advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
   advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
 
+Parts of your own are named package.module:object; the module is in the current folder, or installed:
+
+  advsphere train digits-pgd-at --objective mine.mart:MART --objective.beta 6 --optimizer torch.optim:AdamW --lr 1e-3
+  advsphere train folder-pgd-at --data.name mine.data:photos --model.name mine.nets:build
+
+--threat.norm and --threat.eps set what the network is trained, validated and evaluated against. --objective.threat.*
+sets another threat model for training.
+
 On several GPUs or machines the command is the same, and so are its settings: --batch-size is the global batch,
---lr belongs to it. A process that dies is started again, and all go on from the last checkpoint:
+--lr belongs to it. A process that dies is started again, and all continue from the last checkpoint:
 
   torchrun --nproc-per-node 8 --max-restarts 3 -m advsphere train imagenet-freeat-he-resnet50 --resume
 
---diagnose also records, after each epoch, how much louder adversarial images speak than clean ones in the gradients of
-each layer; `advsphere diagnose` draws it.
+--diagnose also records, after each epoch, the ratio of adversarial to clean gradient norms of each layer;
+`advsphere diagnose` draws it.
 
 `advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with its values."""
 
@@ -54,7 +67,7 @@ class Options:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     out: Path | None = None
-    """The run's folder; runs/RECIPE by default."""
+    """The run's folder."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on from the folder's last checkpoint; begin if there is none yet."""
     diagnose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -77,17 +90,14 @@ def _train(arguments: list[str], world: World) -> int:
         print(HELP)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     name, rest = arguments[0], arguments[1:]
-    config = recipe(name)
-    if "--he" in rest and config.sphere is None:
-        # Before parsing, so that --sphere.scale and the like are known.
-        config = replace(config, sphere=HypersphereConfig(), recipe=f"{name}-he")
-    options = parse(Options, rest, prog=f"advsphere train {name}", default=Options(config=config))
-    folder = options.out or Path("runs") / options.config.recipe
+    config, folder, words = _begun(name, rest)
+    options = parse(Options, words, prog=f"advsphere train {name}", default=Options(config=config, out=folder))
+    config, folder = _one_threat(options.config, words), options.out or folder
     console = Console(highlight=False)
-    with TrainingProgress(options.config, console) as progress, stopping() as asked:
+    with TrainingProgress(config, console) as progress, stopping() as asked:
         try:
             train(
-                options.config,
+                config,
                 folder,
                 resume=options.resume,
                 on_start=progress.start,
@@ -95,15 +105,60 @@ def _train(arguments: list[str], world: World) -> int:
                 on_epoch=progress.epoch,
                 stop=lambda: bool(asked),
                 world=world,
-                **({"record": _recorder(options.config)} if options.diagnose else {}),
+                record=_recorder(config) if options.diagnose else None,
             )
         except Stopped as stopped:
-            command = f"advsphere train {name} {' '.join(_resuming(rest, folder))}"
+            command = f"advsphere train {name} {shlex.join(_resuming(rest, folder))}"
             together = "" if world.size == 1 else "torchrun ... -m "
             console.print(f"{stopped}: {together}{command}", soft_wrap=True)
             return 130
     console.print(f"trained; next: advsphere evaluate {folder}")
     return 0
+
+
+def _begun(name: str, rest: list[str]) -> tuple[Config, Path, list[str]]:
+    """What has to be known before the other arguments are parsed, since it decides which flags there are: the config
+    with its objective and its sphere, the usual folder, and the arguments that are left.
+    """
+    config = _read(Path(name)) if name.endswith((".yaml", ".yml")) else recipe(name)
+    folder = config.recipe
+    words, objective = _taken(rest, "--objective")
+    if objective is not None:
+        config = replace(config, objective=objective_like(objective, config.objective))
+        folder += f"-{objective.rpartition(':')[2].lower()}"
+    if "--he" in words and config.sphere is None:
+        config = replace(config, sphere=HypersphereConfig(), recipe=f"{config.recipe}-he")
+        folder += "-he"
+    return config, Path("runs") / folder, words
+
+
+def _read(path: Path) -> Config:
+    try:
+        return from_yaml(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _taken(words: list[str], flag: str) -> tuple[list[str], str | None]:
+    """The words without a flag and its value, and the value."""
+    for i, word in enumerate(words):
+        if word == flag and i + 1 < len(words):
+            return words[:i] + words[i + 2 :], words[i + 1]
+        if word.startswith(f"{flag}="):
+            return words[:i] + words[i + 1 :], word.partition("=")[2]
+    return words, None
+
+
+def _one_threat(config: Config, words: list[str]) -> Config:
+    """What --threat.* says holds for training too, unless --objective.threat.* says something else."""
+    own = getattr(config.objective, "threat", None)
+    given = {word.partition("=")[0] for word in words}
+    names = [field.name for field in fields(ThreatModel)]
+    same = [n for n in names if f"--threat.{n}" in given and f"--objective.threat.{n}" not in given]
+    if own is None or not same:
+        return config
+    threat = replace(own, **{name: getattr(config.threat, name) for name in same})
+    return replace(config, objective=replace(config.objective, threat=threat))  # type: ignore[call-arg]
 
 
 def _recorder(config: Config) -> Callable[[nn.Module, Images, Loss], Metrics]:

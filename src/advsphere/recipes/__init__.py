@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from advsphere.errors import UserError
 from advsphere.hypersphere import m_he
-from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
 from advsphere.recipes import cifar10, imagenet, small
-from advsphere.runs.config import Config
+from advsphere.runs.config import Config, title_of
 
 OURS = "ours"
 TABLES: dict[str, list[Config]] = {
@@ -21,15 +20,6 @@ TABLES: dict[str, list[Config]] = {
 }
 """The recipes by the paper's table that their results belong in."""
 RECIPES: dict[str, Config] = {config.recipe: config for configs in TABLES.values() for config in configs}
-
-OBJECTIVES = {
-    Standard: "standard training",
-    PGDAT: "PGD-AT",
-    ALP: "ALP",
-    TRADES: "TRADES",
-    FastAT: "FastAT",
-    FreeAT: "FreeAT",
-}
 
 
 class Listing(NamedTuple):
@@ -61,7 +51,7 @@ def describe() -> list[Listing]:
 
 def method(config: Config) -> str:
     """What the paper's tables call a training method: "PGD-AT", "TRADES+HE", "FastAT+m-HE (our reading)"."""
-    name, sphere = OBJECTIVES[type(config.objective)], config.sphere
+    name, sphere = title_of(config.objective), config.sphere
     if sphere is None:
         return name
     return f"{name}+m-HE (our reading)" if sphere == m_he(sphere) else f"{name}+HE"

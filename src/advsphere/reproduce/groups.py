@@ -10,9 +10,10 @@ from typing import Any
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.evaluation.rows import Row as Measured
-from advsphere.recipes import OBJECTIVES, plain
+from advsphere.recipes import plain
 from advsphere.reproduce.results import Row
 from advsphere.reproduce.tables import ABLATION, Table
+from advsphere.runs.config import OBJECTIVES, title_of
 
 # FOLDED grid: The grid of weight decays: at which of them an arm is at its best.
 
@@ -32,7 +33,7 @@ def preferred(tried: Tried) -> float | None:
     return max(found, key=lambda decay: found[decay]) if len(found) > 1 else None
 
 
-_METHODS = {kind.__name__: name for kind, name in OBJECTIVES.items()}
+_METHODS = {name: title_of(kind) for name, kind in OBJECTIVES.items()}
 _OF_THE_SEED = ("training.seed:",)
 _OF_THE_METHOD = ("sphere", "objective.beta:")
 """ALP's beta weighs logits, which on the sphere are s times the cosines that the paper's code pairs."""
@@ -40,7 +41,7 @@ _OF_THE_METHOD = ("sphere", "objective.beta:")
 
 def method(row: Row) -> str:
     """As the paper's tables call it: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
-    name = _METHODS[row["objective"]]
+    name = str(_METHODS.get(row["objective"], row["objective"]))
     if row["scale"] is None:
         return name
     if row["recipe"].endswith("-m-he"):

@@ -162,7 +162,14 @@ def as_dataset(data: Any, name: str = "images", *, image_size: int | None = None
     longer = max(train.classes, test.classes, key=len)  # tensors have as many as their highest label says
     if not all(longer[: len(part.classes)] == part.classes for part in (train, test)):
         raise UserError(f"{name}: training and test images differ in their classes, {train.classes} and {test.classes}")
-    return Dataset(*(part if part.classes == longer else replace(part, classes=longer) for part in (train, test)))
+    return Dataset(renamed(train, longer, train.labels), renamed(test, longer, test.labels))
+
+
+def renamed(images: Images, classes: tuple[str, ...], labels: Tensor) -> Images:
+    """The same images with other class names and labels."""
+    anything: Any = images  # every kind of images is a dataclass with these fields
+    found: Images = replace(anything, classes=classes, labels=labels)
+    return found
 
 
 def _user_defined(name: str) -> bool:

@@ -142,6 +142,14 @@ def recorded(objective: Objective) -> Objective:
     )
 
 
+def title_of(objective: Objective | type[Objective]) -> str:
+    """What tables and reports call an objective: the `title` that its class declares, else the class's name."""
+    if isinstance(objective, GivenObjective):
+        return objective.description.partition("(")[0].rpartition(".")[2]
+    kind = objective if isinstance(objective, type) else type(objective)
+    return str(vars(kind).get("title", kind.__name__))
+
+
 def objective_class(name: str) -> type[Objective]:
     """The objective with that name: one of ours, or package.module:Class. Raises UserError for anything else."""
     if not named.is_name(name):
@@ -255,7 +263,11 @@ def places(kind: Any, path: str = "", of: str = "") -> Iterator[tuple[str, Field
     """The path of every setting below a type, and the field that declares it. Where a place may have several types,
     " of TYPE" follows the path.
     """
-    members = [*OBJECTIVES.values()] if kind is Objective else [m for m in get_args(kind) if is_dataclass(m)]
+    members = (
+        [*OBJECTIVES.values()]
+        if kind is Objective
+        else [m for m in get_args(kind) if isinstance(m, type) and is_dataclass(m)]
+    )
     for member in members:
         yield from places(member, path, f" of {member.__name__}" if len(members) > 1 else "")
     if not members and is_dataclass(kind):

@@ -82,7 +82,8 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             return None
         some = {member.__name__: member for member in members if member is not type(None)}
         if len(some) == 1:
-            return _value(*some.values(), value, path, problems)
+            (only,) = some.values()
+            return _value(only, value, path, problems)
         return _fields(some[known_kind(_kind_in(value), list(some))], value, path, problems)
     return _fields(kind, value, path, problems)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from advsphere import named
 from advsphere.data import Images, from_dataset
 from advsphere.errors import UserError
 from advsphere.files import some, write_atomically
-from advsphere.runs.build import build_model, device, from_scratch, load_test_data
+from advsphere.runs.build import build_model, device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.training import load_checkpoint, restore_model, section
@@ -113,7 +112,7 @@ def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> I
         )
     numbers = torch.tensor([list(classes).index(name) for name in images.classes], device=images.labels.device)
     labels = numbers[images.labels]
-    renumbered: Images = replace(images, labels=labels, classes=tuple(classes))  # type: ignore[type-var]
+    renumbered = renamed(images, tuple(classes), labels)
     return renumbered.take(labels.argsort(stable=True)) if bool((images.labels.diff() >= 0).all()) else renumbered
 
 

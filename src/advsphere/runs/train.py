@@ -91,7 +91,7 @@ def train(
     on_tick: Callable[[Tick], None] = lambda tick: None,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
     stop: Callable[[], bool] = lambda: False,
-    record: Callable[[nn.Module, Images, Criterion], Metrics] = lambda model, images, criterion: {},
+    record: Callable[[nn.Module, Images, Criterion], Metrics] | None = None,
     world: World = World(),
     **settings: Any,
 ) -> nn.Module:
@@ -183,7 +183,7 @@ def train(
                 trainer.dtype,
                 # Fewer at once of large images.
                 batch_size=max(1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))),
-                record=lambda model, images: record(model, images, parts.criterion),
+                record=lambda model, images: {} if record is None else record(model, images, parts.criterion),
                 world=world,
             ),
             on_tick=on_tick,
@@ -227,9 +227,8 @@ def _described(
     run = config or Config(recipe="custom")
     validation = settings.pop("validation", None)
     known = [field.name for field in fields(TrainSettings)]
-    for name in settings:
-        if name not in known:
-            raise UserError(f"there is no setting {name}{nearest(name, known)}")
+    if unknown := [setting for setting in settings if setting not in known]:
+        raise UserError(f"there is no setting {unknown[0]}{nearest(unknown[0], known)}")
     run = replace(run, training=replace(run.training, **settings), sphere=sphere or run.sphere)
     images = None
     if data is not None:
@@ -243,11 +242,10 @@ def _described(
     if validation is not None:
         run = replace(run, data=replace(run.data, validation=validation))
     if model is not None:
-        name = _name(model) or f"{GIVEN}{type(model).__name__ if isinstance(model, nn.Module) else 'a function'}"
-        run = replace(run, model=replace(run.model, name=name))
+        described = f"{GIVEN}{type(model).__name__ if isinstance(model, nn.Module) else 'a function'}"
+        run = replace(run, model=replace(run.model, name=_name(model) or described))
     if optimizer is not None:
-        name = _name(optimizer) or f"{GIVEN}a function"
-        run = replace(run, training=replace(run.training, optimizer=name))
+        run = replace(run, training=replace(run.training, optimizer=_name(optimizer) or f"{GIVEN}a function"))
     if isinstance(objective, str):
         objective = objective_like(objective, run.objective)
     own = objective
