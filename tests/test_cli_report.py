@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.analysis import Curve
+from advsphere.analysis.curves import Curve
 from advsphere.cli import main
 from advsphere.comparison.find import common
 from advsphere.corruption.result import RECORD

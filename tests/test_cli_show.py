@@ -194,7 +194,7 @@ def test_what_is_damaged_is_said_in_one_line(run: Path, capfd: pytest.CaptureFix
     folder = evaluation(run)
     path, whole = folder / "ledger.sqlite", (folder / "ledger.sqlite").read_bytes()
     fooled = examples(folder, "FGSM", "fooled")[0]
-    for blob, says in ((packed(torch.zeros(3)), "is damaged"), (None, "has lost what FGSM made")):
+    for blob, says in ((packed(torch.zeros(3)), "is damaged"), (None, "has lost the result of FGSM")):
         change(path, "UPDATE cells SET x_adv = ? WHERE attack = 'FGSM' AND example = ?", blob, fooled)
         code, shown = show(capfd, folder, fooled)
         assert code == 1 and says in shown.splitlines()[-1]

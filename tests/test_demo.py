@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from advsphere.analysis import Curve, Spread
+from advsphere.analysis.angles import Spread
+from advsphere.analysis.curves import Curve
 from advsphere.cli import main
 from advsphere.cli.demo import RECIPES, Demo, Progress, demo
 from advsphere.cli.evaluate import Options, _folder

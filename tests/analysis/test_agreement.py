@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from advsphere.analysis import Agreement, agreement_figure
+from advsphere.analysis.agreement import Agreement, agreement_figure
 from advsphere.evaluation import WORST
 from tests.report import made
 

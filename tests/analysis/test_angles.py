@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import Angles, directions, margin_figure, measure, norm_figure, split_head
+from advsphere.analysis.angles import Angles, margin_figure, measure_angles, norm_figure
+from advsphere.analysis.linear_head import split_head
 from advsphere.data import ImageSet
 from tests.analysis.bodies import plane, polar
 
@@ -16,7 +17,7 @@ LABELS = torch.tensor([0, 0, 0, 1])
 @pytest.fixture
 def found() -> Angles:
     images = ImageSet(polar(DEGREES, LENGTHS), LABELS, ("x", "y", "none"), "arrows")
-    return measure(split_head(plane(), images), images.pixels, LABELS, ("x", "y", "none")[:2], batch_size=3)
+    return measure_angles(split_head(plane(), images), images.pixels, LABELS, ("x", "y", "none")[:2], batch_size=3)
 
 
 def test_angles_margins_and_norms(found: Angles) -> None:
@@ -27,7 +28,7 @@ def test_angles_margins_and_norms(found: Angles) -> None:
     torch.testing.assert_close(found.margin, torch.tensor([70.0, 30, -10, 70], dtype=torch.float64), atol=1e-3, rtol=0)
     assert found.predictions.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(found.norms, torch.tensor(LENGTHS))
-    assert found.radius == pytest.approx(0.55)
+    assert found.mean_norm == pytest.approx(0.55)
 
 
 def test_means_by_class(found: Angles) -> None:
@@ -38,14 +39,14 @@ def test_means_by_class(found: Angles) -> None:
         predictions=LABELS,
         angles=torch.zeros(4, 3),
         norms=found.norms,
-        radius=1,
+        mean_norm=1,
     )
     assert empty.by_class(found.norms)[2].isnan()
 
 
 def test_directions_of_the_classes() -> None:
     images = ImageSet(polar(DEGREES, LENGTHS), LABELS, ("x", "y"), "arrows")
-    assert directions(split_head(plane(), images)).tolist() == [[0, pytest.approx(90)], [pytest.approx(90), 0]]
+    assert split_head(plane(), images).class_angles().tolist() == [[0, pytest.approx(90)], [pytest.approx(90), 0]]
 
 
 def test_figures_show_both_networks(found: Angles) -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from advsphere.analysis import Angles, Balance, balance_figure, balanced, margins, relief
+from advsphere.analysis.angles import Angles
+from advsphere.analysis.balance import Balance, balance_figure
+from advsphere.analysis.claims import balanced, margins
 from advsphere.errors import UserError
 
 K, N = 4, 200
@@ -47,7 +49,7 @@ def test_wn_alleviates_the_imbalance_or_not() -> None:
     assert opposite.answer == "not seen" and opposite.detail.startswith("The opposite")
     same = balanced(EVEN, EVEN)
     assert same.answer == "not seen" and same.evidence[0].clear == 0
-    assert relief(ONE_SIDED, EVEN).value == pytest.approx(ONE_SIDED.value - EVEN.value)
+    assert balanced(ONE_SIDED, EVEN).evidence[0].value == pytest.approx(ONE_SIDED.value - EVEN.value)
 
 
 def test_without_a_baseline_or_enough_images_it_is_not_tested() -> None:
@@ -68,7 +70,7 @@ def test_the_balance_figure_names_the_classes() -> None:
 def angles(margin: Tensor) -> Angles:
     """Images of which each is that many degrees nearer to its class than to all others."""
     values = torch.full((N, K), 60.0, dtype=torch.float64).scatter(1, LABELS[:, None], 60 - margin[:, None].double())
-    return Angles(classes=CLASSES, labels=LABELS, predictions=LABELS, angles=values, norms=torch.ones(N), radius=1.0)
+    return Angles(classes=CLASSES, labels=LABELS, predictions=LABELS, angles=values, norms=torch.ones(N), mean_norm=1.0)
 
 
 def test_am_increases_the_margin_or_not() -> None:

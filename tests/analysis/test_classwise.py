@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.analysis import by_class, class_figure, weakest
+from advsphere.analysis.classwise import by_class, class_figure, weakest
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST, Evaluation
 from advsphere.stats import wilson

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advsphere.analysis import Diagnosis, Network, diagnose
-from advsphere.analysis.examination import STAGES
+from advsphere.analysis.diagnosis import STAGES
 from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
@@ -66,7 +66,7 @@ def test_the_four_claims_are_answered_about_the_first_network(pair: Diagnosis) -
     assert pair.claims[0].answer in ("seen", "not seen") and pair.claims[1].answer in ("seen", "not seen")
     assert pair.claims[3].answer in ("seen", "not seen")
     first, second = pair.examinations
-    assert first.anatomy.normalized and not second.anatomy.normalized
+    assert first.parts.normalized and not second.parts.normalized
     assert list(first.gradients) == ["initial", "as judged, m = 0", "as judged"]
     difference = float((first.clean.margin - second.clean.margin).mean())
     assert pair.claims[3].evidence[0].value == pytest.approx(difference)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.analysis import craft, gradient_figure, gradient_record, layer_gradients
-from advsphere.analysis.gradients import recorded
+from advsphere.analysis.crafting import craft
+from advsphere.analysis.gradients import gradient_figure, layer_gradients, record_ratios, recorded_ratios
 from advsphere.data import ImageSet
 from advsphere.losses import cross_entropy
 from advsphere.recipes import recipe
@@ -90,29 +90,29 @@ def test_an_unused_layer_has_no_ratio() -> None:
 
 def test_what_is_recorded_can_be_read_again() -> None:
     model, images = convolutional(), noise()
-    line = gradient_record(model, images, cross_entropy, threat=THREAT, n=16)
+    line = record_ratios(model, images, cross_entropy, threat=THREAT, n=16)
     found = layer_gradients(model, images.first(16), threat=THREAT)
-    epochs, ratios = recorded([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, **line}, {"epoch": 3.0, **line}])
+    epochs, ratios = recorded_ratios([{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, **line}, {"epoch": 3.0, **line}])
     assert epochs == (2.0, 3.0)
     assert ratios == {name: (ratio, ratio) for name, ratio in zip(found.layers, found.ratio, strict=True)}
-    assert recorded([{"epoch": 1.0}]) == ((), {})
+    assert recorded_ratios([{"epoch": 1.0}]) == ((), {})
 
 
 def test_recording_does_not_change_what_is_trained(tmp_path: Path) -> None:
     config = recipe("digits-fastat-he")
     config = replace(config, training=replace(config.training, epochs=1))
-    record = partial(gradient_record, threat=config.threat, n=32)
+    record = partial(record_ratios, threat=config.threat, n=32)
     with_, without = (
         train(config, tmp_path / name, **options).state_dict()
         for name, options in (("with", {"record": record}), ("without", {}))
     )
     assert all(torch.equal(v, without[k]) for k, v in with_.items())
-    epochs, ratios = recorded(read_metrics(tmp_path / "with"))
+    epochs, ratios = recorded_ratios(read_metrics(tmp_path / "with"))
     assert epochs == (1.0,) and all(len(values) == 1 and values[0] > 0 for values in ratios.values())
-    assert recorded(read_metrics(tmp_path / "without")) == ((), {})
+    assert recorded_ratios(read_metrics(tmp_path / "without")) == ((), {})
 
 
-def test_the_figure_has_a_panel_for_training_where_it_was_recorded() -> None:
+def test_the_figure_has_a_panel_for_training_where_it_was_recorded_ratios() -> None:
     found = layer_gradients(convolutional(), noise(), threat=THREAT)
     line = {"epoch": 1.0, "gradient_ratio/0": 2.0, "gradient_ratio/1": 3.0}
     figure = gradient_figure({"one": {"initial": found, "best": found}}, {"one": [line, {**line, "epoch": 2.0}]})

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import Crafted, Hardness, HeadParts, hard, hardness, hardness_figure, split_head
+from advsphere.analysis.claims import hard
+from advsphere.analysis.crafting import Crafted
+from advsphere.analysis.hard_examples import Hardness, hardness, hardness_figure
+from advsphere.analysis.linear_head import HeadParts, split_head
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.threat import ThreatModel
@@ -17,8 +20,8 @@ DEGREES = [2 + 50 * i / N for i in range(N)]  # towards 45 degrees and beyond: h
 
 def arrows(lengths: list[float]) -> tuple[HeadParts, Crafted]:
     x, y = polar(DEGREES, lengths), torch.zeros(N, dtype=torch.int64)
-    anatomy = split_head(plane(), ImageSet(x, y, ("x", "y"), "arrows"))
-    return anatomy, Crafted(x=x, x_adv=x, y=y, threat=ThreatModel(norm="linf", eps=0.0), steps=0)
+    parts = split_head(plane(), ImageSet(x, y, ("x", "y"), "arrows"))
+    return parts, Crafted(x=x, x_adv=x, y=y, threat=ThreatModel(norm="linf", eps=0.0))
 
 
 SHORT_WHEN_HARD = [0.9 - 0.7 * i / N for i in range(N)]
@@ -27,12 +30,12 @@ LONG_WHEN_HARD = SHORT_WHEN_HARD[::-1]
 
 def test_norms_are_those_of_calculus() -> None:
     """For z = A x the gradient is g z', with g = W'(p - y) without FN, and what FN leaves of it, times s / ||z||."""
-    anatomy, crafted = arrows(SHORT_WHEN_HARD)
-    found = hardness(anatomy, crafted)
+    parts, crafted = arrows(SHORT_WHEN_HARD)
+    found = hardness(parts, crafted)
     z = crafted.x.flatten(1).double()
     onehot = torch.tensor([1.0, 0.0]).double()
     without = ((z.softmax(1) - onehot).norm(dim=1)) * z.norm(dim=1)
-    unit, s = torch.nn.functional.normalize(z, dim=1), anatomy.radius
+    unit, s = torch.nn.functional.normalize(z, dim=1), parts.mean_norm
     g = (s * unit).softmax(1) - onehot
     tangent = g - (g * unit).sum(1, keepdim=True) * unit
     with_ = s * tangent.norm(dim=1)
@@ -59,15 +62,15 @@ def test_short_hard_examples_gain_by_fn_and_long_ones_lose() -> None:
 
 
 def test_the_model_is_left_as_it_was_and_too_few_are_refused() -> None:
-    anatomy, crafted = arrows(SHORT_WHEN_HARD)
-    anatomy.model.train()
-    hardness(anatomy, crafted.few(10))
-    assert anatomy.model.training and all(p.grad is None for p in anatomy.model.parameters())
+    parts, crafted = arrows(SHORT_WHEN_HARD)
+    parts.model.train()
+    hardness(parts, crafted.few(10))
+    assert parts.model.training and all(p.grad is None for p in parts.model.parameters())
     with pytest.raises(UserError, match="at least 10"):
-        hardness(anatomy, crafted.few(9))
-    anatomy.model.requires_grad_(False)
+        hardness(parts, crafted.few(9))
+    parts.model.requires_grad_(False)
     with pytest.raises(UserError, match="requires_grad"):
-        hardness(anatomy, crafted)
+        hardness(parts, crafted)
 
 
 def test_the_figure_draws_the_shares() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from advsphere.analysis import Picture, fooled_by, pictures, strongest
+from advsphere.analysis.perturbations import Picture, fooled_by, pictures, strongest
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST, Evaluation, Ledger, evaluate

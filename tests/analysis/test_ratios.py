@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.analysis import diagnosed, ratio_figure, ratio_history_figure
-from advsphere.analysis.diagnosis import FORMAT
+from advsphere.analysis.diagnosis import FORMAT, diagnosed_gradients
+from advsphere.analysis.gradients import ratio_figure, ratio_history_figure
 from advsphere.errors import UserError
 from tests.report.made import GRADIENTS, METRICS
 
@@ -18,11 +18,11 @@ def test_a_diagnosis_gives_those_of_its_own_model_alone(tmp_path: Path) -> None:
     network = {"checksum": "m", "gradients": {"as judged": {**kept, "ratio": [1.5, 2.0, None]}}}
     path = tmp_path / "diagnosis.json"
     path.write_text(json.dumps({"format": FORMAT, "networks": [{"checksum": "other", "gradients": {}}, network]}))
-    assert diagnosed(path, "m") == GRADIENTS
-    assert diagnosed(path, "nobody") is None
+    assert diagnosed_gradients(path, "m") == GRADIENTS
+    assert diagnosed_gradients(path, "nobody") is None
     path.write_text("{}")
     with pytest.raises(UserError, match=FORMAT):
-        diagnosed(path, "m")
+        diagnosed_gradients(path, "m")
 
 
 def test_the_lines_are_the_ratios_and_their_median_over_the_epochs() -> None:

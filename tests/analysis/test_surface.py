@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import craft, loss_surface, surface_figure
+from advsphere.analysis.crafting import craft
+from advsphere.analysis.surface import loss_surface, surface_figure
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel
 from tests.analysis import linear

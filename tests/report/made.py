@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 
-from advsphere.analysis import Curve, LayerGradients, Picture, Sample, Spread, by_class
-from advsphere.analysis.gradients import RECORD
+from advsphere.analysis.angles import Sample, Spread
+from advsphere.analysis.classwise import by_class
+from advsphere.analysis.curves import Curve
+from advsphere.analysis.gradients import RECORD, LayerGradients
+from advsphere.analysis.perturbations import Picture
 from advsphere.corruption.result import CorruptionCell, CorruptionRecord
 from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
 from advsphere.report import Command, ModelReport, Pictures

@@ -1,24 +1,22 @@
-"""Which examples each pair of attacks fools, in common and alone: what an attack adds to the others, and what not."""
+"""Which examples each pair of attacks fools, together and alone: what an attack adds to the others."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from advsphere.analysis.canvas import INK, LINE, SERIES, SOFT, canvas
+from advsphere.analysis.canvas import INK, LINE, SERIES, SOFT, canvas, no_frame
 from advsphere.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What each attack fooled out of the examples that are classified as labelled.
+    """The examples that each attack fooled, out of the `right` ones that are classified correctly.
 
-    names: of the attacks. fooled: for each the numbers of the examples. right: how many examples there were to fool.
-    left_out: attacks that tried only what others had left, which can't be compared with them.
+    `left_out` names the attacks that tried only what others had left; they can't be compared.
     """
 
     names: tuple[str, ...]
@@ -39,54 +37,46 @@ class Agreement:
         )
 
     def both(self, i: int, j: int) -> int:
-        """How many examples attacks number i and j both fool."""
+        """How many examples attacks i and j both fool."""
         return len(self.fooled[i] & self.fooled[j])
 
     def only(self, i: int, j: int) -> int:
-        """How many examples attack number i fools and number j does not."""
+        """How many examples attack i fools and attack j does not."""
         return len(self.fooled[i] - self.fooled[j])
 
     def alone(self, i: int) -> int:
-        """How many examples attack number i fools and no other does."""
+        """How many examples attack i fools and no other does."""
         others = (found for j, found in enumerate(self.fooled) if j != i)
         return len(self.fooled[i].difference(*others))
 
 
 def agreement_figure(agreement: Agreement) -> Figure:
-    """A heat map with numbers: the images that the row's attack fools and the column's does not; on the diagonal all
-    that it fools, and on the right those that it alone does.
+    """A heat map with numbers: the images that the row's attack fools and the column's does not.
+
+    The diagonal has all images that an attack fools, and the last column those that no other attack fools.
     """
+    from matplotlib.patches import Rectangle
+
     count = len(agreement.names)
     figure, (axes,) = canvas(max(3.6, 1.5 + 0.25 * count), 0.75 + 0.25 * count)
     missed = [[agreement.only(i, j) for j in range(count)] + [agreement.alone(i)] for i in range(count)]
-    most = max([1, *(value for i, row in enumerate(missed) for j, value in enumerate(row) if i != j)])
+    most = max(1, *(value for row in missed for value in row))  # the diagonal is 0
     for i, row in enumerate(missed):
         for j, value in enumerate(row):
-            place = j + 0.35 * (j == count)
-            if i == j:
-                _cell(axes, place, i, len(agreement.fooled[i]), None)
+            x, diagonal = j + 0.35 * (j == count), i == j
+            square = Rectangle((x - 0.47, i - 0.46), 0.94, 0.92)
+            if diagonal:
+                square.set(facecolor="none", edgecolor=LINE, linewidth=1.0)
             else:
-                _cell(axes, place, i, value, value / most)
+                square.set(facecolor=SERIES[0], edgecolor="none", alpha=0.06 + 0.44 * value / most)
+            axes.add_patch(square)
+            text, colour = (len(agreement.fooled[i]), SOFT) if diagonal else (value, INK)
+            axes.text(x, i, f"{text}", color=colour, fontsize=8, ha="center", va="center_baseline")
     axes.set(xlim=(-0.52, count + 0.87), ylim=(count - 0.48, -0.52), yticks=range(count))
     axes.set_xticks([*range(count), count + 0.35], [*(f"{j + 1}" for j in range(count)), "no\nother"])
     axes.set_yticklabels([f"{name} \u2009{i + 1}" for i, name in enumerate(agreement.names)], parse_math=False)
     axes.tick_params(colors=INK, length=0, labelsize=8.5, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_xlabel("... but not number", color=SOFT, fontsize=8.5)
+    axes.set_xlabel("fooled by the row's attack, but not by number", color=SOFT, fontsize=8.5)
     axes.xaxis.set_label_position("top")
-    for side in axes.spines.values():
-        side.set_visible(False)
+    no_frame(axes)
     return figure
-
-
-def _cell(axes: Axes, x: float, y: float, value: int, tint: float | None) -> None:
-    """A square with its number; tint: in [0, 1], None for one that is outlined and not tinted."""
-    from matplotlib.patches import Rectangle
-
-    square = Rectangle((x - 0.47, y - 0.46), 0.94, 0.92)
-    if tint is None:
-        square.set(facecolor="none", edgecolor=LINE, linewidth=1.0)
-    else:
-        square.set(facecolor=SERIES[0], edgecolor="none", alpha=0.06 + 0.44 * tint)
-    axes.add_patch(square)
-    style = {"fontsize": 8, "ha": "center", "va": "center_baseline"}
-    axes.text(x, y, f"{value}", color=SOFT if tint is None else INK, **style)  # type: ignore[arg-type]

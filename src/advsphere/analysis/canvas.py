@@ -1,27 +1,33 @@
-"""The blank figure that every drawing begins with: quiet axes, units, the project's colours."""
+"""The style of every figure: colours, quiet axes, legends, and the marks that several figures share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-
-# FOLDED palette: The colours of all figures, kept apart so that a page can put its own in their place.
-
-INK = "#22262b"
-SOFT = "#5b636e"
-LINE = "#dcd9d2"
-SERIES = ("#1b6ca8", "#b4511f", "#3d7a3d", "#7a4fa3", "#8a6d00", "#57606a")
-"""One for each model, in order; told apart also by colour-blind eyes, and never without a marker of its own."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
-
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
+INK = "#22262b"
+SOFT = "#5b636e"
+LINE = "#dcd9d2"
+SERIES = ("#1b6ca8", "#b4511f", "#3d7a3d", "#7a4fa3", "#8a6d00", "#57606a")
+"""The colour of each model, in order. Colour-blind readers can tell them apart, and each also has its own marker."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+NAMED = 24
+"""A figure names its classes if there are at most this many."""
+
 _LEGEND: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 8.5}
+_DASHES = (0, (2, 3))
+
+
+def style(number: int) -> tuple[str, str]:
+    """The colour and the marker of a model, different for the first 36."""
+    return SERIES[number % len(SERIES)], MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
@@ -42,19 +48,57 @@ def quiet(axes: Axes, x: str, y: str, *, title: str = "", grid: str = "y") -> No
     if grid:
         axes.grid(axis=grid, color=LINE, linewidth=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
+    no_frame(axes)
+
+
+def no_frame(axes: Axes) -> None:
+    """Hide the four sides of the axes."""
     for side in axes.spines.values():
         side.set_visible(False)
 
 
+def reference(axes: Axes, *, x: float | None = None, y: float | None = None, colour: str = SOFT) -> None:
+    """A thin dashed line at x or at y, above the grid and behind the data."""
+    if x is not None:
+        axes.axvline(x, color=colour, linewidth=0.8, linestyle=_DASHES, zorder=0.9)
+    if y is not None:
+        axes.axhline(y, color=colour, linewidth=0.8, linestyle=_DASHES, zorder=0.9)
+
+
+def histogram(
+    axes: Axes, values: Sequence[float], bins: Sequence[float], colour: str, label: str, *, filled: bool
+) -> None:
+    """The share of the values in each bin, in percent: filled for clean images, an outline for adversarial ones."""
+    look: dict[str, Any] = {"alpha": 0.28, "linewidth": 0} if filled else {"histtype": "step", "linewidth": 1.5}
+    weights = [100 / len(values)] * len(values)
+    axes.hist(values, bins=list(bins), weights=weights, color=colour, label=label, **look)
+
+
+def bins_of(values: Sequence[float], count: int = 30) -> list[float]:
+    """The edges of `count` equal bins that hold all values."""
+    low, high = min(values), max(values) + 1e-6
+    return [low + (high - low) * i / count for i in range(count + 1)]
+
+
+def joined_dots(
+    axes: Axes, filled: Sequence[float], hollow: Sequence[float], rows: Sequence[float], colour: str, **look: Any
+) -> None:
+    """In each row a filled and a hollow mark, joined by a line."""
+    axes.hlines(rows, hollow, filled, color=LINE, linewidth=1.0, zorder=1)
+    axes.scatter(filled, rows, color=colour, zorder=3, **look)
+    look = look | {"label": None}
+    axes.scatter(hollow, rows, facecolors="none", edgecolors=colour, linewidths=1.0, zorder=3, **look)
+
+
 def legend(axes: Axes, **where: Any) -> None:
-    """A legend without a box, whose names stay names, also with a $ in them."""
+    """A legend without a box. A $ in a name stays a $."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         _plain(axes.legend(handles, labels, **_LEGEND | {"loc": "best"} | where))
 
 
 def outside_legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """The same above the whole figure, for the names in these axes."""
+    """The legend of these axes above the whole figure."""
     handles, labels = axes.get_legend_handles_labels()
     _plain(figure.legend(handles, labels, **_LEGEND | {"loc": "outside upper left", "ncols": columns}))
 
@@ -65,14 +109,11 @@ def _plain(made: Legend) -> None:
 
 
 def show_image(axes: Axes, image: Tensor, caption: str = "", *, bold: bool = False) -> None:
-    """An image (C, H, W) in [0, 1], with one or three channels, its pixels as they are, and a line below it."""
+    """An image (C, H, W) in [0, 1] with one or three channels, pixel by pixel, and a caption below it."""
     pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
-    grey = pixels.shape[2] == 1
-    axes.imshow(
-        pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1, interpolation="nearest"
-    )
+    look: Mapping[str, Any] = {"cmap": "gray"} if pixels.shape[2] == 1 else {}
+    axes.imshow(pixels.squeeze(2) if look else pixels, vmin=0, vmax=1, interpolation="nearest", **look)
     weight = "bold" if bold else "normal"
     axes.set_xlabel(caption, color=INK if bold else SOFT, fontsize=8, fontweight=weight, parse_math=False)
     axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        side.set_visible(False)
+    no_frame(axes)

@@ -1,12 +1,13 @@
-"""Accuracy against eps: how fast a model gives way as the adversary may do more.
+"""Accuracy as an attack gets stronger: against its radius eps, and against its number of steps.
 
-The ball of a smaller eps lies inside that of a larger one, so an example that was fooled at a smaller eps counts as
-fooled at every larger one. An honest curve therefore never rises; one that would is a sign of an attack that failed.
+The ball of a smaller eps lies inside that of a larger one, and a short attack is the beginning of a longer one. So an
+example that was fooled once counts as fooled from there on, and a curve never rises. A curve against steps that still
+falls at its end says that the attack has not converged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.canvas import MARKERS, SERIES, SOFT, canvas, legend, quiet
+from advsphere.analysis.canvas import canvas, legend, quiet, reference, style
+from advsphere.analysis.crafting import OnProgress, sample, silent
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
 from advsphere.data import Images
@@ -25,64 +27,26 @@ from advsphere.evaluation.checks import device_of, images_of
 from advsphere.evaluation.judge import exact_float32, judge_attack, predict
 from advsphere.files import read_cache, write_cache
 from advsphere.identity import data_checksum, model_checksum
-from advsphere.losses import Loss, log_odds
-from advsphere.rng import Rng, permutation
+from advsphere.rng import Rng
 from advsphere.stats import wilson
 from advsphere.threat import Norm, ThreatModel, radius
 
-# FOLDED broken: Which of ever stronger attacks is the first to fool the model, for each image.
-
-
-def drawn(count: int, most: int | None, *, seed: int) -> Tensor:
-    """(n,) int64: the numbers of `count` examples, in order; a sample of `most` where there are more (None: of all)."""
-    if most is None or most >= count:
-        return torch.arange(count)
-    return permutation(count, seed=seed, epoch=0, purpose="a look")[:most].sort().values
-
-
-def first_to_break(
-    model: nn.Module,
-    images: Images,
-    examples: Tensor,
-    attacks: Sequence[tuple[ThreatModel, AttackSpec]],
-    *,
-    seed: int,
-    batch_size: int,
-    on_progress: Callable[[int, int], None],
-) -> tuple[int, ...]:
-    """For each of the examples, (n,) int64 in order, 0 where its clean prediction is wrong, else the number of the
-    first attack (from 1) that fooled, or len(attacks) + 1 where none did. Each attack gets only what resisted all
-    before it, and is judged in its own ball, in float32. on_progress: told (attacks done, in all), over all batches.
-    """
-    device, broken = device_of(model), torch.full((len(images),), len(attacks) + 1)
-    batches = examples.split(batch_size)
-    with exact_float32():
-        for number, index in enumerate(batches):
-            x, y = (t.to(device) for t in images.batch(index))
-            with frozen(model) as exact:
-                fooled = predict(exact, x, y)[0].cpu()
-            broken[index[fooled]] = 0
-            for i, (threat, spec) in enumerate(attacks, 1):
-                at = (broken[index] > len(attacks)).to(device)
-                if at.any():
-                    rng = Rng(seed, index.to(device)[at])
-                    verdict = judge_attack(model, spec, threat, x[at], y[at], rng)
-                    broken[index[at.cpu()][verdict.fooled.cpu()]] = i
-                on_progress(number * len(attacks) + i, len(batches) * len(attacks))
-    return tuple(broken[examples].tolist())
-
-
-# FOLDED falling: Accuracy as attacks get stronger, one after the other: what curves against eps and against
-# FOLDED falling: steps have in common.
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMAT = "advsphere curve 2"
+GRID = tuple(i / 4 for i in range(9))
+"""The default radii, as multiples of the threat's."""
+STEPS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Falling:
-    """at: how strong the attacks were, rising; the first is 0, the clean images. broken: for each example the position
-    in `at` of the first attack that fooled, as `first_to_break` has it. of: how many examples these are drawn from.
+class AccuracyCurve:
+    """Accuracy at rising strengths of an attack.
+
+    `at` lists the strengths; the first is 0, the clean images. `broken` gives for each example the position in `at` of
+    the first attack that fooled, len(at) where none did. The examples are a sample of `of` images.
     """
 
     at: tuple[float, ...]
@@ -92,48 +56,38 @@ class Falling:
 
     @property
     def n(self) -> int:
+        """The number of examples."""
         return len(self.broken)
 
     @property
     def robust(self) -> tuple[int, ...]:
-        """How many examples are left at each strength; never rising."""
+        """How many examples are correct at each strength; never rising."""
         return tuple(sum(b > i for b in self.broken) for i in range(len(self.at)))
 
     @property
     def accuracy(self) -> tuple[float, ...]:
+        """The share of correct examples at each strength."""
         return tuple(k / self.n for k in self.robust)
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...]:
-        """A 95 % Wilson interval at each strength, for the sample alone."""
+        """A 95 % Wilson interval at each strength, for the sample of images alone."""
         return tuple(wilson(k, self.n) for k in self.robust)
 
 
-def falling_line(axes: Axes, found: Falling, number: int, name: str, *, first: int = 0) -> tuple[str, str]:
-    """Draw it in percent, with its 95 % band, from position `first` on; returns the colour and the marker."""
-    colour, marker = SERIES[number % len(SERIES)], MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
-    at, percent = found.at[first:], [100 * a for a in found.accuracy[first:]]
-    low, high = ([100 * v for v in ends] for ends in zip(*found.intervals[first:], strict=True))
-    axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(at, percent, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name, clip_on=False)
-    return colour, marker
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-FORMAT = "advsphere curve 2"
-GRID = tuple(i / 4 for i in range(9))
-"""The radii by default, as multiples of the threat's."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Curve(Falling):
-    """Accuracy under PGD at rising radii, an upper bound of robust accuracy at each.
+class Curve(AccuracyCurve):
+    """Accuracy under PGD at rising radii; at each radius an upper bound of robust accuracy.
 
-    at: the radii. steps: of PGD. model, data: checksums of the model that was attacked and of all images, whether or
-    not these are a sample of them.
+    Attributes:
+        at: The radii, starting with 0.
+        broken: For each example the position in `at` of the first radius at which it was fooled, len(at) where at none.
+        of: The number of images that the examples are a sample of.
+        seed: The seed of the sample and of the random starts.
+        norm: The norm of the radii.
+        steps: The number of PGD steps.
+        model: Checksum of the model.
+        data: Checksum of all `of` images.
     """
 
     norm: Norm
@@ -142,14 +96,43 @@ class Curve(Falling):
     data: str
 
     def save(self, path: Path) -> None:
-        """Write a JSON file, whole or not at all. Raises UserError where that can't be done."""
+        """Write a JSON file, completely or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UserError: If the file can't be written.
+        """
         write_cache(path, FORMAT, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """A saved curve. Raises UserError for a file that is missing, of another kind, or changed since."""
+        """Read a saved curve.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UserError: If the file is missing, is not a curve, or was changed after it was written.
+        """
         values = read_cache(path, FORMAT)
         return cls(**values | {"at": tuple(values["at"]), "broken": tuple(values["broken"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsCurve(AccuracyCurve):
+    """Accuracy under PGD with rising numbers of steps.
+
+    Attributes:
+        at: The numbers of steps, starting with 0, the clean images.
+        broken: For each example the position in `at` of the first attack that fooled, len(at) where none did.
+        of: The number of images that the examples are a sample of.
+        seed: The seed of the sample and of the random starts.
+        threat: What PGD may do.
+    """
+
+    threat: ThreatModel
 
 
 def accuracy_against_eps(
@@ -163,96 +146,46 @@ def accuracy_against_eps(
     most: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = silent,
 ) -> Curve:
-    """Attack with PGD at each radius in turn, and only what still resists.
+    """Attack with PGD at each radius in turn, and at each only the examples that still resist.
 
-    model, images, labels, seed, batch_size: as in `evaluate`. threat: its norm and bounds; its eps sets the default
-    radii, from 0 to twice that in quarters. eps: radii of one's own, in any order; 0 is always added. steps: of PGD,
-    each a quarter of the radius long, from a uniform start, keeping the best iterate and stopping at the first success.
-    most: of more images a sample of so many is attacked, each with the draws that it would have among all.
-    Every result is judged as in an evaluation: inside its own ball, and misclassified in float32. on_progress: told
-    (radii done, radii in all), over all batches.
+    PGD starts at a uniform draw, takes steps of a quarter of the radius, keeps the best iterate and stops at the first
+    success. Each result is judged as in an evaluation: inside its own ball, and misclassified in float32.
 
-    Raises UserError for radii, images or labels that make no sense.
+    Args:
+        model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
+        images: A set of images, or a tensor (N, C, H, W).
+        labels: (N,) int64, for images given as a tensor.
+        threat: Its norm and bounds apply. Its eps sets the default radii, from 0 to twice that in quarters.
+        eps: Other radii, in any order; 0 is always added.
+        steps: The number of PGD steps.
+        most: Attack a random sample of this size where there are more images. An example has the same draws in it.
+        seed: The seed of the sample and of the random starts.
+        batch_size: Images in a batch.
+        on_progress: Called with (attacks done, attacks in total), over all batches.
+
+    Returns:
+        The curve.
+
+    Raises:
+        UserError: For radii, images or labels that make no sense.
     """
     images = images_of(images, labels)
     radii = tuple(sorted({0.0, *([threat.eps * share for share in GRID] if eps is None else map(float, eps))}))
     if radii[0] < 0 or len(radii) == 1:
         raise UserError(f"a curve needs radii above 0, not {', '.join(map(radius, radii))}")
-    balls = [replace(threat, eps=radius_i) for radius_i in radii[1:]]
-    attacks = [(ball, _pgd(ball, steps)) for ball in balls]
-    examples = drawn(len(images), most, seed=seed)
-    broken = first_to_break(model, images, examples, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
+    attacks = [(replace(threat, eps=radius_i), steps) for radius_i in radii[1:]]
     return Curve(
         norm=threat.norm,
         at=radii,
-        broken=broken,
+        broken=_broken(model, images, attacks, most, seed, batch_size, on_progress),
         of=len(images),
         steps=steps,
         seed=seed,
         model=model_checksum(model),
         data=data_checksum(images, batch_size),
     )
-
-
-def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluation] | None = None) -> Figure:
-    """Curves with their 95 % bands, by the models' names. evaluations: by the same names, adds each one's worst case at
-    its own eps, as a hollow marker with its interval.
-    """
-    figure, (axes,) = canvas(4.6, 3.2)
-    highest = max(curve.at[-1] for curve in curves.values())
-    for i, (name, curve) in enumerate(curves.items()):
-        colour, marker = falling_line(axes, curve, i, name)
-        if evaluations and name in evaluations:
-            _worst(evaluations[name], axes, colour, marker)
-    for eps in sorted({float(e.identity["threat"]["eps"]) for e in (evaluations or {}).values()}):
-        axes.axvline(eps, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-    ticks = next(iter(curves.values())).at[::2]
-    axes.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(0, 101), xticks=ticks, yticks=range(0, 101, 20))
-    axes.set_xticklabels([radius(e) for e in ticks])
-    quiet(axes, "eps", "accuracy, %")
-    legend(axes, fontsize=9)
-    return figure
-
-
-def _worst(evaluation: Evaluation, axes: Axes, colour: str, marker: str) -> None:
-    """The worst case as a hollow marker."""
-    row, eps = evaluation.worst, float(evaluation.identity["threat"]["eps"])
-    low, high = row.interval
-    axes.errorbar(
-        eps,
-        100 * row.accuracy,
-        yerr=[[100 * (row.accuracy - low)], [100 * (high - row.accuracy)]],
-        color=colour,
-        marker=marker,
-        markersize=7,
-        markerfacecolor="none",
-        linewidth=1.0,
-        clip_on=False,
-    )
-
-
-def _pgd(threat: ThreatModel, steps: int) -> AttackSpec:
-    attack = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True, keep="best")
-    return AttackSpec(f"PGD-{steps}", attack)
-
-
-# FOLDED steps: Accuracy against the number of steps: an attack that still finds more with more steps has not
-# FOLDED steps: converged.
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-STEPS = (1, 2, 5, 10, 20, 50, 100)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepsCurve(Falling):
-    """Accuracy under PGD with rising numbers of steps. at: these numbers."""
-
-    threat: ThreatModel
-    at: tuple[int, ...]
 
 
 def accuracy_against_steps(
@@ -262,41 +195,137 @@ def accuracy_against_steps(
     *,
     threat: ThreatModel,
     steps: Sequence[int] = STEPS,
-    loss: Loss = log_odds,
     most: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = silent,
 ) -> StepsCurve:
-    """PGD with steps of eps / 4 from the same uniform start, with each number of steps in turn, on what still resists.
+    """Attack with PGD with each number of steps in turn, and with each only the examples that still resist.
 
-    A shorter attack is thus the beginning of a longer one, and an image counts as fooled from its first success on.
-    images, labels, seed, batch_size: as in `evaluate`. most: as in `accuracy_against_eps`. on_progress: told (attacks
-    done, in all), over all batches. Raises UserError for steps that are not positive, or none.
+    All attacks have steps of eps / 4 and start at the same uniform draw.
+
+    Args:
+        model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
+        images: A set of images, or a tensor (N, C, H, W).
+        labels: (N,) int64, for images given as a tensor.
+        threat: What the attack may do.
+        steps: The numbers of steps, in any order.
+        most: Attack a random sample of this size where there are more images. An example has the same draws in it.
+        seed: The seed of the sample and of the random starts.
+        batch_size: Images in a batch.
+        on_progress: Called with (attacks done, attacks in total), over all batches.
+
+    Returns:
+        The curve.
+
+    Raises:
+        UserError: For steps that are not positive, and for images or labels that make no sense.
     """
     images, numbers = images_of(images, labels), tuple(sorted({*map(int, steps)}))
     if not numbers or numbers[0] < 1:
         raise UserError(f"numbers of steps are positive, not {', '.join(map(str, numbers)) or 'none'}")
-    attacks = [(threat, AttackSpec(f"PGD-{k}", _pgd_steps(threat, k, loss))) for k in numbers]
-    examples = drawn(len(images), most, seed=seed)
-    broken = first_to_break(model, images, examples, attacks, seed=seed, batch_size=batch_size, on_progress=on_progress)
+    broken = _broken(model, images, [(threat, k) for k in numbers], most, seed, batch_size, on_progress)
     return StepsCurve(threat=threat, at=(0, *numbers), broken=broken, of=len(images), seed=seed)
 
 
+def _broken(
+    model: nn.Module,
+    images: Images,
+    attacks: Sequence[tuple[ThreatModel, int]],
+    most: int | None,
+    seed: int,
+    batch_size: int,
+    on_progress: OnProgress,
+) -> tuple[int, ...]:
+    """For each example of a sample, the number of the first attack that fooled; 0 where its clean prediction is wrong.
+
+    An attack is PGD with a threat and a number of steps. It gets only the examples that resisted all before it.
+    """
+    device, examples = device_of(model), sample(len(images), most, seed=seed)
+    broken = torch.full((len(images),), len(attacks) + 1)
+    batches = examples.split(batch_size)
+    with exact_float32():
+        for number, index in enumerate(batches):
+            x, y = (t.to(device) for t in images.batch(index))
+            with frozen(model) as exact:
+                broken[index[predict(exact, x, y)[0].cpu()]] = 0
+            for i, (threat, steps) in enumerate(attacks, 1):
+                at = (broken[index] > len(attacks)).to(device)
+                if at.any():
+                    attack = partial(
+                        pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True, keep="best"
+                    )
+                    spec, rng = AttackSpec(f"PGD-{steps}", attack), Rng(seed, index.to(device)[at])
+                    verdict = judge_attack(model, spec, threat, x[at], y[at], rng)
+                    broken[index[at.cpu()][verdict.fooled.cpu()]] = i
+                on_progress(number * len(attacks) + i, len(batches) * len(attacks))
+    return tuple(broken[examples].tolist())
+
+
+def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluation] | None = None) -> Figure:
+    """Curves against eps with their 95 % bands.
+
+    Args:
+        curves: By the models' names.
+        evaluations: By the same names; adds the worst case of each at its own eps, as a hollow marker with an interval.
+
+    Returns:
+        The figure.
+    """
+    figure, (axes,) = canvas(4.6, 3.2)
+    highest = max(curve.at[-1] for curve in curves.values())
+    for i, (name, curve) in enumerate(curves.items()):
+        _line(axes, curve, i, name)
+        evaluation = (evaluations or {}).get(name)
+        if evaluation is not None:
+            eps, worst, (colour, marker) = float(evaluation.identity["threat"]["eps"]), evaluation.worst, style(i)
+            reference(axes, x=eps)
+            low, high = worst.interval
+            axes.errorbar(
+                eps,
+                100 * worst.accuracy,
+                yerr=[[100 * (worst.accuracy - low)], [100 * (high - worst.accuracy)]],
+                color=colour,
+                marker=marker,
+                markersize=7,
+                markerfacecolor="none",
+                linewidth=1.0,
+                clip_on=False,
+            )
+    ticks = next(iter(curves.values())).at[::2]
+    axes.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(0, 101), xticks=ticks, yticks=range(0, 101, 20))
+    axes.set_xticklabels([radius(e) for e in ticks])
+    quiet(axes, "eps", "accuracy, %")
+    legend(axes, fontsize=9)
+    return figure
+
+
 def steps_figure(curves: Mapping[str, StepsCurve]) -> Figure:
-    """Curves with their 95 % bands, by the models' names; the steps on a logarithmic axis, beginning with 1."""
+    """Curves against the number of steps (logarithmic, from 1 on) with their 95 % bands.
+
+    Args:
+        curves: By the models' names.
+
+    Returns:
+        The figure.
+    """
     figure, (axes,) = canvas(4.6, 3.2)
     for i, (name, curve) in enumerate(curves.items()):
-        falling_line(axes, curve, i, name, first=1)
+        _line(axes, curve, i, name, first=1)
     one = next(iter(curves.values()))
     axes.set_xscale("log")
     axes.set_xticks(one.at[1:], [str(k) for k in one.at[1:]])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    quiet(axes, f"steps of PGD at {one.threat.norm} eps = {radius(one.threat.eps)}", "accuracy, %")
+    quiet(axes, f"PGD steps at {one.threat.norm} eps = {radius(one.threat.eps)}", "accuracy, %")
     legend(axes)
     return figure
 
 
-def _pgd_steps(threat: ThreatModel, steps: int, loss: Loss) -> partial[Tensor]:
-    return partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, loss=loss, until_fooled=True, keep="best")
+def _line(axes: Axes, curve: AccuracyCurve, number: int, name: str, *, first: int = 0) -> None:
+    """Accuracy in percent with its 95 % band, from position `first` on."""
+    colour, marker = style(number)
+    at, percent = curve.at[first:], [100 * a for a in curve.accuracy[first:]]
+    low, high = ([100 * v for v in ends] for ends in zip(*curve.intervals[first:], strict=True))
+    axes.fill_between(at, low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(at, percent, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name, clip_on=False)

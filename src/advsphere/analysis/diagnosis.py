@@ -1,32 +1,43 @@
-"""The whole diagnosis: one network, or one beside its baseline, with the four claims answered; as data and figures."""
+"""The whole diagnosis of one network, or of one beside its baseline: the four claims, as data and figures."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from advsphere.analysis.angles import Angles, directions, margin_figure, norm_figure
+from advsphere.analysis.angles import Angles, margin_figure, measure_angles, norm_figure
 from advsphere.analysis.balance import Balance, balance_figure
-from advsphere.analysis.canvas import MARKERS, SERIES, SOFT, canvas, legend, quiet
 from advsphere.analysis.claims import Claim, balanced, effective, hard, margins
-from advsphere.analysis.curves import curve_figure, steps_figure
-from advsphere.analysis.examination import Examination, Network, examine
-from advsphere.analysis.feature_normalization import PAPER, FewSteps, few_steps_figure
-from advsphere.analysis.gradients import LayerGradients, gradient_figure, recorded
-from advsphere.analysis.hard_examples import GROUPS, hardness_figure
-from advsphere.analysis.perturbations import picture_figure
-from advsphere.analysis.surface import surface_figure
+from advsphere.analysis.crafting import OnProgress, craft
+from advsphere.analysis.curves import (
+    Curve,
+    StepsCurve,
+    accuracy_against_eps,
+    accuracy_against_steps,
+    curve_figure,
+    steps_figure,
+)
+from advsphere.analysis.feature_normalization import PAPER, FewSteps, few_steps, few_steps_figure
+from advsphere.analysis.gradients import LayerGradients, gradient_figure, layer_gradients
+from advsphere.analysis.hard_examples import GROUPS, Hardness, check_count, hardness, hardness_figure
+from advsphere.analysis.linear_head import HeadParts, split_head
+from advsphere.analysis.perturbations import Picture, both_ways, first_right, picture_figure
+from advsphere.analysis.surface import Surface, loss_surface, surface_figure
+from advsphere.classifier import find_head
 from advsphere.data import Images
 from advsphere.errors import UserError
+from advsphere.evaluation import preflight
 from advsphere.files import content_checksum, read_json, write_atomically
+from advsphere.hypersphere import AngularMargin, HypersphereHead
+from advsphere.losses import Loss, cross_entropy
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -34,11 +45,82 @@ if TYPE_CHECKING:
 
 FORMAT = "advsphere diagnosis 1"
 
+GRADIENTS, HARD, CURVES, SURFACES = 256, 500, 250, 4
+"""How many images suffice: for the layers' gradients, for each example's own gradient, for the curves against eps and
+steps (which take most of the time), and for slices of the loss surface.
+"""
+
+STAGES = ("craft", "gradients", "hardness", "few steps", "Table 7", "eps", "steps", "surface", "pictures")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Network:
+    """A network to diagnose.
+
+    Attributes:
+        name: Its name in figures and sentences.
+        model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
+        head: The name of the last linear layer, where it can't be told.
+        margin: The angular margin m it was trained with, for the gradients of its training loss.
+        states: The same network at other times of its training, by name, for the gradients over training.
+        metrics: What its run logged after each epoch, with gradient-norm ratios if they were recorded.
+    """
+
+    name: str
+    model: nn.Module
+    head: str | None = None
+    margin: float = 0.0
+    states: Mapping[str, nn.Module] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, float]] = ()
+
+    def criterion(self, model: nn.Module) -> Loss:
+        """The loss that one of its states was trained with: cross-entropy, with the margin if there is one.
+
+        Args:
+            model: The network or one of its states.
+        """
+        head = model.get_submodule(find_head(model, self.head))
+        return AngularMargin(head, self.margin) if isinstance(head, HypersphereHead) and self.margin else cross_entropy
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Examination:
+    """All measurements of one network. `first_steps` has few steps of the threat's own size, `table7` those of the
+    paper's Table 7. `pictures` are with FN on the attack's path and without.
+    """
+
+    network: Network
+    parts: HeadParts
+    clean: Angles
+    adversarial: Angles
+    gradients: Mapping[str, LayerGradients]
+    hardness: Hardness
+    first_steps: FewSteps
+    table7: FewSteps
+    eps: Curve
+    steps: StepsCurve
+    surface: Surface
+    pictures: Mapping[str, tuple[Picture, ...]]
+
+    @property
+    def balance(self) -> Balance:
+        """The classes that its adversarial examples are predicted as."""
+        a = self.adversarial
+        lengths = self.parts.weight.norm(dim=1).cpu()
+        return Balance(classes=a.classes, labels=a.labels, predictions=a.predictions, lengths=lengths)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Diagnosis:
-    """examinations: of the network that the claims are about, then of its baseline if there is one. data: what the set
-    of images is called. threat, n, seed: of all attacks, but for Table 7's own radius.
+    """The examinations of one or two networks, and the answers to the four claims.
+
+    Attributes:
+        examinations: Of the network that the claims are about, then of its baseline if there is one.
+        claims: The four claims with their answers.
+        threat: What all attacks may do, except those of Table 7, which have their own radius.
+        data: The name of the set of images.
+        n: The number of images.
+        seed: The seed of the random starts and of the bootstrap.
     """
 
     examinations: tuple[Examination, ...]
@@ -49,29 +131,30 @@ class Diagnosis:
     seed: int
 
     def figures(self) -> dict[str, Figure]:
-        """Every figure by the name of its file; those of the claims are called "claim-1-effective" and so on."""
-        by = {e.network.name: e for e in self.examinations}
-        clean, adversarial = ({name: getattr(e, part) for name, e in by.items()} for part in ("clean", "adversarial"))
+        """Every figure by the name of its file."""
+
+        def each(part: str) -> dict[str, Any]:
+            return {e.network.name: getattr(e, part) for e in self.examinations}
+
+        metrics = {e.network.name: e.network.metrics for e in self.examinations}
         found = {
-            "claim-1-effective": few_steps_figure({name: e.first_steps for name, e in by.items()}),
-            "claim-2-hard": hardness_figure({name: e.hardness for name, e in by.items()}),
-            "claim-3-balance": balance_figure({name: balance_of(e) for name, e in by.items()}),
-            "claim-4-margin": margin_figure(clean, adversarial),
-            "gradients": gradient_figure(
-                {name: e.gradients for name, e in by.items()}, {name: e.network.metrics for name, e in by.items()}
-            ),
-            "feature-norms": norm_figure(clean, adversarial),
-            "table-7": few_steps_figure({name: e.table7 for name, e in by.items()}),
-            "accuracy-eps": curve_figure({name: e.eps for name, e in by.items()}),
-            "accuracy-steps": steps_figure({name: e.steps for name, e in by.items()}),
-            "loss-surface": surface_figure({name: e.surface for name, e in by.items()}),
+            "claim-1-effective": few_steps_figure(each("first_steps")),
+            "claim-2-hard": hardness_figure(each("hardness")),
+            "claim-3-balance": balance_figure(each("balance")),
+            "claim-4-margin": margin_figure(each("clean"), each("adversarial")),
+            "gradients": gradient_figure(each("gradients"), metrics),
+            "feature-norms": norm_figure(each("clean"), each("adversarial")),
+            "table-7": few_steps_figure(each("table7")),
+            "accuracy-eps": curve_figure(each("eps")),
+            "accuracy-steps": steps_figure(each("steps")),
+            "loss-surface": surface_figure(each("surface")),
         }
-        for number, e in enumerate(self.examinations):
-            found["pictures" if number == 0 else "pictures-baseline"] = picture_figure(e.pictures, 2 * self.threat.eps)
+        for name, e in zip(("pictures", "pictures-baseline"), self.examinations, strict=False):
+            found[name] = picture_figure(e.pictures, 2 * self.threat.eps)
         return found
 
     def content(self) -> dict[str, Any]:
-        """The numbers behind claims and figures, JSON-able; accuracies are shares, angles degrees."""
+        """The numbers behind claims and figures, JSON-able; accuracies are shares, angles are degrees."""
         return {
             "format": FORMAT,
             "threat": asdict(self.threat),
@@ -82,19 +165,26 @@ class Diagnosis:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write diagnosis.json and a png of each figure into the folder; returns what was written. Raises UserError
-        where that can't be done.
+        """Write diagnosis.json and a png of each figure.
+
+        Args:
+            folder: Where to write.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            UserError: If a file can't be written.
         """
         content = self.content()
-        text = json.dumps(content | {"checksum": content_checksum(content)}, indent=1)
-        write_atomically(folder / "diagnosis.json", text.encode())
-        written = [folder / "diagnosis.json"]
+        files = {"diagnosis.json": json.dumps(content | {"checksum": content_checksum(content)}, indent=1).encode()}
         for name, figure in self.figures().items():
             out = io.BytesIO()
             figure.savefig(out, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-            write_atomically(folder / f"{name}.png", out.getvalue())
-            written.append(folder / f"{name}.png")
-        return written
+            files[f"{name}.png"] = out.getvalue()
+        for file, data in files.items():
+            write_atomically(folder / file, data)
+        return [folder / file for file in files]
 
 
 def diagnose(
@@ -109,55 +199,141 @@ def diagnose(
 ) -> Diagnosis:
     """Examine a network, and a baseline if given, on the same images; then answer the paper's four claims.
 
-    on_progress: told (network, stage, done, total). Raises UserError as `examine`, and for two networks of one name.
+    The models are restored to the state they were in, and their gradients stay as they are.
+
+    Args:
+        network: The network that the claims are about.
+        images: The clean images.
+        threat: What the attacks may do.
+        baseline: A network to compare with, for claims 3 and 4.
+        seed: The seed of the random starts and of the bootstrap.
+        batch_size: Images in a batch.
+        on_progress: Called with (network, stage, done, total); the stages are in STAGES.
+
+    Returns:
+        The measurements and the answers.
+
+    Raises:
+        UserError: For networks or images that `preflight` refuses, a network without a linear head, fewer than ten
+            images, and two networks with the same name.
     """
     networks = [network] if baseline is None else [network, baseline]
     if len({one.name for one in networks}) < len(networks):
         raise UserError(f"both networks are called {network.name!r}; give the baseline another name")
-    found = tuple(
-        examine(
-            one,
-            images,
-            threat=threat,
-            seed=seed,
-            batch_size=batch_size,
-            on_progress=lambda stage, done, total, name=one.name: on_progress(name, stage, done, total),  # type: ignore[misc]
-        )
-        for one in networks
-    )
+    found = tuple(_examine(one, images, threat, seed, batch_size, partial(on_progress, one.name)) for one in networks)
     first, other = found[0], found[1] if len(found) > 1 else None
     claims = (
         effective(first.first_steps),
         hard(first.hardness, seed=seed),
-        balanced(balance_of(other) if other else None, balance_of(first), seed=seed),
+        balanced(other.balance if other else None, first.balance, seed=seed),
         margins((other.clean, other.adversarial) if other else None, (first.clean, first.adversarial), seed=seed),
     )
     return Diagnosis(examinations=found, claims=claims, threat=threat, data=images.name, n=len(images), seed=seed)
 
 
-def balance_of(examination: Examination) -> Balance:
-    """What the examined network's adversarial examples are taken for."""
-    return Balance.of(examination.adversarial, examination.anatomy.weight)
+def _examine(
+    network: Network,
+    images: Images,
+    threat: ThreatModel,
+    seed: int,
+    batch_size: int,
+    on_progress: Callable[[str, int, int], None],
+) -> Examination:
+    """All measurements of one network, on the same images."""
+    model = network.model
+    craft_, gradients, hardness_, few, table7, eps, steps, surface, pictures = (
+        partial(on_progress, stage) for stage in STAGES
+    )
+    check_count(len(images))
+    preflight(model, images, batch_size=batch_size)
+    parts = split_head(model, images, head=network.head, batch_size=batch_size)
+    crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=craft_)
+    clean, adversarial = (
+        measure_angles(parts, x, crafted.y, images.classes, batch_size=batch_size) for x in (crafted.x, crafted.x_adv)
+    )
+    right = first_right(clean, SURFACES) or tuple(range(min(SURFACES, len(crafted.y))))
+    found = Examination(
+        network=network,
+        parts=parts,
+        clean=clean,
+        adversarial=adversarial,
+        gradients=_gradients(network, images.few(GRADIENTS), threat, seed, gradients),
+        hardness=hardness(parts, crafted.few(HARD), on_progress=hardness_),
+        first_steps=few_steps(
+            parts,
+            images,
+            threat=threat,
+            step_size=threat.eps / 4,
+            factors=(0.5, 1.0, 2.0),
+            seed=seed,
+            batch_size=batch_size,
+            on_progress=few,
+        ),
+        table7=few_steps(parts, images, seed=seed, batch_size=batch_size, on_progress=table7),
+        eps=accuracy_against_eps(
+            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=eps
+        ),
+        steps=accuracy_against_steps(
+            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=steps
+        ),
+        surface=loss_surface(model, crafted, right, seed=seed, batch_size=batch_size),
+        pictures=both_ways(parts, images, first_right(clean) or (0,), threat=threat, seed=seed),
+    )
+    for told in (surface, pictures):
+        told(1, 1)
+    return found
+
+
+def _gradients(
+    network: Network, images: Images, threat: ThreatModel, seed: int, on_progress: OnProgress
+) -> dict[str, LayerGradients]:
+    """Of each state by its training loss, and of the network itself also without the margin.
+
+    A margin makes clean images hard as well, so the two ratios differ.
+    """
+    views = [(state, model, network.criterion(model)) for state, model in network.states.items()]
+    if network.margin:
+        views.append(("as judged, m = 0", network.model, cross_entropy))
+    views.append(("as judged", network.model, network.criterion(network.model)))
+    found = {}
+    for i, (state, model, criterion) in enumerate(views, 1):
+        found[state] = layer_gradients(model, images, threat=threat, criterion=criterion, head=network.head, seed=seed)
+        on_progress(i, len(views))
+    return found
+
+
+def diagnosed_gradients(path: Path, model: str) -> LayerGradients | None:
+    """The gradients of the model with this checksum in a diagnosis.json; None if the file is not about that model.
+
+    Raises UserError for a file that is missing or of another kind.
+    """
+    for network in read_json(path, FORMAT)["networks"]:
+        if network["checksum"] == model:
+            found = network["gradients"]["as judged"]
+            return LayerGradients(**{key: tuple(found[key]) for key in LayerGradients.__dataclass_fields__})
+    return None
 
 
 def _content(e: Examination) -> dict[str, Any]:
+    shares = {
+        name: [e.hardness.share(q, fn=fn) for q in range(GROUPS)]
+        for name, fn in (("with FN", True), ("without FN", False))
+    }
+    paper = [{"steps": k, "FN": fn, "accuracy": percent / 100} for (k, fn), percent in PAPER.items()]
     return {
         "name": e.network.name,
         "checksum": e.eps.model,
-        "has FN": e.anatomy.normalized,
-        "mean feature norm": e.anatomy.radius,
+        "has FN": e.parts.normalized,
+        "mean feature norm": e.parts.mean_norm,
         "gradients": {s: {**asdict(g), "ratio": _rounded(torch.tensor(g.ratio))} for s, g in e.gradients.items()},
         "clean": _angles(e.clean),
         "adversarial": _angles(e.adversarial),
-        "angles between classes": _rounded(directions(e.anatomy)),
-        "class weight lengths": _rounded(e.anatomy.weight.norm(dim=1)),
-        "imbalance": balance_of(e).value,
-        "gradient shares, easiest to hardest fifth": {
-            name: [e.hardness.share(q, fn=fn) for q in range(GROUPS)]
-            for name, fn in (("with FN", True), ("without FN", False))
-        },
+        "angles between classes": _rounded(e.parts.class_angles()),
+        "class weight lengths": _rounded(e.parts.weight.norm(dim=1)),
+        "imbalance": e.balance.value,
+        "gradient shares, easiest to hardest fifth": shares,
         "few steps": _few(e.first_steps),
-        "table 7": {**_few(e.table7), "inferred": ["eps", "step size", "start", "s"], "paper": _paper()},
+        "table 7": {**_few(e.table7), "inferred": ["eps", "step size", "start", "s"], "paper": paper},
         "accuracy against eps": {"eps": e.eps.at, "n": e.eps.n, "robust": e.eps.robust, "steps": e.eps.steps},
         "accuracy against steps": {"steps": e.steps.at, "n": e.steps.n, "robust": e.steps.robust},
         "loss surface": {
@@ -167,43 +343,29 @@ def _content(e: Examination) -> dict[str, Any]:
 
 
 def _angles(angles: Angles) -> dict[str, Any]:
+    by_class = {"margin": angles.margin, "own angle": angles.own, "feature norm": angles.norms}
     return {
         "accuracy": float((angles.predictions == angles.labels).double().mean()),
         "mean angular margin": float(angles.margin.mean()),
-        "by class": {
-            name: _rounded(angles.by_class(values))
-            for name, values in (("margin", angles.margin), ("own angle", angles.own), ("feature norm", angles.norms))
-        },
+        "by class": {name: _rounded(angles.by_class(values)) for name, values in by_class.items()},
         "classes": list(angles.classes),
     }
 
 
 def _few(found: FewSteps) -> dict[str, Any]:
+    cells = [
+        {"steps": a.steps, "FN": a.fn, "factor": a.factor, "k": sum(a.resisted), "n": len(a.resisted),
+         "interval": a.interval}
+        for a in found.attacks
+    ]  # fmt: skip
+    threat = found.threat
     return {
-        "eps": found.threat.eps,
-        "norm": found.threat.norm,
-        "step size": found.step_size,
-        "start": found.start,
-        "cells": [
-            {
-                "steps": cell.steps,
-                "FN": cell.fn,
-                "factor": cell.factor,
-                "k": sum(cell.resisted),
-                "n": len(cell.resisted),
-                "interval": cell.interval,
-            }
-            for cell in found.cells
-        ],
-    }
-
-
-def _paper() -> list[Mapping[str, Any]]:
-    return [{"steps": k, "FN": fn, "accuracy": percent / 100} for (k, fn), percent in PAPER.items()]
+        "eps": threat.eps, "norm": threat.norm, "step size": found.step_size, "start": found.start, "cells": cells,
+    }  # fmt: skip
 
 
 def _rounded(values: Tensor) -> list[Any]:
-    """Five digits are more than a figure shows; a class without images has no number."""
+    """Nested lists of numbers with five digits, more than a figure shows; None for NaN."""
 
     def short(value: Any) -> Any:
         if isinstance(value, list):
@@ -211,56 +373,3 @@ def _rounded(values: Tensor) -> list[Any]:
         return float(f"{value:.5g}") if value == value else None
 
     return short(values.tolist())
-
-
-# FOLDED ratios: Gradient-norm ratios as a page shows them: several models in one small figure, by layer and
-# FOLDED ratios: over training.
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-def diagnosed(path: Path, model: str) -> LayerGradients | None:
-    """The gradients of a model, by its checksum, out of a diagnosis.json; None where it is not about that one. Raises
-    UserError for a file that is missing or of another kind.
-    """
-    for network in read_json(path, FORMAT)["networks"]:
-        if network["checksum"] == model:
-            found = network["gradients"]["as judged"]
-            return LayerGradients(**{key: tuple(found[key]) for key in LayerGradients.__dataclass_fields__})
-    return None
-
-
-def ratio_figure(gradients: Mapping[str, LayerGradients]) -> Figure:
-    """By the models' names: adversarial over clean, layer by layer from the input to the head."""
-    figure, (axes,) = canvas(3.6, 2.5)
-    for i, (name, found) in enumerate(gradients.items()):
-        _line(axes, range(1, len(found.ratio) + 1), found.ratio, i, name)
-    _one(axes)
-    quiet(axes, "layer, from the input to the head", "adversarial / clean")
-    legend(axes)
-    return figure
-
-
-def ratio_history_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """By the models' names: the median over the layers after each epoch of training, as the runs recorded it."""
-    figure, (axes,) = canvas(3.6, 2.5)
-    for i, (name, lines) in enumerate(metrics.items()):
-        epochs, ratios = recorded(lines)
-        known = [[v for v in values if v == v] for values in zip(*ratios.values(), strict=True)]
-        _line(axes, epochs, [median(values) if values else float("nan") for values in known], i, name)
-    _one(axes)
-    quiet(axes, "epoch", "median of the layers")
-    legend(axes)
-    return figure
-
-
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], series: int, name: str) -> None:
-    colour, marker = SERIES[series % len(SERIES)], MARKERS[series % len(MARKERS)]
-    axes.plot(x, y, color=colour, marker=marker, markersize=3.6, linewidth=1.4, label=name, clip_on=False)
-
-
-def _one(axes: Axes) -> None:
-    """Where both speak equally loud."""
-    axes.axhline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))

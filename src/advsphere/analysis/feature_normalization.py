@@ -1,23 +1,22 @@
-"""The paper's Table 7: a few steps of PGD on a network, with FN on the attack's path only.
+"""The paper's Table 7: PGD with a few steps on one network, with FN on the attack's path or without.
 
-FN claims to make perturbations more effective: without it, part of a step goes into the norm of the features, which
-changes no prediction. So the same network is attacked twice, by the same steps from the same starts; one attack sees
-the logits with FN, the other without. Success is judged by the untouched network.
+The paper claims that FN makes perturbations more effective: without it, part of a step goes into the norm of the
+features, which changes no prediction. So the same steps from the same starts attack the same network twice. One attack
+sees the logits with FN, the other without, and the unchanged network judges both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 
-from advsphere.analysis.angles import HeadParts, split_head
-from advsphere.analysis.canvas import MARKERS, SERIES, SOFT, canvas, legend, quiet
+from advsphere.analysis.canvas import SERIES, SOFT, canvas, legend, quiet, reference, style
+from advsphere.analysis.crafting import OnProgress, silent
+from advsphere.analysis.linear_head import HeadParts
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
 from advsphere.data import Images
@@ -29,25 +28,22 @@ from advsphere.stats import PairedDifference, paired, wilson
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INFERRED = ThreatModel(norm="linf", eps=0.031)
 STEP_SIZE = 0.003
-"""The paper gives neither radius nor step for its Table 7; these are inferred, from its Table 2."""
+"""The paper gives neither the radius nor the step size of its Table 7. These are inferred from its Table 2."""
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""What s is multiplied with, for the sweep."""
+"""The multiples of s in the sweep."""
 
 PAPER = {(1, False): 67.09, (1, True): 62.89, (2, False): 50.37, (2, True): 33.75}
-"""{(steps, with FN): accuracy in %} of Table 7, of a standardly trained WRN-34-10 on CIFAR-10."""
+"""{(steps, with FN): accuracy in %} in Table 7, for a WRN-34-10 with standard training on CIFAR-10."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One attack. factor: of s. resisted: for each image, whether the untouched network still classifies it as
-    labelled.
-    """
+class ShortAttack:
+    """One attack with `factor` times s; `resisted` says which images the unchanged network still classifies right."""
 
     steps: int
     fn: bool
@@ -60,48 +56,48 @@ class Cell:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """A 95 % Wilson interval, for the sample alone."""
+        """A 95 % Wilson interval, for the sample of images alone."""
         return wilson(sum(self.resisted), len(self.resisted))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewSteps:
-    """All attacks of one network. radius: its mean clean ||z||, which is s at factor 1 unless it has FN of its own."""
+    """All attacks on one network. `mean_norm` is its mean clean ||z||: s at factor 1, unless the network has FN."""
 
-    cells: tuple[Cell, ...]
+    attacks: tuple[ShortAttack, ...]
     threat: ThreatModel
     step_size: float
     start: str
     seed: int
-    radius: float
+    mean_norm: float
 
     @property
     def steps(self) -> tuple[int, ...]:
-        return tuple(sorted({cell.steps for cell in self.cells}))
+        return tuple(sorted({attack.steps for attack in self.attacks}))
 
     @property
     def factors(self) -> tuple[float, ...]:
-        return tuple(sorted({cell.factor for cell in self.cells}))
+        return tuple(sorted({attack.factor for attack in self.attacks}))
 
-    def cell(self, steps: int, *, fn: bool, factor: float = 1.0) -> Cell:
-        """One of them. Raises KeyError for an attack that was not run."""
-        for cell in self.cells:
-            if (cell.steps, cell.fn, cell.factor) == (steps, fn, factor):
-                return cell
+    def attack(self, steps: int, *, fn: bool, factor: float = 1.0) -> ShortAttack:
+        """One of the attacks. Raises KeyError for one that was not run."""
+        for attack in self.attacks:
+            if (attack.steps, attack.fn, attack.factor) == (steps, fn, factor):
+                return attack
         raise KeyError(f"PGD-{steps}, FN {fn}, factor {factor}")
 
     def gain(self, steps: int, *, factor: float = 1.0) -> PairedDifference:
-        """How many more images FN fools, as a share of all; paired, image by image."""
-        without, with_ = (self.cell(steps, fn=fn, factor=factor).resisted for fn in (False, True))
+        """How many more images the attack with FN fools, as a share of all; paired image by image."""
+        without, with_ = (self.attack(steps, fn=fn, factor=factor).resisted for fn in (False, True))
         return paired(without, with_)
 
-    def strongest(self, steps: int, *, fn: bool) -> Cell:
-        """The one of the sweep that leaves the fewest images."""
-        return min((self.cell(steps, fn=fn, factor=factor) for factor in self.factors), key=lambda cell: cell.accuracy)
+    def strongest(self, steps: int, *, fn: bool) -> ShortAttack:
+        """The attack of the sweep that leaves the fewest images."""
+        return min((self.attack(steps, fn=fn, factor=factor) for factor in self.factors), key=lambda a: a.accuracy)
 
 
 def few_steps(
-    anatomy: HeadParts,
+    parts: HeadParts,
     images: Images,
     *,
     threat: ThreatModel = INFERRED,
@@ -112,92 +108,70 @@ def few_steps(
     loss: Loss = log_odds,
     seed: int = 0,
     batch_size: int = 250,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = silent,
 ) -> FewSteps:
     """Attack with each number of steps, with FN and without, at each multiple of s.
 
-    loss: of s W'z/||z|| + b with FN, and of factor * W'z + b without, so that a gain by FN can be told from one by the
-    temperature alone. Log-odds have cross-entropy's direction and no gradient that is exactly zero; the paper's
-    cross-entropy has one on confident images, which is no merit of FN but can look like one. s, the mean clean ||z||
-    times the factor, is our choice: the paper does not say. start: uniform, as in the official evaluator. on_progress:
-    told (batches done, in all). Raises UserError where 1 is not among the factors.
+    The attack without FN is scaled as well, so that an effect of FN can be told from one of the logit scale alone.
+    Log-odds have the direction of cross-entropy but never a gradient of exactly zero. The paper's cross-entropy has one
+    on confident images, which has nothing to do with FN but can look like it. s, the mean clean ||z||, is our choice,
+    because the paper does not give it. The uniform start is that of the official evaluator. Raises UserError where 1 is
+    not among the factors.
     """
     if 1.0 not in factors or not steps:
-        raise UserError("a sweep of s needs its middle, the factor 1, and at least one number of steps")
+        raise UserError("a sweep of s needs the factor 1, and at least one number of steps")
     keys = [(k, fn, factor) for k in steps for factor in factors for fn in (False, True)]
     found: dict[tuple[int, bool, float], list[bool]] = {key: [] for key in keys}
     batches, done = torch.arange(len(images)).split(batch_size), 0
-    with exact_float32(), frozen(anatomy.model) as exact:
+    with exact_float32(), frozen(parts.model) as exact:
         for index in batches:
             x, y = images.batch(index)
             rng = Rng(seed, index.to(x.device))
             for k, fn, factor in keys:
                 attack = partial(pgd, threat=threat, steps=k, step_size=step_size, start=start, loss=loss, rng=rng)
-                verdict = judge(exact, threat, x, attack(anatomy.path(fn=fn, factor=factor), x, y), y)
+                verdict = judge(exact, threat, x, attack(parts.path(fn=fn, factor=factor), x, y), y)
                 found[k, fn, factor] += (~verdict.fooled).tolist()
                 done += 1
                 on_progress(done, len(batches) * len(keys))
-    cells = tuple(Cell(steps=k, fn=fn, factor=f, resisted=tuple(hits)) for (k, fn, f), hits in found.items())
-    return FewSteps(cells=cells, threat=threat, step_size=step_size, start=start, seed=seed, radius=anatomy.radius)
-
-
-def table7(
-    model: nn.Module, images: Images, *, head: str | None = None, seed: int = 0, batch_size: int = 250
-) -> FewSteps:
-    """Table 7 of any network in one call; arguments as in `split_head` and `few_steps`."""
-    anatomy = split_head(model, images, head=head, batch_size=batch_size)
-    return few_steps(anatomy, images, seed=seed, batch_size=batch_size)
+    attacks = tuple(ShortAttack(steps=k, fn=fn, factor=f, resisted=tuple(hits)) for (k, fn, f), hits in found.items())
+    return FewSteps(
+        attacks=attacks, threat=threat, step_size=step_size, start=start, seed=seed, mean_norm=parts.mean_norm
+    )
 
 
 def few_steps_figure(found: Mapping[str, FewSteps]) -> Figure:
-    """By the networks' names, a row each: accuracy under a few steps against the logit scale, with FN on the attack's
-    path and without; and the paired difference with its 95 % interval.
+    """A row for each network: accuracy against the logit scale with FN on the attack's path and without, and the
+    paired difference with its 95 % interval.
     """
     figure, axes = canvas(9.2, 2.9 * len(found), len(found), 2, sharex=True, sharey="col")
     for row, (name, one) in enumerate(found.items()):
         left, right = axes[2 * row : 2 * row + 2]
-        for (i, k), fn in product(enumerate(one.steps), (False, True)):
-            left.plot(
-                one.factors,
-                [100 * one.cell(k, fn=fn, factor=factor).accuracy for factor in one.factors],
-                color=SERIES[0] if fn else SOFT,
-                linestyle="-" if fn else (0, (4, 2)),
-                linewidth=1.5,
-                marker=MARKERS[i],
-                markersize=5,
-                label=f"PGD-{k} {'with' if fn else 'without'} FN",
-            )
         for i, k in enumerate(one.steps):
-            _gains(right, one, k, i)
+            colour, marker = style(i)
+            for fn, line, dashes in ((False, SOFT, (0, (4, 2))), (True, SERIES[0], "-")):
+                percent = [100 * one.attack(k, fn=fn, factor=factor).accuracy for factor in one.factors]
+                label = f"PGD-{k} {'with' if fn else 'without'} FN"
+                left.plot(
+                    one.factors, percent, color=line, linestyle=dashes, linewidth=1.5, marker=marker, markersize=5,
+                    label=label,
+                )  # fmt: skip
+            gains = [one.gain(k, factor=factor) for factor in one.factors]
+            middle = [100 * gain.difference for gain in gains]
+            ends = [[100 * abs(end - g.difference) for g, end in zip(gains, side, strict=True)]
+                    for side in ([g.low for g in gains], [g.high for g in gains])]  # fmt: skip
+            beside = [factor * 1.06 ** (2 * i - len(one.steps) + 1) for factor in one.factors]
+            right.errorbar(beside, middle, yerr=ends, color=colour, marker=marker, markersize=5, linewidth=0,
+                           elinewidth=1.4, label=f"PGD-{k}")  # fmt: skip
         for ax in (left, right):
-            ax.axvline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+            reference(ax, x=1)
             ax.set_xscale("log", base=2)
             ax.set_xticks(one.factors, [f"{factor:g}" for factor in one.factors])
             ax.minorticks_off()
         right.axhline(0, color=SOFT, linewidth=0.8)
-        x_label = "logit scale in the attack, over the network's own" if row == len(found) - 1 else ""
-        quiet(left, x_label, "accuracy, %", title=f"{name}: mean ||z|| = {one.radius:.3g}")
+        x_label = "logit scale in the attack, relative to the network's own" if row == len(found) - 1 else ""
+        quiet(left, x_label, "accuracy, %", title=f"{name}: mean ||z|| = {one.mean_norm:.3g}")
         quiet(right, x_label, "fooled more with FN, points")
     axes[1].margins(y=0.3)  # room for the legend, in all rows
     legend(axes[1], loc="upper left", ncols=2)
     legend(axes[0])
     return figure
-
-
-def _gains(axes: Axes, one: FewSteps, steps: int, number: int) -> None:
-    """The paired differences of one number of steps, a little beside each other."""
-    gains = [one.gain(steps, factor=factor) for factor in one.factors]
-    axes.errorbar(
-        [factor * 1.06 ** (2 * number - len(one.steps) + 1) for factor in one.factors],
-        [100 * gain.difference for gain in gains],
-        yerr=[
-            [100 * (gain.difference - gain.low) for gain in gains],
-            [100 * (gain.high - gain.difference) for gain in gains],
-        ],
-        color=SERIES[number],
-        marker=MARKERS[number],
-        markersize=5,
-        linewidth=0,
-        elinewidth=1.4,
-        label=f"PGD-{steps}",
-    )

@@ -1,13 +1,14 @@
-"""Gradients of the weights, layer by layer: how much louder adversarial images speak than clean ones.
+"""Gradient-norm ratios, layer by layer: the gradients of the weights on adversarial images relative to clean ones.
 
-The paper's figure of gradient-norm ratios, with the faults of its official script mended (AT_HE's main_free.py): there
-the clean pass takes images that were not normalised, after the step, and moves the running statistics of batch norm.
-Here both passes see the same weights and the same input normalisation, and nothing moves.
+This is the paper's figure of gradient norms without two faults of its official script (AT_HE's main_free.py). There the
+clean pass comes after the step, takes images that were not normalised, and changes the running statistics of batch
+norm. Here both passes have the same weights and the same input normalisation, and change nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.canvas import MARKERS, SERIES, SOFT, canvas, legend, quiet
-from advsphere.analysis.hard_examples import STEPS, craft
+from advsphere.analysis.canvas import MARKERS, SOFT, canvas, legend, quiet, reference, style
+from advsphere.analysis.crafting import STEPS, craft
 from advsphere.classifier import find_head, logits_of
 from advsphere.data import Images
 from advsphere.losses import Loss, cross_entropy
@@ -27,17 +28,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECORD = "gradient_ratio/"
-"""What the names of recorded ratios begin with, before the layer's."""
+"""The prefix of the recorded ratios' names, before the name of the layer."""
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _KINDS: dict[str, type | tuple[type, ...]] = {"conv": nn.modules.conv._ConvNd, "norm": _NORMS, "linear": nn.Linear}
+_BY_LAYER = "layer, from the input to the head"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGradients:
-    """For each layer in front of the head, in order: its name, its kind ("conv", "norm" or "linear"), and the norm of
-    the gradient of the mean loss over a batch with respect to its weight and bias, averaged over the batches; on clean
-    images and on adversarial ones.
+    """Gradient norms of the layers in front of the head, in order.
+
+    Attributes:
+        layers: The names of the layers.
+        kinds: "conv", "norm" or "linear" for each layer.
+        clean: For each layer the norm of the gradient of a batch's mean loss with respect to its weight and bias,
+            averaged over the batches of clean images.
+        adversarial: The same on adversarial images.
     """
 
     layers: tuple[str, ...]
@@ -47,13 +54,13 @@ class LayerGradients:
 
     @property
     def ratio(self) -> tuple[float, ...]:
-        """Adversarial over clean; NaN for a layer that got no gradient."""
+        """Adversarial over clean, for each layer; NaN for a layer without a gradient."""
         return tuple(a / c if c else float("nan") for a, c in zip(self.adversarial, self.clean, strict=True))
 
     @property
     def middle(self) -> float:
         """The median ratio of the layers that have one."""
-        return _middle(self.ratio)
+        return _median(self.ratio)
 
 
 def layer_gradients(
@@ -67,30 +74,79 @@ def layer_gradients(
     seed: int = 0,
     batch_size: int = 128,
 ) -> LayerGradients:
-    """Gradient norms on these images and on their PGD examples, crafted on the model as it is.
+    """Gradient norms on images and on their PGD examples, in eval mode. Nothing in the model changes.
 
-    criterion: what is minimised, e.g. an `AngularMargin`. head: left out, with all that comes after it. In eval mode:
-    batch norm uses its running statistics and moves nothing, dropout is off. Gradients that the model holds stay.
+    Args:
+        model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
+        images: The clean images. The adversarial ones are crafted from them on the model as it is.
+        threat: What PGD may do.
+        criterion: The loss that is differentiated, e.g. an `AngularMargin`.
+        head: The name of the last linear layer, where it can't be told. The head and all after it are left out.
+        steps: The number of PGD steps, each of eps / 4.
+        seed: The seed of the random starts.
+        batch_size: Images in a batch.
+
+    Returns:
+        The gradient norms of each layer.
+
+    Raises:
+        UserError: If the head can't be told.
     """
     layers = _layers(model, find_head(model, head))
     crafted = craft(model, images, threat=threat, steps=steps, seed=seed, batch_size=batch_size)
-    modes = [(module, module.training) for module in model.modules()]
     sums = torch.zeros(2, len(layers), dtype=torch.float64)
-    batches = list(torch.arange(len(images)).split(batch_size))
-    try:
-        model.eval()
+    batches = torch.arange(len(images)).split(batch_size)
+    weights = [w for own, _ in layers.values() for w in own]
+    with eval_mode(model), torch.enable_grad():
         for index in batches:
             for row, x in zip(sums, (crafted.x, crafted.x_adv), strict=True):
-                row += _norms(model, layers, x[index], crafted.y[index], criterion)
-    finally:
-        for module, training in modes:
-            module.training = training
+                loss = criterion(logits_of(model(x[index])), crafted.y[index]).mean()
+                gradients = iter(torch.autograd.grad(loss, weights, allow_unused=True))
+                norms = [gradient_norm([next(gradients) for _ in own]) for own, _ in layers.values()]
+                row += torch.stack([norm.cpu() for norm in norms])
     clean, adversarial = (tuple((row / len(batches)).tolist()) for row in sums)
     kinds = tuple(kind for _, kind in layers.values())
     return LayerGradients(layers=tuple(layers), kinds=kinds, clean=clean, adversarial=adversarial)
 
 
-def record(
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def gradient_norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    """The norm of several gradients taken together, float64; 0 where there is none."""
+    parts = [g.double().square().sum() for g in gradients if g is not None]
+    return torch.stack(parts).sum().sqrt() if parts else torch.zeros((), dtype=torch.float64)
+
+
+def _layers(model: nn.Module, head: str) -> dict[str, tuple[list[Tensor], str]]:
+    """By name, the weight and bias and the kind of each layer that is defined before the head."""
+    found: dict[str, tuple[list[Tensor], str]] = {}
+    for name, module in model.named_modules():
+        if name == head:
+            break
+        weights: list[Tensor] = [p for p in module.parameters(recurse=False) if p.requires_grad]
+        kind = next((kind for kind, types in _KINDS.items() if isinstance(module, types)), None)
+        if weights and kind is not None:
+            found[name] = (weights, kind)
+    return found
+
+
+def _median(ratios: Sequence[float]) -> float:
+    """The median without NaN, which stands for layers without a gradient."""
+    known = [ratio for ratio in ratios if ratio == ratio]
+    return median(known) if known else float("nan")
+
+
+def record_ratios(
     model: nn.Module, images: Images, criterion: Loss, *, threat: ThreatModel, head: str | None = None, n: int = 256
 ) -> dict[str, float]:
     """The ratio of each layer that has one, on n of the images, as metrics to log after an epoch of training."""
@@ -98,8 +154,10 @@ def record(
     return {f"{RECORD}{layer}": ratio for layer, ratio in zip(found.layers, found.ratio, strict=True) if ratio == ratio}
 
 
-def recorded(metrics: Sequence[Mapping[str, float]]) -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
-    """(epochs, {layer: its ratio after each}) out of a run's metrics; ((), {}) where none were recorded."""
+def recorded_ratios(
+    metrics: Sequence[Mapping[str, float]],
+) -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
+    """The epochs, and by layer its ratio after each, from a run's metrics; ((), {}) where none were recorded."""
     known = [line for line in metrics if any(name.startswith(RECORD) for name in line)]
     names = [name for name in known[-1] if name.startswith(RECORD)] if known else []
     ratios = {name.removeprefix(RECORD): tuple(line.get(name, float("nan")) for line in known) for name in names}
@@ -109,24 +167,25 @@ def recorded(metrics: Sequence[Mapping[str, float]]) -> tuple[tuple[float, ...],
 def gradient_figure(
     found: Mapping[str, Mapping[str, LayerGradients]], metrics: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> Figure:
-    """Ratios layer by layer for each network (rows of panels) and each of its states (lines); beside them the ratios
-    over the epochs of training, where they were recorded.
+    """A row for each network: ratios by layer, one line for each of its states (e.g. "best"), and ratios over training.
 
-    found: {network: {state, e.g. "best": ...}}. metrics: {network: what its run logged}.
+    `metrics` has what the networks' runs logged, by the same names. The second column is left out without records.
     """
-    histories = {name: recorded(metrics.get(name, ())) for name in found}
+    histories = {name: recorded_ratios(metrics.get(name, ())) for name in found}
     columns = 2 if any(epochs for epochs, _ in histories.values()) else 1
     shape = {"width_ratios": (1.5, 1)} if columns == 2 else {}
     figure, axes = canvas(9.2, 3.0 * len(found), len(found), columns, sharey=True, **shape)
     for row, (name, states) in enumerate(found.items()):
-        _by_layer(axes[row * columns], name, states, row)
+        _states_by_layer(axes[row * columns], name, states, style(row)[0])
         if columns == 2:
-            _over_epochs(axes[row * columns + 1], *histories[name], row)
+            _layers_over_epochs(axes[row * columns + 1], *histories[name], style(row)[0])
     return figure
 
 
-def _by_layer(axes: Axes, name: str, states: Mapping[str, LayerGradients], series: int) -> None:
-    colour = SERIES[series % len(SERIES)]
+def _states_by_layer(axes: Axes, name: str, states: Mapping[str, LayerGradients], colour: str) -> None:
+    """The last state in colour with a marker for each kind of layer, the others in grey."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     for i, (state, gradients) in enumerate(states.items()):
         last = i == len(states) - 1
         places = range(1, len(gradients.layers) + 1)
@@ -137,66 +196,53 @@ def _by_layer(axes: Axes, name: str, states: Mapping[str, LayerGradients], serie
             if here:
                 ratios = [gradients.ratio[p - 1] for p in here]
                 axes.plot(here, ratios, color=colour, marker=marker, markersize=4.5, linewidth=0, label=kind)
-    axes.axhline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
+    reference(axes, y=1)
     axes.set_yscale("log")
-    _plain_ticks(axes)
-    quiet(axes, "layer, from the input to the head", "gradient norm,\nadversarial / clean", title=name)
+    # The ratios span less than a decade or two, so the ticks are 1, 1.5, 2 and not powers of ten.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    quiet(axes, _BY_LAYER, "gradient-norm ratio,\nadversarial / clean", title=name)
     legend(axes, ncols=3, fontsize=8)
 
 
-def _over_epochs(axes: Axes, epochs: Sequence[float], ratios: Mapping[str, Sequence[float]], series: int) -> None:
+def _layers_over_epochs(
+    axes: Axes, epochs: Sequence[float], ratios: Mapping[str, Sequence[float]], colour: str
+) -> None:
     if not epochs:
         axes.set_axis_off()
         return
     for values in ratios.values():
         axes.plot(epochs, values, color=SOFT, alpha=0.3, linewidth=0.8)
-    middle = [_middle(values) for values in zip(*ratios.values(), strict=True)]
-    axes.plot(epochs, middle, color=SERIES[series % len(SERIES)], linewidth=2.0, marker="o", markersize=3.6,
-              label="median of the layers")  # fmt: skip
-    axes.axhline(1, color=SOFT, linewidth=0.8, linestyle=(0, (2, 3)))
+    middle = [_median(values) for values in zip(*ratios.values(), strict=True)]
+    look = {"color": colour, "linewidth": 2.0, "marker": "o", "markersize": 3.6}
+    axes.plot(epochs, middle, label="median of the layers", **look)  # type: ignore[arg-type]
+    reference(axes, y=1)
     quiet(axes, "epoch", "")
     legend(axes)
 
 
-def _middle(ratios: Sequence[float]) -> float:
-    """Their median, without those of layers that got no gradient (NaN)."""
-    known = [ratio for ratio in ratios if ratio == ratio]
-    return median(known) if known else float("nan")
+def ratio_figure(gradients: Mapping[str, LayerGradients]) -> Figure:
+    """By the models' names: adversarial over clean, layer by layer from the input to the head."""
+    lines = {name: (range(1, len(found.ratio) + 1), found.ratio) for name, found in gradients.items()}
+    return _ratio_lines(lines, _BY_LAYER, "adversarial / clean")
 
 
-def _plain_ticks(axes: Axes) -> None:
-    """1, 1.5, 2 and not powers of ten: the ratios span less than a decade or two."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _layers(model: nn.Module, head: str) -> dict[str, tuple[list[Tensor], str]]:
-    """{name: (its own weight and bias, its kind)} of all layers that are defined before the head."""
-    found: dict[str, tuple[list[Tensor], str]] = {}
-    for name, module in model.named_modules():
-        if name == head:
-            break
-        weights: list[Tensor] = [p for p in module.parameters(recurse=False) if p.requires_grad]
-        for kind, types in _KINDS.items():
-            if weights and isinstance(module, types):
-                found[name] = (weights, kind)
-                break
-    return found
+def ratio_history_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """By the models' names: the median ratio of the layers after each epoch of training, as the runs recorded it."""
+    lines = {}
+    for name, logged in metrics.items():
+        epochs, ratios = recorded_ratios(logged)
+        lines[name] = epochs, [_median(values) for values in zip(*ratios.values(), strict=True)]
+    return _ratio_lines(lines, "epoch", "median of the layers")
 
 
-def _norms(
-    model: nn.Module, layers: Mapping[str, tuple[list[Tensor], str]], x: Tensor, y: Tensor, criterion: Loss
-) -> Tensor:
-    """(L,) float64: the norm of each layer's gradient of the mean loss."""
-    weights = [w for own, _ in layers.values() for w in own]
-    with torch.enable_grad():
-        loss = criterion(logits_of(model(x)), y).mean()
-        gradients = iter(torch.autograd.grad(loss, weights, allow_unused=True))
-    norms = []
-    for own, _ in layers.values():
-        parts = [g.double().square().sum() for g in (next(gradients) for _ in own) if g is not None]
-        norms.append(torch.stack(parts).sum().sqrt() if parts else torch.zeros((), dtype=torch.float64))
-    return torch.stack([norm.cpu() for norm in norms])
+def _ratio_lines(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Figure:
+    figure, (axes,) = canvas(3.6, 2.5)
+    for i, (name, (at, ratios)) in enumerate(lines.items()):
+        colour, marker = style(i)
+        axes.plot(at, ratios, color=colour, marker=marker, markersize=3.6, linewidth=1.4, label=name, clip_on=False)
+    reference(axes, y=1)
+    quiet(axes, x, y)
+    legend(axes)
+    return figure

@@ -1,4 +1,4 @@
-"""Pictures of clean, perturbation and adversarial image, as data, chosen by a rule and not by eye."""
+"""Pictures of clean image, perturbation and adversarial image, of examples that a rule chooses."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from advsphere.analysis.angles import Angles, HeadParts
+from advsphere.analysis.angles import Angles
 from advsphere.analysis.canvas import INK, SOFT, canvas, show_image
-from advsphere.analysis.hard_examples import STEPS, craft
+from advsphere.analysis.crafting import STEPS, craft
+from advsphere.analysis.linear_head import HeadParts
 from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Attempt, Evaluation, Ledger, Trace
 from advsphere.threat import ThreatModel, radius
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Picture:
-    """One image, and what fooled a model that classified the clean one as labelled.
-
-    example: its number in the set. label, prediction: names of classes. clean, adversarial: (C, H, W) float32 in
-    [0, 1].
+    """One attacked image: its number in the set, the names of its label and prediction, and (C, H, W) pixels in [0, 1]
+    before and after the attack.
     """
 
     example: int
@@ -35,19 +37,19 @@ class Picture:
 
     @property
     def perturbation(self) -> Tensor:
-        """(C, H, W), the difference that the attack made."""
+        """(C, H, W), adversarial minus clean."""
         return self.adversarial - self.clean
 
     def scaled(self, size: float) -> Tensor:
-        """The perturbation to be looked at, (C, H, W) in [0, 1]: grey where nothing changed, black at -size and white
-        at +size or beyond.
-        """
+        """The perturbation as an image: grey where nothing changed, black at -size and white at +size or beyond."""
         return (0.5 + self.perturbation / (2 * size)).clamp(0, 1)
 
 
 def strongest(evaluations: Sequence[Evaluation]) -> str:
-    """The attack that left the fewest examples, summed over the models; the first of equals. One that tried only what
-    others had left is not asked, unless there is no other. Raises UserError where the evaluations have none in common.
+    """The attack that leaves the fewest examples, summed over the models; the first one of equals.
+
+    An attack that tried only what others had left counts only if there is no other. Raises UserError where the
+    evaluations share no attack.
     """
     rows = evaluations[0].attacks
     names = [row.name for row in rows if not row.settings.get("after")] or [row.name for row in rows]
@@ -58,9 +60,7 @@ def strongest(evaluations: Sequence[Evaluation]) -> str:
 
 
 def fooled_by(ledgers: Sequence[Ledger], attack: str, *, each: int = 1) -> list[int]:
-    """Of each class, in order, the first example with which the attack fooled all of the models; then the second of
-    each, up to `each`. A class that has no more is passed over.
-    """
+    """The first example of each class with which the attack fooled all models, then the second, up to `each`."""
     columns = [{cell.example for cell in ledger.cells(attack) if cell.status == "fooled"} for ledger in ledgers]
     of_class: dict[int, list[int]] = {}
     for example in sorted(set.intersection(*columns)):
@@ -69,95 +69,78 @@ def fooled_by(ledgers: Sequence[Ledger], attack: str, *, each: int = 1) -> list[
 
 
 def pictures(ledger: Ledger, images: Images, attack: str, examples: Sequence[int]) -> tuple[Picture, ...]:
-    """The pictures of these examples out of a ledger; each has to be one that the attack fooled the model with.
+    """The pictures of examples with which the attack fooled the model, from the ledger and the evaluated images.
 
-    images: those that were evaluated. Raises UserError for damaged data.
+    Raises UserError for damaged data.
     """
     cells = {cell.example: cell for cell in ledger.cells(attack)}
     found = []
     for example in examples:
-        x, y = images.batch(torch.tensor([example]))
         adversarial, prediction = ledger.adversarial(attack, example), cells[example].prediction
         assert adversarial is not None and prediction is not None, f"{attack} did not fool the model on {example}"
         found.append(
             Picture(
                 example=example,
-                label=images.classes[int(y)],
+                label=images.classes[int(images.labels[example])],
                 prediction=images.classes[prediction] if prediction >= 0 else "no number",
-                clean=x[0].cpu(),
+                clean=_clean(images, example),
                 adversarial=adversarial,
             )
         )
     return tuple(found)
 
 
-# FOLDED strips: One example as a figure: for each attack a strip of clean image, perturbation and adversarial
-# FOLDED strips: image.
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def strip(told: Trace, images: Images, attempt: Attempt, x_adv: Tensor) -> Picture:
-    """What an attack made of the example of a story. images: those that were evaluated. x_adv: (C, H, W)."""
+def strip(trace: Trace, images: Images, attempt: Attempt, x_adv: Tensor) -> Picture:
+    """The picture of one attempt on the example of a trace; x_adv is (C, H, W)."""
     return Picture(
-        example=told.example,
-        label=told.name(told.label),
-        prediction=told.name(attempt.prediction),
-        clean=_clean(told, images),
+        example=trace.example,
+        label=trace.name(trace.label),
+        prediction=trace.name(attempt.prediction),
+        clean=_clean(images, trace.example),
         adversarial=x_adv,
     )
 
 
-def stored_strips(book: Ledger, told: Trace, images: Images) -> dict[str, Picture]:
-    """Everything that the ledger keeps images of, by attack. Raises UserError where one is damaged or gone."""
+def stored_strips(ledger: Ledger, trace: Trace, images: Images) -> dict[str, Picture]:
+    """A picture for each attack whose result the ledger stores. Raises UserError where one is damaged or gone."""
     strips = {}
-    for attempt in told.attempts:
+    for attempt in trace.attempts:
         if attempt.stored:
-            x_adv = book.adversarial(attempt.attack, told.example)
+            x_adv = ledger.adversarial(attempt.attack, trace.example)
             if x_adv is None:
-                raise UserError(f"{book.path} has lost what {attempt.attack} made of example {told.example}")
+                raise UserError(f"{ledger.path} has lost the result of {attempt.attack} on example {trace.example}")
             outside = "" if attempt.fate == "fooled" else ", outside the ball"
-            strips[f"{attempt.attack}{outside}"] = strip(told, images, attempt, x_adv)
+            strips[f"{attempt.attack}{outside}"] = strip(trace, images, attempt, x_adv)
     return strips
 
 
-def strip_figure(told: Trace, images: Images, strips: Mapping[str, Picture]) -> Figure:
-    """A row for each attack; the clean image alone where there is none.
+def strip_figure(trace: Trace, images: Images, strips: Mapping[str, Picture]) -> Figure:
+    """A row for each attack, or the clean image alone.
 
-    The perturbation is scaled by its own largest value, which its caption gives: grey where nothing changed.
+    Each perturbation is scaled by its own largest value, which its caption gives; grey is no change.
     """
-    from matplotlib.figure import Figure
-
     rows, columns = max(1, len(strips)), 3 if strips else 1
-    figure = Figure(figsize=(2.1 * columns + 0.4, 2.5 * rows + 0.4), layout="constrained", facecolor="white")
-    figure.suptitle(told.title, color=INK, fontsize=10, parse_math=False, wrap=True)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = canvas(2.1 * columns + 0.4, 2.5 * rows + 0.4, rows, columns)
+    figure.suptitle(trace.title, color=INK, fontsize=10, parse_math=False, wrap=True)
     if not strips:
-        show_image(axes[0][0], _clean(told, images), "clean")
-    for row, (attack, picture) in zip(axes, strips.items(), strict=False):
+        show_image(axes[0], _clean(images, trace.example), "clean")
+    for row, (attack, picture) in enumerate(strips.items()):
+        left, middle, right = axes[3 * row : 3 * row + 3]
         size = max(picture.perturbation.abs().max().item(), 1e-12)
-        show_image(row[0], picture.clean, f"clean: {picture.label}")
-        show_image(row[1], picture.scaled(size), f"perturbation, +-{size:.3g}")
-        show_image(row[2], picture.adversarial, f"perturbed: {picture.prediction}")
-        row[1].set_title(attack, color=INK, fontsize=9, fontweight="bold", parse_math=False)
+        show_image(left, picture.clean, f"clean: {picture.label}")
+        show_image(middle, picture.scaled(size), f"perturbation, +-{size:.3g}")
+        show_image(right, picture.adversarial, f"perturbed: {picture.prediction}")
+        middle.set_title(attack, color=INK, fontsize=9, fontweight="bold", parse_math=False)
     return figure
 
 
-def _clean(told: Trace, images: Images) -> Tensor:
-    x, _ = images.batch(images.labels.new_tensor([told.example]))
+def _clean(images: Images, example: int) -> Tensor:
+    x, _ = images.batch(torch.tensor([example]))
     return x[0].cpu()
 
 
-# FOLDED sheet: Perturbations to look at: one network, the same images, attacked with FN on the way and
-# FOLDED sheet: without.
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
 def first_right(clean: Angles, most: int = 6) -> tuple[int, ...]:
-    """Of each class, in order, the first image that is classified as labelled; at most so many classes."""
+    """The first correctly classified image of each class, in order, for at most so many classes."""
     right = (clean.predictions == clean.labels).nonzero().squeeze(1).tolist()
     first: dict[int, int] = {}
     for i in right:
@@ -166,7 +149,7 @@ def first_right(clean: Angles, most: int = 6) -> tuple[int, ...]:
 
 
 def both_ways(
-    anatomy: HeadParts,
+    parts: HeadParts,
     images: Images,
     examples: Sequence[int],
     *,
@@ -174,14 +157,15 @@ def both_ways(
     steps: int = STEPS,
     seed: int = 0,
 ) -> dict[str, tuple[Picture, ...]]:
-    """{"with FN": ..., "without FN": ...}: these images under PGD with steps of eps / 4, by the network with FN on the
-    attack's path and without. The predictions are the untouched network's, and need not be wrong.
+    """{"with FN": ..., "without FN": ...}: the examples under PGD with FN on the attack's path and without.
+
+    The predictions are the unchanged network's and need not be wrong.
     """
     chosen = images.take(torch.tensor(examples, device=images.labels.device))
     found = {}
     for name, fn in (("with FN", True), ("without FN", False)):
-        crafted = craft(anatomy.model, chosen, threat=threat, steps=steps, path=anatomy.path(fn=fn), seed=seed)
-        with frozen(anatomy.model) as classify, torch.no_grad():
+        crafted = craft(parts.model, chosen, threat=threat, steps=steps, path=parts.path(fn=fn), seed=seed)
+        with frozen(parts.model) as classify, torch.no_grad():
             predictions = classify(crafted.x_adv).argmax(1).tolist()
         found[name] = tuple(
             Picture(
@@ -197,9 +181,9 @@ def both_ways(
 
 
 def picture_figure(found: Mapping[str, Sequence[Picture]], scale: float) -> Figure:
-    """A row for each image: the clean one, then for each way of attacking it the perturbation and the result.
+    """A row for each image: the clean one, then the perturbation and the result of each way to attack it.
 
-    scale: the difference in pixel units that is drawn as black or white.
+    Perturbations of -scale and +scale, in pixel units, are black and white.
     """
     ways = list(found)
     rows = list(zip(*(found[way] for way in ways), strict=True))

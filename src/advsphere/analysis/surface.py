@@ -1,7 +1,7 @@
-"""A slice of the loss surface around an image: along its adversarial direction and along a random one.
+"""A slice of the loss surface around an image, along its adversarial direction and along a random one.
 
-A smooth slope towards the boundary is what gradient attacks need. Ridges and plateaus on the scale of the radius are a
-sign that gradients mislead, and that robust accuracy under them flatters.
+Gradient attacks need a smooth slope towards the boundary. Ridges and plateaus on the scale of the radius are a sign
+that gradients mislead, so that robust accuracy under gradient attacks is too high.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.analysis.canvas import INK, SOFT, canvas, quiet
-from advsphere.analysis.hard_examples import Crafted
+from advsphere.analysis.crafting import Crafted
 from advsphere.classifier import frozen
-from advsphere.losses import Loss, margin
+from advsphere.losses import margin
 from advsphere.rng import Rng
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+REACH = 2.0
+"""A slice goes this many radii in each direction."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Surface:
-    """examples: numbers in the set. along: (A,) places on both axes, in units of the radius; 0 is the clean image, and
-    1 on the adversarial axis the adversarial one, if that lies on the ball's surface. values: (n, A, A) of the loss,
-    rows along the random direction, columns along the adversarial one.
+    """The margin loss (n, A, A) around n examples: rows along the random direction, columns along the adversarial one.
+
+    `along` (A,) are the positions on both axes, in units of the radius. 0 is the clean image; 1 on the adversarial axis
+    is the adversarial one, if that lies on the ball's surface.
     """
 
     examples: tuple[int, ...]
@@ -40,17 +44,14 @@ def loss_surface(
     crafted: Crafted,
     examples: tuple[int, ...],
     *,
-    loss: Loss = margin,
-    reach: float = 2.0,
     points: int = 33,
     seed: int = 0,
     batch_size: int = 250,
 ) -> Surface:
-    """The loss of x + a d + b r for a, b from -reach to reach: d is the perturbation that was crafted, r a random step,
-    both as long as the radius.
+    """The margin loss of x + a d + b r for a, b from -REACH to REACH; a value above 0 means misclassified.
 
-    examples: positions in `crafted`. Pixels are clipped to the box, as an attack would have to. With the margin loss a
-    value above 0 means misclassified.
+    d is the crafted perturbation and r a random step, both as long as the radius. `examples` are positions in
+    `crafted`. Pixels are clipped to the box, as an attack would have to do.
     """
     threat, chosen = crafted.threat, torch.tensor(examples, device=crafted.y.device)
     x, y = crafted.x[chosen], crafted.y[chosen]
@@ -58,7 +59,7 @@ def loss_surface(
     size = threat.distance(crafted.x_adv[chosen], x).clamp(min=1e-12)
     d = d * (threat.eps / size).view(-1, *[1] * (x.dim() - 1))
     r = threat.eps * threat.ascent(Rng(seed, chosen).normal(x.shape[1:], "surface").to(x.dtype), x)
-    along = torch.linspace(-reach, reach, points, device=x.device)
+    along = torch.linspace(-REACH, REACH, points, device=x.device)
     b, a = (grid.flatten() for grid in torch.meshgrid(along, along, indexing="ij"))
     values = torch.zeros(len(examples), points * points)
     with frozen(model) as classify, torch.no_grad():
@@ -66,12 +67,12 @@ def loss_surface(
             for index in torch.arange(len(a), device=x.device).split(batch_size):
                 u, v = (t[index].view(-1, *[1] * (x.dim() - 1)) for t in (a, b))
                 moved = (x[i] + u * d[i] + v * r[i]).clamp(*threat.bounds)
-                values[i, index.cpu()] = loss(classify(moved), y[i].expand(len(index))).float().cpu()
+                values[i, index.cpu()] = margin(classify(moved), y[i].expand(len(index))).float().cpu()
     return Surface(examples=examples, along=along.cpu(), values=values.view(-1, points, points))
 
 
 def surface_figure(found: Mapping[str, Surface]) -> Figure:
-    """By the networks' names, a row each: the loss as shades and lines, the boundary (0) as a strong one."""
+    """A row for each network: the loss as colours and contour lines, with the decision boundary (0) as a thick line."""
     columns = len(next(iter(found.values())).examples)
     figure, axes = canvas(0.7 + 2.3 * columns, 2.45 * len(found), len(found), columns, sharex=True, sharey=True)
     for row, (name, surface) in enumerate(found.items()):
@@ -86,8 +87,9 @@ def surface_figure(found: Mapping[str, Surface]) -> Figure:
             ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
             ax.plot(0, 0, marker="o", color=INK, markersize=3.5)
             x_label = "adversarial direction, eps" if row == len(found) - 1 else ""
-            quiet(ax, x_label, "random direction, eps" if column == 0 else "", title=f"image {example}", grid="")
-        axes[row * columns].set_ylabel(f"{name}\nrandom direction, eps", color=SOFT, fontsize=9, parse_math=False)
+            y_label = f"{name}\nrandom direction, eps" if column == 0 else ""
+            quiet(ax, x_label, y_label, title=f"image {example}", grid="")
+            ax.yaxis.label.set_parse_math(False)
         bar = figure.colorbar(shown, ax=axes[row * columns : (row + 1) * columns], shrink=0.85, pad=0.01)
         bar.set_label("margin loss, logits\n(above 0: fooled)", color=SOFT, fontsize=8)
         bar.ax.tick_params(colors=SOFT, length=0, labelsize=8)

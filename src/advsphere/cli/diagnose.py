@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from advsphere.analysis import Diagnosis, Network, diagnose
+from advsphere.analysis.diagnosis import Diagnosis, Network, diagnose
 from advsphere.analysis.feature_normalization import PAPER
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import stage_bars
@@ -189,7 +189,7 @@ def _numbers(found: Diagnosis) -> Table:
         ],
         "angular margin, clean, degrees": [f"{float(e.clean.margin.mean()):.1f}" for e in found.examinations],
         "angular margin, adversarial": [f"{float(e.adversarial.margin.mean()):.1f}" for e in found.examinations],
-        "mean ||z||, clean": [f"{e.anatomy.radius:.3g}" for e in found.examinations],
+        "mean ||z||, clean": [f"{e.parts.mean_norm:.3g}" for e in found.examinations],
         "gradient ratio, median of layers": [f"{e.gradients['as judged'].middle:.2f}" for e in found.examinations],
     }
     for label, values in rows.items():
@@ -207,7 +207,7 @@ def _table7(found: Diagnosis) -> Table:
     table = _table(title, ["", *(e.network.name for e in found.examinations), "paper: WRN-34-10, standard training"])
     for k in one.steps:
         for fn in (False, True):
-            cells = [e.table7.cell(k, fn=fn) for e in found.examinations]
+            cells = [e.table7.attack(k, fn=fn) for e in found.examinations]
             values = [f"{numbers.percent(c.accuracy)} ({numbers.limits(c.interval)})" for c in cells]
             table.add_row(f"PGD-{k} {'with' if fn else 'without'} FN", *values, f"{PAPER[k, fn]:.2f}")
     return table

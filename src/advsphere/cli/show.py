@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 from tyro.constructors import PrimitiveConstructorSpec
 
-from advsphere.analysis import stored_strips, strip, strip_figure
+from advsphere.analysis.perturbations import stored_strips, strip, strip_figure
 from advsphere.cli.arguments import parse
 from advsphere.data import Images
 from advsphere.errors import UserError

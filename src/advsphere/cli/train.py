@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from torch import nn
 
-from advsphere.analysis import gradient_record
+from advsphere.analysis.gradients import record_ratios
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
@@ -162,7 +162,7 @@ def _one_threat(config: Config, words: list[str]) -> Config:
 
 
 def _recorder(config: Config) -> Callable[[nn.Module, Images, Loss], Metrics]:
-    return partial(gradient_record, threat=config.threat, head=head_name(config))
+    return partial(record_ratios, threat=config.threat, head=head_name(config))
 
 
 def _resuming(rest: list[str], folder: Path) -> list[str]:

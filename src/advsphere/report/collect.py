@@ -13,20 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import nn
 
-from advsphere.analysis import (
-    ClassAccuracy,
-    Curve,
-    LayerGradients,
-    Picture,
-    Spread,
-    accuracy_against_eps,
-    by_class,
-    diagnosed,
-    fooled_by,
-    pictures,
-    spread_of_angles,
-    strongest,
-)
+from advsphere.analysis.angles import Spread, spread_of_angles
+from advsphere.analysis.classwise import ClassAccuracy, by_class
+from advsphere.analysis.curves import Curve, accuracy_against_eps
+from advsphere.analysis.diagnosis import diagnosed_gradients
+from advsphere.analysis.gradients import LayerGradients
+from advsphere.analysis.perturbations import Picture, fooled_by, pictures, strongest
 from advsphere.classifier import find_head
 from advsphere.comparison.confounders import confounders, trained_elsewhere
 from advsphere.corruption.result import RECORD, CorruptionRecord
@@ -292,7 +284,7 @@ def _gradients(evidence: Evidence) -> LayerGradients | None:
     path = None if evidence.run is None else evidence.run / "diagnosis" / "diagnosis.json"
     if path is None or not path.is_file():
         return None
-    return diagnosed(path, evidence.evaluation.identity["model"]["checksum"])
+    return diagnosed_gradients(path, evidence.evaluation.identity["model"]["checksum"])
 
 
 def _corruption(evidence: Evidence) -> CorruptionRecord | None:

@@ -8,19 +8,11 @@ from typing import Literal, NamedTuple
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from advsphere.analysis import (
-    Agreement,
-    ClassAccuracy,
-    Picture,
-    Spread,
-    agreement_figure,
-    class_figure,
-    ratio_figure,
-    ratio_history_figure,
-    recorded,
-    spread_figure,
-    weakest,
-)
+from advsphere.analysis.agreement import Agreement, agreement_figure
+from advsphere.analysis.angles import Spread, spread_figure
+from advsphere.analysis.classwise import ClassAccuracy, class_figure, weakest
+from advsphere.analysis.gradients import ratio_figure, ratio_history_figure, recorded_ratios
+from advsphere.analysis.perturbations import Picture
 from advsphere.corruption.result import ALEXNET, CorruptionRecord
 from advsphere.errors import UserError
 from advsphere.report import rendering as numbers
@@ -101,9 +93,9 @@ def angles(models: Sequence[ModelReport]) -> Section | None:
 
 
 def gradients(models: Sequence[ModelReport]) -> Section | None:
-    """How much louder adversarial images speak than clean ones in the gradients of the layers."""
+    """Gradient-norm ratios of the layers, adversarial over clean."""
     measured = {model.name: model.gradients for model in models if model.gradients is not None}
-    logged = {model.name: model.metrics for model in models if recorded(model.metrics)[0]}
+    logged = {model.name: model.metrics for model in models if recorded_ratios(model.metrics)[0]}
     of = "Gradient-norm ratios"
     drawings = []
     if measured:

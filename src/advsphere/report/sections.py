@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from advsphere.analysis import curve_figure
+from advsphere.analysis.curves import curve_figure
 from advsphere.comparison.gain import Gain, row_for
 from advsphere.evaluation import WORST, Evaluation, Row, compare
 from advsphere.report import rendering as numbers

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from advsphere.analysis import both_ways, first_right, measure, picture_figure, split_head
+from advsphere.analysis.angles import measure_angles
+from advsphere.analysis.linear_head import split_head
+from advsphere.analysis.perturbations import both_ways, first_right, picture_figure
 from advsphere.cli.diagnose import enough
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import ThreatModel
@@ -34,7 +36,9 @@ def test_each_way_ends_where_it_leads_and_the_network_itself_judges() -> None:
 
 def test_the_first_image_of_each_class_that_is_right() -> None:
     images = dark(5)
-    found = measure(split_head(spiral(9.0), images), images.pixels, torch.tensor([1, 0, 0, 1, 0]), images.classes)
+    found = measure_angles(
+        split_head(spiral(9.0), images), images.pixels, torch.tensor([1, 0, 0, 1, 0]), images.classes
+    )
     assert first_right(found) == (1,), "class 1 has none"
     assert first_right(found, most=0) == ()
 

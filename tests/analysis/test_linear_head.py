@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.analysis import split_head
+from advsphere.analysis.linear_head import split_head
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereHead
@@ -50,12 +50,12 @@ def test_a_plain_head_with_fn_is_the_formula_of_table_7(body: Body, images: Imag
     model, z = plain(body), features(body, images)
     found = split_head(model, images, batch_size=7)
     assert not found.normalized
-    assert found.radius == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-5)
+    assert found.mean_norm == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-5)
     head = model[1]
     torch.testing.assert_close(found.weight, head.weight.detach(), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.bias, head.bias.detach(), atol=1e-6, rtol=1e-5)
     for factor in (0.5, 1.0, 3.0):
-        s = factor * found.radius
+        s = factor * found.mean_norm
         expected = s * F.normalize(z, dim=1) @ head.weight.T + head.bias
         torch.testing.assert_close(found.logits(z, fn=True, factor=factor), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.path(fn=False)(images.pixels), model(images.pixels), atol=1e-4, rtol=1e-4)
