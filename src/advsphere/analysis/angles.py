@@ -108,7 +108,7 @@ def margin_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]
             histogram(left, a.margin.tolist(), bins, colour, f"{name}, {what}", filled=what == "clean")
             means.append(a.by_class(a.margin)[shown].tolist())
         rows = [row + 0.24 * ((len(clean) - 1) / 2 - i) for row in range(len(shown))]
-        joined_dots(right, *means, rows, colour, s=24 if named else 5)
+        joined_dots(right, means[0], means[1], rows, colour, s=24 if named else 5)
     if named:
         right.set_yticks(range(len(shown)), [classes[i] for i in shown], parse_math=False)
     else:
