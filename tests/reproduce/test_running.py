@@ -98,6 +98,7 @@ def test_a_process_of_its_own_and_this_process_come_to_the_same(tmp_path: Path) 
     assert "no recipe is called" in failure.log.read_text()
 
 
+@pytest.mark.slow  # Ray takes a minute to start
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra `ray`)")
 def test_a_local_ray_comes_to_the_same(tmp_path: Path) -> None:
     with here(1, tmp_path) as start:
