@@ -1,6 +1,45 @@
-"""Property tests draw the same cases every time, and none is failed for being slow."""
+"""Property tests draw the same cases every time, none is failed for being slow, and long tests begin first."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")
+
+LONG = (
+    "reproduce/test_smoke.py",
+    "test_elastic.py",
+    "test_demo.py",
+    "test_robust_training.py",
+    "training/test_ranks.py",
+    "evaluation/test_shared.py",
+    "test_cli.py",
+    "reproduce/test_running.py",
+    "reproduce/test_pages.py",
+)
+"""Files with single tests or fixtures of many seconds, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the long files out to the beginnings of the parts that pytest-xdist gives its workers (--dist worksteal), so
+    that no worker is left with one when the others are done.
+    """
+    here = Path(__file__).parent
+    long: dict[Path, list[pytest.Item]] = {here / name: [] for name in LONG}
+    short: list[pytest.Item] = []
+    for item in items:
+        long.get(item.path, short).append(item)
+    workers = getattr(config, "workerinput", {"workercount": 1})["workercount"]
+    left = len(items)
+    items.clear()
+    for worker in range(workers):
+        begin = [item for file in [*long.values()][worker::workers] for item in file]
+        rest = max(0, left // (workers - worker) - len(begin))
+        items += [*begin, *short[:rest]]
+        del short[:rest]
+        left -= len(begin) + rest
+    items += short

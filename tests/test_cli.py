@@ -182,17 +182,8 @@ def test_a_pair_of_runs_is_diagnosed(run: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_an_interrupted_run_goes_on_with_resume(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "advsphere",
-        "train",
-        "digits-pgd-at",
-        "--epochs",
-        "3",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    arguments = ["train", "digits-pgd-at", "--epochs", "3", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "advsphere", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "last.safetensors").exists() and time.monotonic() < deadline:
@@ -200,8 +191,7 @@ def test_an_interrupted_run_goes_on_with_resume(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "--resume" in shown and "Traceback" not in shown, shown
-    finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
+    assert main([*arguments, "--resume"]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 

@@ -94,8 +94,8 @@ def test_a_process_of_its_own_and_this_process_come_to_the_same(tmp_path: Path) 
         first = outcome(trained(tmp_path, "inside"), start, tmp_path)
     with here(1, tmp_path) as start:
         assert outcome(trained(tmp_path, "apart"), start, tmp_path) == first
-        (failure,) = run([job("x", tmp_path, command=("train", "no-such"))], start, logs=tmp_path, at_once=1)
-    assert "no recipe is called" in failure.log.read_text()
+        (failure,) = run([job("x", tmp_path)], start, logs=tmp_path, at_once=1)
+    assert "no command is called" in failure.log.read_text()
 
 
 @pytest.mark.slow  # Ray takes a minute to start
