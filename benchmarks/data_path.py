@@ -27,8 +27,9 @@ from PIL import Image
 from torch import Tensor
 
 from advsphere.cli.arguments import parse
-from advsphere.data import Augment, EncodedImages, batches, epoch_batches
-from advsphere.data.encoded import View
+from advsphere.data import Augment
+from advsphere.data.batching import batches, epoch_batches
+from advsphere.data.encoded import EncodedImages, View
 from advsphere.data.folders import scan_folder
 from advsphere.data.shards import scan_shards
 from advsphere.provenance import commit, processor

@@ -18,7 +18,7 @@ from torch import Tensor
 from advsphere.attacks import fgsm, pgd
 from advsphere.cli.arguments import parse
 from advsphere.losses import margin
-from advsphere.models import WideResNet
+from advsphere.models.networks import WideResNet
 from advsphere.recipes import recipe
 from advsphere.threat import ThreatModel
 from tests.data.corruptions.pictures import pictures

@@ -20,20 +20,16 @@ PENDING = {
     "attacks",
     "classifier",
     "corruption",
-    "data",
-    "distributed",
     "errors",
     "evaluation",
     "hypersphere",
     "identity",
     "losses",
-    "models",
     "objectives",
     "rng",
     "schedule",
     "stats",
     "threat",
-    "training",
 }
 """Packages and modules whose docstrings are still being converted; their failures are expected."""
 
@@ -80,7 +76,9 @@ def parsed(thing: Any, caplog: pytest.LogCaptureFixture) -> tuple[dict[Any, Any]
     caplog.clear()
     with caplog.at_level("DEBUG", logger="griffe"):
         sections = griffe.parse_google(thing.docstring, **READING)
-    return {section.kind: section.value for section in sections}, [record.message for record in caplog.records]
+    # That griffe does not load the standard library (ABC, NamedTuple) is no mistake.
+    found = [record.message for record in caplog.records if not record.message.startswith("Base class")]
+    return {section.kind: section.value for section in sections}, found
 
 
 def names(items: Any) -> set[str]:

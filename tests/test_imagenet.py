@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from advsphere.classifier import find_head
-from advsphere.data import EncodedImages, ImageSet, load
+from advsphere.data import ImageSet, load
+from advsphere.data.encoded import EncodedImages
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
 from advsphere.rng import Rng

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as reference
 
-from advsphere.data import FolderImages, ImageSet, encoded, image_folder, images, load, load_test
+from advsphere.data import ImageSet, encoded, image_folder, images, load, load_test
 from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View
+from advsphere.data.folders import FolderImages
 from advsphere.errors import UserError
 from tests.data.layouts import write_image
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.data import ImageSet, as_float
+from advsphere.data import ImageSet
+from advsphere.data.images import as_float
 from advsphere.errors import UserError
 
 CLASSES = ("a", "b", "c")

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from advsphere.data import Augment, ImageSet, batches, epoch_batches, load, load_test
-from advsphere.data import shards as tar_index
-from advsphere.data.shards import ShardImages, read_shards
+from advsphere.data import Augment, ImageSet, load, load_test
+from advsphere.data import shards as module
+from advsphere.data.batching import batches, epoch_batches
+from advsphere.data.shards import ShardImages
 from advsphere.errors import UserError
 
 Members = list[tuple[str, bytes]]
@@ -139,13 +140,13 @@ def test_an_archive_is_indexed_once_and_again_when_it_changed(
     shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    members = tar_index._members
+    scan = module._scan_archive
 
-    def noted(archive: tarfile.TarFile) -> object:
-        opened.append(Path(str(archive.fileobj.name)).parent.name)  # type: ignore[union-attr]
-        return members(archive)
+    def noted(archive: str, tar: tarfile.TarFile) -> module.Index:
+        opened.append(Path(archive).parent.name)
+        return scan(archive, tar)
 
-    monkeypatch.setattr(tar_index, "_members", noted)
+    monkeypatch.setattr(module, "_scan_archive", noted)
     for _ in range(2):
         load("imagefolder", shards, image_size=6)
     assert sorted(opened) == ["train", "train", "val"] and len(list(cache.glob("*.json"))) == 3
@@ -194,5 +195,5 @@ def test_test_archives_alone_are_no_training_set(shards: Path) -> None:
     for archive in (shards / "train").iterdir():
         archive.unlink()
     with pytest.raises(UserError, match=r"val has no train folder beside it"):
-        read_shards(str(shards), None)
+        load("imagefolder", shards, image_size=6)
     assert values(load_test("imagefolder", shards, image_size=6)) == [20, 21, 22, 23]

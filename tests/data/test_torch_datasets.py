@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
-from advsphere.data import Augment, DatasetImages, ImageSet, batches, from_dataset, images
+from advsphere.data import Augment, ImageSet, from_dataset, images
+from advsphere.data.batching import batches
+from advsphere.data.torch_datasets import DatasetImages
 from advsphere.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)

@@ -9,7 +9,9 @@ import torch
 
 from advsphere.classifier import PixelClassifier, find_head
 from advsphere.errors import UserError
-from advsphere.models import STATISTICS, PreActResNet18, SmallCNN, WideResNet, build
+from advsphere.models import build
+from advsphere.models.by_name import STATISTICS
+from advsphere.models.networks import PreActResNet18, SmallCNN, WideResNet
 
 DIGITS = {"num_classes": 10, "in_channels": 1, "image_size": 8, **STATISTICS["digits"]._asdict()}
 CIFAR10 = {"num_classes": 10, "image_size": 32, **STATISTICS["cifar10"]._asdict()}

@@ -14,7 +14,8 @@ from advsphere.classifier import PixelClassifier
 from advsphere.data import load
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.models import SmallCNN, build, load_weights
+from advsphere.models import build, load_weights
+from advsphere.models.networks import SmallCNN
 from advsphere.runs.build import build_model
 from advsphere.runs.folder import load_run
 from advsphere.runs.train import train

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from advsphere.classifier import fooled
 from advsphere.data import load, load_test
-from advsphere.models import STATISTICS, build
+from advsphere.models import build
+from advsphere.models.by_name import STATISTICS
 from advsphere.threat import Norm, ThreatModel
 from advsphere.training.checkpoint import load as read
 from tests.laws import linear_net

@@ -21,7 +21,8 @@ from advsphere.recipes import recipe
 from advsphere.runs import build as building
 from advsphere.runs.config import Config
 from advsphere.runs.train import train
-from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint, section
+from advsphere.training import Hooks, Stopped, Trainer, TrainSettings, load_checkpoint
+from advsphere.training.checkpoint import section
 from tests.laws import conv_net
 
 TIME_FIELDS = {"seconds", "images_per_second"}

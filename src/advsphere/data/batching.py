@@ -1,8 +1,7 @@
-"""The batches of an epoch, augmented, on their device; image files are decoded ahead by processes of PyTorch's
-`DataLoader`.
+"""The batches of an epoch: their order, read in advance by worker processes, augmented, on their device.
 
-What a batch holds is a function of (seed, epoch, ids), so it does not depend on how many processes there are, and a
-resumed epoch begins at any batch.
+A batch depends on (seed, epoch, ids) alone. So the number of workers does not matter, and a resumed epoch can begin at
+any batch.
 """
 
 from __future__ import annotations
@@ -20,31 +19,42 @@ from torch.utils.data import DataLoader, Dataset
 from advsphere.data.augmentation import Augment
 from advsphere.data.images import Images
 from advsphere.errors import UserError
-from advsphere.rng import Rng
+from advsphere.rng import Rng, permutation
 
 GRACE = 30
-"""Seconds that a process which decodes lives on after SIGTERM."""
+"""Seconds that a worker lives on after SIGTERM."""
 
 
 class Batch(NamedTuple):
-    """x: (B,C,H,W) float32 in [0,1], augmented. y: (B,). rng: what else is random about these examples this epoch."""
+    """Augmented images x (B, C, H, W) float32 in [0, 1], their labels y (B,), and their generator in this epoch."""
 
     x: Tensor
     y: Tensor
     rng: Rng
 
 
+def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The ids of each batch, (B,) int64: n examples in the order of (seed, epoch); the last batch may be smaller.
+
+    A single example that is left over joins the batch before, because batch norm has no variance of one value.
+    """
+    *batches, last = torch.split(permutation(n, seed=seed, epoch=epoch), batch_size)
+    if len(last) == 1 < batch_size and batches:
+        return *batches[:-1], torch.cat([batches[-1], last])
+    return *batches, last
+
+
 def batches(
     images: Images, ids: Sequence[Tensor], augment: Augment, *, seed: int, epoch: int, workers: int | None = None
 ) -> Iterator[Batch]:
-    """The batches whose examples are ids, (B,) int64 each, in this order.
+    """The batches with these ids, (B,) int64 each, in this order.
 
-    workers: processes that decode encoded images ahead, a batch each; 0 for none, one for each core of this process'
-    share of the machine by default. Images in memory need none. Raises UserError naming the image that cannot be read.
+    Encoded images are decoded by `workers` processes, by default one for each core of this process's share of the
+    machine. Raises UserError naming an image that cannot be read.
     """
-    reading = Reading(images.to("cpu") if images.decodes else images, ids, augment, seed, epoch)
+    reading = _Reading(images.to("cpu") if images.decodes else images, ids, augment, seed, epoch)
     device = images.labels.device
-    for index, pixels in zip(ids, _ahead(reading, _processes(images, len(ids), workers), device), strict=True):
+    for index, pixels in zip(ids, _read(reading, _processes(images, len(ids), workers), device), strict=True):
         if isinstance(pixels, UserError):
             raise pixels
         index = index.to(device)
@@ -53,8 +63,8 @@ def batches(
 
 
 @dataclass(frozen=True, eq=False)
-class Reading(Dataset["Tensor | UserError"]):
-    """The pixels of each batch by its number, before what the device does to them: what the processes run."""
+class _Reading(Dataset["Tensor | UserError"]):
+    """The stored pixels (B, C, H, W) of each batch by its number: what the workers compute."""
 
     images: Images
     ids: Sequence[Tensor]
@@ -66,13 +76,12 @@ class Reading(Dataset["Tensor | UserError"]):
         return len(self.ids)
 
     def __getitem__(self, b: int) -> Tensor | UserError:
-        """(B,C,H,W). An error is returned, because `DataLoader` would raise it with a traceback in its text."""
         ids = self.ids[b]
         crops = self.augment.crops(Rng(self.seed, ids.cpu(), step=self.epoch))
         try:
             return (self.images.stored(ids) if crops is None else self.images.cropped(ids, crops))[0]
         except UserError as error:
-            return error
+            return error  # `DataLoader` would raise it with a traceback in its text
 
 
 def _processes(images: Images, batches: int, workers: int | None) -> int:
@@ -84,7 +93,7 @@ def _processes(images: Images, batches: int, workers: int | None) -> int:
     return min(workers, batches)
 
 
-def _ahead(reading: Reading, workers: int, device: torch.device) -> Iterator[Tensor | UserError]:
+def _read(reading: _Reading, workers: int, device: torch.device) -> Iterator[Tensor | UserError]:
     if not workers:
         yield from map(reading.__getitem__, range(len(reading)))
         return
@@ -94,7 +103,7 @@ def _ahead(reading: Reading, workers: int, device: torch.device) -> Iterator[Ten
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # else it would draw from the global one
+        generator=torch.Generator(),  # otherwise it would draw from the global one
     )
     try:
         yield from loader
@@ -103,7 +112,7 @@ def _ahead(reading: Reading, workers: int, device: torch.device) -> Iterator[Ten
         if "DataLoader worker" not in str(error):
             raise
         cause = " ".join(str(error).split())
-    # Not within the handler: the error's traceback would keep the other processes.
+    # Not within the handler: the traceback of the error would keep the other processes.
     raise UserError(
         f"a process that decodes images died ({cause}): memory may be short, or shared memory "
         "(docker run --shm-size 8g); take fewer --workers, or 0"
@@ -111,8 +120,8 @@ def _ahead(reading: Reading, workers: int, device: torch.device) -> Iterator[Ten
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of a job. The trainer answers them, and ends these when it has
-    taken its step; one that is ended by SIGTERM because it hangs has the same time.
+    """Let a worker survive Ctrl-C and SIGTERM, which reach every process of a job, until the trainer has finished its
+    step and ends the worker. A worker that hangs ends after `GRACE` seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE) and None)

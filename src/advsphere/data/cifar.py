@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the folders that everyone has, without running what is in their pickles.
+"""CIFAR-10 and CIFAR-100 from their published folders, without running what is in their pickles.
 
 Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images* (2009); layout of the "python version".
 """
@@ -6,21 +6,22 @@ Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images* (
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from advsphere.data.images import Dataset, ImageSet
-from advsphere.data.pickles import read_pickle
 from advsphere.errors import UserError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a published CIFAR folder keeps what; train, test and meta: file name -> MD5 sum of the published file."""
+    """The files of a published CIFAR folder. train, test and meta: file name -> MD5 sum of the published file."""
 
     title: str
     folder: str
@@ -38,7 +39,7 @@ class Layout:
         return f'torchvision.datasets.{loader}("data", download=True) fetches {self.archive} and unpacks it there'
 
     def find(self, place: Path) -> Path | None:
-        """The folder, where `place` is it or holds it."""
+        """The folder, if `place` is it or holds it."""
         if (place / self.folder).is_dir():
             return place / self.folder
         is_it = place.name == self.folder or all((place / file).is_file() for file in self.meta | self.test)
@@ -76,7 +77,7 @@ LAYOUTS = {
 
 
 def read_cifar(name: str, folder: Path) -> Dataset:
-    """The set "cifar10" or "cifar100" from its folder, 3x32x32 uint8; the note names files other than those published.
+    """Read "cifar10" or "cifar100" from its folder, 3x32x32 uint8. The note names files that are not as published.
 
     Raises UserError for a missing, truncated, misshapen or unsafe file.
     """
@@ -91,8 +92,9 @@ def read_cifar(name: str, folder: Path) -> Dataset:
         pixels, labels = (torch.cat(each) for each in zip(*pieces, strict=True))
         return ImageSet(pixels, labels, classes, f"{name} {part}")
 
-    changed = [file for file, content in contents.items() if _md5(content) != published[file]]
-    note = f"{folder} is not the published {layout.title}: other MD5 sums for {', '.join(changed)}" if changed else ""
+    md5 = {file: hashlib.md5(content, usedforsecurity=False).hexdigest() for file, content in contents.items()}
+    changed = ", ".join(file for file in md5 if md5[file] != published[file])
+    note = f"{folder} is not the published {layout.title}: other MD5 sums for {changed}" if changed else ""
     return Dataset(images(layout.train, "train"), images(layout.test, "test"), note)
 
 
@@ -101,10 +103,6 @@ def _content(path: Path, layout: Layout) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} of {layout.title} ({error.strerror}): {layout.cure}") from error
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _classes(values: dict[str, dict[str, Any]], folder: Path, layout: Layout) -> tuple[str, ...]:
@@ -116,7 +114,7 @@ def _classes(values: dict[str, dict[str, Any]], folder: Path, layout: Layout) ->
 
 
 def _images(content: dict[str, Any], path: Path, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (N,3,32,32) uint8 and labels (N,) int64 of one file."""
+    """Pixels (N, 3, 32, 32) uint8 and labels (N,) int64 of one file."""
     rows, labels = content.get("data"), content.get(layout.labels_key)
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072:
         found = "nothing" if rows is None else f"shape {getattr(rows, 'shape', type(rows).__name__)}"
@@ -124,3 +122,81 @@ def _images(content: dict[str, Any], path: Path, layout: Layout) -> tuple[torch.
     if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(rows):
         raise UserError(f"{path} is broken: {layout.labels_key} must be a list of {len(rows)} integers; {layout.cure}")
     return torch.tensor(rows).view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
+
+
+# A pickle is a program. The reader below knows the seven names that a pickled uint8 array needs, and puts stand-ins in
+# their places. It builds no object of any library from the file, because a hostile file can make even numpy's own types
+# read foreign memory.
+
+
+def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
+    """The dictionary in a CIFAR pickle of Python 2 or 3, with its keys as text; arrays must be uint8.
+
+    Raises UserError, naming `path`, for a pickle that is broken or asks for anything else.
+    """
+    try:
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        if not isinstance(value, dict):
+            raise UserError(f"holds no dictionary but {type(value).__name__}: it is no CIFAR file")
+        return {
+            key.decode() if isinstance(key, bytes) else str(key): item.array if isinstance(item, _Array) else item
+            for key, item in value.items()
+        }
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error
+    except Exception as error:  # there is no complete list of what a broken pickle may raise
+        raise UserError(f"{path} is broken or truncated ({error}): get it again") from error
+
+
+class _DType:
+    """Stands in for numpy.dtype, and knows "u1" only."""
+
+    def __init__(self, code: bytes | str, *_: object) -> None:
+        if code not in (b"u1", "u1"):
+            raise UserError(f"holds an array of type {code!r}: images must be uint8")
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the byte order and the like, which single bytes do not have."""
+
+
+class _Array:
+    """Stands in for numpy.ndarray. Unpickling sets its shape and bytes, and can set nothing else."""
+
+    array: np.ndarray[Any, np.dtype[np.uint8]]
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
+        _, shape, _, fortran, content = state
+        self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _from_buffer(content: bytes, dtype: _DType, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", content))
+    return array
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise UserError(f"holds bytes in the encoding {encoding!r}: only latin1 is known here")
+    return text.encode("latin1")
+
+
+class _Unpickler(pickle.Unpickler):
+    known: ClassVar[dict[str, Any]] = {
+        "numpy.ndarray": _Array,
+        "numpy.dtype": _DType,
+        "numpy.core.multiarray._reconstruct": _reconstruct,  # numpy 1
+        "numpy._core.multiarray._reconstruct": _reconstruct,  # numpy 2
+        "numpy.core.numeric._frombuffer": _from_buffer,
+        "numpy._core.numeric._frombuffer": _from_buffer,
+        "_codecs.encode": _encode,  # how Python 3 writes bytes for Python 2
+    }
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if f"{module}.{name}" not in self.known:
+            raise UserError(f"was not loaded: it asks for {module}.{name}, which no CIFAR file needs; do not trust it")
+        return self.known[f"{module}.{name}"]

@@ -1,14 +1,13 @@
-"""Random resized crops: a random part of each image, of random size and shape, brought to one size.
+"""Random resized crops: a part of each image, of random size and shape, resized to one size.
 
 Source: C. Szegedy et al., *Going deeper with convolutions* (2015), section 6, with the numbers and the order of
-torchvision's `RandomResizedCrop`; where an image is cropped is addressed by its id.
+torchvision's `RandomResizedCrop`. The crop of an image depends on its id, not on its batch.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,40 +16,32 @@ from torch.nn import functional as F
 from advsphere.rng import Rng
 
 RATIO = (3 / 4, 4 / 3)
-"""Width to height of a crop."""
+"""The range of a crop's width divided by its height."""
 TRIES = 10
-
-
-class Box(NamedTuple):
-    """A part of an image, in whole pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 @dataclass(frozen=True, eq=False)
 class ResizedCrops:
     """The crops of one batch.
 
-    uniform: (B, 2 * TRIES + 2) in (0, 1): an area and a shape for each try, and the place. min_area: the smallest share
-    of an image's area that a crop may have, in (0, 1].
+    Attributes:
+        uniform: (B, 2 * TRIES + 2) in (0, 1): an area and a shape for each try, then the place.
+        min_area: The smallest share of an image's area that a crop may have, in (0, 1].
     """
 
     uniform: Tensor
     min_area: float
 
     @classmethod
-    def of(cls, rng: Rng, min_area: float) -> Self:
-        """The crops that belong to these examples."""
+    def of(cls, rng: Rng, min_area: float) -> ResizedCrops:
+        """The crops of the examples of a generator."""
         return cls(rng.uniform((2 * TRIES + 2,), "resized crop"), min_area)
 
-    def box(self, i: int, width: int, height: int) -> Box:
-        """Where the i-th image of the batch, of that size, is cropped.
+    def box(self, i: int, width: int, height: int) -> tuple[int, int, int, int]:
+        """The crop of the i-th image of the batch, as (left, top, width, height) in pixels of an image of that size.
 
         Areas are uniform in [min_area, 1], shapes log-uniform in RATIO. The first of ten tries that fits into the image
-        is placed anywhere in it; where none fits, it is the largest centre crop with a shape in RATIO.
+        is placed at random. If none fits, the crop is the largest one in the centre with a shape in RATIO.
         """
         *tried, across, down = self.uniform[i].tolist()
         for area, shape in zip(tried[::2], tried[1::2], strict=True):
@@ -58,21 +49,20 @@ class ResizedCrops:
             shape = RATIO[0] * (RATIO[1] / RATIO[0]) ** shape
             w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
             if 0 < w <= width and 0 < h <= height:
-                return Box(int(across * (width - w + 1)), int(down * (height - h + 1)), w, h)
+                return int(across * (width - w + 1)), int(down * (height - h + 1)), w, h
         w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
-        return Box((width - w) // 2, (height - h) // 2, w, h)
+        return (width - w) // 2, (height - h) // 2, w, h
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """The crops of a batch that is in memory, at its own size; (B,C,H,W)."""
+        """Crop a batch (B, C, H, W) in memory and resize the crops to its own size."""
         height, width = pixels.shape[2:]
-        boxes = [self.box(i, width, height) for i in range(len(pixels))]
-        parts = [
-            resized(image[:, box.top : box.top + box.height, box.left : box.left + box.width], height, width)
-            for image, box in zip(pixels, boxes, strict=True)
-        ]
+        parts = []
+        for i, image in enumerate(pixels):
+            left, top, w, h = self.box(i, width, height)
+            parts.append(resized(image[:, top : top + h, left : left + w], height, width))
         return torch.stack(parts) if parts else pixels
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """An image (C,h,w) brought to (C,height,width), bilinear and antialiased, as torchvision's tensors are."""
+    """An image (C, h, w) resized to (C, height, width), bilinear and antialiased, as torchvision resizes tensors."""
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]

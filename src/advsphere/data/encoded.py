@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from advsphere.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 GAP = 2
-"""A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least GAP times the size that is
-asked for; Pillow's `thumbnail` has the same rule."""
+"""A JPEG is decoded at a half, a quarter or an eighth of its size if that leaves at least GAP times the size that is
+needed. Pillow's `thumbnail` has the same rule."""
 
 
 class View(NamedTuple):
@@ -35,10 +35,8 @@ class View(NamedTuple):
     shorter: int
 
     @classmethod
-    def of(cls, image_size: int | None, resize: int | None) -> Self | None:
-        """None where no size is given; without `resize` as much as possible is seen. Raises UserError for sizes that
-        can't be.
-        """
+    def of(cls, image_size: int | None, resize: int | None) -> View | None:
+        """None without a size. Without `resize` as much as possible is seen. Raises UserError for impossible sizes."""
         if image_size is None:
             return None
         shorter = image_size if resize is None else resize
@@ -50,26 +48,35 @@ class View(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An image as it is stored. name: what errors call it. file: where it lies, or what is in it."""
+    """An image as it is stored: its name in error messages, and its path or its content."""
 
     name: str
     file: str | io.BytesIO
 
+    def open(self) -> Image.Image:
+        """Read the header. Raises UserError if that fails."""
+        try:
+            return Image.open(self.file)
+        except Exception as error:
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: Exception) -> UserError:
+        """The error to raise for an image that can't be decoded."""
+        return UserError(f"cannot read the image {self.name} ({error}): replace or remove it")
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages(Images):
-    """Images that are decoded, in threads, each time a batch asks for them: 3 x size x size, uint8.
+    """Images that threads decode each time a batch asks for them: 3 x size x size, uint8.
 
-    Every image is converted to RGB. Its fixed view is bilinear, as torchvision's Resize and CenterCrop make it. Raises
-    UserError naming the image that cannot be read.
+    Every image is converted to RGB and resized bilinearly, as by torchvision's Resize and CenterCrop. Reading raises
+    UserError naming an image that cannot be decoded.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
     name: str
     view: View
-
-    decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_labels(self.labels, len(self.classes), self.name)
@@ -86,7 +93,6 @@ class EncodedImages(Images):
         return self._decoded(index, [partial(centre, view=self.view)] * len(index))
 
     def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
-        """Each crop is taken from the decoded image at its own resolution."""
         return self._decoded(index, [partial(crop, crops=crops, i=i, size=self.view.size) for i in range(len(index))])
 
     def to(self, device: torch.device | str) -> Self:
@@ -95,7 +101,7 @@ class EncodedImages(Images):
     def _decoded(self, index: Tensor, views: list[Callable[[Image.Image], Tensor]]) -> tuple[Tensor, Tensor]:
         pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
         work = zip(pixels, self.encoded(index.tolist()), views, strict=True)
-        if get_worker_info() is not None:  # a process that decodes beside others has one core
+        if get_worker_info() is not None:  # one of several workers, which has one core
             deque(map(_decode, work), maxlen=0)
         else:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -104,10 +110,10 @@ class EncodedImages(Images):
         return pixels.to(device), self.labels[index.to(device)]
 
 
-def chosen(view: View | None, place: str, first: Encoded) -> View:
-    """The view. Raises UserError where there is none, with a proposal from the first image of the place."""
+def required(view: View | None, place: str, first: Encoded) -> View:
+    """The view. Raises UserError if there is none, and proposes one from the first image."""
     if view is None:
-        width, height = opened(first).size
+        width, height = first.open().size
         raise UserError(
             f"{place} needs an image size, to which its images are resized: its first image is {width}x{height}, "
             f"so perhaps image_size={min(width, height)}"
@@ -115,41 +121,33 @@ def chosen(view: View | None, place: str, first: Encoded) -> View:
     return view
 
 
-def opened(image: Encoded) -> Image.Image:
-    """Its header alone is read. Raises UserError where that can't be."""
-    try:
-        return Image.open(image.file)
-    except Exception as error:
-        raise _unreadable(image.name, error) from error
-
-
 def _decode(work: tuple[Tensor, Encoded, Callable[[Image.Image], Tensor]]) -> None:
-    """One image into its (3, size, size) uint8 of the batch."""
+    """Decode one image into its (3, size, size) uint8 of the batch."""
     pixels, image, view = work
-    with opened(image) as picture:
+    with image.open() as picture:
         check_depth(picture, image.name)
         try:
             pixels.copy_(view(picture))
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-            raise _unreadable(image.name, error) from error
+            raise image.unreadable(error) from error
 
 
 def check_depth(picture: Image.Image, name: str) -> None:
-    """Raises UserError for more than 8 bits per pixel, which Pillow would clip to 255."""
+    """Raise UserError for more than 8 bits per pixel, which Pillow would clip to 255."""
     if picture.mode[0] in "IF":
         raise UserError(f"{name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
 
 
 def centre(picture: Image.Image, *, view: View) -> Tensor:
-    """(3, size, size) uint8."""
+    """The view of a picture, (3, size, size) uint8."""
     _decode_smaller(picture, min(picture.size), view.shorter)
-    # Pillow's `bleed` is what is left out at each side, as a share of it.
+    # Pillow's `bleed` is the share that is left out at each side.
     bleed = (1 - view.size / view.shorter) / 2
     return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
 
 
 def crop(picture: Image.Image, *, crops: ResizedCrops, i: int, size: int) -> Tensor:
-    """(3, size, size) uint8."""
+    """The i-th crop, taken from the picture at its own resolution, (3, size, size) uint8."""
     width, height = picture.size
     left, top, w, h = crops.box(i, width, height)
     _decode_smaller(picture, min(w, h), size)
@@ -159,15 +157,10 @@ def crop(picture: Image.Image, *, crops: ResizedCrops, i: int, size: int) -> Ten
 
 
 def _decode_smaller(picture: Image.Image, side: int, wanted: int) -> None:
-    """Let a JPEG of which `side` pixels become `wanted` be decoded at a fraction of its size; others stay whole."""
+    """Decode a JPEG at a fraction of its size if `side` of its pixels become `wanted`. Other formats stay whole."""
     if (factor := side // (GAP * wanted)) > 1:
         picture.draft(None, (-(-picture.width // factor), -(-picture.height // factor)))
 
 
 def _rgb(picture: Image.Image) -> Tensor:
-    """(3, height, width) uint8."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
-def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"cannot read the image {name} ({error}): replace or remove it")

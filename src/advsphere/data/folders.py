@@ -1,55 +1,25 @@
-"""Images in one folder for each class: decoded into memory where they fit, else when a batch asks for them."""
+"""Image files in one folder for each class."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, chosen
+from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, required
 from advsphere.data.images import Images, in_memory_if_small
 from advsphere.errors import UserError
-from advsphere.rng import permutation
-
-# FOLDED parts: The training and test parts of images that lie in one place.
 
 TEST_FOLDERS = ("val", "test")
-HELD_OUT = 0.1
-"""The part that is held out as a test set where the place has none."""
-
-
-class Parts(NamedTuple):
-    """Images to train on and to test on, not decoded yet; note: what the user should be told about them."""
-
-    train: EncodedImages
-    test: EncodedImages
-    note: str = ""
-
-
-def held_out(images: EncodedImages) -> Parts:
-    """A tenth of the images for testing, by address: the same on every machine, for the same number of images."""
-    order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
-    count = max(1, round(HELD_OUT * len(images)))
-    train, test = images.take(order[count:].sort().values), images.take(order[:count].sort().values)
-    return Parts(
-        replace(train, name=f"{images.name} (train part)"),
-        replace(test, name=f"{images.name} (held out)"),
-        f"{images.name} has no val or test folder: {count} of its {len(images)} images are held out as the test set",
-    )
-
-
-def called(folder: PurePath) -> str:
-    """A folder's name; that of its parent before it where it is one of the parts."""
-    return f"{folder.parent.name} {folder.name}" if folder.name in ("train", *TEST_FOLDERS) else folder.name
 
 
 @dataclass(frozen=True, eq=False)
 class FolderImages(EncodedImages):
-    """Image files."""
+    """Image files at `paths`."""
 
     paths: tuple[str, ...]
 
@@ -62,51 +32,26 @@ class FolderImages(EncodedImages):
 
 
 def image_folder(folder: Path, image_size: int | None, resize: int | None = None) -> Images:
-    """All the images below `folder`/<class>/, at any depth, in memory where they take at most MEMORY_LIMIT bytes.
+    """Read all images below `folder`/<class>/, at any depth. Classes are numbered in the order of their names.
 
-    Classes are numbered in the order of their names. resize: what the shorter side becomes before the centre of
-    image_size is cut out; image_size itself by default. Raises UserError for a folder without classes, a class without
-    images, a file that cannot be read, or an image_size that is not given (it then names that of the first image).
+    Args:
+        folder: Holds one folder of images for each class.
+        image_size: The side of the squares that the images become, in pixels.
+        resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
+
+    Returns:
+        The images, in memory if they take at most 4 GiB, otherwise decoded for each batch.
+
+    Raises:
+        UserError: If there are no classes, a class has no images, a file cannot be read, or `image_size` is missing.
+            The message then proposes that of the first image.
     """
     return in_memory_if_small(scan_folder(folder, View.of(image_size, resize)))
 
 
-def read_folder(root: Path, view: View | None) -> Parts:
-    """`root`/train/<class>/ with `root`/val/ or `root`/test/ of the same classes; nothing is decoded.
-
-    Where there is no test folder, or `root` itself holds the classes, a tenth of the images is held out. Raises
-    UserError as `image_folder` does, and where the classes of the two folders differ.
-    """
-    test_folder = _test_folder(root)
-    if not (root / "train").is_dir():
-        if test_folder is not None:
-            raise UserError(
-                f"{test_folder} has no train folder beside it: put the training images into {root / 'train'}"
-            )
-        return held_out(scan_folder(root, view))
-    if test_folder is None:
-        return held_out(scan_folder(root / "train", view))
-    _check_same_classes(root / "train", test_folder)
-    return Parts(scan_folder(root / "train", view), scan_folder(test_folder, view))
-
-
-def read_test_folder(root: Path, view: View | None) -> EncodedImages:
-    """The test images of `read_folder`; those for training may be absent, beside val or test."""
-    test_folder, train_folder = _test_folder(root), root / "train"
-    if test_folder is None:
-        return held_out(scan_folder(train_folder if train_folder.is_dir() else root, view)).test
-    if train_folder.is_dir():
-        _check_same_classes(train_folder, test_folder)
-    return scan_folder(test_folder, view)
-
-
-def _test_folder(root: Path) -> Path | None:
-    return next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-
-
 def scan_folder(folder: Path, view: View | None) -> FolderImages:
     """The files of each class folder, in the order of their names; nothing is decoded."""
-    classes = _classes(folder)
+    classes = class_folders(folder)
     files = [_files(folder / name) for name in classes]
     empty = [str(folder / name) for name, found in zip(classes, files, strict=True) if not found]
     if empty:
@@ -114,12 +59,12 @@ def scan_folder(folder: Path, view: View | None) -> FolderImages:
             f"no images in {_some(empty)}, looked for {' '.join(sorted(SUFFIXES))}: add some, or remove the folder"
         )
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
-    first = files[0][0]
-    view = chosen(view, str(folder), Encoded(first, first))
-    return FolderImages(labels, classes, called(folder), view, tuple(path for found in files for path in found))
+    view = required(view, str(folder), Encoded(files[0][0], files[0][0]))
+    return FolderImages(labels, classes, display_name(folder), view, tuple(path for found in files for path in found))
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """The names of the classes, sorted. Raises UserError if there are fewer than two."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: name a folder that holds one folder of images for each class")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -130,6 +75,20 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_same_classes(train: Path, test: Path) -> None:
+    """Raise UserError if two folders hold different class folders."""
+    ours, theirs = set(class_folders(train)), set(class_folders(test))
+    only = ((train, sorted(ours - theirs)), (test, sorted(theirs - ours)))
+    if ours != theirs:
+        found = "; ".join(f"only {folder} has {_some(names)}" for folder, names in only if names)
+        raise UserError(f"the class folders differ: {found}: give both folders the same classes")
+
+
+def display_name(folder: PurePath) -> str:
+    """A folder's name, after its parent's name if it is "train", "val" or "test"."""
+    return f"{folder.parent.name} {folder.name}" if folder.name in ("train", *TEST_FOLDERS) else folder.name
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(
         os.path.join(parent, name)
@@ -137,14 +96,6 @@ def _files(folder: Path) -> list[str]:
         for name in names
         if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     )
-
-
-def _check_same_classes(train: Path, test: Path) -> None:
-    ours, theirs = set(_classes(train)), set(_classes(test))
-    only = ((train, sorted(ours - theirs)), (test, sorted(theirs - ours)))
-    if ours != theirs:
-        found = "; ".join(f"only {folder} has {_some(names)}" for folder, names in only if names)
-        raise UserError(f"the class folders differ: {found}: give both folders the same classes")
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Sets of labelled images, as every other part sees them: pixels in [0, 1] and the numbers of their classes."""
+"""Sets of labelled images: pixels in [0, 1] and class numbers, in memory or decoded when a batch asks for them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from advsphere.errors import UserError
 from advsphere.rng import permutation
 
 MEMORY_LIMIT = 4 * 2**30
-"""Bytes of decoded pixels up to which a set is kept in memory."""
+"""Sets of at most so many bytes of pixels are kept in memory."""
 
 T = TypeVar("T")
 
 
 class Images(ABC):
-    """A set of labelled images, in memory (`ImageSet`) or decoded when asked for (`EncodedImages`).
+    """A set of labelled images.
 
-    labels: (N,) int64 in 0..K-1, on the device that batches are to be on. classes: the K names.
-    name: what reports call the set.
+    Attributes:
+        labels: (N,) int64 in 0..K-1, on the device where batches are wanted.
+        classes: The K names of the classes.
+        name: What reports call the set.
+        decodes: Whether reading a batch decodes images, so that worker processes should do it in advance.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
     name: str
-
-    decodes: ClassVar[bool] = False
-    """Whether `stored` decodes images, so that other processes should do it ahead of training."""
+    decodes: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -49,51 +50,108 @@ class Images(ABC):
 
     @abstractmethod
     def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B,C,H,W) as they are kept, uint8 or floating point, and labels (B,): where augmentation starts."""
+        """Read a batch as it is stored, before augmentation.
+
+        Args:
+            index: (B,) int64, which images.
+
+        Returns:
+            Pixels (B, C, H, W), uint8 or floating point, and labels (B,).
+        """
 
     def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
-        """As `stored`, but of each image the part that `crops` names, brought to the same shape."""
+        """Read a random part of each image, resized to the shape of the set.
+
+        Args:
+            index: (B,) int64, which images.
+            crops: Which part of each.
+
+        Returns:
+            Pixels (B, C, H, W) and labels (B,), as `stored`.
+        """
         pixels, y = self.stored(index)
         return crops(pixels), y
 
     @abstractmethod
     def take(self, index: Tensor) -> Self:
-        """The set of these examples alone; index: (n,) int64."""
+        """Select images.
+
+        Args:
+            index: (n,) int64, which images.
+
+        Returns:
+            The set of these images.
+        """
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """The same set, with its batches on another device."""
+        """Move the set.
+
+        Args:
+            device: Where its batches are wanted.
+
+        Returns:
+            The same images, with batches on that device.
+        """
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B,C,H,W) float32 in [0,1] and labels (B,); index: (B,) int64."""
+        """Read a batch.
+
+        Args:
+            index: (B,) int64, which images.
+
+        Returns:
+            Pixels (B, C, H, W) float32 in [0, 1] and labels (B,).
+        """
         pixels, y = self.stored(index)
         return as_float(pixels), y
 
     def in_memory(self) -> ImageSet:
-        """All the images decoded, with a progress bar on a terminal."""
+        """All images decoded, with a progress bar on a terminal."""
         pixels = torch.empty((len(self), *self.shape), dtype=self.dtype)
         for index in with_progress(torch.arange(len(self)).split(512), f"reading {self.name}"):
             pixels[index] = self.stored(index)[0].cpu()
         return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
 
     def first(self, n: int) -> Self:
-        """The first n examples, or all where there are fewer."""
+        """Select the first images.
+
+        Args:
+            n: How many.
+
+        Returns:
+            The first n images, or all if there are fewer.
+        """
         return self.take(torch.arange(min(n, len(self))))
 
     def few(self, n: int) -> Self:
-        """n examples to stand for all, or all where there are fewer: the first ones or, where they lie class by class
-        as in folders, n at equal distances, so that no class is left out.
+        """Select images to represent the set.
+
+        Args:
+            n: How many.
+
+        Returns:
+            The first n images or, if they are sorted by class as in folders, n at equal distances, so that no class is
+            left out. All images if there are fewer than n.
         """
         n, sorted_by_class = min(n, len(self)), bool((self.labels.diff() >= 0).all())
         return self.take(torch.arange(n) * len(self) // n) if sorted_by_class else self.first(n)
 
     def split(self, validation: int, *, seed: int) -> tuple[Self, Self]:
-        """(train, validation): disjoint, `validation` examples in the second, both in the original order.
+        """Hold out images for validation.
 
-        Which are held out is a function of (N, seed) alone. Raises UserError where one of the two would be empty.
+        Args:
+            validation: How many, from 1 to N - 1.
+            seed: Decides, with N alone, which ones.
+
+        Returns:
+            The training and the validation images, both in the original order.
+
+        Raises:
+            UserError: If one of the two parts would be empty.
         """
         if not 0 < validation < len(self):
             raise UserError(
@@ -107,14 +165,22 @@ class Images(ABC):
 class ImageSet(Images):
     """Images in memory, on any device.
 
-    pixels: (N,C,H,W), uint8 or floating point in [0,1]. labels: (N,) int64 in 0..K-1. classes: the K names.
-    Raises UserError, with the cure, for anything else: a shape, a type, a label without a class, pixels outside [0,1].
+    Attributes:
+        pixels: (N, C, H, W), uint8 or floating point in [0, 1].
+        labels: (N,) int64 in 0..K-1.
+        classes: The K names of the classes.
+        name: What reports call the set.
+
+    Raises:
+        UserError: If a shape, a type or a value is wrong. The message says how to mend it.
     """
 
     pixels: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     name: str = "images"
+
+    decodes = False
 
     def __post_init__(self) -> None:
         check_pixels(self.pixels, self.name)
@@ -148,7 +214,13 @@ class ImageSet(Images):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on, images to report on, and what the user should be told about them (a line, or nothing)."""
+    """Images to train on and images to report on.
+
+    Attributes:
+        train: The training images.
+        test: The test images.
+        note: One line that the user should read, or nothing.
+    """
 
     train: Images
     test: Images
@@ -156,12 +228,12 @@ class Dataset:
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """Pixels as float32 in [0,1]: uint8 is divided by 255, floating point keeps its values."""
+    """Pixels as float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def in_memory_if_small(images: Images) -> Images:
-    """The images decoded into memory if that takes at most `MEMORY_LIMIT` bytes, otherwise as they are."""
+    """The images decoded into memory if they take at most `MEMORY_LIMIT` bytes, otherwise as they are."""
     small = len(images) * math.prod(images.shape) * images.dtype.itemsize <= MEMORY_LIMIT
     return images.in_memory() if small else images
 
@@ -173,7 +245,7 @@ def with_progress(items: Iterable[T], description: str, total: int | None = None
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
-    """Raises UserError unless labels are (N,) int64 in 0..num_classes-1 with N > 0."""
+    """Raise UserError unless labels are (N,) int64 in 0..num_classes-1 with N > 0."""
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise UserError(
             f"{name}: labels must be one int64 class number for each image, (N,); "
@@ -191,6 +263,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
 
 
 def check_pixels(pixels: Tensor, name: str) -> None:
+    """Raise UserError unless pixels are (N, C, H, W) with N > 0, uint8 or floating point in [0, 1]."""
     if pixels.ndim != 4 or pixels.numel() == 0:
         raise UserError(f"{name}: images must be (N, channels, height, width); found {tuple(pixels.shape)}")
     if pixels.dtype == torch.uint8:
@@ -200,7 +273,7 @@ def check_pixels(pixels: Tensor, name: str) -> None:
     low, high = (float(value) for value in torch.aminmax(pixels))
     if low >= 0 and high <= 1:
         return
-    if not (low == low and high == high):
+    if math.isnan(low) or math.isnan(high):
         cure = "remove the images with NaN"
     elif low >= 0 and high <= 255:
         cure = "divide by 255, or give them as uint8"

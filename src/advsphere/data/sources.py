@@ -5,49 +5,27 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from advsphere.data.cifar import LAYOUTS, read_cifar
-from advsphere.data.encoded import View
-from advsphere.data.folders import read_folder, read_test_folder
+from advsphere.data.encoded import EncodedImages, View
+from advsphere.data.folders import TEST_FOLDERS, check_same_classes, scan_folder
 from advsphere.data.images import Dataset, Images, ImageSet, in_memory_if_small
-from advsphere.data.shards import holds_shards, read_shards, read_test_shards
+from advsphere.data.shards import archives_in, scan_shards
 from advsphere.errors import UserError
 from advsphere.rng import permutation
-
-# FOLDED digits: Handwritten digits that come with scikit-learn: the data set that needs no download.
-# FOLDED digits: Source: E. Alpaydin and C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI repository
-# FOLDED digits: (1998), its test part.
-
-TEST_IMAGES = 500
-
-
-def read_digits() -> Dataset:
-    """1,297 images to train on and 500 to test on, 1x8x8; the 17 grey levels 0..16 are spread over 0..255.
-
-    scikit-learn has no split of these; ours is fixed, by address, and is the same on every machine.
-    """
-    from sklearn.datasets import load_digits  # slow to import, and needed here alone
-
-    bunch = load_digits()
-    levels = torch.from_numpy(bunch.images).unsqueeze(1)
-    digits = ImageSet(
-        (levels * 255 / 16).round().to(torch.uint8),
-        torch.from_numpy(bunch.target).long(),
-        tuple(str(digit) for digit in bunch.target_names),
-        "digits",
-    )
-    order = permutation(len(digits), seed=0, epoch=0, purpose="digits test split")
-    return Dataset(digits.take(order[TEST_IMAGES:].sort().values), digits.take(order[:TEST_IMAGES].sort().values))
-
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 NAMES = (*SIZES, "imagefolder")
 VARIABLE = "ADVSPHERE_DATA"
+HELD_OUT = 0.1
+"""The share of the images that is held out as a test set if the place has none."""
+
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)")
-"""What is left of a URL that went through a Path, which makes one slash of two."""
+"""A URL that went through a Path, which makes one slash of two."""
 
 
 def load(
@@ -58,38 +36,74 @@ def load(
     resize: int | None = None,
     crops: bool = False,
 ) -> Dataset:
-    """The data set of that name: "digits" (embedded), "cifar10", "cifar100" or "imagefolder".
+    """Load a data set by its name.
 
-    root: the folder itself or, for CIFAR, the one that holds it; without it $ADVSPHERE_DATA and ./data are looked at.
-    An image folder holds image files or, as train/*.tar and val/*.tar, shards; these may also lie at a URL.
-    image_size: the side of the square that an image folder's images become; the others have a size of their own.
-    resize: what their shorter side becomes before that square is cut out of their centre; image_size by default.
-    crops: the training images are to be cropped at random, so an image folder's stay encoded at their own resolution.
-    Raises UserError where the folder is missing or broken, with what was looked for, where, and how to get it.
+    Args:
+        name: "digits" (included, needs scikit-learn), "cifar10", "cifar100" or "imagefolder".
+        root: The folder of the data set or, for CIFAR, the folder that holds it. By default $ADVSPHERE_DATA, then
+            ./data. An image folder holds train/<class>/ and val/<class>/ full of images, or train/*.tar and val/*.tar
+            in the layout of WebDataset, which may also lie at a URL. Without val or test a tenth is held out.
+        image_size: The side of the squares that an image folder's images become. The other sets have their own.
+        resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
+        crops: Whether the training images will be cropped at random. An image folder's then stay encoded, at their own
+            resolution.
+
+    Returns:
+        The training and test images.
+
+    Raises:
+        UserError: If the data set is missing or broken. The message says where it was looked for and how to get it.
     """
     _check(name, image_size, resize)
     if name == "digits":
         return read_digits()
     if name in LAYOUTS:
         return read_cifar(name, _cifar_folder(name, root))
-    place, view = _place(root), View.of(image_size, resize)
-    parts = read_shards(place, view) if holds_shards(place) else read_folder(_folder(place), view)
-    return Dataset(
-        parts.train if crops else in_memory_if_small(parts.train), in_memory_if_small(parts.test), parts.note
-    )
+    train, test, note = _read_place(root, View.of(image_size, resize))
+    return Dataset(train if crops else in_memory_if_small(train), in_memory_if_small(test), note)
 
 
 def load_test(
     name: str, root: Path | None = None, *, image_size: int | None = None, resize: int | None = None
 ) -> Images:
-    """The test part of `load` alone; an image folder's training images are then not decoded, and may be absent."""
-    if name == "imagefolder":
-        _check(name, image_size, resize)
-        place, view = _place(root), View.of(image_size, resize)
-        return in_memory_if_small(
-            read_test_shards(place, view) if holds_shards(place) else read_test_folder(_folder(place), view)
-        )
-    return load(name, root, image_size=image_size, resize=resize).test
+    """Load the test part of a data set alone. The training images of an image folder may then be absent.
+
+    Args:
+        name: As in `load`.
+        root: As in `load`.
+        image_size: As in `load`.
+        resize: As in `load`.
+
+    Returns:
+        The test images.
+
+    Raises:
+        UserError: As `load`.
+    """
+    if name != "imagefolder":
+        return load(name, root, image_size=image_size, resize=resize).test
+    _check(name, image_size, resize)
+    return in_memory_if_small(_read_place(root, View.of(image_size, resize), test_only=True)[1])
+
+
+def read_digits() -> Dataset:
+    """Handwritten digits of scikit-learn: 1,297 training and 500 test images, 1x8x8, grey levels 0..16 as 0..255.
+
+    scikit-learn has no split of these. Ours is fixed, and the same on every machine.
+    Source: E. Alpaydin and C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI repository (1998), test part.
+    """
+    from sklearn.datasets import load_digits  # here and not at the top: it is slow to import
+
+    bunch = load_digits()
+    levels = torch.from_numpy(bunch.images).unsqueeze(1)
+    digits = ImageSet(
+        (levels * 255 / 16).round().to(torch.uint8),
+        torch.from_numpy(bunch.target).long(),
+        tuple(str(digit) for digit in bunch.target_names),
+        "digits",
+    )
+    order = permutation(len(digits), seed=0, epoch=0, purpose="digits test split")
+    return Dataset(digits.take(order[500:].sort().values), digits.take(order[:500].sort().values))
 
 
 def _check(name: str, image_size: int | None, resize: int | None) -> None:
@@ -97,12 +111,52 @@ def _check(name: str, image_size: int | None, resize: int | None) -> None:
         nearest = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise UserError(f"there is no data set {name!r}: {hint}known are {', '.join(NAMES)}")
-    if image_size is not None and image_size != SIZES.get(name, image_size):
-        raise UserError(
-            f"{name} is {SIZES[name]}x{SIZES[name]}: leave out image_size={image_size}, which is for imagefolder"
-        )
-    if resize is not None and name in SIZES:
-        raise UserError(f"{name} is {SIZES[name]}x{SIZES[name]}: leave out resize={resize}, which is for imagefolder")
+    for option, value in {"image_size": image_size, "resize": resize}.items():
+        size = SIZES.get(name)
+        if size is not None and value is not None and not (option == "image_size" and value == size):
+            raise UserError(f"{name} is {size}x{size}: leave out {option}={value}, which is for imagefolder")
+
+
+def _read_place(
+    root: Path | None, view: View | None, *, test_only: bool = False
+) -> tuple[EncodedImages, EncodedImages, str]:
+    """The training images, the test images and a note; nothing is decoded. With test_only the first are the second."""
+    place = _place(root)
+    parts = [f"{place}/{part}" for part in ("train", *TEST_FOLDERS)]
+    sharded = any(map(archives_in, (place, *parts)))
+    if not sharded and "://" in place:
+        raise UserError(f"imagefolder: there are no .tar shards in {place}/train, {place}/val or {place} itself")
+
+    def scan(folder: str) -> EncodedImages:
+        return scan_shards(folder, place, view) if sharded else scan_folder(Path(folder), view)
+
+    train, *tests = (part if (archives_in(part) if sharded else Path(part).is_dir()) else None for part in parts)
+    test = next(filter(None, tests), None)
+    if test is None:
+        return _hold_out(scan(train or place))
+    if train is not None and not sharded:
+        check_same_classes(Path(train), Path(test))
+    if test_only:
+        images = scan(test)
+        return images, images, ""
+    if train is None:
+        kind = "archives" if sharded else "images"
+        raise UserError(f"{test} has no train folder beside it: put the training {kind} into {place}/train")
+    train_images, test_images = scan(train), scan(test)
+    classes = max(train_images.classes, test_images.classes, key=len)
+    return replace(train_images, classes=classes), replace(test_images, classes=classes), ""
+
+
+def _hold_out(images: EncodedImages) -> tuple[EncodedImages, EncodedImages, str]:
+    """Hold out a tenth of the images: the same on every machine, for the same number of images."""
+    order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
+    count = max(1, round(HELD_OUT * len(images)))
+    train, test = images.take(order[count:].sort().values), images.take(order[:count].sort().values)
+    return (
+        replace(train, name=f"{images.name} (train part)"),
+        replace(test, name=f"{images.name} (held out)"),
+        f"{images.name} has no val or test folder: {count} of its {len(images)} images are held out as the test set",
+    )
 
 
 def _places(root: Path | None) -> list[Path]:
@@ -129,7 +183,7 @@ def _cifar_folder(name: str, root: Path | None) -> Path:
 
 
 def _place(root: Path | None) -> str:
-    """Where an image folder lies: a folder that is there, or the URL of one that may be."""
+    """The first folder that exists, or a URL."""
     places = _places(root)
     for place in places:
         if url := _URL.fullmatch(str(place)):
@@ -140,9 +194,3 @@ def _place(root: Path | None) -> str:
         f"imagefolder: there is no folder {_looked_in(places)}; name as root, or in ${VARIABLE}, "
         "a folder with train/<class>/ and val/<class>/ full of images, or with train/ and val/ full of .tar shards"
     )
-
-
-def _folder(place: str) -> Path:
-    if "://" in place:
-        raise UserError(f"imagefolder: there are no .tar shards in {place}/train, {place}/val or {place} itself")
-    return Path(place)

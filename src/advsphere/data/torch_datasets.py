@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -104,8 +104,6 @@ class DatasetImages(Images):
     items: Tensor
     example: Tensor
     view: View | None
-
-    decodes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_labels(self.labels, len(self.classes), self.name)

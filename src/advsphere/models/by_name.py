@@ -1,4 +1,4 @@
-"""One function from a name to a classifier: our own networks, then every timm and torchvision name."""
+"""Networks by name: the project's own, then every name of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -13,13 +13,26 @@ from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier, find_head
 from advsphere.errors import UserError
-from advsphere.models.head import LinearHead
-from advsphere.models.preact_resnet import PreActResNet18
-from advsphere.models.small_cnn import SmallCNN
-from advsphere.models.wide_resnet import WideResNet
+from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet
 
 OURS = ("small-cnn", "preactresnet-18", "wrn-10-2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20")
-"""Names to suggest; any wrn-DEPTH-WIDTH exists."""
+"""Names to suggest. Any wrn-DEPTH-WIDTH exists."""
+
+
+class Statistics(NamedTuple):
+    """The mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+STATISTICS: dict[str, Statistics] = {
+    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "digits": Statistics((0.3053,), (0.3760,)),
+}
+"""The statistics of known image sets, which the input of a network is normalised with."""
 
 
 def build(
@@ -33,15 +46,28 @@ def build(
     pretrained: bool = False,
     init_seed: int = 0,
 ) -> PixelClassifier:
-    """The network of that name, on the CPU and in train mode, behind (x - mean) / std: pixels in [0, 1] -> logits.
+    """Build a network by its name, behind (x - mean) / std: pixels in [0, 1] -> logits.
 
-    name: `wrn-DEPTH-WIDTH`, `preactresnet-18`, `small-cnn`, `timm:NAME` or `torchvision:NAME`; a bare name that is none
-    of ours is looked up in timm, then in torchvision. image_size: the side of the images; timm's networks of fixed size
-    are built for it. pretrained: the library's published weights, with a new head unless `num_classes` is theirs;
-    `mean` and `std` should then be theirs too. The initial weights are a function of `init_seed` alone, and the random
-    state of the caller is left as it was.
-    Raises UserError for an unknown name (with the nearest ones), for weights that can't be had, and for channels or a
-    size that the network does not take.
+    The caller's random state stays as it was.
+
+    Args:
+        name: `wrn-DEPTH-WIDTH`, `preactresnet-18`, `small-cnn`, `timm:NAME` or `torchvision:NAME`. Any other name is
+            looked up in timm, then in torchvision.
+        num_classes: The number of logits.
+        in_channels: The number of channels of the images.
+        image_size: The side of the images, in pixels. Networks of timm with a fixed size are built for it.
+        mean: The mean that is subtracted from each channel.
+        std: The standard deviation that each channel is divided by.
+        pretrained: Use the library's published weights, with a new head if `num_classes` is not theirs. `mean` and
+            `std` should then be theirs too.
+        init_seed: Decides the initial weights.
+
+    Returns:
+        The network, on the CPU and in train mode.
+
+    Raises:
+        UserError: If the name is unknown (the message has the nearest ones), if the weights can't be had, or if the
+            network does not take these channels or this size.
     """
     if not len(mean) == len(std) == in_channels:
         raise UserError(
@@ -120,8 +146,19 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
     return network
 
 
+def synchronised(model: nn.Module) -> nn.Module:
+    """The network with batch norms that normalise by the statistics of all processes' images in train mode.
+
+    Weights and names stay. For our networks, torchvision's and timm's, whose batch norms may hold an activation too.
+    """
+    from timm.layers.norm_act import convert_sync_batchnorm  # here and not at the top: it takes seconds to import
+
+    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return converted
+
+
 def _with_exact_head(model: PixelClassifier) -> PixelClassifier:
-    """With a head that computes in float32 also under autocast, where the network ends in a linear layer."""
+    """The network with a head that computes in float32 also under autocast, if it ends in a linear layer."""
     try:
         name = find_head(model)
     except UserError:
@@ -133,7 +170,7 @@ def _with_exact_head(model: PixelClassifier) -> PixelClassifier:
 
 
 def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -> None:
-    """One forward now, so that images too small for the network are refused here and not in the middle of a run."""
+    """Try one image, so that images too small for the network are refused before a run begins."""
     size = "x".join(str(side) for side in x.shape[1:])
     model.eval()
     try:
@@ -152,35 +189,3 @@ def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-# FOLDED synchronised: Batch norm over all processes.
-
-
-def synchronised(model: nn.Module) -> nn.Module:
-    """The network with every batch norm normalising, in train mode, by the statistics of all processes' images; the
-    weights and their names stay. Networks of ours, torchvision and timm (whose batch norms may hold an activation too).
-    """
-    from timm.layers.norm_act import convert_sync_batchnorm  # here and not at the top: it takes seconds to import
-
-    converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return converted
-
-
-# FOLDED statistics: Mean and standard deviation of the pixels of known image sets, which a network's input is
-# FOLDED statistics: normalised with.
-
-
-class Statistics(NamedTuple):
-    """One number a channel, in pixel units of [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-STATISTICS: dict[str, Statistics] = {
-    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "cifar100": Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "digits": Statistics((0.3053,), (0.3760,)),
-}

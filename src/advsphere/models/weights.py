@@ -1,4 +1,4 @@
-"""Weights from a file, into a network that is there already."""
+"""Load the weights in a file into an existing network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from advsphere.classifier import PixelClassifier
 from advsphere.errors import UserError
 
 _WRAPPED = ("state_dict", "model", "model_state_dict")
-"""Under which key training scripts keep the state dict in a dictionary of other things."""
+"""Keys of the state dict in the files of training scripts."""
 
 
 def load_weights(model: nn.Module, path: Path, *, head: str | None = None) -> str:
-    """Give a model the weights in a file: a state dict, as safetensors or from torch.save.
+    """Load the weights in a file into a model.
 
-    What data parallelism, compilation, wrappers and the checkpoints of our own runs put before the names is taken off;
-    a file without normalisation is for the network inside a `PixelClassifier`. Pickles are read with weights_only, so
-    that they run no code. head: the last linear layer's name, where it may be for other classes: then it stays as it
-    is, and the line that is returned says so; else that is empty. Raises UserError for a file that can't be read, and
-    where it does not fit, with the first names that differ.
+    Prefixes that data parallelism, compilation, wrappers and this project's checkpoints put before the names are taken
+    off. A file without normalisation is for the network inside a `PixelClassifier`.
+
+    Args:
+        model: Gets the weights.
+        path: A state dict, as safetensors or from torch.save. Pickles are read with weights_only, so they run no code.
+        head: The name of the last linear layer, if the file's may be for other classes. It then keeps its weights.
+
+    Returns:
+        A line that says that the head is new, or nothing.
+
+    Raises:
+        UserError: If the file can't be read or does not fit. The message has the first names that differ.
     """
     state, own = _read(path), model.state_dict()
     theirs = _aligned(state, own)
@@ -68,13 +76,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     for wrapped in _WRAPPED:
         if isinstance(state.get(wrapped), dict):
             state = state[wrapped]
-    if any(str(name).startswith("optimizer.") for name in state):  # a checkpoint of a run of ours
+    if any(str(name).startswith("optimizer.") for name in state):  # a checkpoint of `advsphere train`
         state = {name: value for name, value in state.items() if name.startswith("model.")}
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the first part of its names, as often as all share it and none is known."""
+    """The state dict without the first part of its names, repeatedly, while all share it and none is known."""
     names = state
     while names and not names.keys() & own.keys():
         if len({name.partition(".")[0] for name in names}) > 1 or not all("." in name for name in names):
@@ -84,7 +92,7 @@ def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """What is missing, too much or of another shape; "" where all fits."""
+    """What is missing, unknown or of another shape; "" if all fits."""
     # Counters that files of old versions lack, and that nothing reads.
     missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
     unknown = [name for name in theirs if name not in own]

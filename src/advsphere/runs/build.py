@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from advsphere import named
 from advsphere.classifier import PixelClassifier, find_head, logits_of
 from advsphere.data import Dataset, Images, from_dataset, load, load_test
-from advsphere.data.folders import HELD_OUT
+from advsphere.data.sources import HELD_OUT
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
-from advsphere.models import STATISTICS, build, load_weights
-from advsphere.models.by_name import Statistics
+from advsphere.models import build, load_weights
+from advsphere.models.by_name import STATISTICS, Statistics
 from advsphere.objectives import Criterion
 from advsphere.rng import permutation
 from advsphere.runs.config import GIVEN, Config

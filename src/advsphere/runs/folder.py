@@ -25,7 +25,8 @@ from advsphere.files import some, write_atomically
 from advsphere.runs.build import build_model, device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
-from advsphere.training import load_checkpoint, restore_model, section
+from advsphere.training import load_checkpoint
+from advsphere.training.checkpoint import restore_model, section
 
 CONFIG, PROVENANCE, CLASSES = "config.yaml", "provenance.json", "classes.json"
 

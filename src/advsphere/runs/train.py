@@ -21,7 +21,7 @@ from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.files import folder_lock, tensor_checksum
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.models import synchronised
+from advsphere.models.by_name import synchronised
 from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
 from advsphere.rng import Rng
@@ -30,7 +30,8 @@ from advsphere.runs.config import GIVEN, Config, nearest, objective_like, record
 from advsphere.runs.folder import check_classes, claim
 from advsphere.runs.folder import record as write_record
 from advsphere.threat import ThreatModel, radius
-from advsphere.training import Hooks, Metrics, MetricsLog, Tick, Trainer, TrainSettings
+from advsphere.training import Hooks, Metrics, Tick, Trainer, TrainSettings
+from advsphere.training.log import MetricsLog
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Checkpoints: safetensors files, written atomically, checked on reading. Loading one never runs code."""
+"""Checkpoints: safetensors files, written atomically and in the background, checked on reading.
+
+Reading one never runs code.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,17 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, meta) as saved. Raises UserError where the file is missing, truncated, altered or something else."""
+    """Read a checkpoint.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name, and what was saved with them.
+
+    Raises:
+        UserError: If the file is missing, truncated, altered or no checkpoint.
+    """
     if not path.is_file():
         raise UserError(
             f"there is no checkpoint at {path}; `advsphere train` writes last.safetensors and best.safetensors"
@@ -46,18 +59,52 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(text)
 
 
+class CheckpointWriter:
+    """Writes checkpoints in a thread, in the order given, one at a time.
+
+    After a checkpoint that could not be written no other is written, since it may refer to that one.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: list[Future[None]] = []
+
+    def save(self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """As `save`, of the tensors as they are now; returns before the file is written.
+
+        An error in writing an earlier file is raised here, or by `wait`.
+        """
+        while len(self.pending) > 1:  # a slow disk must not fill the memory with copies
+            self.pending.pop(0).result()
+        copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        before = self.pending[-1] if self.pending else None
+        self.pending.append(self.thread.submit(_write, before, path, copied, dict(meta)))
+
+    def wait(self) -> None:
+        """Wait until all is written. Raises the error of the first checkpoint that could not be."""
+        pending, self.pending = self.pending, []
+        for each in pending:
+            each.result()
+
+
+def _write(before: Future[None] | None, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    if before is not None:
+        before.result()  # raises its error
+    save(path, tensors, meta)
+
+
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names with a prefix: several state dicts in one file."""
+    """Put a prefix before the names, to hold several state dicts in one file."""
     return {f"{prefix}.{name}": t for name, t in tensors.items()}
 
 
 def section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `prefixed` put there."""
+    """The tensors that `prefixed` gave this prefix, without it."""
     return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Give a model its state dict back. Raises UserError, naming the file at `path`, where it is another network's."""
+    """Load a state dict into a model. Raises UserError, naming the file at `path`, if it is another network's."""
     ours, theirs = ({name: tuple(t.shape) for name, t in state.items()} for state in (model.state_dict(), tensors))
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
@@ -70,45 +117,42 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     model.load_state_dict(tensors)
 
 
-def optimizer_tensors(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's tensors of each parameter, as "parameter/key"."""
-    return {key: value for key, value in _optimizer_state(optimizer, model) if isinstance(value, Tensor)}
+def optimizer_state(optimizer: optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of an optimizer: its tensors as "parameter/key", and its numbers and texts.
 
-
-def optimizer_numbers(optimizer: optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """What the optimizer keeps besides tensors: for each parameter, and in its groups of parameters.
-
-    Settings that are no numbers or texts, such as betas, come from the config again.
+    The latter are those of each parameter, and those in the groups of parameters, where some optimizers count. Settings
+    of other types, such as betas, come from the config again. Raises UserError for a state of another type.
     """
-    numbers = {key: value for key, value in _optimizer_state(optimizer, model) if not isinstance(value, Tensor)}
-    groups = [{k: v for k, v in group.items() if _is_scalar(v)} for group in optimizer.param_groups]
+    state = dict(_items(optimizer, model))
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    numbers = {key: value for key, value in state.items() if key not in tensors}
     if unknown := [key for key, value in numbers.items() if not _is_scalar(value)]:
         raise UserError(
             f"the optimizer {type(optimizer).__name__} keeps {unknown[0]}, which is neither a tensor nor a number, "
-            "so that no checkpoint can hold it: use another optimizer"
+            "so no checkpoint can hold it: use another optimizer"
         )
-    return {"parameters": numbers, "groups": groups}
+    groups = [{key: value for key, value in group.items() if _is_scalar(value)} for group in optimizer.param_groups]
+    return tensors, {"parameters": numbers, "groups": groups}
 
 
 def restore_optimizer(
     optimizer: optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    """Undo `optimizer_tensors` and `optimizer_numbers`; the tensors take each parameter's device and layout."""
+    """Undo `optimizer_state`; the tensors take each parameter's device and layout."""
     parameters = dict(model.named_parameters())
     for name, value in {**tensors, **numbers.get("parameters", {})}.items():
         parameter, _, key = name.rpartition("/")
         p = parameters[parameter]
-        if isinstance(value, Tensor):
-            # As in `Optimizer.load_state_dict`: torch's optimizers count their steps on the CPU, with two exceptions.
-            counter = key == "step" and not (optimizer.defaults.get("capturable") or optimizer.defaults.get("fused"))
-            if not counter:
-                value = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
+        # As in `Optimizer.load_state_dict`: torch's optimizers count their steps on the CPU, with two exceptions.
+        on_cpu = key == "step" and not (optimizer.defaults.get("capturable") or optimizer.defaults.get("fused"))
+        if isinstance(value, Tensor) and not on_cpu:
+            value = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
         optimizer.state[p][key] = value
     for group, kept in zip(optimizer.param_groups, numbers.get("groups", ()), strict=False):
         group.update(kept)
 
 
-def _optimizer_state(optimizer: optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _items(optimizer: optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, p in model.named_parameters():
         for key, value in optimizer.state.get(p, {}).items():
             yield f"{name}/{key}", value
@@ -116,38 +160,3 @@ def _optimizer_state(optimizer: optim.Optimizer, model: nn.Module) -> Iterator[t
 
 def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
-
-
-# FOLDED writing: Checkpoints that don't hold training up: copied in memory at once, written to disk beside it.
-
-
-class CheckpointWriter:
-    """Writes checkpoints in the order they are given, one at a time, in a thread of its own. After one that could not
-    be written no other is, since it may speak of that one.
-    """
-
-    def __init__(self) -> None:
-        self.thread = ThreadPoolExecutor(1, "checkpoint")
-        self.pending: list[Future[None]] = []
-
-    def save(self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """As `checkpoint.save`, of the tensors as they are now; returns before the file is written. An error in writing
-        an earlier file is raised here, or by `wait`.
-        """
-        while len(self.pending) > 1:  # a disk that can't keep up must not fill the memory with copies
-            self.pending.pop(0).result()
-        copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-        before = self.pending[-1] if self.pending else None
-        self.pending.append(self.thread.submit(_write, before, path, copied, dict(meta)))
-
-    def wait(self) -> None:
-        """Until all is written. Raises what `checkpoint.save` raised for the first that could not be."""
-        pending, self.pending = self.pending, []
-        for each in pending:
-            each.result()
-
-
-def _write(before: Future[None] | None, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    if before is not None:
-        before.result()  # raises what it raised
-    save(path, tensors, meta)

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON line an epoch, and the same in TensorBoard."""
+"""The metrics of a run: one JSON line for each epoch, and the same in TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from advsphere.training.loop import Metrics
 class MetricsLog:
     """Appends to `metrics.jsonl` and to TensorBoard's files in a run's folder; `close` it at the end.
 
-    from_epoch: the epoch a resumed run begins with; lines from there on belong to work that was lost, and are dropped.
-    Raises UserError where the disk is full or not writable.
+    A resumed run drops the lines of later epochs than `from_epoch`, because that work was lost. Raises UserError if the
+    disk is full or not writable.
     """
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:
@@ -34,7 +34,7 @@ class MetricsLog:
             self.board.flush()
 
     def close(self) -> None:
-        """Let TensorBoard's file and thread go."""
+        """Close TensorBoard's file and end its thread."""
         with disk_errors(self.board_folder):
             self.board.close()
 
@@ -43,6 +43,13 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """The metrics of each finished epoch; none where there is no file."""
+    """Read the metrics of a run.
+
+    Args:
+        folder: The folder of the run.
+
+    Returns:
+        The metrics of each finished epoch, which may be none.
+    """
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,7 +1,7 @@
-"""The training loop: every objective, one loop, resumable at every optimiser step.
+"""The training loop: every objective, one loop, resumable at every optimizer step.
 
-Whatever is random is addressed by (seed, epoch, example), and the state is in the checkpoint, so a run that was killed
-and resumed on the same machine ends with the same bits as one that was not.
+All randomness is addressed by (seed, epoch, example), and the state is in the checkpoint. So a run that was killed and
+resumed on the same machine ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from advsphere.data import Images, epoch_batches
-from advsphere.data import batches as load_batches
+from advsphere.data.batching import batches as load_batches
+from advsphere.data.batching import epoch_batches
+from advsphere.data.images import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Objective
@@ -26,8 +27,7 @@ from advsphere.rng import Rng, derived_seed
 from advsphere.training.checkpoint import (
     CheckpointWriter,
     load,
-    optimizer_numbers,
-    optimizer_tensors,
+    optimizer_state,
     prefixed,
     restore_model,
     restore_optimizer,
@@ -38,10 +38,11 @@ from advsphere.training.settings import TrainSettings
 from advsphere.training.step import BatchGradient, Division
 
 Metrics = dict[str, float]
+"""Named numbers of an epoch, such as clean and robust accuracy."""
 
 
 class Cursor(NamedTuple):
-    """The next optimiser step to take."""
+    """The next optimizer step to take."""
 
     epoch: int = 0
     batch: int = 0
@@ -49,8 +50,13 @@ class Cursor(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """What a progress bar may want to know, a few times a second. images: crafted and trained on in this epoch so far,
-    of how many; loss: its mean.
+    """Progress within an epoch, for a progress bar.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        images: How many images were trained on in this epoch so far.
+        of: How many images an epoch has.
+        loss: The mean loss of this epoch so far.
     """
 
     epoch: int
@@ -60,17 +66,21 @@ class Tick(NamedTuple):
 
 
 class Stopped(Exception):
-    """Training was asked to stop; the checkpoint is written and `--resume` goes on from it."""
+    """Training was asked to stop. The checkpoint is written, and `--resume` continues from it."""
 
 
 @dataclass
 class Hooks:
-    """What training needs from outside, so that it imports neither evaluation nor the sphere.
+    """Functions that the loop calls, so that training imports neither evaluation nor the hypersphere.
 
-    before_step: called with the progress in [0, 1] before each step (schedules of scale and margin). shift: as in
-    `Crafting`. validate: model -> metrics, of which the objective's `chosen_by` chooses the best checkpoint; called on
-    all ranks, which have to get the same. on_tick, on_epoch: for progress bars and logs, called on the first rank.
-    stop: asked after every step on all ranks; one that says so stops all.
+    Attributes:
+        before_step: Called with the progress in [0, 1] before each step, for schedules of scale and margin.
+        shift: The shift of the logits while crafting, as in `objectives.Crafting`.
+        validate: Gives the metrics of a model. The objective's `chosen_by` of them chooses the best checkpoint. Called
+            on all ranks, which must get the same metrics.
+        on_tick: Called a few times a second, on the first rank.
+        on_epoch: Called with the metrics of each epoch, on the first rank.
+        stop: Called after every step on all ranks. If it returns True on any, all stop.
     """
 
     before_step: Callable[[float], None] = lambda progress: None
@@ -82,12 +92,27 @@ class Hooks:
 
 
 class Trainer:
-    """One run in one folder. `fit` trains to the end; `resume` first puts back what the folder's last.safetensors
-    holds.
+    """One run in one folder: `fit` trains to the end, `resume` first restores the folder's last.safetensors.
 
-    environment: what bit-for-bit equality depends on besides the config. It is kept in the checkpoint, for a resume to
-    name what differs. world: the processes that train together. Each makes a trainer of the same model and images and
-    calls the same methods; the first one alone writes. The folder is one that all of them see.
+    Several processes train together if each makes a trainer of the same model and images and calls the same methods.
+    The first one alone writes, into a folder that all of them see.
+
+    Args:
+        model: The network to train, on the device of the images.
+        objective: The loss that is minimised, and how adversarial examples are crafted for it.
+        criterion: The loss of logits (B, K) and labels (B,) for each example, (B,).
+        images: The training images.
+        settings: How the weights are fitted.
+        folder: Where checkpoints are written.
+        environment: What equality of bits depends on besides the settings. It is kept in the checkpoint, so that a
+            resume can name what differs.
+        hooks: Functions to call.
+        optimizer: Makes the optimizer of the parameters; by default that of the settings. The schedule multiplies the
+            learning rate that each of its groups begins with.
+        world: The processes that train together.
+
+    Raises:
+        UserError: If the settings do not fit the model or the number of processes.
     """
 
     def __init__(
@@ -119,22 +144,23 @@ class Trainer:
         averaging = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None
         self.cursor = Cursor()
-        # Sums over the epoch of the loss and of the images of this rank's shares (of all shares, up to a resume), kept
-        # on the device: reading them every step would stall it.
+        # This epoch's sums of the loss and of the images, of this rank's shares (of all shares, up to a resume). They
+        # stay on the device because reading them every step would stall it.
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.seconds = 0.0
         self.best = -1.0
 
     @property
     def result(self) -> nn.Module:
-        """What is validated and kept: the average of the weights where there is one, else the weights."""
+        """The network that is validated and kept: the averaged weights with `ema`, otherwise the weights."""
         return self.model if self.ema is None else self.ema.module
 
     def fit(self) -> None:
         """Train until the last epoch is over.
 
-        Raises Stopped when asked to stop, UserError when training diverges or the disk is full; either way the folder
-        holds the last good checkpoint, whole.
+        Raises:
+            Stopped: If a hook asked to stop.
+            UserError: If training diverges or the disk is full. In all cases the folder holds the last good checkpoint.
         """
         try:
             while self.cursor.epoch < self.settings.epochs:
@@ -143,11 +169,62 @@ class Trainer:
         finally:
             self.writer.wait()
 
+    def resume(self) -> list[str]:
+        """Continue from last.safetensors.
+
+        Returns:
+            What differs from the environment that wrote it. If something does, equality is up to rounding only.
+
+        Raises:
+            UserError: If the file is missing, broken or of another run.
+        """
+        path = self.folder / "last.safetensors"
+        tensors, meta = load(path)
+        if "cursor" not in meta:
+            raise UserError(f"{path} can't be resumed from: it holds only a network, as best.safetensors does")
+        restore_model(self.result, section("model", tensors), path)
+        if self.ema is not None:
+            restore_model(self.model, section("raw", tensors), path)
+            self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
+        numbers = meta.get("optimizer", {"groups": [{"lr": meta["lr"]}]})  # absent in version 0.1
+        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors), numbers)
+        if self.world.first:
+            self.sums.copy_(tensors["sums"])
+        self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
+        self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
+        then, now = meta["environment"], self.environment
+        return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]
+
+    def save(self) -> None:
+        """Begin to write last.safetensors: the model as it is used, and all that a resume needs.
+
+        Raises:
+            UserError: If the loss or a weight is not finite, which is never stored.
+        """
+        sums = self.world.sum(self.sums)
+        self._mean_loss(sums)
+        state, numbers = optimizer_state(self.optimizer, self.model)
+        tensors = prefixed("model", self.result.state_dict()) | prefixed("optimizer", state) | {"sums": sums}
+        if self.ema is not None:
+            tensors |= prefixed("raw", self.model.state_dict()) | {"ema.n_averaged": self.ema.n_averaged}
+        carry = self.gradient.carried()
+        if carry is not None:
+            tensors["carry"] = carry
+        meta = {
+            "cursor": list(self.cursor),
+            "lr": self._lr(),
+            "optimizer": numbers,
+            "seconds": self.seconds,
+            "best": self.best,
+            "environment": self.environment,
+        }
+        self._write("last", tensors, meta)
+
     def _train_epoch(self) -> None:
         settings, epoch, replays = self.settings, self.cursor.epoch, self.objective.replays
         batches = epoch_batches(len(self.images), settings.batch_size, seed=settings.seed, epoch=epoch)
         shares = [self.division.share(batch) for batch in batches[self.cursor.batch :]]
-        # One augmentation for a batch, shared by its replays: each example has one draw an epoch.
+        # The replays of a batch share one augmentation: an example is augmented once in each epoch.
         left = load_batches(
             self.images, shares, settings.augment, seed=settings.seed, epoch=epoch, workers=settings.workers
         )
@@ -175,8 +252,9 @@ class Trainer:
             began = time.monotonic()
 
     def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:
-        """Whether all stop, as any rank was asked to, and whether all save, as the first one's clock says: ranks that
-        disagreed would wait for each other for ever.
+        """Whether all stop because any rank was asked to, and whether all save because the first one's clock says so.
+
+        Ranks that disagreed would wait for each other for ever.
         """
         if self.world.size == 1:
             return stopping, saving
@@ -189,7 +267,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             if rate is not None:
                 group["lr"] = rate * settings.lr_schedule(progress)
-        # The one place where the global generator is set: networks with dropout draw from it, each rank in its own way.
+        # Only here the global generator is set: networks with dropout draw from it, differently on each rank.
         torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
         context = Crafting(rng, None, self.dtype, settings.fold, self.hooks.shift)
@@ -200,7 +278,7 @@ class Trainer:
             self.ema.update_parameters(self.model)
 
     def _mean_loss(self, sums: Tensor) -> float:
-        """Of this epoch so far. Raises UserError where it or a weight is no longer finite, before that is kept."""
+        """The mean loss of this epoch so far. Raises UserError if it or a weight is no longer finite."""
         total, count = sums.tolist()
         if math.isfinite(total) and all(p.isfinite().all() for p in self.model.parameters()):
             return float(total / max(count, 1))
@@ -213,8 +291,9 @@ class Trainer:
         )
 
     def _close_epoch(self) -> None:
-        """Validate, keep the best, go to the next epoch, write the checkpoint: in this order, so that a kill in between
-        redoes all of it.
+        """Validate, keep the best, go to the next epoch, write the checkpoint.
+
+        In this order, so that a run that is killed in between does all of it again.
         """
         epochs = self.cursor.epoch + 1
         metrics = {
@@ -225,7 +304,7 @@ class Trainer:
         metrics |= self.hooks.validate(self.result)
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
-        if chosen_by >= self.best:  # of equals the later one, which is the last where nothing is validated
+        if chosen_by >= self.best:  # of equals the later one: the last one if nothing is validated
             self.best = chosen_by
             self._write("best", prefixed("model", self.result.state_dict()), {"metrics": metrics})
         self.cursor = Cursor(epochs)
@@ -234,30 +313,6 @@ class Trainer:
             self.hooks.on_epoch(metrics)
         self.save()
 
-    def save(self) -> None:
-        """Begin to write last.safetensors: the model as it is used, and all that a resume needs. Raises UserError
-        rather than store what is not finite.
-        """
-        sums = self.world.sum(self.sums)
-        self._mean_loss(sums)
-        tensors = prefixed("model", self.result.state_dict())
-        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer, self.model))
-        tensors["sums"] = sums
-        if self.ema is not None:
-            tensors |= prefixed("raw", self.model.state_dict()) | {"ema.n_averaged": self.ema.n_averaged}
-        carry = self.gradient.carried()
-        if carry is not None:
-            tensors["carry"] = carry
-        meta = {
-            "cursor": list(self.cursor),
-            "lr": self._lr(),
-            "optimizer": optimizer_numbers(self.optimizer, self.model),
-            "seconds": self.seconds,
-            "best": self.best,
-            "environment": self.environment,
-        }
-        self._write("last", tensors, meta)
-
     def _lr(self) -> float:
         """The learning rate of the last step; that of the settings if the optimizer has none."""
         return float(self.optimizer.param_groups[0].get("lr", self.settings.lr))
@@ -265,24 +320,3 @@ class Trainer:
     def _write(self, which: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if self.world.first:
             self.writer.save(self.folder / f"{which}.safetensors", tensors, meta)
-
-    def resume(self) -> list[str]:
-        """Go on from last.safetensors. Returns what differs from the environment that wrote it: then equality is up to
-        rounding only. Raises UserError where the file is broken or of another run.
-        """
-        path = self.folder / "last.safetensors"
-        tensors, meta = load(path)
-        if "cursor" not in meta:
-            raise UserError(f"{path} is no checkpoint to go on from: it holds only a network, as best.safetensors does")
-        restore_model(self.result, section("model", tensors), path)
-        if self.ema is not None:
-            restore_model(self.model, section("raw", tensors), path)
-            self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
-        numbers = meta.get("optimizer", {"groups": [{"lr": meta["lr"]}]})
-        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors), numbers)
-        if self.world.first:
-            self.sums.copy_(tensors["sums"])
-        self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
-        self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
-        then, now = meta["environment"], self.environment
-        return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]

@@ -1,4 +1,4 @@
-"""Activation checkpointing: residual blocks keep what enters them and are computed again in the backward."""
+"""Activation checkpointing: residual blocks keep their inputs only and are computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from advsphere.errors import UserError
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Make a network's blocks forget their activations, also while it is attacked (Chen et al. 2016, arXiv 1604.06174);
-    logits, gradients and running statistics stay as they are.
+    """Make the blocks of a network forget their activations, also while it is attacked.
 
-    A block is what has layers inside and follows others in a row (`nn.Sequential`, `nn.ModuleList`), as in the ResNets
-    of torchvision and timm, in transformers and in our own networks. Raises UserError where there is none.
+    Logits, gradients and running statistics stay the same. A block is a module with layers inside that follows others
+    in an `nn.Sequential` or `nn.ModuleList`, as in the ResNets of torchvision and timm, in transformers and in our own
+    networks. Raises UserError if there is none.
+    Source: Chen et al. 2016, arXiv:1604.06174.
     """
     blocks = list(_blocks(model))
     if not blocks:
@@ -33,7 +34,7 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost ones."""
+    """The outermost blocks."""
     for child in model.children():
         row = isinstance(model, nn.Sequential | nn.ModuleList)
         if row and next(child.children(), None) is not None:
@@ -43,7 +44,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> Any:
-    # Tracing, which looks for batch norms to fold, passes something else than tensors.
+    # Tracing, which looks for batch norms to fold, passes proxies.
     if not (torch.is_grad_enabled() and all(isinstance(value, Tensor) for value in inputs)):
         return forward(*inputs)
 
@@ -55,8 +56,9 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> 
 
 @contextmanager
 def _untracked(block: nn.Module) -> Iterator[None]:
-    """Batch norm has counted these images before: its running statistics must not move again. With a momentum of 0 they
-    stay where they are, and as many tensors are kept for the backward as the first time.
+    """Keep the running statistics of batch norm, which has counted these images before.
+
+    With a momentum of 0 they stay, and as many tensors are kept for the backward pass as the first time.
     """
     found = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     before = [(m.momentum, m.num_batches_tracked) for m in found]

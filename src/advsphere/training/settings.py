@@ -35,54 +35,60 @@ Arguments = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How the weights are fitted, whatever the objective: SGD with momentum, as in all of the paper's recipes."""
+    """How the weights are fitted, for every objective. The defaults are SGD with momentum, as in the paper's recipes.
+
+    Attributes:
+        epochs: Passes over the data. FreeAT repeats each of their batches.
+        batch_size: The global batch, over all processes and parts.
+        accumulate: Take a process's share of each batch in this many parts, one after the other: less memory, the same
+            gradient, but batch norm normalises each part by itself.
+        lr: The learning rate where its schedule is 1, for any number of processes.
+        momentum: The momentum of SGD, in [0, 1).
+        weight_decay: The weight decay.
+        lr_schedule: The factor of the learning rate over the run.
+        optimizer: sgd, or package.module:Class, such as torch.optim:AdamW. It gets lr, and momentum and weight_decay if
+            it has such parameters.
+        optimizer_arguments: Further keyword arguments of another optimizer than sgd, such as '{betas: [0.9, 0.95]}'.
+        augment: The augmentation of the training images.
+        ema: Decay of an exponential moving average of the weights, which is then validated and kept; 0 for none.
+        seed: Decides the initial weights, the order of the data, and all other randomness.
+        precision: auto is bfloat16 autocast on devices that have it natively, otherwise float32.
+        fold: Fold batch norm into the convolutions while crafting in eval mode; equal up to rounding.
+        sync_bn: Normalise by the statistics of the whole batch over all processes; GPUs only.
+        checkpoint_activations: Keep only the input of each residual block, and compute the rest again in the backward
+            pass: less memory, a third more time, the same gradient.
+        checkpoint_minutes: Time between checkpoints within an epoch, also a fraction. Each epoch ends with one anyway.
+        workers: Processes that decode image files in advance; one for each core by default. The result does not depend
+            on it.
+
+    Raises:
+        UserError: If a value is out of range.
+    """
 
     epochs: int = 10
-    """Passes over the data. FreeAT repeats every batch of each."""
     batch_size: int = 128
-    """The global batch, over all processes and parts; the learning rate belongs to it."""
     accumulate: int = 1
-    """Take a process's share of each batch in so many parts, one after the other: less memory, the same gradient; but
-    batch norm normalises each part by itself.
-    """
     lr: float = 0.1
-    """The learning rate where its schedule is 1, whatever the number of processes."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_schedule: Schedule = Constant()
     optimizer: str = "sgd"
-    """sgd, or package.module:Class, such as torch.optim:AdamW. It is given lr, and momentum and weight_decay if it has
-    such parameters.
-    """
     optimizer_arguments: Arguments = field(default_factory=dict)
-    """Further keyword arguments of the optimizer, such as '{betas: [0.9, 0.95]}'. Not for sgd."""
     augment: Augment = Augment()
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is validated and kept; 0 for none."""
     seed: int = 0
-    """Decides the initial weights, the order of the data, and every draw."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto is bfloat16 autocast where the device has it natively."""
     fold: bool = True
-    """Fold batch norm into the convolutions while crafting in eval mode; equal up to rounding."""
     sync_bn: bool = False
-    """Normalise by the statistics of the whole batch, over all processes, not each process's own share; GPUs only."""
     checkpoint_activations: bool = field(default=False, metadata={"affects_result": False})
-    """Keep only what enters each residual block and compute the rest again in the backward: less memory, a third more
-    time, the same gradient.
-    """
     checkpoint_minutes: float = field(default=5.0, metadata={"affects_result": False})
-    """Time between checkpoints within an epoch, also a fraction; each epoch ends with one anyway."""
     workers: int | None = field(default=None, metadata={"affects_result": False})
-    """Processes that decode image files ahead, one for each core by default; what they decode does not depend on it."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
         if not self.checkpoint_minutes >= 0:
-            raise UserError(
-                f"{self.checkpoint_minutes} minutes between checkpoints: give 0 or more, 0.5 for half a one"
-            )
+            raise UserError(f"{self.checkpoint_minutes} minutes between checkpoints: give 0 or more, 0.5 for 30 s")
         if not 1 <= self.accumulate <= self.batch_size:
             raise UserError(f"a batch of {self.batch_size} can't be taken in {self.accumulate} parts: use 1 or more")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
@@ -90,7 +96,7 @@ class TrainSettings:
         if not (0 <= self.momentum < 1 and 0 <= self.ema < 1):
             raise UserError(f"momentum is {self.momentum} and ema {self.ema}; both must be in [0, 1)")
         if self.workers is not None and self.workers < 0:
-            raise UserError(f"{self.workers} workers can't decode images; 0 decodes them in between")
+            raise UserError(f"there can't be {self.workers} workers; with 0 the trainer decodes images itself")
         if "lr" in self.optimizer_arguments:
             raise UserError("the learning rate of the optimizer is set by lr: leave it out of optimizer_arguments")
         if self.optimizer == "sgd" and self.optimizer_arguments:
@@ -117,11 +123,18 @@ class TrainSettings:
             return optim.SGD(parameters, **known)
         made = call(self.optimizer, {"params": parameters, **self.optimizer_arguments}, known)
         if not isinstance(made, optim.Optimizer):
-            raise UserError(f"{self.optimizer} made a {type(made).__name__}: name a class of torch.optim's kind")
+            raise UserError(f"{self.optimizer} made a {type(made).__name__}, not a torch.optim.Optimizer")
         return made
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
-        """What to autocast to on a device; None for plain float32."""
+        """The precision on a device.
+
+        Args:
+            device: Where the network runs.
+
+        Returns:
+            The type to autocast to; None for plain float32.
+        """
         if self.precision == "auto":
             return low_precision(device)
         return torch.bfloat16 if self.precision == "bfloat16" else None

@@ -1,4 +1,9 @@
-"""One optimiser step's gradient: crafted and differentiated in parts, over the ranks of a world."""
+"""One optimizer step's gradient: crafted and differentiated in parts, over the processes of a world.
+
+Every rank and part has fixed positions in the global batch, whatever its size. So what the objective carries from batch
+to batch by position (free training's perturbation) stays in place. A short batch, the last of an epoch, leaves less to
+the last ranks, or nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +21,11 @@ from advsphere.distributed import World, cut
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Losses, Objective
 
-# FOLDED parts: How a global batch is divided: over ranks, and within a rank into parts that follow each other.
-# FOLDED parts: Every rank and part has fixed positions in the batch, whatever its size, so that what is
-# FOLDED parts: carried from batch to batch by
-# FOLDED parts: position (free training's perturbation) stays where it is. A batch that is short, an epoch's
-# FOLDED parts: last one, leaves less to
-# FOLDED parts: the last ranks, or nothing.
-
 
 class Part(NamedTuple):
-    """What one forward and backward takes. number: which part of a full batch, None for a stand-in. places: in this
-    rank's share. images: how many of the batch, 0 for a stand-in.
+    """One forward and backward pass: its number in a full batch, its places in this rank's share, its images.
+
+    A stand-in, for a rank that has no image of a batch, has no number and 0 images.
     """
 
     number: int | None
@@ -36,11 +35,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Division:
-    """Batches of up to `batch_size` images, or one more, over the ranks of a world, and a rank's share in `accumulate`
-    parts.
+    """Divides batches of up to `batch_size` images, or one more, over the ranks, and a rank's share into parts.
 
-    even: take equally many parts on every rank, as layers that wait for each other need (synchronised batch norm).
-    Raises UserError where a full batch has too few images for that.
+    With `even` every rank takes equally many parts, as layers need that wait for each other (synchronised batch norm).
+    Raises UserError if a full batch has too few images.
     """
 
     batch_size: int
@@ -56,16 +54,16 @@ class Division:
             )
 
     def share(self, batch: Tensor) -> Tensor:
-        """The entries of a global batch that this rank takes. Where none is left, the first one stands in: all ranks
-        have to take part in every step, this one with weight 0.
+        """This rank's entries of a global batch. If none is left, the first one stands in with weight 0, because all
+        ranks have to take part in every step.
         """
         positions = self.positions(self.world.rank)
         mine = batch[positions[0].start : positions[-1].stop]
         return mine if len(mine) else batch[:1]
 
     def positions(self, rank: int) -> list[slice]:
-        """Of a rank's parts in a full batch. The very last part has room for one more, since `epoch_batches` lets a
-        single image that is left over join the batch before.
+        """The positions of a rank's parts in a full batch. The very last part has room for the single image that
+        `epoch_batches` may add.
         """
         share = cut(self.batch_size, self.world.size)[rank]
         pieces = cut(share.stop - share.start, self.accumulate)
@@ -74,7 +72,7 @@ class Division:
         return [slice(share.start + piece.start, stop) for piece, stop in zip(pieces, stops, strict=True)]
 
     def parts(self, n: int) -> list[Part]:
-        """This rank's, of a batch of n images; at least one."""
+        """This rank's parts of a batch of n images; at least one."""
         positions = self.positions(self.world.rank)
         start = positions[0].start
         parts = [
@@ -82,15 +80,13 @@ class Division:
             for number, at in enumerate(positions)
             if at.start < n
         ]
-        # The first rank's places are filled first, so no rank has more parts than it.
+        # The positions of the first rank are filled first, so no rank has more parts.
         wanted = sum(at.start < n for at in self.positions(0)) if self.even else 1
         return parts + [Part(None, slice(0, 1), 0)] * (wanted - len(parts))
 
 
 class TrainStep(nn.Module):
-    """Model and objective as one module, (x, x_adv, y) -> Losses: what data parallelism wraps, while crafting uses the
-    bare model.
-    """
+    """Model and objective as one module for data parallelism, while crafting uses the bare model."""
 
     def __init__(self, model: nn.Module, objective: Objective, criterion: Criterion) -> None:
         super().__init__()
@@ -101,10 +97,10 @@ class TrainStep(nn.Module):
 
 
 class BatchGradient:
-    """The gradient of a global batch's mean loss, left in the parameters of every rank's model; and what the objective
-    carries to the next batch, each part its own positions.
+    """Computes the gradient of a global batch's mean loss in the parameters of every rank's model, and keeps what the
+    objective carries to the next batch.
 
-    Each rank normalises by the statistics of its own parts, unless its batch norm is synchronised; the running ones are
+    Each rank normalises by the statistics of its own parts, unless its batch norm is synchronised. The running ones are
     averaged by the sizes of the shares, so that all ranks craft and validate with one network.
     """
 
@@ -116,8 +112,9 @@ class BatchGradient:
         self.carries: list[Tensor | None] = [None] * division.accumulate
 
     def backward(self, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
-        """Craft this rank's share, (b, C, H, W) and (b,), of a batch of n, and add to the gradients what it
-        contributes. Returns the sum of its losses, () float64.
+        """Craft this rank's share, (b, C, H, W) and (b,), of a batch of n, and add its part of the gradient.
+
+        Returns the sum of its losses, () float64.
         """
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         parts = self.division.parts(n)
@@ -130,13 +127,15 @@ class BatchGradient:
         return total
 
     def carried(self) -> Tensor | None:
-        """What is carried, by position in the global batch: whole on the first rank, on the CPU. All ranks ask."""
+        """What is carried, by position in the global batch: whole on the first rank, on the CPU. All ranks must call
+        it.
+        """
         mine = [carry.cpu() for carry in self.carries if carry is not None]
         parts = [carry for rank in self.division.world.gather(mine) for carry in rank]
         return torch.cat(parts) if parts else None
 
     def carry(self, whole: Tensor | None) -> None:
-        """Go on with what `carried` gave, perhaps in another world."""
+        """Continue with the result of `carried`, perhaps with another number of ranks."""
         if whole is not None:
             positions = self.division.positions(self.division.world.rank)
             self.carries = [whole[at] if at.start < len(whole) else None for at in positions]
@@ -147,14 +146,14 @@ class BatchGradient:
         self.model.train()
         with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None):
             losses: Losses = self.step(x, x_adv, y)
-        # Data parallelism averages the gradients of equals; these are parts of the sizes that they have.
+        # Data parallelism averages over ranks as if their parts were of one size: this weights them by their sizes.
         (losses.total * (self.division.world.size * part.images / n)).backward()
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
-        """Gradients of all parts but the last stay on their rank."""
+        """Keep the gradients of all parts but the last on their rank."""
         return self.step.no_sync() if isinstance(self.step, DistributedDataParallel) else nullcontext()
 
     def _average_statistics(self, share: float) -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from advsphere.data import Augment, Batch, FolderImages, Images, ImageSet, batches, epoch_batches, load
+from advsphere.data import Augment, Images, ImageSet, load
+from advsphere.data.batching import Batch, batches, epoch_batches
 from advsphere.data.encoded import Encoded
+from advsphere.data.folders import FolderImages
 from advsphere.errors import UserError
 from advsphere.rng import Rng
 

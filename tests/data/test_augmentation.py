@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from advsphere.data import Augment, as_float, augment, epoch_batches
+from advsphere.data import Augment
+from advsphere.data.batching import epoch_batches
+from advsphere.data.images import as_float
 from advsphere.errors import UserError
 from advsphere.rng import Rng
 
@@ -35,7 +37,7 @@ def places_of(x: Tensor, pixels: Tensor, padding: int) -> list[tuple[int, int, b
 
 def test_each_result_is_a_slice_of_the_padded_image_and_all_places_are_equally_likely() -> None:
     pixels, padding = random_images(1800), 1
-    places = places_of(augment(pixels, Rng(0, torch.arange(1800)), padding=padding, flip=True), pixels, padding)
+    places = places_of(Augment(padding=padding, flip=True)(pixels, Rng(0, torch.arange(1800))), pixels, padding)
     counts = {place: places.count(place) for place in set(places)}
     assert len(counts) == 3 * 3 * 2
     # 100 are expected at each of 18 places; chi-squared with 17 degrees of freedom exceeds 50 once in 25,000 seeds.
@@ -44,19 +46,19 @@ def test_each_result_is_a_slice_of_the_padded_image_and_all_places_are_equally_l
 
 def test_offsets_cover_zero_to_twice_the_padding() -> None:
     pixels = random_images(400)
-    places = places_of(augment(pixels, Rng(1, torch.arange(400)), padding=4, flip=False), pixels, 4)
+    places = places_of(Augment(padding=4, flip=False)(pixels, Rng(1, torch.arange(400))), pixels, 4)
     assert {row for row, _, _ in places} == {column for _, column, _ in places} == set(range(9))
     assert not any(mirrored for _, _, mirrored in places)
 
 
 def test_without_padding_and_flips_the_pixels_are_unchanged() -> None:
     pixels = random_images(5)
-    assert torch.equal(augment(pixels, Rng(0, torch.arange(5)), padding=0, flip=False), as_float(pixels))
+    assert torch.equal(Augment(padding=0, flip=False)(pixels, Rng(0, torch.arange(5))), as_float(pixels))
 
 
 def test_flips_alone_mirror_about_half() -> None:
     pixels = random_images(400)
-    x = augment(pixels, Rng(0, torch.arange(400)), padding=0, flip=True)
+    x = Augment(padding=0, flip=True)(pixels, Rng(0, torch.arange(400)))
     mirrored = (x == as_float(pixels.flip(-1))).flatten(1).all(1)
     same = (x == as_float(pixels)).flatten(1).all(1)
     assert bool((mirrored ^ same).all()) and 140 < int(mirrored.sum()) < 260
@@ -64,26 +66,26 @@ def test_flips_alone_mirror_about_half() -> None:
 
 def test_crops_are_the_same_with_flips_on_and_off() -> None:
     pixels, rng = random_images(50), Rng(3, torch.arange(50))
-    plain = places_of(augment(pixels, rng, padding=2, flip=False), pixels, 2)
-    flipped = places_of(augment(pixels, rng, padding=2, flip=True), pixels, 2)
+    plain = places_of(Augment(padding=2, flip=False)(pixels, rng), pixels, 2)
+    flipped = places_of(Augment(padding=2, flip=True)(pixels, rng), pixels, 2)
     moved = [(row, column) for row, column, _ in flipped]
     assert moved == [(row, column) for row, column, _ in plain] and any(mirrored for *_, mirrored in flipped)
 
 
 def test_a_result_does_not_depend_on_batch_mates() -> None:
     pixels, rng = random_images(16), Rng(0, torch.arange(100, 116), step=5)
-    whole = augment(pixels, rng, padding=4, flip=True)
+    whole = Augment(padding=4, flip=True)(pixels, rng)
     for index in (torch.tensor([3]), torch.tensor([9, 2, 14])):
-        assert torch.equal(augment(pixels[index], rng.take(index), padding=4, flip=True), whole[index])
+        assert torch.equal(Augment(padding=4, flip=True)(pixels[index], rng.take(index)), whole[index])
 
 
 def test_seed_id_and_step_each_change_the_result() -> None:
     pixels, ids = random_images(1).repeat(64, 1, 1, 1), torch.arange(64)
     results = [
-        augment(pixels, rng, padding=4, flip=True)
+        Augment(padding=4, flip=True)(pixels, rng)
         for rng in (Rng(0, ids), Rng(1, ids), Rng(0, ids + 64), Rng(0, ids, step=1))
     ]
-    assert torch.equal(results[0], augment(pixels, Rng(0, ids), padding=4, flip=True))
+    assert torch.equal(results[0], Augment(padding=4, flip=True)(pixels, Rng(0, ids)))
     for other in results[1:]:
         assert (other != results[0]).flatten(1).any(1).float().mean() > 0.9
 
@@ -91,9 +93,9 @@ def test_seed_id_and_step_each_change_the_result() -> None:
 def test_float_pixels_give_what_uint8_gives_and_the_input_is_kept() -> None:
     pixels, rng = random_images(8), Rng(0, torch.arange(8))
     kept = pixels.clone()
-    x = augment(pixels, rng, padding=3, flip=True)
+    x = Augment(padding=3, flip=True)(pixels, rng)
     assert torch.equal(pixels, kept)
-    assert torch.equal(x, augment(as_float(pixels), rng, padding=3, flip=True))
+    assert torch.equal(x, Augment(padding=3, flip=True)(as_float(pixels), rng))
 
 
 def test_the_result_is_channels_last_and_global_randomness_untouched() -> None:
@@ -101,12 +103,6 @@ def test_the_result_is_channels_last_and_global_randomness_untouched() -> None:
     x = Augment(padding=4, flip=True)(random_images(8), Rng(0, torch.arange(8)))
     assert x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("settings", [Augment(), Augment(padding=4), Augment(flip=True), Augment(padding=1, flip=True)])
-def test_augment_as_a_config_is_the_function_with_its_settings(settings: Augment) -> None:
-    pixels, rng = random_images(4), Rng(0, torch.arange(4))
-    assert torch.equal(settings(pixels, rng), augment(pixels, rng, padding=settings.padding, flip=settings.flip))
 
 
 def test_epoch_batches_hold_each_example_once_in_the_order_of_seed_and_epoch() -> None:
