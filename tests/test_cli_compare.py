@@ -30,7 +30,9 @@ def test_two_checkpoints_are_compared_and_everything_is_kept(
     plain, sphere, _ = runs
     assert main(["compare", str(plain), str(sphere), "--n", "150", "--suite", "paper"]) == 0
     shown = capsys.readouterr().out
-    assert "PGD-50 (s = 1)" in shown and "worst case" in shown and "these checkpoints" in shown
+    assert (
+        "PGD-50 (s = 1)" in shown and "worst case" in shown and "conclusions hold for these checkpoints only" in shown
+    )
     assert "training.weight_decay" in shown
     record = json.loads((sphere / "compared" / "comparison.json").read_text())
     assert record["verdict"].upper() in shown and record["n"] == 150 and record["pgd"] == "PGD-50 (s = 1)"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from advsphere.analysis.curves import Curve
 from advsphere.cli import main
@@ -18,7 +20,9 @@ from advsphere.corruption.result import RECORD
 from advsphere.data import load_test
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
-from advsphere.report.collect import names
+from advsphere.report.collect import ModelReport, unique_names
+from advsphere.report.sections import SECTIONS, section
+from advsphere.runs.target import EvaluationTarget
 from tests.report import made
 from tests.report.parsed import parse
 
@@ -40,6 +44,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def page(runs: list[Path]) -> Path:
     assert main(["report", *map(str, runs)]) == 0
     return runs[1] / "report.html"
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Finds the examples as a user's modules; the sections that they register are removed again."""
+    before = dict(SECTIONS)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    yield
+    sys.modules.pop("add_a_report_metric", None)
+    SECTIONS.clear()
+    SECTIONS.update(before)
 
 
 def evaluations(run: Path, suite: str = "quick") -> Path:
@@ -125,7 +140,10 @@ def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], 
     kept.write_bytes((evaluations(runs[1]) / "curve-60.json").read_bytes())
     assert main(["report", str(runs[0]), "--out", str(tmp_path / "one.html")]) == 0
     assert kept.read_bytes() == right and Curve.load(kept)
-    assert "keeps at most" in parse((tmp_path / "one.html").read_text()).all("h1")[0].text
+    assert (
+        "robust accuracy of the FastAT checkpoint is at most"
+        in parse((tmp_path / "one.html").read_text()).all("h1")[0].text
+    )
 
 
 def test_an_evaluation_s_folder_will_do_as_well(page: Path, runs: list[Path], tmp_path: Path) -> None:
@@ -158,11 +176,51 @@ def test_a_mistake_gets_one_line_with_the_cure(
     assert says in shown and "Traceback" not in shown
 
 
+def test_a_user_s_section_is_one_file(page: Path, runs: list[Path], tmp_path: Path, own: None) -> None:
+    """examples/add_a_report_metric.py, named on the command line; its numbers are computed here by another way."""
+    out = tmp_path / "page.html"
+    assert main(["report", *map(str, runs), "--section", "add_a_report_metric:calibration", "--out", str(out)]) == 0
+    tree = parse(out.read_text())
+    ids = [section.attributes["id"] for section in tree.all("section")]
+    assert ids[ids.index("classes") + 1] == "calibration"
+    model, images = EvaluationTarget(run=runs[0], n=60).load()
+    x, y = images.batch(torch.arange(60))
+    with torch.no_grad():
+        probabilities = model(x).softmax(1)
+    gaps: dict[int, float] = {}
+    for p, label in zip(probabilities.tolist(), y.tolist(), strict=True):
+        number = min(9, int(10 * max(p)))
+        gaps[number] = gaps.get(number, 0.0) + (p.index(max(p)) == label) - max(p)
+    row = tree.one("calibration").all("tbody")[0].all("tr")[0]
+    assert row.all("td")[0].text == f"{100 * sum(map(abs, gaps.values())) / 60:.1f}"
+    assert "--section add_a_report_metric:calibration" in tree.one("reproduce").text
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("add_a_report_metric:error", "no section"), ("nowhere:a", "nowhere"), ("add_a_report_metric:b", "has no")],
+)
+def test_a_section_that_is_none_gets_one_line(
+    name: str, says: str, runs: list[Path], own: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(runs[0]), "--section", name]) == 1
+    shown = " ".join("".join(capfd.readouterr()).split())
+    assert says in shown and "Traceback" not in shown
+
+
+def test_a_section_does_not_replace_another(own: None) -> None:
+    def accuracy(models: Sequence[ModelReport]) -> None:
+        """Named as one of ours."""
+
+    with pytest.raises(UserError, match="rename"):
+        section("Accuracy")(accuracy)
+
+
 def test_models_of_one_name_are_told_apart() -> None:
     a, b = Path("runs/a"), Path("runs/b")
-    assert names(["PGD-AT", "TRADES"], [a, a]) == ["PGD-AT", "TRADES"]
-    assert names(["PGD-AT", "TRADES", "PGD-AT"], [a, a, b]) == ["PGD-AT (a)", "TRADES", "PGD-AT (b)"]
-    assert names(["PGD-AT", "PGD-AT"], [a, a]) == ["PGD-AT (1)", "PGD-AT (2)"]
+    assert unique_names(["PGD-AT", "TRADES"], [a, a]) == ["PGD-AT", "TRADES"]
+    assert unique_names(["PGD-AT", "TRADES", "PGD-AT"], [a, a, b]) == ["PGD-AT (a)", "TRADES", "PGD-AT (b)"]
+    assert unique_names(["PGD-AT", "PGD-AT"], [a, a]) == ["PGD-AT (1)", "PGD-AT (2)"]
 
 
 def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: Path) -> None:

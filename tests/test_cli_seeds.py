@@ -28,7 +28,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_three_seeds_in_each_arm_speak_of_the_method(arms: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *arms, *ATTACKS]) == 0
     shown = capsys.readouterr().out
-    assert "This is about the method." in shown and shown.count("baseline: ") == 3
+    assert "Conclusions hold for the method." in shown and shown.count("baseline: ") == 3
     (kept,) = Path(arms[1].split(",")[0]).glob("compared/comparison.json")
     record = json.loads(kept.read_text())
     assert record["seeds"] == [3, 3] and len(record["evidence"]["method"]) == 3

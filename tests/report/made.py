@@ -15,7 +15,8 @@ from advsphere.analysis.gradients import RECORD, LayerGradients
 from advsphere.analysis.perturbations import Picture
 from advsphere.corruption.result import CorruptionCell, CorruptionRecord
 from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
-from advsphere.report import Command, ModelReport, Pictures
+from advsphere.report.collect import ModelReport, Pictures
+from advsphere.report.document import CommandLine
 
 N = 200
 COUNTS = {"clean": 190, "FGSM": 150, "PGD-20": 121, WORST: 119}
@@ -119,18 +120,18 @@ GRADIENTS = LayerGradients(
 METRICS = [{"epoch": epoch, f"{RECORD}a": 1.0 + epoch, f"{RECORD}b": 2.0 + epoch} for epoch in (1, 2, 3)]
 
 
-def judged(name: str, evaluation_: Evaluation | None = None, **changes: Any) -> ModelReport:
+def model(name: str, evaluation_: Evaluation | None = None, **changes: Any) -> ModelReport:
     return ModelReport(name=name, evaluation=evaluation_ or evaluation(), **changes)
 
 
-def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[ModelReport]:
-    """Two models, of which the second is better in every row but the clean one; all is known of both."""
+def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE", *, examples: int = 0) -> list[ModelReport]:
+    """Two models with everything that a report shows, and so many pictures; the second is better under every attack."""
     better = {"clean": 190, "FGSM": 170, "PGD-20": 150, WORST: 149}
     training = {"recipe": "plain", "sphere": None, "training": {"epochs": 20, "seed": 0}}
     sphere = {"recipe": "plain-he", "sphere": {"scale": 15.0, "margin": 0.2}, "training": {"epochs": 20, "seed": 0}}
     labels, classes = [i % 3 for i in range(N)], ("cat", "dog", "fish & chips")
     return [
-        judged(
+        model(
             name,
             found,
             curve=curve(),
@@ -140,6 +141,7 @@ def pair(first: str = "PGD-AT", second: str = "PGD-AT+HE") -> list[ModelReport]:
             corruption=corruption(int(2 * by)),
             metrics=METRICS,
             training=context,
+            pictures=pictures(examples),
         )
         for name, found, context, by in (
             (first, evaluation(), training, 0.0),
@@ -155,9 +157,8 @@ def picture(example: int = 7, prediction: str = "3") -> Picture:
     )
 
 
-def pictures(*names: str, count: int = 2) -> Pictures:
-    examples = [7 + 2 * i for i in range(count)]
-    return Pictures(attack="PGD-20", scale=0.2, of={name: tuple(map(picture, examples)) for name in names})
+def pictures(count: int) -> Pictures:
+    return Pictures("PGD-20", [picture(7 + 2 * i) for i in range(count)])
 
 
-COMMANDS = [Command("Check it", "advsphere verify runs/a")]
+COMMANDS = [CommandLine("Check it", "advsphere verify runs/a")]

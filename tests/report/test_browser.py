@@ -45,6 +45,8 @@ PAGING = """
 SHAPE = """
   const wide = document.documentElement;
   found.overflow = wide.scrollWidth - wide.clientWidth;
+  const scrolled = [...document.querySelectorAll(".scroll")];
+  found.clipped = scrolled.filter((part) => part.scrollWidth > part.clientWidth).length;
   found.paper = getComputedStyle(document.body).backgroundColor;
   found.resources = performance.getEntriesByType("resource").map((entry) => entry.name.slice(0, 40));
   found.unnamed = [...document.querySelectorAll("button, a, [tabindex='0']")]
@@ -55,8 +57,7 @@ SHAPE = """
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    pictures = made.pictures("PGD-AT", "PGD-AT+HE", count=14)
-    return page(made.pair(), pictures=pictures, commands=made.COMMANDS)
+    return page(made.pair(examples=14), commands=made.COMMANDS)
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +105,11 @@ def test_pictures_page_by_mouse_and_keyboard_and_all_load(seen: Seen) -> None:
     assert shown == [first, second, last, last, second, first, first, last, last]
     assert seen.found["pages"][1]["text"] == "7\u201312 of 14"
     assert seen.found["pages"][0]["ends"] == ["true", "false"] and seen.found["pages"][2]["ends"] == ["false", "true"]
-    assert len(seen.found["images"]) == 14 * 6 and all(seen.found["images"])
+    assert len(seen.found["images"]) == 14 * 6 + 8 and all(seen.found["images"])
 
 
 def test_it_fits_small_screens_and_has_a_dark_side(html: str, seen: Seen, tmp_path: Path) -> None:
     dark = look(html, "const found = {};" + SHAPE, tmp_path, width=500, flags=("--force-dark-mode",))
     assert dark.console == [] and dark.found["overflow"] <= 0 and seen.found["overflow"] <= 0
-    assert seen.found["unnamed"] == 0
+    assert seen.found["unnamed"] == seen.found["clipped"] == 0
     assert dark.found["paper"] != seen.found["paper"]

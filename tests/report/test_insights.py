@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from advsphere.report import page
@@ -31,28 +33,29 @@ def test_classes_are_counted_and_the_weakest_is_named(tree: Node) -> None:
         assert [text.split()[0] for text in found[1:]] == expected
         assert all(DASH in text for text in found[1:])
     least = min(models[0].classes, key=lambda one: one.worst / one.n)
-    assert f"PGD-AT gives way first on {least.name}" in section.text
+    assert f"Lowest worst-case accuracy of PGD-AT: {least.name}" in section.text
     assert set(shown) == {"cat", "dog", "fish & chips"}
 
 
 def test_every_pair_of_attacks_is_counted(tree: Node) -> None:
     section = tree.one("agreement")
     assert len(section.all("figure")) == len(section.all("details")) == 2
-    ((_, second, both, one, other),) = [
+    ((attacks, both, one, other),) = [
         [cell.text for cell in row.all("th") + row.all("td")] for row in section.all("tbody")[0].all("tr")
     ]
     # FGSM leaves the first 150 of the 190, PGD-20 the first 121: what FGSM fools PGD-20 fools too.
-    assert (second, both, one, other) == ("PGD-20", "40", "0", "29")
+    assert (attacks, both, one, other) == ("FGSM, PGD-20", "40", "0", "29")
     assert "Of 190 images" in section.text
 
 
 def test_margins_and_angles_come_with_their_quartiles(tree: Node) -> None:
-    rows = [[cell.text for cell in row.all("td")] for row in tree.one("angles").all("tbody")[0].all("tr")]
-    assert [row[0] for row in rows] == ["clean", "under attack"] * 2
+    shown = cells(tree.one("angles").all("table")[0])
+    assert list(shown) == [f"{n}, {part}" for n in ("PGD-AT", "PGD-AT+HE") for part in ("clean", "under attack")]
+    clean, attacked = shown["PGD-AT, clean"], shown["PGD-AT, under attack"]
     margins = sorted(i % 50 - 20 for i in range(made.N))
     quarters = [margins[round(q * (made.N - 1))] for q in (0.25, 0.5, 0.75)]
     low, middle, high = (f"{v:.1f}".replace("-", MINUS) for v in quarters)
-    assert rows[0][1] == f"{middle} {low} to {high}" and rows[0][2] == "40.0" and rows[1][2] == "70.0"
+    assert clean[:2] == [f"{middle} {low} to {high}", "40.0"] and attacked[1] == "70.0"
     assert "PGD-10" in tree.one("angles").text
 
 
@@ -63,13 +66,14 @@ def test_gradient_ratios_are_of_the_layers_that_have_a_gradient(tree: Node) -> N
 
 
 def test_what_is_not_known_has_no_section() -> None:
-    ids = {section.attributes["id"] for section in parse(page([made.judged("alone")])).all("section")}
+    ids = {section.attributes["id"] for section in parse(page([made.model("alone")])).all("section")}
     assert not ids & {"classes", "angles", "gradients", "curves", "pictures", "reproduce"}
     assert {"accuracy", "agreement", "flags", "provenance"} <= ids
 
 
 def test_warnings_stand_with_the_verdict_and_the_images_have_the_name_they_were_given() -> None:
-    html = page(made.pair(), warnings=["The epochs differ."], data_name="digits (JPEG)")
+    models = [replace(model, data_name="digits (JPEG)") for model in made.pair()]
+    html = page(models, warnings=["The epochs differ."])
     header = parse(html).all("header")[0]
     assert "The epochs differ." in header.text and "digits (JPEG), 200 images" in header.text
     assert "200 images of digits (JPEG)" in parse(html).one("accuracy").text

@@ -20,8 +20,8 @@ MINUS, DASH = "\u2212", "\u2013"
 @pytest.fixture(scope="module")
 def models() -> list[ModelReport]:
     better = {"clean": 190, "FGSM": 170, "PGD-20": 150, WORST: 120}
-    second = made.judged("second", made.evaluation(better, shift=3), curve=made.curve())
-    return [made.judged("first", curve=made.curve()), second]
+    second = made.model("second", made.evaluation(better, shift=3), curve=made.curve())
+    return [made.model("first", curve=made.curve()), second]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_counts_and_costs(models: list[ModelReport], tree: Node) -> None:
 
 def test_an_attack_that_only_one_model_has_is_said_to_be_not_run() -> None:
     wide = {"clean": 190, "FGSM": 170, "PGD-50 (s = 1)": 160, "PGD-20": 150, WORST: 150}
-    tree = parse(page([made.judged("a"), made.judged("b", made.evaluation(wide))]))
+    tree = parse(page([made.model("a"), made.model("b", made.evaluation(wide))]))
     shown = body(tree.one("accuracy").all("table")[0])
     assert list(shown)[-1] == WORST
     assert shown["PGD-50 (s = 1)"][0] == shown["PGD-50 (s = 1)"][2] == "not run"
@@ -120,7 +120,7 @@ def test_a_plain_head_s_row_stands_for_the_one_at_s_1() -> None:
     plain = made.evaluation({"clean": 190, "PGD-50": 120, WORST: 119})
     identity = plain.identity | {"model": plain.identity["model"] | {"scale": 1.0}}
     sphere = made.evaluation({"clean": 190, "PGD-50 (s = 1)": 150, "PGD-50": 125, WORST: 122})
-    models = [made.judged("plain", dataclasses.replace(plain, identity=identity)), made.judged("sphere", sphere)]
+    models = [made.model("plain", dataclasses.replace(plain, identity=identity)), made.model("sphere", sphere)]
     tree = parse(page(models))
     shown = body(tree.one("accuracy").all("table")[0])
     assert list(shown) == ["clean", "PGD-50 (s = 1)", "PGD-50", WORST]
@@ -133,7 +133,7 @@ def test_flags_are_shown_and_announced(models: list[ModelReport]) -> None:
     quiet = parse(page(models))
     assert quiet.one("flags").text.startswith("Flags None") and "flag" not in quiet.all("header")[0].all("ul")[0].text
     noted = made.evaluation(findings=(made.Finding("gradient", "noted", "no gradient reaches the images"),))
-    loud = parse(page([made.judged("masked", noted), made.judged("other")]))
+    loud = parse(page([made.model("masked", noted), made.model("other")]))
     assert "masked: no gradient reaches the images" in loud.one("flags").text
     assert "One flag was raised" in loud.all("header")[0].text
 
@@ -142,7 +142,7 @@ def test_signs_of_masking_stand_with_the_flags(models: list[ModelReport]) -> Non
     quiet = parse(page(models)).one("flags").text
     assert "looked for and not found: one step beats many; that these attacks can't judge: weak at s = 1." in quiet
     sign = Sign("vanishing gradients", "raised", "on 93 of 100 images there is none", "try --suite autoattack")
-    loud = parse(page([made.judged("masked", made.evaluation(signs=(sign,))), made.judged("other")]))
+    loud = parse(page([made.model("masked", made.evaluation(signs=(sign,))), made.model("other")]))
     shown = "masked: sign of gradient masking, vanishing gradients: on 93 of 100 images there is none What to do: try"
     assert shown in loud.one("flags").text and "None" not in loud.one("flags").text
     assert "One flag was raised" in loud.all("header")[0].text
@@ -169,4 +169,4 @@ def test_the_evaluation_says_upper_bound_wherever_it_shows_robust_accuracy(tree:
 
 def test_rows_keep_the_order_in_which_the_attacks_ran() -> None:
     given: Evaluation = made.evaluation({"clean": 9, "z": 5, "a": 4, WORST: 4})
-    assert list(body(parse(page([made.judged("m", given)])).one("accuracy"))) == ["clean", "z", "a", WORST]
+    assert list(body(parse(page([made.model("m", given)])).one("accuracy"))) == ["clean", "z", "a", WORST]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from advsphere.evaluation import WORST, Sign
 from advsphere.report import report
-from advsphere.report.robustbench import row
+from advsphere.report.robustbench import rows
 from tests.report import made
 
 
 def test_accuracies_are_text_in_percent_and_nothing_is_claimed_that_was_not_run() -> None:
-    found = row(made.judged("mine", made.evaluation(eps=8 / 255)))
+    (found,) = rows(made.model("mine", made.evaluation(eps=8 / 255)))
     assert (found["clean_acc"], found["eps"], found["threat_model"]) == ("95.00", "8/255", "Linf")
     assert not {"autoattack_acc", "reported", "authors", "venue", "link", "architecture"} & found.keys()
     assert "200 test images" in found["footnote"] and "59.50" in found["footnote"] and "at most" in found["footnote"]
@@ -21,18 +21,18 @@ def test_accuracies_are_text_in_percent_and_nothing_is_claimed_that_was_not_run(
 
 def test_autoattack_counts_only_as_the_last_of_its_stages() -> None:
     staged = {"clean": 190, "AutoAttack: APGD-CE": 130, "AutoAttack: + APGD-T": 120, WORST: 120}
-    assert row(made.judged("mine", made.evaluation(staged)))["autoattack_acc"] == "60.00"
+    assert rows(made.model("mine", made.evaluation(staged)))[0]["autoattack_acc"] == "60.00"
     one = {"clean": 190, "APGD-CE": 130, "AutoAttack": 118, WORST: 117}
-    found = row(made.judged("mine", made.evaluation(one)))
+    (found,) = rows(made.model("mine", made.evaluation(one)))
     assert found["autoattack_acc"] == found["reported"] == "59.00"
     short = {"clean": 190, "short AutoAttack: APGD-CE": 130, WORST: 130}
-    assert "autoattack_acc" not in row(made.judged("mine", made.evaluation(short)))
+    assert "autoattack_acc" not in rows(made.model("mine", made.evaluation(short)))[0]
 
 
 def test_what_the_run_knows_is_told_and_flags_are_too() -> None:
     signs = (Sign("one step beats many", "raised", "30 of 200", "try more restarts"),)
     training = {"model": {"name": "wrn-10-2", "pretrained": True}}
-    found = row(made.judged("mine", made.evaluation(signs=signs), training=training), "CIFAR-10 (JPEG)")
+    (found,) = rows(made.model("mine", made.evaluation(signs=signs), training=training, data_name="CIFAR-10 (JPEG)"))
     assert (found["architecture"], found["additional_data"], found["dataset"]) == ("wrn-10-2", True, "CIFAR-10 (JPEG)")
     assert found["unreliable"] is True and "try more restarts" in found["advsphere"]["flags"][0]
 

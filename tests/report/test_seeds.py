@@ -7,9 +7,10 @@ import pytest
 from advsphere.comparison.gain import survival
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST
-from advsphere.report import ModelReport, Seed, page, verdicts
+from advsphere.report import ModelReport, page
+from advsphere.report.collect import SeedEvaluation
 from advsphere.report.robustbench import rows
-from advsphere.report.verdict import cautions
+from advsphere.report.verdict import cautions, conclusions
 from tests.report import made
 from tests.report.parsed import parse
 
@@ -20,38 +21,38 @@ def arm(name: str, pgd: list[int], worst: list[int]) -> ModelReport:
         made.evaluation({"clean": 190, "PGD-20": p, WORST: w}, shift=i, model=f"{name}{i}".ljust(64, "m"))
         for i, (p, w) in enumerate(zip(pgd, worst, strict=True))
     ]
-    seeds = [Seed(i + 4, evaluation) for i, evaluation in enumerate(found)] if len(found) > 1 else []
-    return made.judged(name, found[0], seeds=seeds)
+    seeds = [SeedEvaluation(i + 4, evaluation) for i, evaluation in enumerate(found)] if len(found) > 1 else []
+    return made.model(name, found[0], seeds=seeds)
 
 
 THREE = [arm("base", [100, 102, 101], [99, 100, 98]), arm("method", [150, 152, 151], [147, 150, 149])]
 
 
 def test_three_seeds_speak_of_the_method() -> None:
-    (verdict,) = verdicts(THREE)
-    assert verdict.headline == "In the worst case method's gain over base survives."
-    said = " ".join([*cautions(THREE), verdict.detail])
-    assert "these methods" in said and "three seeds" in said and "checkpoints, on these" not in said
+    (conclusion,) = conclusions(THREE)
+    assert conclusion.headline == "In the worst case method's gain over base survives."
+    said = " ".join([*cautions(THREE), conclusion.detail])
+    assert "these methods" in said and "three seeds" in said and "checkpoints" not in said
     found = survival(*([seed.evaluation for seed in model.seeds] for model in THREE))
-    assert verdict.numbers[1].value == f"{100 * found.gain(WORST).difference:+.1f}"
-    assert "three seeds of each" in verdict.detail and "74.3 %" in verdict.detail and "49.5 %" in verdict.detail, (
-        "means, not the first seed's"
-    )
+    assert conclusion.numbers[1].value == f"{100 * found.gain(WORST).difference:+.1f}"
+    assert (
+        "three seeds of each" in conclusion.detail and "74.3 %" in conclusion.detail and "49.5 %" in conclusion.detail
+    ), "means, not the first seed's"
 
 
 def test_two_seeds_speak_of_these_checkpoints() -> None:
     two = [arm("base", [100, 102], [99, 100]), arm("method", [150, 152], [147, 150])]
-    (verdict,) = verdicts(two)
-    assert verdict.headline == "In the worst case the method checkpoints' gain over the base ones survives."
-    assert "images alone" in verdict.detail and "these four checkpoints" in " ".join(cautions(two))
+    (conclusion,) = conclusions(two)
+    assert conclusion.headline == "In the worst case the method checkpoints' gain over the base ones survives."
+    assert "images only" in conclusion.detail and "these four checkpoints" in " ".join(cautions(two))
 
 
 def test_seeds_that_differ_as_much_as_the_methods_leave_it_open() -> None:
     wide = [arm("base", [60, 100, 140], [60, 100, 140]), arm("method", [80, 120, 160], [80, 120, 160])]
-    (verdict,) = verdicts(wide)
-    assert verdict.headline == "The sample cannot tell method from base." and not verdict.tells
-    alone = [made.judged(model.name, model.evaluation) for model in wide]
-    assert verdicts(alone)[0].tells, "the first seeds alone would have told"
+    (conclusion,) = conclusions(wide)
+    assert conclusion.headline == "The sample cannot tell method from base." and not conclusion.tells
+    alone = [made.model(model.name, model.evaluation) for model in wide]
+    assert conclusions(alone)[0].tells, "the first seeds alone would have told"
 
 
 def test_the_page_shows_every_seed() -> None:
@@ -73,5 +74,5 @@ def test_the_same_checkpoint_again_is_no_other_seed() -> None:
     again = made.evaluation()
     with pytest.raises(UserError, match="twice"):
         survival([again, again], [again])
-    with pytest.raises(UserError, match="twice"):
-        made.judged("base", again, seeds=[Seed(0, again), Seed(1, again)])
+    with pytest.raises(UserError, match="same checkpoint"):
+        made.model("base", again, seeds=[SeedEvaluation(0, again), SeedEvaluation(1, again)])

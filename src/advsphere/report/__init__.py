@@ -1,16 +1,8 @@
 """One self-contained HTML page about the robustness of one model, or of several on the same images."""
 
-from advsphere.report.collect import Command, ModelReport, Pictures, Seed
+from advsphere.report.collect import ModelReport
 from advsphere.report.document import page, report
-from advsphere.report.verdict import Verdict, verdicts
+from advsphere.report.rendering import TableCell, figure, table
+from advsphere.report.sections import section
 
-__all__ = [
-    "Command",
-    "ModelReport",
-    "Pictures",
-    "Seed",
-    "Verdict",
-    "page",
-    "report",
-    "verdicts",
-]
+__all__ = ["ModelReport", "TableCell", "figure", "page", "report", "section", "table"]

@@ -1,6 +1,4 @@
-"""From finished evaluations to what a report is made of. What is missing is computed, and kept beside the evaluation,
-so that the next report has it at once.
-"""
+"""What a report shows of each model. Missing parts are computed and kept beside the evaluation."""
 
 from __future__ import annotations
 
@@ -8,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -21,38 +20,90 @@ from advsphere.analysis.gradients import LayerGradients
 from advsphere.analysis.perturbations import Picture, fooled_by, pictures, strongest
 from advsphere.classifier import find_head
 from advsphere.comparison.confounders import confounders, trained_elsewhere
+from advsphere.comparison.find import Finished
 from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, Ledger
+from advsphere.evaluation.ledger import Ledger
+from advsphere.evaluation.results import Evaluation
+from advsphere.recipes import method
+from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, to_dict
 from advsphere.runs.folder import read_config
-from advsphere.threat import ThreatModel
+from advsphere.threat import ThreatModel, radius
 from advsphere.training import load_checkpoint, read_metrics
 
-# FOLDED judged: What a report is made of.
+LEDGER = "ledger.sqlite"
+
+SAMPLE = 250
+"""Curves and angles use this many images by default: a minute or two, and an interval of +- 6 points."""
+
+PICTURE_BYTES = 3_000_000
+"""The pictures of a report take about this much space, with at most three examples of each class."""
+
+Part = TypeVar("Part", Curve, Spread)
 
 
-class Seed(NamedTuple):
-    """One of several trainings that differ in their seed alone."""
+class SeedEvaluation(NamedTuple):
+    """The evaluation of one of several trainings that differ only in their seed."""
 
     number: int
     evaluation: Evaluation
 
 
+class Pictures(NamedTuple):
+    """Examples that an attack fooled a model with; the models of a report have the same examples."""
+
+    attack: str
+    examples: Sequence[Picture]
+
+
+class Source(NamedTuple):
+    """What a model's report is made from, for sections that measure something themselves.
+
+    Attributes:
+        found: The finished evaluation of the model, then those of further seeds of the same training.
+        network: The network that was evaluated.
+        images: The images that it was evaluated on.
+    """
+
+    found: Sequence[Finished]
+    network: nn.Module
+    images: Images
+
+    @property
+    def configs(self) -> list[Config]:
+        """The settings of each seed's training run; empty for a user-defined model."""
+        runs = [one.subject.run for one in self.found]
+        return [read_config(run) for run in runs if run is not None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
-    """A model with what was found out about it; only the evaluation has to be known.
+    """What a report shows of one model. Only name and evaluation are required.
 
-    name: what the page calls it. evaluation, curve, spread: of the same model and images. classes: accuracy class by
-    class. gradients: of its layers, as a diagnosis measured them. corruption: under common corruptions. metrics: what
-    its run logged after each epoch. training: how it was trained, as JSON-able settings. seeds: where the same was
-    trained several times, all of these, this one first. Raises UserError where curve or spread are of something else,
-    and for one seed twice.
+    Attributes:
+        name: The model's name on the page.
+        evaluation: The evaluation that the page is about.
+        data_name: The name of the images on the page; by default the name in the evaluation.
+        curve: Accuracy against eps, of the same model and images.
+        spread: Angles and angular margins, of the same model and images.
+        classes: Accuracy of each class.
+        gradients: Gradient-norm ratios of the layers.
+        corruption: Accuracy under common corruptions.
+        metrics: What the run logged after each epoch.
+        training: The settings of the run.
+        pictures: Examples that an attack fooled the model with.
+        seeds: The evaluations of all seeds, this one first; empty where there is one training.
+        source: The network, its images and files; None for a report that was put together by hand.
+
+    Raises:
+        UserError: Curve or spread belong to another model or other images, or two seeds have the same checkpoint.
     """
 
     name: str
     evaluation: Evaluation
+    data_name: str | None = None
     curve: Curve | None = None
     spread: Spread | None = None
     classes: Sequence[ClassAccuracy] = ()
@@ -60,91 +111,78 @@ class ModelReport:
     corruption: CorruptionRecord | None = None
     metrics: Sequence[Mapping[str, float]] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
-    seeds: Sequence[Seed] = ()
+    pictures: Pictures | None = None
+    seeds: Sequence[SeedEvaluation] = ()
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if len({seed.evaluation.identity["model"]["checksum"] for seed in self.seeds}) < len(self.seeds):
-            raise UserError(
-                f"a checkpoint is twice among the seeds of {self.name}; the same one again is no other seed"
-            )
-        identity = self.evaluation.identity
-        found = (identity["model"]["checksum"], identity["data"]["checksum"])
+            raise UserError(f"two seeds of {self.name} have the same checkpoint; name each training run once")
         for what, part in (("curve is", self.curve), ("angles are", self.spread)):
-            if part is not None and (part.model, part.data) != found:
+            if part is not None and not _same(part, self.evaluation):
                 raise UserError(f"the {what} of another model or other images than the evaluation of {self.name}")
 
     @property
+    def data(self) -> str:
+        """The name of the images on the page."""
+        return self.data_name or str(self.evaluation.identity["data"]["name"])
+
+    @property
+    def threat(self) -> str:
+        """The threat in words: "linf, eps = 8/255"."""
+        threat = self.evaluation.identity["threat"]
+        return f"{threat['norm']}, eps = {radius(threat['eps'])}"
+
+    @property
     def checkpoints(self) -> dict[str, Evaluation]:
-        """The evaluations of all seeds, each under a name of its own."""
+        """The evaluations of all seeds, each with its own name."""
         every = {f"{self.name}, seed {seed.number}": seed.evaluation for seed in self.seeds}
         return every or {self.name: self.evaluation}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """The same examples under one attack on each model. of: by the models' names. scale: the pixel difference that is
-    drawn as black or white.
+def collect(
+    arms: Sequence[Sequence[Finished]],
+    *,
+    data: Path | None = None,
+    data_name: str | None = None,
+    most: int | None = SAMPLE,
+    on_progress: Callable[[str, str, int, int], None] = lambda *_: None,
+) -> list[ModelReport]:
+    """Collect everything that a report shows of finished evaluations; of several seeds, details of the first.
+
+    Args:
+        arms: For each model its evaluation, or those of several seeds; all evaluated in the same way.
+        data: Where the images lie now; by default where the evaluation found them.
+        data_name: The name of the images on the page.
+        most: Curves and angles use a sample of this many images; None for all.
+        on_progress: Called with (model, stage, done, total) while something is computed.
+
+    Raises:
+        UserError: A file is missing or damaged, the model or its images are not those that were evaluated, or one of
+            several seeds is not a training run.
     """
-
-    attack: str
-    scale: float
-    of: Mapping[str, Sequence[Picture]]
-
-
-class Command(NamedTuple):
-    """A line to type, and what it does."""
-
-    what: str
-    line: str
-
-
-Stage = Literal["curve", "angles"]
-
-Part = TypeVar("Part", Curve, Spread)
-
-LEDGER = "ledger.sqlite"
-
-SAMPLE = 250
-"""Of more images, curve and angles are of a sample of so many: a minute or two, and an interval of +- 6 points."""
-
-PICTURES = 3_000_000
-"""About so many bytes of pictures, and no more than three examples of each class."""
+    for one in (one for arm in arms if len(arm) > 1 for one in arm):
+        if one.subject.run is None:
+            raise UserError(f"{one.folder} belongs to no training run, so it has no seed; separate it by a space")
+    names = unique_names([_called(arm[0]) for arm in arms], [arm[0].subject.run or arm[0].folder for arm in arms])
+    sources = [Source(arm, *arm[0].subject.at(data).load()) for arm in arms]
+    shown = _shared_pictures(sources)
+    return [
+        _collect_model(name, source, shared, data_name, most, partial(on_progress, name))
+        for name, source, shared in zip(names, sources, shown, strict=True)
+    ]
 
 
-class Another(NamedTuple):
-    """The same training from another seed: its run, and the evaluation that asked the same of it."""
-
-    run: Path
-    evaluation: Evaluation
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Evidence:
-    """A finished evaluation and what it is of.
-
-    name: what the model is called. folder: where the evaluation lies, with its ledger. model, images: those that were
-    evaluated. run: the folder of the training run whose checkpoint it is; None for any other model. head: the last
-    linear layer's name, where it can't be told. others: further seeds.
-    """
-
-    name: str
-    folder: Path
-    evaluation: Evaluation
-    model: nn.Module
-    images: Images
-    run: Path | None = None
-    checkpoint: Literal["best", "last"] = "best"
-    head: str | None = None
-    others: tuple[Another, ...] = ()
-
-    @property
-    def configs(self) -> list[Config]:
-        """How it was trained, and its further seeds; none for a model of somebody's own."""
-        return [read_config(run) for run in (self.run, *(o.run for o in self.others)) if run is not None]
+def _called(found: Finished) -> str:
+    """The method of a run; of a user-defined model the file of its weights, or its module and function."""
+    subject = found.subject
+    if subject.run is not None:
+        return method(read_config(subject.run))
+    return str(subject.model) if subject.weights is None else subject.weights.stem
 
 
-def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """What the models are called; those of one name also by their folders where these differ, else by a number."""
+def unique_names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Names with those that occur twice told apart by their folders, or by numbers where the folders are the same."""
     found = list(called)
     for name in {*called}:
         places = [i for i, other in enumerate(called) if other == name]
@@ -156,54 +194,9 @@ def names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return found
 
 
-def judged(
-    evidence: Evidence,
-    on_progress: Callable[[Stage, int, int], None] = lambda *_: None,
-    *,
-    most: int | None = SAMPLE,
-) -> ModelReport:
-    """All that a report shows of one model. on_progress: told (stage, done, of how many) while something is computed.
-    most: curve and angles are of a sample of so many images where there are more; None: of all.
-
-    Raises UserError where files are broken, and where model or images are not those that were evaluated.
-    """
-    evaluation, run = evidence.evaluation, evidence.run
-    with Ledger.read(evidence.folder / LEDGER) as book:
-        labels = book.labels
-    if evidence.images.labels.tolist() != labels:
-        raise UserError(f"{evidence.folder} is of other images than those of {evidence.images.name} now")
-    return ModelReport(
-        name=evidence.name,
-        evaluation=evaluation,
-        curve=_curve(evidence, most, lambda done, total: on_progress("curve", done, total)),
-        spread=_spread(evidence, most, lambda done, total: on_progress("angles", done, total)),
-        classes=by_class(evaluation, labels, evidence.images.classes),
-        gradients=_gradients(evidence),
-        corruption=_corruption(evidence),
-        metrics=[] if run is None else read_metrics(run),
-        training={} if run is None else _training(run, evidence.checkpoint),
-        seeds=_seeds(evidence),
-    )
-
-
-def shared_pictures(evidence: Sequence[Evidence]) -> Pictures:
-    """The same examples for all models, under the attack that left the fewest."""
-    attack = strongest([one.evaluation for one in evidence])
-    channels, height, width = evidence[0].images.shape
-    room = PICTURES // (4 * channels * height * width * len(evidence))  # noise hardly compresses, and base64 adds
-    with ExitStack() as stack:
-        ledgers = [stack.enter_context(Ledger.read(one.folder / LEDGER)) for one in evidence]
-        examples = fooled_by(ledgers, attack, each=3)[: max(2, room)]
-        of = {
-            one.name: pictures(ledger, one.images, attack, examples)
-            for one, ledger in zip(evidence, ledgers, strict=True)
-        }
-    return Pictures(attack=attack, scale=_threat(evidence[0]).eps, of=of)
-
-
-def confounded(evidence: Sequence[Evidence]) -> list[str]:
-    """Sentences on what else differs between each model and the first, and on radii of training that were others."""
-    known = [(one, configs) for one in evidence if (configs := one.configs)]
+def warnings_on(models: Sequence[ModelReport]) -> list[str]:
+    """Sentences on settings that differ between each model and the first, and on other radii in training."""
+    known = [(one, configs) for one in models if one.source and (configs := one.source.configs)]
     found = []
     for one, configs in known[1:]:
         first, baseline = known[0]
@@ -211,94 +204,110 @@ def confounded(evidence: Sequence[Evidence]) -> list[str]:
             within = line.startswith("within")
             found.append(line if within else f"besides the method, {first.name} and {one.name} differ in {line}")
     for one, configs in known:
-        found += trained_elsewhere(f"{one.name} checkpoint", configs[0], _threat(one).eps)
+        found += trained_elsewhere(f"{one.name} checkpoint", configs[0], one.evaluation.identity["threat"]["eps"])
     return [f"{line[0].upper()}{line[1:]}." for line in found]
 
 
-def _seeds(evidence: Evidence) -> list[Seed]:
-    """All seeds, its own first; none where there is no other."""
-    if not evidence.others:
-        return []
-    every = (evidence.evaluation, *(other.evaluation for other in evidence.others))
-    return [Seed(config.training.seed, evaluation) for config, evaluation in zip(evidence.configs, every, strict=True)]
+def _collect_model(
+    name: str,
+    source: Source,
+    shown: Pictures,
+    data_name: str | None,
+    most: int | None,
+    on_progress: Callable[[str, int, int], None],
+) -> ModelReport:
+    (folder, evaluation, subject), images, configs = source.found[0], source.images, source.configs
+    with Ledger.read(folder / LEDGER) as ledger:
+        labels = ledger.labels
+    if images.labels.tolist() != labels:
+        raise UserError(f"{folder} was evaluated on other images than those that {images.name} holds now")
+    head = evaluation.identity["suite"].get("head") or (head_name(configs[0]) if configs else None)
+    threat, run = dict(evaluation.identity["threat"]), subject.run
+    measure: Any = partial(
+        dict,
+        threat=ThreatModel(**threat | {"bounds": tuple(threat["bounds"])}),
+        most=most,
+        batch_size=evaluation.identity["batch_size"],
+    )
 
+    def curve() -> Curve:
+        settings = measure(on_progress=partial(on_progress, "curve"))
+        return accuracy_against_eps(source.network, images, **settings)
 
-def _curve(evidence: Evidence, most: int | None, on_progress: Callable[[int, int], None]) -> Curve:
-    path = _place(evidence, "curve", most)
-    kept = _kept(path, Curve, evidence.evaluation)
-    if kept is None:
-        identity = evidence.evaluation.identity
-        kept = accuracy_against_eps(
-            evidence.model,
-            evidence.images,
-            threat=_threat(evidence),
-            most=most,
-            batch_size=identity["batch_size"],
-            on_progress=on_progress,
-        )
-        kept.save(path)
-    return kept
-
-
-def _spread(evidence: Evidence, most: int | None, on_progress: Callable[[int, int], None]) -> Spread | None:
-    """None for a network that has no angles to measure."""
-    path = _place(evidence, "angles", most)
-    kept = _kept(path, Spread, evidence.evaluation)
-    if kept is None:
+    def angles() -> Spread | None:
+        settings = measure(on_progress=partial(on_progress, "angles"))
         try:
-            head = find_head(evidence.model, evidence.head)
-            kept = spread_of_angles(
-                evidence.model,
-                evidence.images,
-                threat=_threat(evidence),
-                head=head,
-                most=most,
-                batch_size=evidence.evaluation.identity["batch_size"],
-                on_progress=on_progress,
-            )
-        except UserError:
+            return spread_of_angles(source.network, images, head=find_head(source.network, head), **settings)
+        except UserError:  # a network without a last linear layer has no angles
             return None
-        kept.save(path)
-    return kept
+
+    count = len(images) if most is None else min(most, len(images))
+    several = zip(configs, source.found, strict=True) if len(source.found) > 1 else ()
+    return ModelReport(
+        name=name,
+        evaluation=evaluation,
+        data_name=data_name,
+        curve=_cached(folder / f"curve-{count}.json", Curve, evaluation, curve),
+        spread=_cached(folder / f"angles-{count}.json", Spread, evaluation, angles),
+        classes=by_class(evaluation, labels, images.classes),
+        gradients=None if run is None else _gradients(run, evaluation),
+        corruption=None if run is None else _corruption(run, evaluation),
+        metrics=[] if run is None else read_metrics(run),
+        training={} if run is None else _training(run, subject.checkpoint),
+        pictures=shown,
+        seeds=[SeedEvaluation(config.training.seed, found.evaluation) for config, found in several],
+        source=source,
+    )
 
 
-def _place(evidence: Evidence, part: Stage, most: int | None) -> Path:
-    """Where it is kept: beside the evaluation, and beside what was computed of more or fewer images."""
-    n = len(evidence.images)
-    return evidence.folder / f"{part}-{n if most is None else min(most, n)}.json"
-
-
-def _kept(path: Path, kind: type[Part], evaluation: Evaluation) -> Part | None:
-    """What was computed before, if it is still of this model and these images."""
-    if not path.is_file():
-        return None
+def _cached(path: Path, kind: type[Part], evaluation: Evaluation, compute: Callable[[], Part | None]) -> Part | None:
+    """What was computed before if it belongs to this model and these images, else what is computed now."""
     try:
-        found = kind.load(path)
+        found = kind.load(path) if path.is_file() else None
     except UserError:
-        return None
-    same = (found.model, found.data) == tuple(evaluation.identity[key]["checksum"] for key in ("model", "data"))
-    return found if same else None
+        found = None
+    if found is not None and _same(found, evaluation):
+        return found
+    computed = compute()
+    if computed is not None:
+        computed.save(path)
+    return computed
 
 
-def _gradients(evidence: Evidence) -> LayerGradients | None:
-    path = None if evidence.run is None else evidence.run / "diagnosis" / "diagnosis.json"
-    if path is None or not path.is_file():
-        return None
-    return diagnosed_gradients(path, evidence.evaluation.identity["model"]["checksum"])
+def _same(part: Curve | Spread, evaluation: Evaluation) -> bool:
+    return (part.model, part.data) == tuple(evaluation.identity[key]["checksum"] for key in ("model", "data"))
 
 
-def _corruption(evidence: Evidence) -> CorruptionRecord | None:
-    """Of this checkpoint's complete records in its run, that of the most images and corruptions."""
-    if evidence.run is None:
-        return None
-    found = [CorruptionRecord.load(path) for path in sorted((evidence.run / "corruptions").glob(f"*/{RECORD}"))]
-    checksum = evidence.evaluation.identity["model"]["checksum"]
+def _shared_pictures(sources: Sequence[Source]) -> list[Pictures]:
+    """The same examples for all models, under the strongest attack."""
+    attack = strongest([one.found[0].evaluation for one in sources])
+    channels, height, width = sources[0].images.shape
+    # Noise hardly compresses, base64 adds a third, and each example takes three pictures.
+    room = PICTURE_BYTES // (4 * channels * height * width * len(sources))
+    with ExitStack() as stack:
+        ledgers = [stack.enter_context(Ledger.read(one.found[0].folder / LEDGER)) for one in sources]
+        examples = fooled_by(ledgers, attack, each=3)[: max(2, room)]
+        return [
+            Pictures(attack, pictures(ledger, one.images, attack, examples))
+            for one, ledger in zip(sources, ledgers, strict=True)
+        ]
+
+
+def _gradients(run: Path, evaluation: Evaluation) -> LayerGradients | None:
+    path = run / "diagnosis" / "diagnosis.json"
+    return diagnosed_gradients(path, evaluation.identity["model"]["checksum"]) if path.is_file() else None
+
+
+def _corruption(run: Path, evaluation: Evaluation) -> CorruptionRecord | None:
+    """Of the complete records of this checkpoint, the one of most images and corruptions."""
+    checksum = evaluation.identity["model"]["checksum"]
+    found = [CorruptionRecord.load(path) for path in sorted((run / "corruptions").glob(f"*/{RECORD}"))]
     own = [one for one in found if one.complete and one.counted and one.identity["model"]["checksum"] == checksum]
     return max(own, key=lambda one: (one.clean.n, len(one.names)), default=None)
 
 
-def _training(run: Path, which: Literal["best", "last"]) -> dict[str, Any]:
-    """The settings of a run, which of its checkpoints was judged, and what trained it."""
+def _training(run: Path, which: str) -> dict[str, Any]:
+    """The settings of a run, which of its checkpoints was evaluated, and the machine that trained it."""
     config = read_config(run)
     by, epochs, last = config.objective.chosen_by, config.training.epochs, read_metrics(run)[-1]
     chosen = f"last of {epochs} epochs"
@@ -310,9 +319,3 @@ def _training(run: Path, which: Literal["best", "last"]) -> dict[str, Any]:
         )
     made_by = json.loads((run / "provenance.json").read_text())
     return to_dict(config) | {"checkpoint": chosen, "trained with": made_by}
-
-
-def _threat(evidence: Evidence) -> ThreatModel:
-    threat = evidence.evaluation.identity["threat"]
-    low, high = threat["bounds"]
-    return ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high))

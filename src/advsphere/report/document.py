@@ -1,91 +1,84 @@
-"""The page: its sections in order, in one file that needs nothing else."""
+"""The page: its header and all registered sections in order, in one file that needs nothing else."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
-from advsphere.report import evidence, insights, sections
-from advsphere.report.collect import Command, ModelReport, Pictures
-from advsphere.report.rendering import checksum, render, script, stylesheet
+from advsphere.report import accuracy, insights, record  # noqa: F401 (their sections register themselves)
+from advsphere.report.collect import ModelReport
+from advsphere.report.rendering import asset, render, script_checksum
 from advsphere.report.robustbench import rows
-from advsphere.report.verdict import cautions, verdicts
+from advsphere.report.sections import SECTIONS
+from advsphere.report.verdict import cautions, conclusions
 
 FORMAT = "advsphere report 1"
+
+
+class CommandLine(NamedTuple):
+    """A command to type, and what it does."""
+
+    what: str
+    line: str
 
 
 def report(
     models: Sequence[ModelReport],
     path: Path,
     *,
-    pictures: Pictures | None = None,
-    commands: Sequence[Command] = (),
+    commands: Sequence[CommandLine] = (),
     warnings: Sequence[str] = (),
-    data_name: str | None = None,
 ) -> None:
-    """Write a report on one model, or on several that are compared with the first, as one HTML file; beside it, with
-    the ending .json, the models' rows as RobustBench keeps them, and the warnings.
+    """Write a report on one model, or on several that are compared with the first, as one HTML file.
 
-    commands: to reproduce it. warnings: sentences to be read with the verdict, e.g. on confounders. data_name: what the
-    images are called, if the name that the evaluation knows could mislead. Raises UserError where the models were
-    judged on different images or threats, and where a file can't be written.
+    A file beside it, with the ending .json, holds the models' rows in the format of RobustBench, and the warnings.
+
+    Args:
+        models: The models, each with its own name; the first is the baseline.
+        path: The HTML file.
+        commands: Commands that reproduce the numbers.
+        warnings: Sentences that limit the conclusions, e.g. on confounders.
+
+    Raises:
+        UserError: The models were evaluated on different images or threats, or a file cannot be written.
     """
-    html = page(models, pictures=pictures, commands=commands, warnings=warnings, data_name=data_name)
-    write_atomically(path, html.encode())
-    record = {
-        "format": FORMAT,
-        "rows": [row for model in models for row in rows(model, data_name)],
-        "notes": list(warnings),
-    }
-    write_atomically(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(path, page(models, commands=commands, warnings=warnings).encode())
+    found = {"format": FORMAT, "rows": [row for model in models for row in rows(model)], "notes": list(warnings)}
+    write_atomically(path.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
 
 
-def page(
-    models: Sequence[ModelReport],
-    *,
-    pictures: Pictures | None = None,
-    commands: Sequence[Command] = (),
-    warnings: Sequence[str] = (),
-    data_name: str | None = None,
-) -> str:
-    """The HTML of a report; the same arguments give the same text. Arguments and errors as `report`."""
+def page(models: Sequence[ModelReport], *, commands: Sequence[CommandLine] = (), warnings: Sequence[str] = ()) -> str:
+    """The HTML of a report; the same arguments give the same text.
+
+    Args:
+        models: As for `report`.
+        commands: As for `report`.
+        warnings: As for `report`.
+
+    Raises:
+        UserError: The models were evaluated on different images or threats, or two of them have the same name.
+    """
     names = [model.name for model in models]
     if not models or len({*names}) < len(names):
-        raise UserError(f"a report needs models, each with a name of its own; it was given: {', '.join(names) or '-'}")
-    data = data_name or models[0].evaluation.identity["data"]["name"]
-    parts = [
-        sections.seeds(models, data),
-        sections.accuracy(models, data),
-        evidence.flags(models),
-        sections.curves(models),
-        insights.corruptions(models),
-        insights.classes(models),
-        insights.agreement(models),
-        insights.angles(models),
-        insights.gradients(models),
-        insights.pictures(pictures),
-        evidence.counts(models),
-        evidence.training(models),
-        evidence.attacks(models),
-        evidence.preflight(models),
-        evidence.provenance(models),
-        evidence.reproduce(commands),
-    ]
-    code = script()
+        raise UserError(f"a report needs models with different names; it was given: {', '.join(names) or 'none'}")
+    ordered = sorted(SECTIONS.values(), key=lambda section: section.order)
+    contents = [(section.id, section.title, section.function(models)) for section in ordered]
+    if commands:
+        contents.append(("reproduce", "Reproduce and verify", render("reproduce", commands=commands)))
+    code = asset("page.js")
     html = render(
         "page",
-        style=stylesheet(),
+        style=asset("style.css"),
         script=code,
-        script_checksum=checksum(code),
-        data=data,
-        n=models[0].evaluation.worst.n,
-        threat=sections.threat_of(models[0]),
-        verdicts=verdicts(models),
+        script_checksum=script_checksum(code),
+        first=models[0],
+        conclusions=conclusions(models),
         cautions=[*cautions(models), *warnings],
         flagged=any(e.flags or e.raised for model in models for e in model.checkpoints.values()),
-        sections=[part for part in parts if part is not None],
+        sections=[(id_, title, content) for id_, title, content in contents if content is not None],
     )
     return str(html)

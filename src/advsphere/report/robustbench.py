@@ -1,11 +1,11 @@
-"""A row as RobustBench's model_info keeps them; what was not measured, or is not known, is left out."""
+"""The rows of a report in the format of RobustBench's model_info."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from advsphere.evaluation import Row
+from advsphere.evaluation.results import Evaluation
+from advsphere.evaluation.rows import Row
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import limits
 from advsphere.threat import radius
@@ -13,28 +13,25 @@ from advsphere.threat import radius
 _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def rows(model: ModelReport, data_name: str | None = None) -> list[dict[str, Any]]:
-    """One row, or one for each seed. Arguments as in `row`."""
-    every = model.checkpoints.items()
-    return [
-        row(replace(model, name=name, evaluation=found, curve=None, spread=None), data_name) for name, found in every
-    ]
+def rows(model: ModelReport) -> list[dict[str, Any]]:
+    """The fields of RobustBench under its names, one row for each seed; what was not measured is left out.
 
-
-def row(model: ModelReport, data_name: str | None = None) -> dict[str, Any]:
-    """The fields of RobustBench under its names, accuracies in percent as text with two decimals; the entry "advsphere"
-    holds what those have no place for. data_name: as in `report`.
-
-    autoattack_acc is there only if AutoAttack ran, at its standard settings; authors and venue are not ours to know.
+    Accuracies are text in percent with two decimals. autoattack_acc is there only if AutoAttack ran at its standard
+    settings. The entry "advsphere" holds what RobustBench has no field for.
     """
-    evaluation, identity = model.evaluation, model.evaluation.identity
+    return [_row(name, evaluation, model) for name, evaluation in model.checkpoints.items()]
+
+
+def _row(name: str, evaluation: Evaluation, model: ModelReport) -> dict[str, Any]:
+    identity = evaluation.identity
     trained: dict[str, Any] = dict(model.training.get("model", {}))
-    auto = _auto_attack(model)
+    # AutoAttack's verdict is its last stage.
+    auto = next((row for row in reversed(evaluation.attacks) if row.name.startswith("AutoAttack")), None)
     known = {
-        "name": model.name,
+        "name": name,
         "additional_data": trained.get("pretrained"),
         "number_forward_passes": 1,
-        "dataset": data_name or identity["data"]["name"],
+        "dataset": model.data,
         "threat_model": _NORMS[identity["threat"]["norm"]],
         "architecture": trained.get("name"),
         "eps": radius(identity["threat"]["eps"]),
@@ -43,9 +40,9 @@ def row(model: ModelReport, data_name: str | None = None) -> dict[str, Any]:
         "autoattack_acc": None if auto is None else _percent(auto),
         "unreliable": bool(evaluation.flags or evaluation.raised),
         "footnote": (
-            f"Measured on {evaluation.clean.n} test images, so not comparable with a leaderboard's whole set. "
-            f"In the worst case over {len(evaluation.attacks)} attacks at most {_percent(evaluation.worst)} % is left "
-            f"(95 % interval {limits(evaluation.worst.interval, ' to ')})."
+            f"Measured on {evaluation.clean.n} test images, so not comparable with a leaderboard's whole test set. "
+            f"Accuracy in the worst case over {len(evaluation.attacks)} attacks: at most "
+            f"{_percent(evaluation.worst)} % (95 % interval {limits(evaluation.worst.interval, ' to ')})."
         ),
         "advsphere": {
             "n": evaluation.clean.n,
@@ -62,12 +59,6 @@ def row(model: ModelReport, data_name: str | None = None) -> dict[str, Any]:
         },
     }
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _auto_attack(model: ModelReport) -> Row | None:
-    """The row that is AutoAttack's verdict: its last stage, after all the others."""
-    named = [row for row in model.evaluation.attacks if row.name.startswith("AutoAttack")]
-    return named[-1] if named else None
 
 
 def _percent(found: Row) -> str:

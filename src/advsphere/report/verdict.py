@@ -1,31 +1,22 @@
-"""What may be said of two models, in plain sentences, always from the interval."""
+"""What a report concludes about its models, in plain sentences, always from the interval."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from advsphere.comparison.gain import Gain, Survival, survival
+from advsphere.comparison.gain import Survival, survival
 from advsphere.errors import UserError
-from advsphere.evaluation import WORST, compare
+from advsphere.evaluation.results import WORST, compare
 from advsphere.report.collect import ModelReport
-from advsphere.report.rendering import limits, percent, points, probability, share, shares, span
+from advsphere.report.rendering import limits, percent, points, probability, span
 from advsphere.stats import ENOUGH_SEEDS
-
-CAUTION = (
-    "This is about these {count} checkpoints, on these images. What a method of training does would take several "
-    "seeds of each."
-)
-ALONE = "This is about this checkpoint, on these images."
-METHODS = "This is about these methods on these images, as far as {count} seeds of each can tell."
-UPPER_BOUND = "Robust accuracy is an upper bound: a stronger attack may leave less."
 
 _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
-class Number(NamedTuple):
-    """A number to be seen at a glance, with its 95 % interval and its unit; "" for a number that is withheld."""
+class KeyNumber(NamedTuple):
+    """A number in large type with its 95 % interval and its unit; the value is "" where it is withheld."""
 
     label: str
     value: str
@@ -33,24 +24,26 @@ class Number(NamedTuple):
     unit: str
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """headline: one sentence. detail: what is behind it. tells: in the worst case the models could be told apart.
-    numbers: the few that it rests on.
+class Conclusion(NamedTuple):
+    """What a report says of one model, or of a model and the baseline.
+
+    Attributes:
+        headline: One sentence.
+        detail: The numbers behind it.
+        tells: Whether the models differ in the worst case, as far as this sample shows.
+        numbers: The few numbers that it rests on.
     """
 
     headline: str
     detail: str
     tells: bool
-    numbers: tuple[Number, ...] = ()
+    numbers: tuple[KeyNumber, ...] = ()
 
 
-def verdicts(models: Sequence[ModelReport]) -> list[Verdict]:
-    """One for each model after the first, which is the baseline: how much of its gain over that one survives, if it has
-    one, and whether the two can be told apart. For a single model, how it did.
+def conclusions(models: Sequence[ModelReport]) -> list[Conclusion]:
+    """One conclusion for each model after the first, which is the baseline; for a single model, how robust it is.
 
-    The worst case over all attacks decides. Raises UserError where the models were not judged on the same images under
-    the same threat.
+    The worst case over all attacks decides. Raises UserError where the images or the threats differ.
     """
     if len(models) == 1:
         return [_alone(models[0])]
@@ -58,24 +51,22 @@ def verdicts(models: Sequence[ModelReport]) -> list[Verdict]:
 
 
 def cautions(models: Sequence[ModelReport]) -> list[str]:
-    """What is to be kept in mind with any verdict."""
+    """What limits every conclusion of a report."""
     every = [evaluation for model in models for evaluation in model.checkpoints.values()]
-    caution = CAUTION.format(count=_word(len(every))) if len(every) > 1 else ALONE
     fewest = min(len(model.seeds) for model in models)
     if len(models) > 1 and fewest >= ENOUGH_SEEDS:
-        caution = METHODS.format(count=_word(fewest))
+        scope = f"Conclusions hold for these methods on these images, based on {_word(fewest)} seeds of each."
+    elif len(every) > 1:
+        scope = (
+            f"Conclusions hold for these {_word(len(every))} checkpoints on these images only. Conclusions about a "
+            f"training method need {_word(ENOUGH_SEEDS)} seeds of each."
+        )
+    else:
+        scope = "Conclusions hold for this checkpoint on these images only."
     flags = sum(len(evaluation.flags) + len(evaluation.raised) for evaluation in every)
     raised = ["One flag was raised; read it first."] if flags == 1 else [f"{flags} flags were raised; read them first."]
-    return [*(raised if flags else []), UPPER_BOUND, caution]
-
-
-def undecided(models: Sequence[ModelReport]) -> str:
-    """For two models: the rows, except the worst case, in which the sample cannot tell; "" if there are none."""
-    first, second = models
-    rows = [row.name for row in second.evaluation.rows if row.name != WORST]
-    shared = [name for name in rows if any(row.name == name for row in first.evaluation.rows)]
-    open_ = [name for name in shared if compare(second.evaluation, first.evaluation, name).cannot_tell]
-    return f"In these rows the sample cannot tell the two apart: {', '.join(open_)}." if open_ else ""
+    bound = "Robust accuracy is an upper bound: a stronger attack may lower it."
+    return [*(raised if flags else []), bound, scope]
 
 
 def survived(first: ModelReport, second: ModelReport) -> Survival | None:
@@ -86,102 +77,87 @@ def survived(first: ModelReport, second: ModelReport) -> Survival | None:
         return None
 
 
-def _alone(model: ModelReport) -> Verdict:
+def _alone(model: ModelReport) -> Conclusion:
     row, clean = model.evaluation.worst, model.evaluation.clean
-    headline = f"Under attack, the {model.name} checkpoint keeps at most {percent(row.accuracy)} % of these images."
     detail = (
-        f"In the worst case over {_attacks(model)}, {row.k} of {row.n} images are still classified as labelled "
+        f"In the worst case over {_attacks(model)}, {row.k} of {row.n} images are still classified correctly "
         f"({limits(row.interval, ' to ')} %, 95 % interval)."
     )
     numbers = (
-        Number("clean accuracy", percent(clean.accuracy), limits(clean.interval, " to "), "%"),
-        Number("in the worst case, at most", percent(row.accuracy), limits(row.interval, " to "), "%"),
+        KeyNumber("clean accuracy", percent(clean.accuracy), limits(clean.interval, " to "), "%"),
+        KeyNumber("robust accuracy (upper bound)", percent(row.accuracy), limits(row.interval, " to "), "%"),
     )
-    return Verdict(headline, detail, True, numbers)
+    headline = f"The robust accuracy of the {model.name} checkpoint is at most {percent(row.accuracy)} %."
+    return Conclusion(headline, detail, True, numbers)
 
 
-def _compared(first: ModelReport, second: ModelReport) -> Verdict:
+def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
     found = survived(first, second)
     if found is not None and max(found.seeds) > 1:
-        return _over_seeds(first, second, found)
-    difference = compare(second.evaluation, first.evaluation, WORST)
-    a, b = first.evaluation.worst, second.evaluation.worst
+        gain = found.gain(WORST)
+        old, new, tells = gain.baseline, gain.method, gain.clear
+        counts = [_word(count) for count in found.seeds]
+        of = f"{counts[1]} seeds of each" if counts[0] == counts[1] else f"{counts[1]} and {counts[0]} checkpoints"
+        on = f"on the same {found.n} images, averaged over {of}"
+        few = f"images only, because {_word(ENOUGH_SEEDS)} seeds of each would be needed to include the seeds"
+        how = f"for the sampling of {'images and seeds (Welch)' if found.of_the_method else few}"
+        difference, test = gain.difference, f"p {_equals(gain.p_value)}"
+        interval = span(gain)
+    else:
+        pair = compare(second.evaluation, first.evaluation, WORST)
+        old, new, tells = first.evaluation.worst.accuracy, second.evaluation.worst.accuracy, not pair.cannot_tell
+        on, how = f"on the same {pair.n} images", "(paired)"
+        difference, test = pair.difference, f"McNemar's p {_equals(pair.p_value)}"
+        interval = span(pair)
     detail = (
-        f"In the worst case over {_attacks(second)}, {second.name} keeps at most {percent(b.accuracy)} % and "
-        f"{first.name} at most {percent(a.accuracy)} % of the same {difference.n} images. The difference is "
-        f"{points(difference.difference)} points, with a 95 % interval from {span(difference)} (paired; McNemar's "
-        f"p {_equals(difference.p_value)})."
+        f"In the worst case over {_attacks(second)}, accuracy is at most {percent(new)} % for {second.name} and "
+        f"at most {percent(old)} % for {first.name} {on}. The difference is {points(difference)} points, with a 95 % "
+        f"interval from {interval} {how}; {test}."
     )
-    told = not difference.cannot_tell
-    headline = _headline(first, second, "checkpoint", difference.difference, told, found)
-    return Verdict(headline, detail, told, _numbers(found) if found else ())
+    headline = _headline(first, second, difference, tells, found)
+    return Conclusion(headline, detail, tells, _numbers(found) if found else ())
 
 
-def _over_seeds(first: ModelReport, second: ModelReport, found: Survival) -> Verdict:
-    """Of arms of several checkpoints; of the methods themselves where the seeds are enough."""
-    gain = found.gain(WORST)
-    new, old = map(_word, (found.seeds[1], found.seeds[0]))
-    counts = f"{new} seeds of each" if new == old else f"{new} and {old} checkpoints"
-    sample = "images and seeds (Welch)" if found.of_the_method else "images alone, for there are fewer than three seeds"
-    detail = (
-        f"In the worst case over {_attacks(second)}, {second.name} keeps at most {percent(gain.method)} % and "
-        f"{first.name} at most {percent(gain.baseline)} % of the same {found.n} images, on average over {counts}. "
-        f"The difference is {points(gain.difference)} points, with a 95 % interval from {span(gain)} over {sample}; "
-        f"p {_equals(gain.p_value)}."
-    )
-    kind = "" if found.of_the_method else "checkpoints"
-    return Verdict(
-        _headline(first, second, kind, gain.difference, gain.clear, found), detail, gain.clear, _numbers(found)
-    )
+def _headline(first: ModelReport, second: ModelReport, difference: float, tells: bool, found: Survival | None) -> str:
+    """Whether a gain survives where the sample tells, else which of the two models is more robust."""
+    if found is not None and found.of_the_method:
+        kind, other, be = "", "", "is"
+    elif found is not None and max(found.seeds) > 1:
+        kind, other, be = " checkpoints", " ones", "are"
+    else:
+        kind, other, be = " checkpoint", " one", "is"
+    the = "the " if kind else ""
+    new, old = f"{the}{second.name}", f"{the}{first.name}"
+    ending = {"survives": "survives", "partly": "survives in part", "does not survive": "does not survive"}
+    if found is not None and found.verdict in ending:
+        owner = f"{new}{kind}'{'' if be == 'are' else 's'}"
+        return f"In the worst case {owner} gain over {old}{other} {ending[found.verdict]}."
+    if not tells:
+        return f"The sample cannot tell {new}{kind} from {old}{other}."
+    better, worse = (new, old) if difference > 0 else (old, new)
+    sentence = f"{better}{kind} {be} more robust than {worse}{other}, by {100 * abs(difference):.1f} points."
+    return sentence[0].upper() + sentence[1:] if the else sentence
 
 
-_OTHER = {"checkpoint": "one", "checkpoints": "ones"}
-
-
-def _headline(
-    first: ModelReport, second: ModelReport, kind: str, difference: float, told: bool, found: Survival | None
-) -> str:
-    """The survival of a gain where the sample tells it, else which of the two withstands more. kind: what is spoken of,
-    a key of _OTHER, or "" for the methods themselves.
-    """
-
-    def this(model: ModelReport) -> str:
-        return f"the {model.name} {kind}" if kind else model.name
-
-    def that(model: ModelReport) -> str:
-        return f"the {model.name} {_OTHER[kind]}" if kind else model.name
-
-    plural = kind.endswith("s")
-    gain = f"{this(second)}'{'' if plural else 's'} gain over {that(first)}"
-    survives = {
-        "survives": f"In the worst case {gain} survives.",
-        "partly": f"In the worst case a part of {gain} survives.",
-        "does not survive": f"In the worst case {gain} does not survive.",
-    }
-    if found is not None and found.verdict in survives:
-        return survives[found.verdict]
-    if not told:
-        return f"The sample cannot tell {this(second)} from {that(first)}."
-    better, worse = (second, first) if difference > 0 else (first, second)
-    more = f"{this(better)} {'withstand' if plural else 'withstands'} more than {that(worse)}"
-    return f"{more[0].upper()}{more[1:]}, by {100 * abs(difference):.1f} points."
-
-
-def _numbers(found: Survival) -> tuple[Number, ...]:
-    """The gain, what is left of it, and the share that this is."""
-
-    def number(label: str, gain: Gain) -> Number:
-        return Number(label, points(gain.difference), span(gain), "points")
-
-    gained, left = (
-        number(f"gain under {found.pgd}", found.gain(found.pgd)),
-        number("gain in the worst case", found.gain(WORST)),
-    )
+def _numbers(found: Survival) -> tuple[KeyNumber, ...]:
+    """The gain under PGD, the gain in the worst case, and the share of the first that survives."""
+    before, after = found.gain(found.pgd), found.gain(WORST)
+    gains = [
+        KeyNumber(label, points(gain.difference), span(gain), "points")
+        for label, gain in ((f"gain under {found.pgd}", before), ("gain in the worst case", after))
+    ]
     if found.share is None:
-        many = " among so many attacks" if found.gain(found.pgd).apart else ""
-        return gained, left, Number("share that survives", "", f"withheld: the gain itself is not clear of 0{many}", "")
-    value, low, high = found.share
-    return gained, left, Number("share that survives", share(value), shares(low, high), "%")
+        many = " after correction for several attacks" if before.apart else ""
+        share = KeyNumber("share that survives", "", f"withheld: the gain itself may be 0{many}", "")
+    else:
+        value, low, high = (_share(part) for part in found.share)
+        share = KeyNumber("share that survives", value, f"{low} to {high}", "%")
+    return (*gains, share)
+
+
+def _share(part: float) -> str:
+    """A part of a gain, in whole percent."""
+    return f"{round(100 * part)}" if abs(part) < 10 else f"{'-' if part < 0 else ''}over 1000"
 
 
 def _attacks(model: ModelReport) -> str:

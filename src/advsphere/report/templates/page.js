@@ -6,7 +6,7 @@
   const value = (row, column) => {
     const text = row.cells[column].textContent.trim().replace(/\u2212/g, "-").replace(/,/g, "");
     const number = parseFloat(text.replace(/^< /, ""));
-    const name = row.cells[column].matches("th, .name");
+    const name = row.cells[column].matches("th");
     return name ? text : Number.isNaN(number) ? null : number;
   };
   const order = (a, b) =>

@@ -1,0 +1,141 @@
+"""The sections on accuracy under attack: of one checkpoint each, over seeds, and against eps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from advsphere.analysis.curves import curve_figure
+from advsphere.comparison.gain import Gain, row_for
+from advsphere.evaluation.results import WORST, compare
+from advsphere.evaluation.rows import Row
+from advsphere.report.collect import ModelReport
+from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table
+from advsphere.report.sections import section
+from advsphere.report.verdict import survived
+from advsphere.stats import ENOUGH_SEEDS, PairedDifference, paired
+from advsphere.threat import radius
+
+
+def rows_of(models: Sequence[ModelReport]) -> list[tuple[str, list[Row | None]]]:
+    """Every row that any model has, worst case last; None where a model has no such row.
+
+    The order is that of the evaluation with most rows. The scale s of a plain head is 1, so its rows also stand for the
+    rows "(s = 1)".
+    """
+    evaluations = [model.evaluation for model in models]
+    longest = sorted(evaluations, key=lambda e: -len(e.rows))
+    names = list(dict.fromkeys(row.name for e in longest for row in e.rows if row.name != WORST))
+    return [(name, [row_for(e, name) for e in evaluations]) for name in (*names, WORST)]
+
+
+def differences(models: Sequence[ModelReport]) -> list[tuple[str, list[PairedDifference | None]]]:
+    """For every row, the paired difference of each model after the first to the first; None where one was not run.
+
+    Raises UserError where the images or the threats differ.
+    """
+    for model in models[1:]:
+        compare(model.evaluation, models[0].evaluation)
+    return [(name, [_paired(row, first) for row in rest]) for name, (first, *rest) in rows_of(models)]
+
+
+@section("Over seeds", order=10)
+def seeds(models: Sequence[ModelReport]) -> Markup | None:
+    """Means over seeds, each seed, and the gain over the first model."""
+    if not any(model.seeds for model in models):
+        return None
+    found = [survived(models[0], model) for model in models[1:]]
+    gains = [{gain.name: gain for gain in one.gains} if one else {} for one in found]
+    ends = _ends([gain for one in gains for gain in one.values()])
+    rows = [
+        [
+            name,
+            *(_mean(model, name) for model in models),
+            *(_difference(one[name], ends, tells=one[name].clear) if name in one else None for one in gains),
+        ]
+        for name, _ in rows_of(models)
+    ]
+    numbers = [", ".join(str(seed.number) for seed in model.seeds) for model in models]
+    below = [f"seed{'s' * (',' in text)} {text}" if text else "" for text in numbers]
+    enough = min(len(model.seeds) for model in models) >= ENOUGH_SEEDS
+    return render("seeds", models=models, of_the_methods=enough, columns=_columns(models, below), rows=rows)
+
+
+@section("Accuracy under attack", order=20)
+def accuracy(models: Sequence[ModelReport]) -> Markup:
+    """Accuracy with its interval under each attack, and the paired differences to the first model."""
+    compared = differences(models)
+    ends = _ends([d for _, row in compared for d in row if d is not None])
+    rows = [
+        [
+            name,
+            *(row and accuracy_cell(row.accuracy, row.interval) for row in row_s),
+            *(d and _difference(d, ends, tells=not d.cannot_tell) for d in pairs),
+        ]
+        for (name, row_s), (_, pairs) in zip(rows_of(models), compared, strict=True)
+    ]
+    return render("accuracy", models=models, columns=_columns(models, [""] * len(models)), rows=rows)
+
+
+@section("Accuracy against eps", order=40)
+def curves(models: Sequence[ModelReport]) -> Markup | None:
+    """Accuracy against eps, as a figure and as the numbers behind it."""
+    known = {model.name: model.curve for model in models if model.curve is not None}
+    if not known:
+        return None
+    drawing = curve_figure(known, {model.name: model.evaluation for model in models if model.name in known})
+    radii = sorted({eps for curve in known.values() for eps in curve.at})
+    cells = [
+        {e: accuracy_cell(a, i) for e, a, i in zip(curve.at, curve.accuracy, curve.intervals, strict=True)}
+        for curve in known.values()
+    ]
+    rows = [[radius(eps), *(column.get(eps, "") for column in cells)] for eps in radii]
+    curve = next(iter(known.values()))
+    return render(
+        "curves",
+        figure=figure(drawing, f"Accuracy against eps, from 0 to {radius(radii[-1])}, of {', '.join(known)}."),
+        table=table(
+            f"The values of the curves: accuracy in % under PGD-{curve.steps}, with 95 % intervals.",
+            ["eps", *key(list(known))],
+            rows,
+        ),
+        curve=curve,
+    )
+
+
+def _columns(models: Sequence[ModelReport], below: Sequence[str]) -> list[tuple[str, str]]:
+    """The headings: the models, then the differences of the others to the first one."""
+    names = [model.name for model in models]
+    to = f"to {names[0]}"
+    several = len(models) > 2
+    pairs = [(f"{name}, difference" if several else "difference", to) for name in names[1:]]
+    return [("attack", ""), *zip(key(names), below, strict=True), *pairs]
+
+
+def _paired(row: Row | None, first: Row | None) -> PairedDifference | None:
+    if row is None or first is None:
+        return None
+    return paired([mark == "1" for mark in row.outcomes], [mark == "1" for mark in first.outcomes])
+
+
+def _ends(found: Sequence[PairedDifference | Gain]) -> tuple[float, float]:
+    """The ends of the axis on which the intervals of a table are drawn."""
+    ends = [0.0, *(d.low for d in found), *(d.high for d in found)]
+    return min(ends), max(ends)
+
+
+def _difference(d: PairedDifference | Gain, ends: tuple[float, float], *, tells: bool) -> TableCell:
+    left, right = ends
+    length = (right - left) or 1.0
+    bar = tuple(round(1000 * (v - left) / length) for v in (0.0, d.low, d.difference, d.high))
+    return TableCell(points(d.difference), span(d), bar, open=not tells)
+
+
+def _mean(model: ModelReport, name: str) -> TableCell | None:
+    """The mean accuracy over the seeds of a model, and each seed's; None where one has no such row."""
+    rows = [row_for(evaluation, name) for evaluation in model.checkpoints.values()]
+    shares = [row.accuracy for row in rows if row is not None]
+    if len(shares) < len(rows):
+        return None
+    return TableCell(percent(sum(shares) / len(shares)), " \u00b7 ".join(map(percent, shares)))
