@@ -1,25 +1,274 @@
-"""What an evaluation was of: checksums of model and data."""
+"""What decides a result, as JSON-able data: attacks, losses, models and images, each recorded by what tells it apart.
+
+Parts of advsphere are recorded by their name and arguments. User-defined functions and classes are recorded with the
+module they are defined in and a hash of its source file as well, so that two of one name can't be confused. Where a
+record can't be complete, it says so under the key "unknown", and nothing may be taken over from an earlier evaluation.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import hashlib
+import inspect
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advsphere.classifier import frozen, input_gradient
 from advsphere.data import Images
 from advsphere.files import tensor_checksum
+from advsphere.losses import log_odds
+from advsphere.rng import Rng
+
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy", "functools", "contextlib", "builtins")
+"""Known by their versions, which the environment of a result records."""
+
+_ENTRIES = ("name", "defined_in", "source", "kind", "self", "unknown")
+"""What a record of `describe` has besides arguments."""
+
+_DEEPEST = 20
+"""Levels of arguments within arguments that a record goes down."""
+
+PROBE_IMAGES = 4
+"""Random images, and as many of the evaluated ones, that a model's answers are recorded on."""
+
+TOLERANCE = 1e-3
+"""How far two answers may differ, relative to the spread of all logits: other machines differ by about 1e-5."""
+
+
+def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
+    """Say what a setting is, as JSON-able data.
+
+    A partial becomes its function's name and every parameter, defaults included. A function that another one made
+    becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
+    "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. What is
+    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file) as well.
+
+    Args:
+        value: An attack, a loss, or any argument of one.
+        deepest: How many levels of arguments are followed.
+
+    Returns:
+        The record. It has an entry "unknown" wherever it does not tell the value from others, as for a lambda.
+    """
+    again = partial(describe, deepest=deepest - 1)
+    if deepest < 0:
+        return {"name": type(value).__name__, "unknown": "it is nested too deep, or holds itself"}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [again(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): again(v) for k, v in value.items()}
+    if isinstance(value, torch.dtype | torch.device | Path | enum.Enum):
+        return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return again(torch.as_tensor(value))
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "checksum": tensor_checksum({"": value})}
+    if isinstance(value, nn.Module):
+        record = model_record(value)
+        return {"module": record.pop("type"), **record}
+    if isinstance(value, partial):
+        return _of_partial(value, again)
+    if isinstance(value, type):
+        return {"name": value.__qualname__} | _origin(value)
+    if inspect.isroutine(value):
+        return _of_function(value, again)
+    origin = _origin(type(value))
+    if is_dataclass(value):
+        given = {f.name: again(getattr(value, f.name)) for f in fields(value)}
+        return given | ({"name": type(value).__qualname__} | origin if origin else {})
+    if isinstance(value, ModuleType) or not hasattr(value, "__dict__"):
+        return {"name": type(value).__qualname__, "unknown": "it is neither data nor a named function"}
+    return _with(vars(value), {"name": type(value).__qualname__} | origin, again)
+
+
+def unknowns(record: Any) -> Iterator[str]:
+    """What a record of `describe` can't tell apart, each with the reason."""
+    if isinstance(record, Mapping):
+        if isinstance(record.get("unknown"), str):
+            yield f"{record.get('name')}: {record['unknown']}"
+        for value in record.values():
+            yield from unknowns(value)
+    elif isinstance(record, list):
+        for value in record:
+            yield from unknowns(value)
 
 
 def model_checksum(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and values of all parameters and saved buffers, wherever they live."""
-    return tensor_checksum({name: v for name, v in model.state_dict().items() if isinstance(v, Tensor)})
+    """SHA-256 over names, types, shapes and values of a model's state, wherever it lives.
+
+    Args:
+        model: Any network. Parameters, saved buffers, packed weights of quantised layers and extra state all count.
+
+    Returns:
+        The checksum in hexadecimal.
+    """
+    tensors: dict[str, Tensor] = {}
+    words: list[str] = []
+    for name, value in model.state_dict().items():
+        _flatten(name, value, tensors, words)
+    return tensor_checksum(tensors, "\n".join(words))
+
+
+def model_record(model: nn.Module) -> dict[str, Any]:
+    """A model's type, the checksum of its state, and the source of every user-defined class in it."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    sources = {
+        f"{found['defined_in']}.{cls.__qualname__}": found for cls in classes if "source" in (found := _origin(cls))
+    }
+    record: dict[str, Any] = {"type": type(model).__name__, "checksum": model_checksum(model)}
+    if sources:
+        record["classes"] = {name: sources[name]["source"] for name in sorted(sources)}
+    missing = sorted(cls.__qualname__ for cls in classes if "unknown" in _origin(cls))
+    return record | ({"name": ", ".join(missing), "unknown": "no source file of it is found"} if missing else {})
+
+
+def model_answers(model: nn.Module, images: Images) -> dict[str, Any]:
+    """What a model answers on a few fixed images, and how steep it is there.
+
+    This tells models apart whose code or plain attributes differ while their weights are the same. Another processor
+    gives nearly the same numbers, so they are compared by `answer_alike` and enter no checksum.
+
+    Args:
+        model: Pixels in [0, 1] -> logits.
+        images: The evaluated set. Its first images are asked about, beside random ones of the same shape.
+
+    Returns:
+        "logits": (B, K) numbers, and "slopes": (B,) norms of the log-odds' gradients, None where there are none.
+    """
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    some = images.batch(torch.arange(min(PROBE_IMAGES, len(images))))[0]
+    drawn = Rng(0, torch.arange(PROBE_IMAGES)).uniform(images.shape, "identity")
+    x = torch.cat([drawn.to(some), some]).to(device)
+    with frozen(model) as classify:
+        with torch.no_grad():
+            logits = classify(x)
+        slopes = None
+        with contextlib.suppress(RuntimeError):
+            slopes = input_gradient(classify, x, logits.argmax(1), log_odds)[2].flatten(1).norm(dim=1)
+    rounded = [[_rounded(v) for v in row] for row in logits.tolist()]
+    return {"logits": rounded, "slopes": None if slopes is None else [_rounded(v) for v in slopes.tolist()]}
+
+
+def answer_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two records of `model_answers` agree within what another processor may change."""
+    a, b = (np.nan_to_num(np.array(one["logits"], dtype=float)) for one in (first, second))
+    if a.shape != b.shape or (first["slopes"] is None) != (second["slopes"] is None):
+        return False
+    if not (np.abs(a - b) <= TOLERANCE * np.ptp(a)).all():
+        return False
+    if first["slopes"] is None:
+        return True
+    # Gradients jump where a ReLU switches, so a few may differ by more than rounding.
+    u, v = (np.nan_to_num(np.array(one["slopes"], dtype=float)) for one in (first, second))
+    return bool((np.abs(u - v) <= 0.05 * np.maximum(u, v)).mean() > 0.5)
 
 
 def data_checksum(images: Images, batch_size: int) -> str:
-    """SHA-256 over the shape, the float32 pixels and the labels of all images, in order; `batch_size` at a time."""
+    """SHA-256 over the shape, the float32 pixels and the labels of all images, in order.
+
+    Args:
+        images: The set.
+        batch_size: How many images are read at a time. It does not change the checksum.
+
+    Returns:
+        The checksum in hexadecimal.
+    """
     digest = hashlib.sha256(f"{len(images)} {images.shape}".encode())
     for index in torch.arange(len(images)).split(batch_size):
         digest.update(images.batch(index)[0].cpu().contiguous().numpy().tobytes())
     digest.update(images.labels.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def home(thing: Any) -> str:
+    """The module that defines a function or class; a script is called by its file's name, also while it runs."""
+    name = str(getattr(thing, "__globals__", {}).get("__name__") or getattr(thing, "__module__", None) or "builtins")
+    if name != "__main__":
+        return name
+    main = sys.modules["__main__"]
+    if getattr(main, "__spec__", None) is not None:
+        return str(main.__spec__.name)
+    return Path(getattr(main, "__file__", None) or "__main__").stem
+
+
+def _origin(thing: Any) -> dict[str, str]:
+    """Module and hash of the source file of a user-defined function or class; nothing for one of advsphere."""
+    module = home(thing)
+    package = module.partition(".")[0]
+    if package == "advsphere":
+        return {}
+    if package in _LIBRARIES or package in sys.stdlib_module_names:
+        return {"defined_in": module}
+    try:
+        file = inspect.getsourcefile(thing)
+        source = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return {"defined_in": module, "unknown": "no source file of it is found"}
+    return {"defined_in": module, "source": source}
+
+
+def _of_partial(value: partial[Any], again: partial[Any]) -> dict[str, Any]:
+    bound = inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
+    bound.apply_defaults()
+    made = again(value.func)
+    return _with(bound.arguments, made if isinstance(made, dict) and "defined_in" in made else {"name": made}, again)
+
+
+def _of_function(value: Any, again: partial[Any]) -> Any:
+    origin = _origin(value)
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None and set(origin) == {"defined_in"}:  # a library's decorator, such as torch.no_grad()
+        return again(wrapped)
+    maker, _, made = getattr(value, "__qualname__", "").partition(".<locals>")
+    record: dict[str, Any] = {"name": maker} | origin
+    if "<lambda>" in maker + made:
+        record["unknown"] = "a lambda has no name; write a function or a functools.partial"
+    if origin and (kind := getattr(value, "kind", None)) is not None:
+        record["kind"] = kind
+    if inspect.ismethod(value):
+        record["self"] = again(value.__self__)
+        value = value.__func__
+    given = dict(sorted(inspect.getclosurevars(value).nonlocals.items())) if inspect.isfunction(value) else {}
+    if origin and inspect.isfunction(value):
+        given |= {k: p.default for k, p in inspect.signature(value).parameters.items() if p.default is not p.empty}
+    return _with(given, record, again) if origin or made or len(record) > 1 else maker
+
+
+def _with(given: Mapping[str, Any], record: Mapping[str, Any], again: partial[Any]) -> dict[str, Any]:
+    """A record with its arguments; one that has the name of another entry is written with a "=" after it."""
+    arguments = {f"{k}=" if k in _ENTRIES else k: again(v) for k, v in given.items() if k != "rng"}
+    return {**record, **arguments}  # random numbers are given by the evaluation
+
+
+def _flatten(name: str, value: Any, tensors: dict[str, Tensor], words: list[str]) -> None:
+    if isinstance(value, Tensor) and value.is_quantized:
+        tensors |= {name: value.int_repr(), f"{name}.values": value.dequantize()}
+    elif isinstance(value, Tensor):
+        tensors[name] = value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _flatten(f"{name}.{key}", part, tensors, words)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for i, part in enumerate(value):
+            _flatten(f"{name}.{i}", part, tensors, words)
+    elif type(value).__repr__ is object.__repr__:  # its repr would be its address
+        words.append(f"{name}: {type(value).__qualname__}")
+    else:
+        words.append(f"{name}: {value!r}")
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
-
-from advsphere.attacks import Attack, restarts
+from advsphere import attacks
+from advsphere.attacks import Attack, AttackKind, restarts
 from advsphere.errors import UserError
-from advsphere.files import tensor_checksum
+from advsphere.identity import describe
 from advsphere.threat import radius
 
 
@@ -20,10 +18,13 @@ from advsphere.threat import radius
 class AttackSpec:
     """One column of an evaluation.
 
-    name: unique in its suite. attack: a `functools.partial` with all settings bound. restarts: how often it is run,
-    each time with draws of its own; the worst case counts. after: attacks before it whose finds it does not look for
-    again; what is left after it is what is left after all of them. minimal: it looks for the nearest adversarial
-    example, however far that is, and is judged by the norm. note: what a reader has to know of its settings.
+    Attributes:
+        name: Unique in its suite.
+        attack: A `functools.partial` with all settings bound.
+        restarts: How often it is run, each time with other random numbers; the worst case counts.
+        after: Earlier attacks; examples that they broke are skipped, so accuracy is cumulative.
+        minimal: It looks for the nearest adversarial example, however far that is, and is judged by the norm.
+        note: What a reader has to know of its settings.
     """
 
     name: str
@@ -35,9 +36,7 @@ class AttackSpec:
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
-            raise UserError(
-                f"{self.name} is to run {self.restarts} times; restarts counts the runs, so it is 1 or more"
-            )
+            raise UserError(f"{self.name} has {self.restarts} restarts; restarts counts the runs, so it is 1 or more")
 
     @property
     def run(self) -> Attack:
@@ -53,72 +52,16 @@ class AttackSpec:
         return settings | {"restarts": self.restarts} | {key: value for key, value in own.items() if value}
 
 
-def describe(value: object) -> Any:
-    """JSON-able data that says what a setting is.
-
-    A partial becomes its function's name and every parameter, defaults included. A function that another one made
-    becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
-    "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. Raises
-    UserError for what no record could tell apart, such as a lambda.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [describe(v) for v in value]
-    if isinstance(value, Tensor):
-        return {"shape": list(value.shape), "checksum": tensor_checksum({"": value})}
-    if isinstance(value, nn.Module):
-        return {"module": type(value).__name__, "checksum": tensor_checksum(value.state_dict())}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: describe(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, partial):
-        bound = inspect.signature(value.func).bind_partial(*value.args, **value.keywords)
-        bound.apply_defaults()
-        given = {k: describe(v) for k, v in bound.arguments.items() if k != "rng"}  # the evaluation gives these
-        return {"name": describe(value.func), **given}
-    name = getattr(value, "__qualname__", "")
-    if not inspect.isroutine(value) or "<lambda>" in name:
-        raise UserError(
-            f"an attack's settings must be recorded exactly, and {value!r} can't be; "
-            "use numbers, strings, named functions and functools.partial"
-        )
-    if "<locals>" not in name:
-        return name
-    maker = name.split(".<locals>")[0]
-    made_from = inspect.getclosurevars(value).nonlocals
-    return {"name": maker, **{k: describe(v) for k, v in sorted(made_from.items())}}
-
-
-# FOLDED kinds: What kind of attack a row is of, told from its settings in the ledger alone.
-
-Kind = Literal["one-step", "iterative", "minimal-norm", "black-box"]
-"""one-step and iterative ascend a loss along its gradient inside the ball; minimal-norm attacks use gradients too."""
-
-_KINDS: dict[str, Kind] = {
-    "fgsm": "one-step",
-    "pgd": "iterative",
-    "mim": "iterative",
-    "apgd": "iterative",
-    "apgd_targeted": "iterative",
-    "surrogate": "iterative",
-    "feature_attack": "iterative",
-    "deepfool": "minimal-norm",
-    "fab": "minimal-norm",
-    "fab_targeted": "minimal-norm",
-    "cw": "minimal-norm",
-    "square": "black-box",
-    "rays": "black-box",
-}
 _LOSSES = {"log_odds": "cross-entropy", "cross_entropy": "cross-entropy", "dlr": "DLR", "dlr_or_margin": "DLR"}
 _LOSS_OF = {"apgd_targeted": "targeted DLR", "feature_attack": "features"}
 
 _AROUND = ("restarts", "after", "minimal", "note")
-"""How an attack is run and judged, which makes it no other attack."""
+"""How an attack is run and judged; it stays the same attack."""
 
 
 def core(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the attack itself, without restarts and whatever else is wrapped around it; an ensemble of
-    different attacks is none of them.
+    """The settings of the attack itself, without restarts and other wrappers. An ensemble of different attacks has
+    no such core and stays as it is.
     """
     several = [core(one) for one in settings.get("attacks", ()) if isinstance(one, Mapping)]
     if several and all(one == several[0] for one in several):
@@ -130,23 +73,25 @@ def core(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _AROUND}
 
 
-def kind_of(settings: Mapping[str, Any]) -> Kind | None:
-    """The kind of attack; None for one of somebody's own."""
-    attack = core(settings)
-    kind = _KINDS.get(str(attack.get("name")))
+def kind_of(settings: Mapping[str, Any]) -> AttackKind | None:
+    """The kind that the attack declares by `attack_kind`; None if it declares none."""
+    attack = settings if "kind" in settings else core(settings)
+    own = None if "defined_in" in attack else getattr(attacks, str(attack.get("name")), None)
+    kind: AttackKind | None = attack.get("kind") or getattr(own, "kind", None)
     return "one-step" if kind == "iterative" and attack.get("steps") == 1 else kind
 
 
 def loss_of(settings: Mapping[str, Any]) -> str | None:
     """What an iterative attack ascends, whatever the scale: "cross-entropy", "margin", ...; None if that is unknown."""
     attack = core(settings)
-    name = _LOSS_OF.get(str(attack.get("name"))) or _loss(attack.get("loss"))
-    return f"{name} of cosines" if name and attack["name"] == "surrogate" else name
+    own = "" if "defined_in" in attack else str(attack.get("name"))
+    name = _LOSS_OF.get(own) or _loss(attack.get("loss"))
+    return f"{name} of cosines" if name and own == "surrogate" else name
 
 
 def bare(settings: Mapping[str, Any], scale: float) -> dict[str, Any] | None:
-    """For an attack on a head of this scale as if its scale were 1, the settings of the same attack on the head as it
-    is; None for any other attack.
+    """For an attack at s = 1 on a head of this scale: the settings of the same attack at the head's own scale. None for
+    any other attack.
     """
     attack = core(settings)
     loss = attack.get("loss")
@@ -160,78 +105,47 @@ def bare(settings: Mapping[str, Any], scale: float) -> dict[str, Any] | None:
 
 
 def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two attacks differ in no more than log-odds for cross-entropy, which share their direction."""
+    """Whether two attacks are equal, or differ only in log-odds and cross-entropy, whose gradients share a direction."""
     first, second = ({**attack, "loss": _loss(attack.get("loss"))} for attack in (a, b))
     return first == second
 
 
 def _loss(setting: Any) -> str | None:
     if isinstance(setting, Mapping):
-        return _loss(setting.get("loss"))
+        return str(setting.get("name")) if "defined_in" in setting else _loss(setting.get("loss"))
     return None if setting is None else _LOSSES.get(str(setting), str(setting))
 
 
-# FOLDED wording: An attack's recorded settings as a reader says them: "pgd, 20 steps of 2/255, loss log_odds,
-# FOLDED wording: best iterate".
-
-_ELSEWHERE = ("name", "restarts", "threat", "norm", "bounds", "eps", "head", "after", "note")
-"""Said in another place, the same for the whole evaluation, or nothing to be read (a checksum)."""
-
-_FLAGS = {
-    "until_fooled": "until fooled",
-    "multi_eps": "from larger balls down",
-    "constant_norm": "constant norm",
-    "targeted": "targeted",
-    "minimal": "for the smallest norm",
-    "exact": "always in float32",
-}
-_COUNTS = ("steps", "queries", "targets", "tries", "starts", "passes")
-_CHOICES = {"keep": "{} iterate", "start": "{} start"}
+_HIDDEN = ("name", "restarts", "threat", "norm", "bounds", "eps", "head", "guides", "after", "note")
+"""Said elsewhere, the same for the whole evaluation, or unreadable (a checksum)."""
+_ORIGIN = ("defined_in", "source", "kind", "unknown")
 
 
 def in_words(settings: Mapping[str, Any], norm: str) -> str:
-    """The settings of an `AttackSpec`, as a ledger holds them, in one line. norm: of the threat; another is said."""
-    parts = [_attack(settings, norm)]
-    if settings.get("restarts", 1) > 1:
-        parts.append(f"{settings['restarts']} restarts")
-    if settings.get("after"):
-        parts.append("on what was left")
+    """The recorded settings of an attack in one line, such as "pgd, steps 20, step size 2/255, loss log_odds".
+
+    norm: of the evaluation's threat; another norm is named.
+    """
+    if "attacks" in settings:  # restarts are a worst case of runs that differ only in their number
+        several = [run["attack"] if run.get("name") == "restarts" else run for run in settings["attacks"]]
+        runs = Counter(in_words(run, norm) for run in several)
+        parts = [", then ".join(f"{run}, {n} restarts" if n > 1 else run for run, n in runs.items())]
+    else:
+        parts = [str(settings["name"])] if "name" in settings else []
+        parts += [f"in {settings['norm']}"] if settings.get("norm", norm) != norm else []
+        shown = sorted(settings.keys() - {*_HIDDEN, *_ORIGIN}, key=lambda key: (key != "steps", key))
+        parts += [_word(key, settings[key], norm) for key in shown if settings[key] not in (None, False)]
+    parts += [f"{settings['restarts']} restarts"] if settings.get("restarts", 1) > 1 else []
+    parts += ["only on images that earlier attacks left"] if settings.get("after") else []
     return ", ".join(parts) + (f" ({settings['note']})" if settings.get("note") else "")
 
 
-def _attack(settings: Mapping[str, Any], norm: str) -> str:
-    if "attacks" in settings:  # restarts are a worst case of runs that differ in their number alone
-        runs: dict[str, int] = {}
-        for run in settings["attacks"]:
-            again = run.get("name") == "restarts"
-            runs[_attack(run["attack"] if again else run, norm)] = run["n"] if again else 1
-        return ", then ".join(f"{run}, {n} restarts" if n > 1 else run for run, n in runs.items())
-    parts = [str(settings["name"])] if "name" in settings else []
-    if settings.get("norm", norm) != norm:
-        parts.append(f"in {settings['norm']}")
-    first = [key for key in (*_COUNTS, "loss", "start") if key in settings]
-    keys = [*first, *(key for key in settings if key not in first)]  # a ledger keeps them by the alphabet
-    return ", ".join(parts + [word for key in keys if (word := _word(key, settings[key], settings, norm))])
-
-
-def _word(key: str, value: Any, settings: Mapping[str, Any], norm: str) -> str:
-    """Nothing for a setting that is off."""
-    if key in _ELSEWHERE or value is None or value is False:
-        return ""
+def _word(key: str, value: Any, norm: str) -> str:
+    name = key.replace("_", " ")
     if value is True:
-        return _FLAGS.get(key, key)
-    if key in _CHOICES:
-        return _CHOICES[key].format(value)
-    if key == "step_size":
-        return "" if "steps" in settings else f"steps of {radius(value)}"
-    if key in _COUNTS:
-        size = settings.get("step_size") if key == "steps" else None
-        return f"{value} {key if value != 1 else key[:-1]}" + ("" if size is None else f" of {radius(size)}")
-    if key == "guides" and isinstance(value, Mapping):
-        return f"guides out of {value['labels']['shape'][0]} images"
+        return name
     if isinstance(value, Mapping):
-        if "factor" in value:
-            return f"{key} {value['loss']} of logits / {1 / value['factor']:g}"
-        inner = _attack(value, norm)
-        return f"{key} ({inner})" if inner else ""
-    return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+        return f"{name} ({in_words(value, norm)})"
+    if isinstance(value, float):
+        return f"{name} {radius(value) if key == 'step_size' else f'{value:g}'}"
+    return f"{name} {value}"
