@@ -12,7 +12,7 @@ from PIL import Image
 
 from advsphere.cli import main
 from advsphere.evaluation import CLEAN, Ledger
-from advsphere.evaluation.ledger import packed
+from advsphere.files import packed
 from tests.evaluation.cases import change
 
 EVALUATE = ["evaluate", "--n", "40", "--eps", "0.15"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -103,6 +105,26 @@ def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def packed(x: Tensor | None) -> bytes | None:
+    """The float32 values of a tensor, compressed without loss."""
+    return None if x is None else zlib.compress(x.detach().cpu().float().contiguous().numpy().tobytes(), 1)
+
+
+def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
+    """The tensor that was packed. Raises ValueError for bytes of another shape."""
+    try:
+        return torch.from_numpy(np.frombuffer(zlib.decompress(blob), dtype=np.float32).copy().reshape(shape))
+    except (zlib.error, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def fingerprint(blob: bytes) -> str:
+    """SHA-256 of the values in a packed tensor, whichever build of zlib packed them."""
+    with suppress(zlib.error):  # damaged bytes are taken as they are, so that the damage shows
+        blob = zlib.decompress(blob)
+    return hashlib.sha256(blob).hexdigest()
 
 
 def canonical(value: Any) -> str:

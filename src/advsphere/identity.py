@@ -11,11 +11,13 @@ import contextlib
 import enum
 import hashlib
 import inspect
+import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,12 +28,14 @@ from torch import Tensor, nn
 
 from advsphere.classifier import frozen, input_gradient
 from advsphere.data import Images
-from advsphere.files import tensor_checksum
+from advsphere.errors import UserError
+from advsphere.files import canonical, differences, tensor_checksum
 from advsphere.losses import log_odds
+from advsphere.named import source_checksum
 from advsphere.rng import Rng
 
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy", "functools", "contextlib", "builtins")
-"""Known by their versions, which the environment of a result records."""
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy")
+"""What comes from these and from Python itself is recorded by its name."""
 
 _ENTRIES = ("name", "defined_in", "source", "kind", "self", "unknown")
 """What a record of `describe` has besides arguments."""
@@ -52,7 +56,7 @@ def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
     A partial becomes its function's name and every parameter, defaults included. A function that another one made
     becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
     "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. What is
-    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file) as well.
+    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file, or its package's version) as well.
 
     Args:
         value: An attack, a loss, or any argument of one.
@@ -176,6 +180,48 @@ def answer_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return bool((np.abs(u - v) <= 0.05 * np.maximum(u, v)).mean() > 0.5)
 
 
+class AnotherModelError(UserError):
+    """A ledger holds the same evaluation of another model, or of one that can't be told from it."""
+
+
+def refuse_another(
+    place: Path | None,
+    held: Mapping[str, Any],
+    given: Mapping[str, Any],
+    held_answers: Mapping[str, Any] | None,
+    answers: Mapping[str, Any] | None,
+) -> None:
+    """Compare the evaluation that a ledger holds with the one that is to be continued.
+
+    Args:
+        place: The ledger's file.
+        held: The identity in the ledger.
+        given: The identity of the evaluation that is asked for.
+        held_answers: The answers of the model in the ledger; None if it has none.
+        answers: The answers of the model that is asked for.
+
+    Raises:
+        AnotherModelError: If the evaluations differ, and that follows from the model alone.
+        UserError: If they differ in anything else; it names what differs.
+    """
+    changed = [str(change) for change in differences(held, json.loads(canonical(given)))]
+    if held_answers is not None and answers is not None and not answer_alike(held_answers, answers):
+        changed.append("the model answers otherwise on the same images")
+    if list(held["attacks"]) != list(given["attacks"]):
+        changed = changed or ["the attacks are in another order"]
+    if not changed:
+        return
+    # The settings of a named suite follow from the suite and the model. Those lines are long, so they come last.
+    named = given.get("suite", {}).get("name", "own") != "own"
+    own = [line for line in changed if not (named and line.startswith("attacks"))]
+    only_model = bool(own) and all(line.startswith(("model.", "the model", "anew")) for line in own)
+    changed.sort(key=lambda line: line.startswith("attacks"))
+    raise (AnotherModelError if only_model else UserError)(
+        f"{place} holds another evaluation: {'; '.join(changed[:4])}. "
+        "Give another file, or delete this one to begin again"
+    )
+
+
 def data_checksum(images: Images, batch_size: int) -> str:
     """SHA-256 over the shape, the float32 pixels and the labels of all images, in order.
 
@@ -212,12 +258,12 @@ def _origin(thing: Any) -> dict[str, str]:
         return {}
     if package in _LIBRARIES or package in sys.stdlib_module_names:
         return {"defined_in": module}
+    if (source := source_checksum(thing)) is not None:
+        return {"defined_in": module, "source": source}
     try:
-        file = inspect.getsourcefile(thing)
-        source = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
-    except (TypeError, OSError):
+        return {"defined_in": module, "source": f"version {version(package)}"}
+    except PackageNotFoundError:
         return {"defined_in": module, "unknown": "no source file of it is found"}
-    return {"defined_in": module, "source": source}
 
 
 def _of_partial(value: partial[Any], again: partial[Any]) -> dict[str, Any]:

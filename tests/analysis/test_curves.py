@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from advsphere.analysis import Curve, accuracy_against_eps, curve_figure
 from advsphere.analysis.crafting import sample
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, SuiteContext, evaluate, suite
+from advsphere.evaluation import AttackSpec, SuiteContext, evaluate
+from advsphere.evaluation.suites import attacks_of
 from advsphere.stats import wilson
 from advsphere.threat import ThreatModel
 from tests.analysis import linear
@@ -68,7 +69,7 @@ def test_known_counts_and_intervals() -> None:
 def test_it_agrees_with_an_evaluation_by_the_same_attack(network: nn.Sequential) -> None:
     images = linear.images(network)
     curve = accuracy_against_eps(network, images, threat=THREAT, eps=[THREAT.eps], seed=5)
-    (pgd20,) = (spec for spec in suite("quick", SuiteContext(threat=THREAT)) if spec.name == "PGD-20")
+    (pgd20,) = (spec for spec in attacks_of("quick", SuiteContext(threat=THREAT)) if spec.name == "PGD-20")
     row = evaluate(network, images, threat=THREAT, suite=[AttackSpec("PGD-20", pgd20.attack)], seed=5).row("PGD-20")
     assert [b > 1 for b in curve.broken] == [c == "1" for c in row.outcomes]
     identity = evaluate(network, images, threat=THREAT, suite=[]).identity

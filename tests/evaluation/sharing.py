@@ -18,12 +18,13 @@ from advsphere.attacks import deepfool, square
 from advsphere.cli import evaluate as command
 from advsphere.data import load_test
 from advsphere.distributed import World, joined
-from advsphere.evaluation import AttackSpec, Effort, Evaluation, SuiteContext, evaluate, suite
+from advsphere.evaluation import AttackSpec, Effort, Evaluation, SuiteContext, evaluate
+from advsphere.evaluation.suites import attacks_of
 from advsphere.threat import ThreatModel
 from tests.evaluation.cases import Known
 
 THREAT = ThreatModel(norm="linf", eps=0.15)
-QUICK = suite("quick", SuiteContext(threat=THREAT, effort=Effort(steps=20)))
+QUICK = attacks_of("quick", SuiteContext(threat=THREAT, effort=Effort(steps=20)))
 NEAREST = AttackSpec("DeepFool", partial(deepfool, norm="linf", steps=10), minimal=True)
 SEARCH = AttackSpec("Square", partial(square, threat=THREAT, queries=40), after=tuple(spec.name for spec in QUICK))
 SPECS = (*QUICK, NEAREST, SEARCH)

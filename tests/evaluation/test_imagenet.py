@@ -13,7 +13,8 @@ import torch
 
 from advsphere.classifier import frozen
 from advsphere.data import ImageSet, load_test
-from advsphere.evaluation import CLEAN, Ledger, SuiteContext, evaluate, suite
+from advsphere.evaluation import CLEAN, Ledger, SuiteContext, evaluate
+from advsphere.evaluation.suites import attacks_of
 from advsphere.recipes import recipe
 from advsphere.runs.build import build_model
 
@@ -44,7 +45,9 @@ def test_a_batch_of_photos_under_pgd_10(network: str, photos: ImageSet, tmp_path
     with frozen(model) as classify, torch.no_grad():
         labels = classify(photos.pixels).argmax(1)
     labels[0] = (labels[0] + 1) % 1000
-    pgd_10 = [spec for spec in suite("table4", SuiteContext(threat=config.threat, scale=10.0)) if spec.name == "PGD-10"]
+    pgd_10 = [
+        spec for spec in attacks_of("table4", SuiteContext(threat=config.threat, scale=10.0)) if spec.name == "PGD-10"
+    ]
     path = tmp_path / "ledger.sqlite"
     result = evaluate(model, replace(photos, labels=labels), threat=config.threat, suite=pgd_10, ledger=path)
     assert (result.clean.k, result.clean.n) == (2, 3)

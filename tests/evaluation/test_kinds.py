@@ -7,8 +7,9 @@ from torch import nn
 
 from advsphere.attacks import Cosines, Guides, apgd, fgsm, pgd, restarts, square, surrogate
 from advsphere.attacks.ensemble import expected
-from advsphere.evaluation import SUITES, AttackSpec, SuiteContext, suite
+from advsphere.evaluation import SUITES, AttackSpec, SuiteContext
 from advsphere.evaluation.specs import alike, bare, core, kind_of, loss_of
+from advsphere.evaluation.suites import attacks_of
 from advsphere.losses import at_scale, cross_entropy, dlr, log_odds, margin
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, do_nothing, linear
@@ -26,7 +27,7 @@ def case(norm: Norm = "linf") -> SuiteContext:
 
 @pytest.mark.parametrize("name", SUITES)
 def test_every_attack_of_every_suite_has_a_kind_and_a_loss(name: str) -> None:
-    for spec in suite(name, case()):
+    for spec in attacks_of(name, case()):
         kind = kind_of(spec.settings)
         assert kind is not None, spec.name
         assert (loss_of(spec.settings) is not None) >= (kind == "iterative"), spec.name
@@ -34,7 +35,7 @@ def test_every_attack_of_every_suite_has_a_kind_and_a_loss(name: str) -> None:
 
 
 def test_kinds() -> None:
-    kinds = {spec.name: kind_of(spec.settings) for name in ("table2", "table6") for spec in suite(name, case())}
+    kinds = {spec.name: kind_of(spec.settings) for name in ("table2", "table6") for spec in attacks_of(name, case())}
     assert kinds["FGSM"] == "one-step" and kinds["PGD-20 (s = 1)"] == kinds["MIM-20"] == kinds["FeaAtt."] == "iterative"
     assert kinds["DeepFool"] == kinds["C&W"] == kinds["AutoAttack: + FAB-T"] == "minimal-norm"
     assert kinds["RayS"] == kinds["AutoAttack: + Square"] == "black-box"
@@ -51,7 +52,7 @@ def test_what_is_wrapped_around_an_attack_does_not_hide_it() -> None:
     assert kind_of(mean) == "iterative" and loss_of(mean) == "DLR" and loss_of(plain) == "cross-entropy"
     assert kind_of(AttackSpec("e", restarts(partial(square, threat=THREAT), 2)).settings) == "black-box"
     # In l1 the stages of AutoAttack are restarts of attacks.
-    assert all(kind_of(spec.settings) for spec in suite("autoattack", case("l1")))
+    assert all(kind_of(spec.settings) for spec in attacks_of("autoattack", case("l1")))
 
 
 def test_cross_entropy_and_log_odds_are_the_same_attack_and_the_margin_is_another() -> None:

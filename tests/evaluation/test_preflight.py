@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from advsphere.attacks import pgd
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, Finding, SuiteContext, preflight, suite
+from advsphere.evaluation import AttackSpec, Finding, SuiteContext, preflight
+from advsphere.evaluation.suites import attacks_of
 from advsphere.losses import dlr
 from advsphere.rng import Rng, permutation
 from advsphere.threat import Norm, ThreatModel
@@ -41,7 +42,7 @@ def known() -> Known:
 
 
 def test_all_is_well(known: Known) -> None:
-    findings = preflight(*known, attacks=suite("quick", SuiteContext(threat=THREAT)))
+    findings = preflight(*known, attacks=attacks_of("quick", SuiteContext(threat=THREAT)))
     assert {f.status for f in findings} == {"ok"}
     assert outcome(findings, "clean accuracy").detail == "90 of 100 drawn images are classified as labelled"
     assert outcome(findings, "margin PGD-100 at eps = 0")

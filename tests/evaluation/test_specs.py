@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from advsphere.attacks import Guides, fgsm, pgd, restarts, worst_case
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, describe
+from advsphere.evaluation import AttackSpec
+from advsphere.identity import describe, unknowns
 from advsphere.losses import at_scale, log_odds, margin
 from advsphere.threat import ThreatModel
 from tests.evaluation.cases import THREAT, linear
@@ -47,9 +48,9 @@ def test_what_was_made_by_a_function_is_told_by_what_it_was_made_from() -> None:
 
 
 @pytest.mark.parametrize("setting", [lambda z, y: z, object()])
-def test_what_can_not_be_recorded_is_refused(setting: object) -> None:
-    with pytest.raises(UserError, match="recorded exactly"):
-        describe(partial(pgd, loss=setting))
+def test_what_can_not_be_recorded_is_said_to_be_unknown(setting: object) -> None:
+    assert len([*unknowns(describe(partial(pgd, loss=setting)))]) == 1
+    assert not [*unknowns(describe(partial(pgd, threat=THREAT)))]
 
 
 def test_tensors_and_modules_are_told_by_their_values() -> None:

@@ -8,14 +8,15 @@ import pytest
 from advsphere.attacks import Guides
 from advsphere.classifier import fooled, split
 from advsphere.errors import UserError
-from advsphere.evaluation import SUITES, Effort, SuiteContext, evaluate, suite
+from advsphere.evaluation import SUITES, Effort, SuiteContext, evaluate
+from advsphere.evaluation.suites import attacks_of
 from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, Known, linear
 
 
 def test_quick_has_the_columns_of_the_demo() -> None:
-    specs = {spec.name: spec.settings for spec in suite("quick", SuiteContext(threat=THREAT, scale=15.0))}
+    specs = {spec.name: spec.settings for spec in attacks_of("quick", SuiteContext(threat=THREAT, scale=15.0))}
     assert list(specs) == ["FGSM", "PGD-20", "PGD-100", "margin PGD-100"]
     assert [specs[name].get("steps") for name in specs] == [None, 20, 100, 100]
     assert [specs[name]["loss"] for name in specs] == ["log_odds", "log_odds", "log_odds", "margin"]
@@ -24,7 +25,7 @@ def test_quick_has_the_columns_of_the_demo() -> None:
 
 
 def test_paper_attacks_bare_cosines_and_the_logits_as_they_are() -> None:
-    bare, trained, margins = suite("paper", SuiteContext(threat=THREAT, scale=15.0))
+    bare, trained, margins = attacks_of("paper", SuiteContext(threat=THREAT, scale=15.0))
     assert (bare.name, trained.name, margins.name) == ("PGD-50 (s = 1)", "PGD-50", "margin PGD-50")
     assert bare.settings["loss"] == {"name": "at_scale", "factor": 1 / 15, "loss": "log_odds"}
     assert trained.settings == bare.settings | {"loss": "log_odds"}
@@ -32,7 +33,7 @@ def test_paper_attacks_bare_cosines_and_the_logits_as_they_are() -> None:
 
 
 def test_paper_lists_once_what_is_the_same_for_a_plain_head() -> None:
-    assert [spec.name for spec in suite("paper", SuiteContext(threat=THREAT))] == ["PGD-50", "margin PGD-50"]
+    assert [spec.name for spec in attacks_of("paper", SuiteContext(threat=THREAT))] == ["PGD-50", "margin PGD-50"]
 
 
 def case_for(known: Known, norm: Norm = "linf", **effort: int) -> SuiteContext:
@@ -52,7 +53,7 @@ def test_every_attack_runs_and_keeps_to_its_ball(name: str, norm: Norm) -> None:
         with pytest.raises(UserError, match=f"no {norm}"):
             evaluate(model, x, y, threat=case.threat, suite=name)
         return
-    specs = suite(name, case)
+    specs = attacks_of(name, case)
     assert len({spec.name for spec in specs}) == len(specs)
     for spec in specs:
         assert json.dumps(spec.settings)
@@ -64,7 +65,7 @@ def test_every_attack_runs_and_keeps_to_its_ball(name: str, norm: Norm) -> None:
 def test_table2_has_the_columns_of_the_paper() -> None:
     known = linear(classes=4)
     case = case_for(known)
-    specs = {spec.name: spec for spec in suite("table2", case)}
+    specs = {spec.name: spec for spec in attacks_of("table2", case)}
     columns = {"FGSM", "MIM-20", "PGD-20", "DeepFool", "FAB", "PGD-500", "C&W", "FeaAtt."}
     assert {name.removesuffix(" (s = 1)") for name in specs} == columns
     for name in ("FGSM", "MIM-20", "PGD-20", "PGD-500"):
@@ -75,12 +76,12 @@ def test_table2_has_the_columns_of_the_paper() -> None:
     assert (feature["tries"], feature["steps"], feature["step_size"]) == (100, 100, 1 / 255)
     uncertain = {name for name, spec in specs.items() if spec.note}
     assert columns - {name.removesuffix(" (s = 1)") for name in uncertain} == {"PGD-20", "PGD-500"}
-    assert len(suite("table2", replace(case, scale=1.0))) == len(columns)
+    assert len(attacks_of("table2", replace(case, scale=1.0))) == len(columns)
 
 
 def test_table4_takes_steps_of_a_255th_in_the_ball_around_the_clean_image() -> None:
     threat = ThreatModel(norm="linf", eps=4 / 255)
-    specs = {spec.name: spec.settings for spec in suite("table4", SuiteContext(threat=threat, scale=10.0))}
+    specs = {spec.name: spec.settings for spec in attacks_of("table4", SuiteContext(threat=threat, scale=10.0))}
     assert list(specs) == ["PGD-10 (s = 1)", "PGD-10", "PGD-50 (s = 1)", "PGD-50"]
     for name, settings in specs.items():
         assert settings["steps"] == int(name[4:6]) and settings["start"] == "uniform"
@@ -90,7 +91,7 @@ def test_table4_takes_steps_of_a_255th_in_the_ball_around_the_clean_image() -> N
 
 
 def test_autoattack_is_the_published_one_and_each_stage_sees_what_is_left() -> None:
-    specs = suite("autoattack", SuiteContext(threat=THREAT))
+    specs = attacks_of("autoattack", SuiteContext(threat=THREAT))
     names = ["AutoAttack: APGD-CE", "AutoAttack: + APGD-T", "AutoAttack: + FAB-T", "AutoAttack: + Square"]
     assert [spec.name for spec in specs] == names
     assert [list(spec.after) for spec in specs] == [names[:i] for i in range(4)]
@@ -98,12 +99,12 @@ def test_autoattack_is_the_published_one_and_each_stage_sees_what_is_left() -> N
     assert first["steps"] == targeted["steps"] == boundary["steps"] == 100
     assert targeted["targets"] == boundary["targets"] == 9 and black_box["queries"] == 5000
     assert all(
-        "short" in spec.name for spec in suite("autoattack", SuiteContext(threat=THREAT, effort=Effort(steps=10)))
+        "short" in spec.name for spec in attacks_of("autoattack", SuiteContext(threat=THREAT, effort=Effort(steps=10)))
     )
 
 
 def test_a_cascade_begins_with_a_short_look_at_everything() -> None:
-    specs = suite("quick", SuiteContext(threat=THREAT, effort=Effort(cascade=True)))
+    specs = attacks_of("quick", SuiteContext(threat=THREAT, effort=Effort(cascade=True)))
     names = [spec.name for spec in specs]
     assert names == ["first look: margin PGD-10", "FGSM", "PGD-20", "PGD-100", "margin PGD-100"]
     assert [list(spec.after) for spec in specs] == [names[:i] for i in range(5)]
@@ -113,11 +114,11 @@ def test_a_cascade_begins_with_a_short_look_at_everything() -> None:
 def test_what_looks_at_features_needs_a_head() -> None:
     for name in ("table2", "adaptive"):
         with pytest.raises(UserError, match="--head"):
-            suite(name, SuiteContext(threat=THREAT))
+            attacks_of(name, SuiteContext(threat=THREAT))
 
 
 def test_steps_replace_the_suite_s_own_and_what_becomes_equal_is_listed_once() -> None:
-    assert [spec.name for spec in suite("quick", SuiteContext(threat=THREAT, effort=Effort(steps=7)))] == [
+    assert [spec.name for spec in attacks_of("quick", SuiteContext(threat=THREAT, effort=Effort(steps=7)))] == [
         "FGSM",
         "PGD-7",
         "margin PGD-7",
@@ -131,12 +132,12 @@ def test_an_effort_of_nothing_is_refused(effort: dict[str, int]) -> None:
 
 
 def test_restarts_are_for_random_starts() -> None:
-    specs = suite("quick", SuiteContext(threat=THREAT, effort=Effort(restarts=10)))
+    specs = attacks_of("quick", SuiteContext(threat=THREAT, effort=Effort(restarts=10)))
     assert [spec.restarts for spec in specs] == [1, 10, 10, 10]
 
 
 def test_an_unknown_suite_gets_the_nearest_name() -> None:
     with pytest.raises(UserError, match="did you mean 'quick'"):
-        suite("quik", SuiteContext(threat=THREAT))
+        attacks_of("quik", SuiteContext(threat=THREAT))
     with pytest.raises(UserError, match="choose one of quick, paper, table2"):
-        suite("everything", SuiteContext(threat=THREAT))
+        attacks_of("everything", SuiteContext(threat=THREAT))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, Ledger, SuiteContext, Verification, evaluate, suite, verify
-from advsphere.evaluation.ledger import packed
+from advsphere.evaluation import Evaluation, Ledger, SuiteContext, Verification, evaluate, verify
+from advsphere.evaluation.suites import attacks_of
+from advsphere.files import packed
 from tests.evaluation.cases import FEW, THREAT, Known, change, forge, linear, pgd_spec
 
 
@@ -236,7 +237,7 @@ def test_attacks_of_ones_own_have_to_be_given(claim: Claim, tmp_path: Path) -> N
     assert own.verify(suite=specs).passed
     with pytest.raises(UserError, match=r"PGD\.steps: 10 -> 11"):
         own.verify(suite=[pgd_spec(steps=11)])
-    assert claim.verify(suite=suite("quick", SuiteContext(threat=THREAT))).passed
+    assert claim.verify(suite=attacks_of("quick", SuiteContext(threat=THREAT))).passed
     own = Claim(claim.known, tmp_path / "in turn")
     own.folder.mkdir()
     evaluate(*own.known, threat=THREAT, suite=FEW, budget=600.0, ledger=own.ledger).save(own.json)

@@ -16,7 +16,8 @@ from advsphere.analysis.linear_head import HeadParts
 from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import Attempt, Evaluation, Ledger, Trace
+from advsphere.evaluation import Evaluation, Ledger
+from advsphere.evaluation.trace import Attempt, Trace
 from advsphere.threat import ThreatModel, radius
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
 from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere
 from advsphere.comparison.gain import Survival, survival
-from advsphere.evaluation import Effort, Evaluation, Precision
+from advsphere.evaluation import Effort, Evaluation
+from advsphere.evaluation.engine import Precision
 from advsphere.files import write_atomically
 from advsphere.report.rendering import percent, points, span
 from advsphere.runs.folder import ranks, read_config

@@ -18,7 +18,7 @@ from advsphere.cli.arguments import parse
 from advsphere.cli.progress import stage_bars
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation.shared import usual_batch_size
+from advsphere.evaluation.checks import usual_batch_size
 from advsphere.report import rendering as numbers
 from advsphere.runs.build import build_model, device, from_scratch, head_name
 from advsphere.runs.config import Config, differences

@@ -12,10 +12,10 @@ from rich.console import Console
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.progress import progress_bar
 from advsphere.distributed import World, joined, leave
-from advsphere.evaluation import Effort, Evaluation, Precision, evaluate
-from advsphere.runs.build import head_name
+from advsphere.evaluation import Effort, Evaluation, evaluate
+from advsphere.evaluation.engine import Precision
+from advsphere.runs import train as experiment
 from advsphere.runs.config import Config
-from advsphere.runs.folder import read_config
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import Norm, ThreatModel
 
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Path]:
     """The evaluation and the folder in which it is kept; what is there already is not done again."""
     subject = options.subject
-    config = None if subject.run is None else read_config(subject.run)
+    config = None if subject.run is None else experiment.read_config(subject.run)
     threat = _threat(options, config)
     model, images = subject.load()
     folder = options.out or _folder(options, threat)
@@ -101,7 +101,7 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
             ledger=folder / "ledger.sqlite",
             effort=options.effort,
             budget=options.budget,
-            head=options.head or (None if config is None else head_name(config)),
+            head=options.head or (None if config is None else experiment.head_name(config)),
             precision=options.precision,
             on_progress=on_progress,
             world=world,

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from advsphere.evaluation.engine import Progress
+from advsphere.evaluation.work import Progress
 from advsphere.runs.config import Config, title_of
 from advsphere.training import Metrics, Tick, Trainer
 

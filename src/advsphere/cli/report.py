@@ -17,7 +17,8 @@ from advsphere.comparison.find import Finished, common
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS
 from advsphere.errors import UserError
-from advsphere.evaluation import Effort, usual_batch_size
+from advsphere.evaluation import Effort
+from advsphere.evaluation.checks import usual_batch_size
 from advsphere.recipes import recipe
 from advsphere.report.collect import SAMPLE, ModelReport, collect, warnings_on
 from advsphere.report.document import CommandLine, report

@@ -19,7 +19,8 @@ from advsphere.analysis.perturbations import stored_strips, strip, strip_figure
 from advsphere.cli.arguments import parse
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation import Ledger, Replay, Trace, find_name, notable, replay, trace_example
+from advsphere.evaluation import Ledger
+from advsphere.evaluation.trace import Replay, Trace, find_name, notable, replay, trace_example
 from advsphere.files import write_atomically
 from advsphere.runs.target import EvaluationTarget
 

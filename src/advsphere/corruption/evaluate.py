@@ -22,8 +22,8 @@ from advsphere.corruption.severity import SEVERITIES
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of, preflight
-from advsphere.evaluation.engine import Progress
 from advsphere.evaluation.judge import exact_float32, predict
+from advsphere.evaluation.work import Progress
 from advsphere.files import differences
 from advsphere.identity import data_checksum, model_checksum
 from advsphere.provenance import environment

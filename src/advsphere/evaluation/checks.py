@@ -8,6 +8,7 @@ users of the field's libraries stumble over.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,14 @@ from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation.rows import Finding
-from advsphere.evaluation.shared import LARGEST, usual_batch_size
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import log_odds
 from advsphere.rng import Rng, permutation
 from advsphere.threat import ThreatModel
+
+LARGEST = 250
+MOST_VALUES = 2**22
+"""Numbers in a batch of images: what deep networks keep of it for a gradient then stays at a few GiB."""
 
 _TOLERANCE = 1e-3
 """By how much of the largest logit two predictions of one image may differ: rounding stays far below."""
@@ -68,6 +72,11 @@ def preflight(
         for spec in attacks if len(right) else ():
             found += _at_eps_zero(classify, spec, x[right], y[right], Rng(0, ids.to(x.device)[right]))
     return tuple(found)
+
+
+def usual_batch_size(shape: Sequence[int]) -> int:
+    """How many images of this shape (C, H, W) make a batch where nobody says: 250, and 27 at 224 pixels."""
+    return max(1, min(LARGEST, MOST_VALUES // math.prod(shape)))
 
 
 def images_of(images: Images | Tensor, labels: Tensor | None) -> Images:

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advsphere.attacks import pgd
+from advsphere.attacks import AttackKind, pgd
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.evaluation.rows import Row, Sign, apart_from, found_alone
-from advsphere.evaluation.specs import Kind, alike, bare, core, kind_of, loss_of
+from advsphere.evaluation.specs import alike, bare, core, kind_of, loss_of
 from advsphere.losses import Loss, log_odds
 from advsphere.rng import permutation
 from advsphere.stats import PairedDifference, more_than, paired, wilson
@@ -212,7 +212,7 @@ def _sign(name: str, raised: bool, detail: str, advice: str) -> Sign:
     return Sign(name, "raised", detail, advice) if raised else Sign(name, "absent", detail)
 
 
-def _of(rows: Sequence[Row], *kinds: Kind) -> list[Row]:
+def _of(rows: Sequence[Row], *kinds: AttackKind) -> list[Row]:
     return [row for row in rows if kind_of(row.settings) in kinds]
 
 

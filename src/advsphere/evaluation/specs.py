@@ -105,7 +105,7 @@ def bare(settings: Mapping[str, Any], scale: float) -> dict[str, Any] | None:
 
 
 def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two attacks are equal, or differ only in log-odds and cross-entropy, whose gradients share a direction."""
+    """Whether two attacks are equal, or differ only in log-odds and cross-entropy, which share their direction."""
     first, second = ({**attack, "loss": _loss(attack.get("loss"))} for attack in (a, b))
     return first == second
 

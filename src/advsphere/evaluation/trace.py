@@ -1,4 +1,4 @@
-"""One example's story out of a ledger: every attack that tried it, and what became of it."""
+"""What a ledger knows of one example: every attack that tried it and its outcome; and examples worth looking at."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Cell, Ledger
 from advsphere.evaluation.specs import AttackSpec, in_words
-from advsphere.evaluation.verification import judge_again, specs_of, threat_of
-from advsphere.identity import model_checksum
+from advsphere.evaluation.verification import another_model, judge_again, specs_of, threat_of
+from advsphere.files import some
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel, radius
 
 Outcome = Literal["fooled", "resisted", "invalid", "not_run", "not_reached"]
-"""As `Status`; `not_reached`: the budget was spent before, or the evaluation was interrupted."""
+"""As `Status`. `not_reached`: time was over, or the evaluation was interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One attack on the example.
+    """One attack on the example. `prediction` and `distance` are as in a `Cell`.
 
-    settings: as recorded. prediction, distance: of what the attack returned, as in a `Cell`. before: of one that was
-    not run, which attack had fooled it already ("clean": it is misclassified as it is). stored: the ledger has the
-    image; of a resisted one it has none, unless a minimal-norm attack found it outside the ball.
+    before: of a skipped attack, the earlier one that broke the example; "clean" if it is misclassified anyway.
+    stored: whether the ledger has the adversarial image.
     """
 
     attack: str
@@ -47,11 +46,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What became of one example.
-
-    prediction: of the clean image. classes: names; numbers where there are none. attempts: in the ledger's order. seed:
-    with `example` the address of every draw.
-    """
+    """What became of one example: its label, the class of the clean image, and every attack in order."""
 
     example: int
     label: int
@@ -68,50 +63,50 @@ class Trace:
         return min(fooled, key=lambda a: float(f"{a.distance:.4g}"), default=None)
 
     def attempt(self, attack: str) -> Attempt:
-        """The attempt of that name. Raises UserError, with the nearest name, where there is none."""
+        """The attempt of an attack. Raises UserError with the nearest name if there is none."""
         found = find_name(attack, [a.attack for a in self.attempts])
         return next(a for a in self.attempts if a.attack == found)
 
     def name(self, number: int | None) -> str:
-        """A class by its name."""
+        """The name of a class; None and -1 stand for logits that were no numbers."""
         if number is None or number < 0:
             return "no number"
         return self.classes[number] if number < len(self.classes) else f"class {number}"
 
     def fate(self, attempt: Attempt) -> str:
-        """What became of it, in a few words."""
+        """The outcome of an attempt in a few words."""
         if attempt.fate == "fooled":
             return f"fooled: {self.name(attempt.prediction)}"
         if attempt.fate == "invalid":
-            return (
-                "left the pixel range" if attempt.settings.get("minimal") else "left the ball, so it counts for nothing"
-            )
+            left = "pixel range" if attempt.settings.get("minimal") else "ball"
+            return f"left the {left}, so it counts as resisted"
         if attempt.fate == "not_reached":
             return "not reached: time was over, or interrupted"
         if attempt.fate == "not_run":
-            return "not run: misclassified as it is" if attempt.before == CLEAN else f"not run: {attempt.before} had it"
+            clean = attempt.before == CLEAN
+            return "skipped: misclassified anyway" if clean else f"skipped: already broken by {attempt.before}"
         return f"resisted: {self.name(attempt.prediction)} is outside the ball" if attempt.stored else "resisted"
 
     @property
     def title(self) -> str:
         """The example, its label and the clean prediction."""
         wrong = self.prediction != self.label
-        said = f"but predicted as {self.name(self.prediction)}, so nothing was tried" if wrong else "and predicted so"
+        said = f"misclassified as {self.name(self.prediction)} without an attack" if wrong else "classified correctly"
         return f"example {self.example}: {self.name(self.label)}, {said}"
 
     @property
     def summary(self) -> str:
-        """Which attack comes nearest, and what there is no image of."""
+        """The attack that found the nearest adversarial image."""
         if self.prediction != self.label:
             return "misclassified without an attack"
         nearest = self.nearest
         if nearest is not None:
             return f"nearest: {nearest.attack}, {self.name(nearest.prediction)} at {nearest.distance:.4g}"
         unfinished = any(a.fate == "not_reached" for a in self.attempts)
-        return "nothing fooled it" + (" so far" if unfinished else "") + "; of what resisted no image is kept"
+        return "no attack fooled it" + (" so far" if unfinished else "") + "; images that resisted are not kept"
 
     def table(self, *, width: int = 100) -> str:
-        """The story as text for a terminal."""
+        """Everything as text for a terminal of this many columns."""
         from rich.console import Console, Group
         from rich.padding import Padding
         from rich.table import Table
@@ -145,7 +140,10 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """An attack on one example, once more. then, now: what became of it. x_adv: (C, H, W), what it returned now."""
+    """The recorded outcome of an attack on one example, and the outcome of running it again.
+
+    x_adv: (C, H, W), the image that the attack returned now.
+    """
 
     then: Attempt
     now: Attempt
@@ -161,8 +159,8 @@ class Replay:
 
 
 def trace_example(book: Ledger, example: int, classes: Sequence[str] = ()) -> Trace:
-    """The story of one example, also out of an evaluation that is not finished. Raises UserError where there is no such
-    example, or not even its clean image was looked at.
+    """Look up one example, also in an unfinished evaluation. Raises UserError if there is no such example,
+    or its clean image was not predicted yet.
     """
     labels = book.labels
     if not 0 <= example < len(labels):
@@ -170,7 +168,7 @@ def trace_example(book: Ledger, example: int, classes: Sequence[str] = ()) -> Tr
     cells = {name: _cell(book, name, example) for name in (CLEAN, *book.attacks)}
     clean = cells[CLEAN]
     if clean is None or clean.prediction is None:
-        raise UserError(f"example {example} was not looked at yet; run the same evaluation again to complete it")
+        raise UserError(f"example {example} was not predicted yet; run the same evaluation again to complete it")
     attempts = []
     for name, settings in book.attacks.items():
         earlier = (CLEAN, *settings.get("after", []))
@@ -196,21 +194,18 @@ def replay(
     *,
     suite: Sequence[AttackSpec] | None = None,
 ) -> Replay:
-    """Attack one example again with the draws and the settings on record; the same up to rounding, since it is alone in
-    its batch now.
+    """Attack one example again with the recorded random numbers and settings. The outcome is the same up to rounding,
+    since the example is alone in its batch now.
 
-    model, images: those that were evaluated. suite: the attacks, if they were of one's own. Raises UserError for an
-    unknown attack or example, a misclassified image, and another model or other labels than were evaluated.
+    suite: the attacks, if the evaluation was given a list. Raises UserError for an unknown attack or example, a
+    misclassified image, another model and other labels.
     """
     told = trace_example(book, example, images.classes)
     then = told.attempt(attack)
     if told.prediction != told.label:
         raise UserError(f"{told.title}; there is nothing to replay")
-    claimed, found = book.identity["model"]["checksum"], model_checksum(model)
-    if claimed != found:
-        raise UserError(
-            f"this is another model ({found[:12]}) than was evaluated ({claimed[:12]}); replay with that one"
-        )
+    if changed := another_model(book, model, images):
+        raise UserError(f"this is another model than the one that was evaluated: {some(changed)}; replay with that one")
     if images.labels.tolist() != book.labels:
         raise UserError("these are other images than were evaluated; replay with those")
     spec = next(spec for spec in specs_of(book, model, images, suite) if spec.name == attack)
@@ -223,7 +218,7 @@ def replay(
 
 
 def find_name(attack: str, names: Sequence[str]) -> str:
-    """The name itself. Raises UserError, with the nearest one, where it is not among the names."""
+    """The attack's name. Raises UserError with the nearest name if it is not among the names."""
     if attack in names:
         return attack
     folded = {name.casefold(): name for name in names}
@@ -250,50 +245,46 @@ def _attempt(name: str, settings: Mapping[str, Any], cell: Cell | None, label: i
     )
 
 
-# FOLDED telling: Which examples of an evaluation teach something when looked at.
-
-MOST_LOOKED_AT = 500
-"""Examples whose margin is computed for a list; the first that resisted."""
+MOST_MARGINS = 500
+"""Resisting examples whose margin is computed for the list of the closest ones."""
 
 
 @dataclass(frozen=True)
 class Notable:
-    """Examples of one kind: what they have in common, and what is to be known of each, by its number."""
+    """Examples that have something in common, and a remark on each by its number."""
 
     kind: str
     examples: Mapping[int, str]
 
 
 def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) -> tuple[Notable, ...]:
-    """A few examples of each kind that the ledger has: found by a late attack alone, fooled by one attack out of all
-    that tried it, and resisting all with the smallest margin.
-
-    model, images: those that were evaluated. An example is listed once.
+    """A few examples of each kind: broken only by a late attack, broken by a single attack, closest to the boundary. An
+    example is listed once.
     """
     late, alone = _late(book), _alone(book)
     alone = {i: name for i, name in alone.items() if i not in list(late)[:most]}
     kinds = {
-        "only a late attack found these: all before it had failed": late,
-        "one attack fooled these, and every other failed": alone,
-        "these resisted every attack, and are the closest to the boundary": _close(book, model, images, most),
+        "broken by a late attack, after all earlier ones had failed": late,
+        "broken by a single attack, while every other failed": alone,
+        "resisted every attack, and closest to the boundary": _close(book, model, images, most),
     }
     return tuple(Notable(kind, dict(list(found.items())[:most])) for kind, found in kinds.items() if found)
 
 
 def _late(book: Ledger) -> dict[int, str]:
-    """The finds of the last attack that found what none before it had; none if that is the first one."""
+    """Examples of the last attack that broke any for the first time; none if that is the first attack."""
     known: set[int] = set()
     late: dict[int, str] = {}
     for position, name in enumerate(book.attacks):
         new = _fooled(book, name) - known
         if new and position:
-            late = {i: f"found by {name}" for i in sorted(new)}
+            late = {i: f"broken by {name}" for i in sorted(new)}
         known |= new
     return late
 
 
 def _alone(book: Ledger) -> dict[int, str]:
-    """Examples that all attacks tried, at least two, and just one fooled."""
+    """Examples that all attacks tried, at least two, and only one broke."""
     tried: dict[int, list[str]] = {}
     by: dict[int, list[str]] = {}
     for name in book.attacks:
@@ -303,23 +294,21 @@ def _alone(book: Ledger) -> dict[int, str]:
             if cell.status == "fooled":
                 by.setdefault(cell.example, []).append(name)
     everything = max(2, len(book.attacks))
-    return {i: f"fooled by {by[i][0]}" for i in sorted(by) if len(by[i]) == 1 and len(tried[i]) == everything}
+    return {i: f"broken by {by[i][0]}" for i in sorted(by) if len(by[i]) == 1 and len(tried[i]) == everything}
 
 
 def _close(book: Ledger, model: nn.Module, images: Images, most: int) -> dict[int, str]:
-    """Examples that every attack tried and none fooled, by the lead of the right logit over the next on the clean
-    image.
-    """
+    """Examples that every attack tried and none broke, sorted by the margin of the clean image."""
     resisted = set(range(len(book.labels))) - _fooled(book, CLEAN)
     for name in book.attacks:
         resisted &= {c.example for c in book.cells(name) if c.status in ("resisted", "invalid")}
     lead: dict[int, float] = {}
     with exact_float32(), frozen(model) as exact, torch.no_grad():
-        some = torch.tensor(sorted(resisted)[:MOST_LOOKED_AT], dtype=torch.int64)
+        some = torch.tensor(sorted(resisted)[:MOST_MARGINS], dtype=torch.int64)
         for index in some.split(book.identity["batch_size"]) if len(some) else ():
             x, y = (part.to(device_of(model)) for part in images.batch(index))
             lead |= dict(zip(index.tolist(), (-margin(exact(x), y)).tolist(), strict=True))
-    return {i: f"its logit leads by {lead[i]:.3g}" for i in sorted(lead, key=lambda i: lead[i])[:most]}
+    return {i: f"margin of the clean image {lead[i]:.3g}" for i in sorted(lead, key=lambda i: lead[i])[:most]}
 
 
 def _fooled(book: Ledger, name: str) -> set[int]:

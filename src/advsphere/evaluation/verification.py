@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,18 @@ from advsphere.classifier import Classifier, frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of, images_of
-from advsphere.evaluation.engine import case_of
+from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.suites import FIRST_LOOK, Effort, anytime
-from advsphere.evaluation.suites import suite as suite_of
+from advsphere.evaluation.suites import FIRST_LOOK, Effort, anytime, attacks_of
 from advsphere.files import content_checksum, differences, read_json, some
-from advsphere.identity import data_checksum, model_checksum
+from advsphere.identity import answer_alike, data_checksum, model_answers, model_record
 from advsphere.losses import margin
 from advsphere.rng import Rng, derived_seed, permutation
 from advsphere.threat import ThreatModel
-
-# FOLDED recorded: What a ledger says was run, made runnable again: the threat, the attacks, one attack on a few
-# FOLDED recorded: of its examples.
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -47,16 +43,16 @@ def specs_of(
 ) -> tuple[AttackSpec, ...]:
     """The attacks that were run, each with exactly the settings on record.
 
-    model, images: those that were evaluated. suite: the attacks, if they were of one's own. Raises UserError where they
-    can't be had.
+    model, images: those that were evaluated. suite: the attacks, if the evaluation was given a list. Raises UserError
+    where their settings are not those on record.
     """
     identity = book.identity
     if suite is None:
         if identity["suite"]["name"] == "own":
-            raise UserError("this evaluation ran attacks of its own; give them as suite=")
-        options = {k: v for k, v in identity["suite"].items() if k not in ("name", "head")}
-        case, _ = case_of(model, images, threat_of(book), Effort(**options), identity["suite"]["head"])
-        suite = suite_of(identity["suite"]["name"], case)
+            raise UserError("this evaluation ran a list of attacks; give them as suite=")
+        options = {field.name: identity["suite"][field.name] for field in fields(Effort)}
+        context, _ = context_of(model, images, threat_of(book), Effort(**options), identity["suite"]["head"])
+        suite = attacks_of(identity["suite"]["name"], context)
     elif FIRST_LOOK in book.attacks and FIRST_LOOK not in [spec.name for spec in suite]:
         suite = anytime(suite, threat_of(book))  # as `evaluate` did with a budget
     if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):
@@ -64,11 +60,20 @@ def specs_of(
     return tuple(suite)
 
 
-def judge_again(book: Ledger, model: nn.Module, images: Images, spec: AttackSpec, examples: Tensor) -> Verdict:
-    """One of the attacks on these examples, (B,) int64, with the draws and the precision on record.
+def another_model(book: Ledger, model: nn.Module, images: Images) -> list[str]:
+    """How this model differs from the one that was evaluated, a line for each difference."""
+    claimed = {key: value for key, value in book.identity["model"].items() if key not in ("scale", "type")}
+    found = model_record(model)
+    changed = [str(change) for change in differences(claimed, {key: found.get(key) for key in claimed})]
+    if book.answers is not None and not answer_alike(book.answers, model_answers(model, images)):
+        changed.append("it answers otherwise on the same images")
+    return changed
 
-    Draws are addressed by the example's number, so that in another batch than the recorded one the outcome is the same
-    up to rounding.
+
+def judge_again(book: Ledger, model: nn.Module, images: Images, spec: AttackSpec, examples: Tensor) -> Verdict:
+    """Run one of the attacks on these examples, (B,) int64, with the random numbers and the precision on record.
+
+    Random numbers are addressed by the example's number, so in another batch the outcome is the same up to rounding.
     """
     identity, device = book.identity, device_of(model)
     x, y = (part.to(device) for part in images.batch(examples))
@@ -84,12 +89,17 @@ _ALLOWED_FLIPS = 0.02
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found. It passed if no finding failed."""
+    """What `verify` found.
+
+    Attributes:
+        findings: One for each check.
+    """
 
     findings: tuple[Finding, ...]
 
     @property
     def passed(self) -> bool:
+        """Whether no finding failed."""
         return all(f.status != "failed" for f in self.findings)
 
     def __str__(self) -> str:
@@ -111,25 +121,38 @@ def verify(
 ) -> Verification:
     """Check an evaluation's file against its ledger, and the ledger against the model and the images.
 
-    Every printed number is computed from the ledger once more; every clean and every stored adversarial image is
-    predicted again, and has to keep to the ball; `share` of the resisted cells, but no fewer than `at_least`, are
-    attacked again with the same draws. Those are drawn by `seed`, by default from the ledger's checksum. In other
-    batches than before, rounding alone may flip a few: one, or 2 %, is noted, more fails. labels: the ledger's by
-    default. suite: the attacks, if they were of one's own.
+    Every printed number is computed again from the ledger. Every clean and every stored adversarial image is predicted
+    again and must keep to the ball. A sample of the resisted examples is attacked again with the same random numbers.
+    In other batches than before, rounding may flip a few: one, or 2 %, is noted, more fails.
 
-    Raises UserError where there is nothing to check: files that are missing, damaged or of another kind.
+    Args:
+        evaluation: The file evaluation.json.
+        ledger: The file ledger.sqlite.
+        model: The model that was evaluated.
+        images: The images that were evaluated.
+        labels: (N,) int64, with a tensor of images; by default those in the ledger.
+        suite: The attacks, if the evaluation was given a list.
+        share: Of the resisted examples, how many are attacked again.
+        at_least: How many are attacked again whatever the share.
+        seed: Draws them; by default from the ledger's checksum.
+
+    Returns:
+        The findings.
+
+    Raises:
+        UserError: If there is nothing to check: a file is missing, damaged or of another kind.
     """
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
         if labels is None and not isinstance(images, Images):
             labels = torch.tensor(book.labels)
-        case = _Case(model, images_of(images, labels), book)
-        found = [_file(written), _numbers(written, book), _statuses(book), case.model_is_the_one()]
-        found.append(case.images_are_the_ones())
+        evidence = _Evidence(model, images_of(images, labels), book)
+        found = [_file(written), _numbers(written, book), _statuses(book), evidence.model_is_the_one()]
+        found.append(evidence.images_are_the_ones())
         if found[-1].status != "failed":
-            specs = specs_of(book, model, case.images, suite)
-            found += [case.clean_again(), *(case.stored_again(name) for name in book.attacks)]
-            found.append(case.resisted_again(specs, share, at_least, seed))
+            specs = specs_of(book, model, evidence.images, suite)
+            found += [evidence.clean_again(), *(evidence.stored_again(name) for name in book.attacks)]
+            found.append(evidence.resisted_again(specs, share, at_least, seed))
     return Verification(tuple(found))
 
 
@@ -173,7 +196,7 @@ def _statuses(book: Ledger) -> Finding:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Evidence:
     """The ledger beside the model and the images that it is said to be about."""
 
     model: nn.Module
@@ -181,10 +204,11 @@ class _Case:
     book: Ledger
 
     def model_is_the_one(self) -> Finding:
-        claimed, found = self.book.identity["model"]["checksum"], model_checksum(self.model)
-        if claimed != found:
-            return Finding("model", "failed", f"another model: its checksum is {found[:12]}, not {claimed[:12]}")
-        return Finding("model", "ok", f"the model that was evaluated ({found[:12]})")
+        if changed := another_model(self.book, self.model, self.images):
+            edited = all(line.startswith("classes.") for line in changed)  # with the same weights and answers
+            says = "its source file was changed since" if edited else "another model"
+            return Finding("model", "noted" if edited else "failed", f"{says}: {some(changed)}")
+        return Finding("model", "ok", f"the model that was evaluated ({self.book.identity['model']['checksum'][:12]})")
 
     def images_are_the_ones(self) -> Finding:
         claimed = self.book.identity["data"]

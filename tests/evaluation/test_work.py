@@ -15,7 +15,8 @@ import torch
 from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger, verify
-from advsphere.evaluation.shared import Begin, assign_batches, own_part, usual_batch_size
+from advsphere.evaluation.checks import usual_batch_size
+from advsphere.evaluation.work import Begin, assign_batches, own_part
 from tests.data.layouts import write_image
 from tests.evaluation.sharing import SPECS, digits, shared
 from tests.launching import run_ranks

@@ -1,0 +1,288 @@
+"""Carrying out an evaluation: attack batch by batch and write every outcome down, in one process or in several.
+
+Each of several processes writes a ledger of its own beside the main one, which takes them over in the end. What any of
+them holds is kept: after an interruption, the next call takes it over first, whatever its number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.classifier import frozen
+from advsphere.data import Images
+from advsphere.distributed import World
+from advsphere.errors import UserError
+from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, predict
+from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
+from advsphere.evaluation.masking import PROBES, SAMPLE, sample
+from advsphere.evaluation.results import Evaluation
+from advsphere.evaluation.rows import Finding
+from advsphere.evaluation.specs import AttackSpec
+from advsphere.files import canonical
+from advsphere.identity import AnotherModelError
+from advsphere.provenance import environment
+from advsphere.rng import Rng
+from advsphere.stats import wilson
+from advsphere.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far an evaluation has come, reported after each batch.
+
+    Attributes:
+        attack: The attack that is running.
+        done: Images that it has finished.
+        total: Images that it is to attack.
+        robust: How many of the finished images resisted.
+        seconds: Time that this process spent on the attack.
+        images: Images that this process attacked in that time.
+    """
+
+    attack: str
+    done: int
+    total: int
+    robust: int
+    seconds: float
+    images: int
+
+    @property
+    def images_per_second(self) -> float:
+        """The speed of this process."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        """Accuracy so far with its interval, and the speed."""
+        if not self.done:
+            return ""
+        low, high = wilson(self.robust, self.done)
+        accuracy = f"{100 * self.robust / self.done:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
+        return f"{accuracy}  {self.images_per_second:.3g} images/s"
+
+
+OnProgress = Callable[[Progress], None]
+Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
+"""(numbers of the examples, x, y) -> (their cells, forwards)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation that passed its checks, and the ledger that it goes to.
+
+    answers: of the model on a few images, to tell it from another one with the same identity.
+    """
+
+    model: nn.Module
+    images: Images
+    threat: ThreatModel
+    specs: Sequence[AttackSpec]
+    identity: Mapping[str, Any]
+    answers: Mapping[str, Any]
+    dtype: torch.dtype | None
+    findings: tuple[Finding, ...]
+    world: World
+    ledger: Path | None = None
+
+    def claim(self, path: Path | None, *, beside: bool = True) -> Plan:
+        """Create the ledger, or find the one to go on with.
+
+        beside: where it holds an evaluation of another model, keep it and take a file beside it. Raises UserError for
+        a ledger of another evaluation.
+        """
+        if path is None:
+            return self
+        free = path
+        for free in self._names(path) if self.world.first else ():
+            try:
+                self._begin(free).close()
+                break
+            except AnotherModelError:
+                if not beside:
+                    raise
+        free, findings = self.world.from_first(free), list(self.findings)
+        if free != path:
+            detail = f"{path.name} holds an evaluation of another model and was kept; this one is in {free.name}"
+            findings.append(Finding("ledger", "noted", detail))
+        return replace(self, ledger=free, findings=tuple(findings))
+
+    def run(self, budget: float | None = None, on_progress: OnProgress | None = None) -> Evaluation:
+        """Attack, as far as the budget goes, and read the result from the ledger."""
+        result = None
+        with exact_float32():
+            if self.world.size > 1:
+                with own_part(self.ledger, self._begin, self.world) as book:
+                    _Work(self, book, on_progress).run(budget)
+            if self.world.first:
+                with whole(self.ledger, self._begin) as book:
+                    work = _Work(self, book, on_progress)
+                    if self.world.size == 1:
+                        work.run(budget)
+                    work.probe()
+                    result = Evaluation.of(book, self.findings)
+            return cast(Evaluation, self.world.from_first(result))
+
+    def _begin(self, path: Path | None, *, beside: Path | None = None) -> Ledger:
+        return Ledger.create_or_resume(
+            path,
+            identity=self.identity,
+            answers=self.answers,
+            labels=self.images.labels.tolist(),
+            environment=environment(device_of(self.model)),
+            beside=beside,
+        )
+
+    def _names(self, path: Path) -> Iterator[Path]:
+        yield path
+        own = hashlib.sha256(canonical(self.identity).encode()).hexdigest()[:8]
+        for i in itertools.count(1):
+            yield path.with_stem(f"{path.stem}-{own}" + (f"-{i}" if i > 1 else ""))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The part of an evaluation that this process does."""
+
+    plan: Plan
+    ledger: Ledger
+    on_progress: OnProgress | None
+
+    def run(self, budget: float | None) -> None:
+        """Its batches of every attack, one attack after the other, as far as the budget goes."""
+        batches = list(torch.arange(len(self.plan.images)).split(self._batch_size))
+        finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
+        own = {batch: batches[batch] for batch in assign_batches(len(batches), finished, self.plan.world)}
+        self._clean(own)
+        deadline = math.inf if budget is None else time.monotonic() + budget
+        with contextlib.suppress(OutOfTime):
+            for spec in self.plan.specs:
+                self._attack(spec, own, deadline)
+
+    def probe(self) -> None:
+        """Measure once what the signs of gradient masking need; the attacks' deadline does not cut it short."""
+        missing = [name for name in PROBES if name not in self.ledger.probes]
+        if not missing:
+            return
+        seed = self.plan.identity["seed"]
+        index = sample(self.ledger.outcomes(CLEAN), seed=seed, most=min(SAMPLE, self._batch_size))
+        x, y = self._load(index)
+        with frozen(self.plan.model) as exact:
+            for name in missing:
+                self.ledger.record_probe(name, PROBES[name](exact, self.plan.threat, x, y))
+
+    def _clean(self, own: Mapping[int, Tensor]) -> None:
+        with frozen(self.plan.model) as exact:
+
+            def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
+                wrong, classes = predict(exact, x, y)
+                rows = zip(index.tolist(), wrong.tolist(), classes.tolist(), strict=True)
+                return [Cell(i, "fooled" if w else "resisted", c, 0.0) for i, w, c in rows], len(x)
+
+            self._each(CLEAN, own, cells)
+
+    def _attack(self, spec: AttackSpec, own: Mapping[int, Tensor], deadline: float) -> None:
+        standing = torch.tensor([robust == "1" for robust in self.ledger.outcomes(spec.name)])
+        plan = self.plan
+
+        def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
+            skipped = [Cell(i, "not_run") for i in index[~standing[index]].tolist()]
+            at = standing[index].to(x.device)
+            if not at.any():
+                return skipped, 0
+            ids, x, y = index.to(x.device)[at], x[at], y[at]
+            rng = Rng(plan.identity["seed"], ids)
+            verdict = judge_attack(plan.model, spec, plan.threat, x, y, rng, dtype=plan.dtype, deadline=deadline)
+            return skipped + verdict.cells(ids, y), verdict.forwards
+
+        self._each(spec.name, own, cells)
+
+    def _each(self, name: str, own: Mapping[int, Tensor], cells: Find) -> None:
+        done = self.ledger.done(name)
+        counts = Counter(c.status for c in self.ledger.cells(name) if c.example // self._batch_size in own)
+        seconds, images, total = 0.0, 0, sum(map(len, own.values()))
+        for batch, index in own.items():
+            if batch not in done:
+                began = time.perf_counter()
+                found, forwards = cells(index, *self._load(index))
+                took = time.perf_counter() - began
+                self.ledger.record(name, batch, found, Cost(took, forwards))
+                seconds, images = seconds + took, images + len(index)
+                counts.update(cell.status for cell in found)
+            if self.on_progress is not None:
+                robust = counts["resisted"] + counts["invalid"]
+                self.on_progress(
+                    Progress(
+                        attack=name, done=counts.total(), total=total, robust=robust, seconds=seconds, images=images
+                    )
+                )
+
+    @property
+    def _batch_size(self) -> int:
+        size: int = self.plan.identity["batch_size"]
+        return size
+
+    def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.plan.images.batch(index)
+        return x.to(device_of(self.plan.model)), y.to(device_of(self.plan.model))
+
+
+Begin = Callable[..., Ledger]
+"""`Ledger.create_or_resume` with all bound but its path and `beside`."""
+
+
+@contextmanager
+def whole(path: Path | None, begin: Begin) -> Iterator[Ledger]:
+    """The main ledger, once it holds what the parts beside it do; they are then gone. path: None is in memory."""
+    with begin(path) as book:
+        if path is not None and (parts := sorted(path.parent.glob(_part(path, "*").name))):
+            with ExitStack() as stack:
+                book.take_over([stack.enter_context(begin(part)) for part in parts])
+            for part in parts:
+                part.unlink()
+        yield book
+
+
+@contextmanager
+def own_part(path: Path | None, begin: Begin, world: World) -> Iterator[Ledger]:
+    """The ledger that this process of several writes, and in which it reads what the main one holds too.
+
+    All ranks enter and leave it together; in between they are on their own. Raises UserError without a path, and where
+    the ranks do not mean the same evaluation.
+    """
+    if path is None:
+        raise UserError("several processes put their results together in a file; give the ledger a path")
+    if world.first:
+        with whole(path, begin):
+            pass
+    world.barrier()
+    begin(path).close()
+    with begin(_part(path, str(world.rank)), beside=path) as book:
+        yield book
+    world.barrier()
+
+
+def _part(path: Path, rank: str) -> Path:
+    return path.with_name(f"{path.stem}.rank-{rank}{path.suffix}")
+
+
+def assign_batches(batches: int, done: Iterable[set[int]], world: World) -> list[int]:
+    """The batches that this process takes, in order. done: for each attack, the batches that are finished already.
+
+    Every rank gets as many as any other, give or take one, of those that are equally far; by the same rule on all.
+    """
+    finished = [*done]
+    order = sorted(range(batches), key=lambda batch: sum(batch in one for one in finished))
+    return sorted(order[world.rank :: world.size])
