@@ -44,7 +44,7 @@ _DEEPEST = 20
 """Levels of arguments within arguments that a record goes down."""
 
 PROBE_IMAGES = 4
-"""Random images, and as many of the evaluated ones, that a model's answers are recorded on."""
+"""Images of random pixels, and as many of random quarters, that a model's answers are recorded on."""
 
 TOLERANCE = 1e-3
 """How far two answers may differ, relative to the spread of all logits: other machines differ by about 1e-5."""
@@ -139,7 +139,7 @@ def model_record(model: nn.Module) -> dict[str, Any]:
     return record | ({"name": ", ".join(missing), "unknown": "no source file of it is found"} if missing else {})
 
 
-def model_answers(model: nn.Module, images: Images) -> dict[str, Any]:
+def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
     """What a model answers on a few fixed images, and how steep it is there.
 
     This tells models apart whose code or plain attributes differ while their weights are the same. Another processor
@@ -147,15 +147,15 @@ def model_answers(model: nn.Module, images: Images) -> dict[str, Any]:
 
     Args:
         model: Pixels in [0, 1] -> logits.
-        images: The evaluated set. Its first images are asked about, beside random ones of the same shape.
+        shape: (C, H, W) of an image.
 
     Returns:
         "logits": (B, K) numbers, and "slopes": (B,) norms of the log-odds' gradients, None where there are none.
     """
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-    some = images.batch(torch.arange(min(PROBE_IMAGES, len(images))))[0]
-    drawn = Rng(0, torch.arange(PROBE_IMAGES)).uniform(images.shape, "identity")
-    x = torch.cat([drawn.to(some), some]).to(device)
+    rng = Rng(0, torch.arange(PROBE_IMAGES))
+    smooth = nn.functional.interpolate(rng.uniform((shape[0], 2, 2), "quarters"), size=tuple(shape[1:]))
+    x = torch.cat([rng.uniform(shape, "pixels"), smooth]).to(device)
     with frozen(model) as classify:
         with torch.no_grad():
             logits = classify(x)
@@ -281,7 +281,7 @@ def _of_function(value: Any, again: partial[Any]) -> Any:
     maker, _, made = getattr(value, "__qualname__", "").partition(".<locals>")
     record: dict[str, Any] = {"name": maker} | origin
     if "<lambda>" in maker + made:
-        record["unknown"] = "a lambda has no name; write a function or a functools.partial"
+        record |= {"name": value.__qualname__, "unknown": "a lambda has no name; write a function"}
     if origin and (kind := getattr(value, "kind", None)) is not None:
         record["kind"] = kind
     if inspect.ismethod(value):

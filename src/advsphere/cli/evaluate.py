@@ -1,10 +1,13 @@
-"""`advsphere evaluate`: attack a run or a model of one's own, and print what is left."""
+"""`advsphere evaluate`: attack a run or a user's model, and print what is left."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -12,12 +15,16 @@ from rich.console import Console
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.progress import progress_bar
 from advsphere.distributed import World, joined, leave
-from advsphere.evaluation import Effort, Evaluation, evaluate
-from advsphere.evaluation.engine import Precision
-from advsphere.runs import train as experiment
+from advsphere.errors import UserError
+from advsphere.evaluation import Effort, Evaluation
+from advsphere.evaluation.checks import usual_batch_size
+from advsphere.evaluation.engine import Precision, prepare
+from advsphere.files import canonical
+from advsphere.runs.build import head_name
 from advsphere.runs.config import Config
+from advsphere.runs.folder import read_config
 from advsphere.runs.target import EvaluationTarget
-from advsphere.threat import Norm, ThreatModel
+from advsphere.threat import Norm, ThreatModel, radius
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +35,10 @@ class Options:
 
     Yours:  advsphere evaluate --model mypackage.nets:build --weights net.safetensors --data photos --image-size 64
 
-    Everything is written down: a ledger with each outcome and each adversarial image, and evaluation.json with each
-    number. Interrupt it at any time; the same command goes on. Then `advsphere verify` checks it.
+    A ledger keeps every outcome and every adversarial image, and evaluation.json every number. Interrupt it at any
+    time; the same command goes on. Then `advsphere verify` checks it.
 
-    Several processes share the images, and come to the same ledger:
+    Several processes share the images and write the same ledger:
 
     torchrun --nproc-per-node 4 -m advsphere evaluate runs/digits-pgd-at-he
     """
@@ -44,12 +51,13 @@ class Options:
     - autoattack: APGD-CE, APGD-T, FAB-T, Square.
     - table2, table4, table6: the columns of the paper's tables.
     - survival: what `advsphere compare` needs.
-    - adaptive: for bounded cosine heads: the scale swept, angles, features.
+    - adaptive: for bounded cosine heads: several scales, angles, features.
+    - package.module:name: a suite of yours, see docs/extending.md.
     """
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
     budget: Annotated[float | None, DURATION] = None
-    """How long the attacks may take, e.g. 10m, 90s or 2h: the tightest upper bound that the time allows. The same
-    command again goes on for as long."""
+    """How long the attacks may take, e.g. 10m, 90s or 2h; the result is the tightest upper bound that the time allows.
+    The same command again goes on for as long."""
     norm: Norm | None = None
     """The run's own by default; linf for a model of yours."""
     eps: float | None = None
@@ -57,13 +65,13 @@ class Options:
     seed: int = 0
     """Of the attacks' random starts."""
     batch_size: int | None = None
-    """Of each attack, and the unit of work; by default 250, fewer of more than 74 pixels a side."""
+    """Of each attack, and the unit of work; by default 250, fewer for images of more than 74 pixels a side."""
     precision: Precision = "auto"
-    """Of the search; auto is bfloat16 where the machine has it. What is found is always checked in float32."""
+    """Of the search; auto is bfloat16 where the machine has it. Every find is checked in float32."""
     head: str | None = None
-    """The last linear layer's name, where it can't be told; a run knows its own."""
+    """The last linear layer's name, where it can't be found; a run with a named head knows its own."""
     out: Path | None = None
-    """Where to write; by default a folder in the run's, or runs/own for a model of yours."""
+    """Where to write; by default a folder inside the run's folder, or in runs/own for a model of yours."""
 
 
 def main(arguments: list[str]) -> int:
@@ -72,59 +80,103 @@ def main(arguments: list[str]) -> int:
         options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
         console = Console(highlight=False)
         if world.size > 1:
-            console.print(f"{world.size} processes share the images; the bars are of the first one's", soft_wrap=True)
+            console.print(f"{world.size} processes share the images; the bars show the first one", soft_wrap=True)
         evaluation, folder = evaluated(options, world)
         console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
+        if options.subject.run is not None:
+            trained = read_config(options.subject.run).threat
+            if (judged := _threat(options, trained)) != trained:
+                console.print(f"trained against {_said(trained)}; judged against {_said(judged)}", soft_wrap=True)
         console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
     leave(0)
     return 0
 
 
 def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Path]:
-    """The evaluation and the folder in which it is kept; what is there already is not done again."""
+    """The evaluation and its folder; what is there already is not done again. Nothing is written before all checks."""
     subject = options.subject
-    config = None if subject.run is None else experiment.read_config(subject.run)
-    threat = _threat(options, config)
+    config = None if subject.run is None else read_config(subject.run)
+    head = None if config is None else head_name(config)
+    if head is not None and options.head not in (None, head):
+        raise UserError(f"the head of {subject.run} is {head}, not {options.head}; leave out --head")
+    threat = _threat(options, ThreatModel(norm="linf", eps=8 / 255) if config is None else config.threat)
     model, images = subject.load()
-    folder = options.out or _folder(options, threat)
+    plan = prepare(
+        model,
+        images,
+        threat=threat,
+        suite=options.suite,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        effort=options.effort,
+        budget=options.budget,
+        head=options.head or head,
+        precision=options.precision,
+        world=world,
+    )
+    folder = options.out or folder_of(options, config, plan.identity)
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
+    plan = plan.claim(folder / "ledger.sqlite", beside=False)
+    if world.first:
         subject.save(folder)
     with progress_bar() as on_progress:
-        evaluation = evaluate(
-            model,
-            images,
-            threat=threat,
-            suite=options.suite,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            ledger=folder / "ledger.sqlite",
-            effort=options.effort,
-            budget=options.budget,
-            head=options.head or (None if config is None else experiment.head_name(config)),
-            precision=options.precision,
-            on_progress=on_progress,
-            world=world,
-        )
+        evaluation = plan.run(on_progress)
     if world.first:
         evaluation.save(folder / "evaluation.json")
     return evaluation, folder
 
 
-def _threat(options: Options, config: Config | None) -> ThreatModel:
-    own = ThreatModel(norm="linf", eps=8 / 255) if config is None else config.threat
-    return ThreatModel(
-        norm=options.norm or own.norm, eps=own.eps if options.eps is None else options.eps, bounds=own.bounds
-    )
-
-
-def _folder(options: Options, threat: ThreatModel) -> Path:
-    """A folder for each question, so that another question does not meet the ledger of this one."""
-    subject, usual = options.subject, Effort()
-    name = f"{options.suite}-{subject.checkpoint}-{threat.norm}-{threat.eps:.4g}"
+def folder_of(options: Options, config: Config | None, identity: Mapping[str, Any]) -> Path:
+    """The folder of a question. Its name says the usual options; a hash of everything else follows where any of it is
+    not as usual, so that another question never meets the ledger of this one.
+    """
+    subject, suite, threat = options.subject, identity["suite"], identity["threat"]
+    name = f"{_plain(options.suite)}-{subject.checkpoint}-{threat['norm']}-{threat['eps']:.4g}"
     name += "" if subject.n is None else f"-n{subject.n}"
     for field in ("restarts", "steps", "guides"):
-        value = getattr(options.effort, field)
-        name += "" if value == getattr(usual, field) else f"-{field}{value}"
-    name += "-cascade" if options.effort.cascade or options.budget is not None else ""
-    return (Path("runs/own") if subject.run is None else subject.run / "evaluations") / name
+        name += "" if suite[field] == getattr(Effort(), field) else f"-{field}{suite[field]}"
+    name += "-cascade" if suite["cascade"] else ""
+    if subject.run is None or config is None:
+        return Path("runs/own") / f"{_plain(str(subject.model))}-{name}-{_hash(identity)}"
+    unusual = {
+        "eps": threat["eps"] if not _usual(threat["eps"], config.threat.eps) else None,
+        "attacks": identity["attacks"] if "rank" in suite else None,
+        "seed": options.seed or None,
+        "batch size": None
+        if identity["batch_size"] == usual_batch_size(identity["data"]["shape"])
+        else options.batch_size,
+        "precision": None if options.precision == "auto" else options.precision,
+        "head": options.head,
+        "data": None if _same_place(subject.data, config.data.root) else identity["data"]["checksum"],
+        "anew": identity.get("anew"),
+    }
+    given = {key: value for key, value in unusual.items() if value is not None}
+    return subject.run / "evaluations" / (f"{name}-{_hash(given)}" if given else name)
+
+
+def _usual(eps: float, trained: float) -> bool:
+    """Whether four digits tell this radius: the run's own, or whole grey levels."""
+    levels = round(255 * eps) / 255
+    return eps == trained or (eps == levels and f"{eps:.4g}" != f"{trained:.4g}")
+
+
+def _same_place(given: Path | None, own: Path | None) -> bool:
+    return given is None or (own is not None and given.resolve() == own.resolve())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]", ".", name)
+
+
+def _hash(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
+
+
+def _threat(options: Options, usual: ThreatModel) -> ThreatModel:
+    eps = usual.eps if options.eps is None else options.eps
+    return replace(usual, norm=options.norm or usual.norm, eps=eps)
+
+
+def _said(threat: ThreatModel) -> str:
+    return f"{threat.norm}, eps = {radius(threat.eps)}"

@@ -1,4 +1,4 @@
-"""`advsphere show`: the story of one example."""
+"""`advsphere show`: one example, and every attack that tried it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation import Ledger
 from advsphere.evaluation.trace import Replay, Trace, find_name, notable, replay, trace_example
 from advsphere.files import write_atomically
-from advsphere.runs.target import EvaluationTarget
+from advsphere.runs.target import EvaluationTarget, evaluations
 
 LEDGER = "ledger.sqlite"
 NUMBER = PrimitiveConstructorSpec[int | None](
@@ -37,8 +37,8 @@ NUMBER = PrimitiveConstructorSpec[int | None](
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Tell one example's story: every attack that tried it, what became of it, the picture, and the line that attacks
-    it again. Without EXAMPLE: a few that are worth looking at.
+    """Show one example: every attack that tried it, the outcomes, a picture, and the command that attacks it again.
+    Without EXAMPLE: a few examples that are worth looking at.
 
     advsphere show runs/first
 
@@ -52,13 +52,13 @@ class Options:
     example: Annotated[int | None, tyro.conf.Positional, NUMBER] = None
     """The number of a test image, from 0."""
     replay: str | None = None
-    """Attack the example again with this attack and the same draws, and say whether the outcome is the same."""
+    """Attack the example again with this attack and the same random numbers, and compare the outcomes."""
     out: Path | None = None
-    """Where the picture is written; by default beside the evaluation."""
+    """Where to write the picture; by default beside the evaluation."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print stories and where their pictures lie; 1 if a replay did not come to the same outcome."""
+    """Print outcomes and where the pictures are; 1 if a replay had another outcome."""
     options = parse(Options, arguments or ["--help"], prog="advsphere show")
     if options.example is None and (options.replay is not None or options.out is not None):
         raise UserError("--replay and --out are for one example; give its number after the folder")
@@ -71,7 +71,9 @@ def main(arguments: list[str]) -> int:
         with Ledger.read(folder / LEDGER) as book:
             model, images = EvaluationTarget.read(folder).load()
             if images.labels.tolist() != book.labels:
-                raise UserError(f"{folder} is of other images than those of {images.name} now; put its own ones back")
+                raise UserError(
+                    f"{folder} is an evaluation of other images than {images.name} has now; put its own images back"
+                )
             if options.example is None:
                 _list(console, folder, book, model, images)
                 continue
@@ -87,7 +89,7 @@ def main(arguments: list[str]) -> int:
 
 def _list(console: Console, folder: Path, book: Ledger, model: nn.Module, images: Images) -> None:
     k, n = book.worst_case()
-    console.print(f"{n} examples, numbered from 0; nothing fooled {k} of them")
+    console.print(f"{n} examples, numbered from 0; no attack fooled {k} of them")
     for group in notable(book, model, images):
         console.print(f"\n{group.kind}", style="bold")
         for example, note in group.examples.items():
@@ -103,14 +105,13 @@ def _tell(console: Console, folder: Path, book: Ledger, told: Trace, images: Ima
     tried = [a.attack for a in told.attempts if a.fate in ("fooled", "resisted", "invalid")]
     if tried:
         attack = tried[-1] if told.nearest is None else told.nearest.attack
-        sees = "attack it again, and see what the attack returns" if told.nearest is None else "attack it again"
-        console.print(f"{sees}: {_command(folder, told.example, attack)}")
+        console.print(f"attack it again: {_command(folder, told.example, attack)}")
 
 
 def _compare(console: Console, folder: Path, found: Replay, told: Trace, images: Images, out: Path | None) -> None:
     attack = found.then.attack
     console.print(told.title, style="bold")
-    console.print(f"{attack}, with the recorded draws: seed {told.seed}, example {told.example}")
+    console.print(f"{attack}, with the recorded random numbers: seed {told.seed}, example {told.example}")
     for when, attempt in {"recorded": found.then, "now": found.now}.items():
         distance = "" if attempt.distance is None else f", at a distance of {attempt.distance:.4g}"
         console.print(f"  {when + ':':<10} {told.fate(attempt)}{distance}")
@@ -134,13 +135,11 @@ def _command(folder: Path, example: int, attack: str | None = None) -> str:
 
 
 def _chosen(options: Options) -> list[Path]:
-    """The evaluations that the story is told out of, also unfinished ones: of a run with several all that have the
-    example; a replay, and a picture of a name of its own, take one alone.
+    """The evaluations to look into, also unfinished ones: all of a run that have the example. A replay and --out need
+    a single one.
     """
     folder = options.folder
-    if (folder / LEDGER).is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob(f"evaluations/*/{LEDGER}"))
+    found = evaluations(folder, LEDGER)
     if not found:
         raise UserError(f"{folder} holds no evaluation; `advsphere evaluate {folder}` makes one")
     if options.example is None or len(found) == 1:
@@ -155,4 +154,4 @@ def _chosen(options: Options) -> list[Path]:
         attacks = {path: names for path, names in attacks.items() if name in names}
     if len(attacks) > 1 and (options.replay is not None or options.out is not None):
         raise UserError(f"{folder} has {len(attacks)} such evaluations; name one: {', '.join(map(str, attacks))}")
-    return list(attacks) or found[:1]  # which says that there is no such example
+    return list(attacks) or found[:1]  # the caller says that there is no such example

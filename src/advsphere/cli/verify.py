@@ -12,21 +12,21 @@ from rich.console import Console
 from advsphere.cli.arguments import parse
 from advsphere.errors import UserError
 from advsphere.evaluation import verify
-from advsphere.runs.target import EvaluationTarget
+from advsphere.runs.target import EvaluationTarget, evaluations
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Check an evaluation: recompute every printed number from the ledger, predict every stored adversarial image once
-    more, and attack a random 5 % (at least 20) of the resisted ones again.
+    """Check an evaluation: compute every printed number from the ledger again, predict every stored adversarial image
+    again, and attack a random 5 % (at least 20) of the resisting ones again.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
     """An evaluation's folder, or a run's: then all of its evaluations."""
     share: float = 0.05
-    """How much of what resisted is attacked again."""
+    """Share of the resisting examples that are attacked again."""
     seed: int | None = None
-    """Which of it; by default drawn from the ledger's checksum."""
+    """Which examples these are; by default drawn from the ledger's checksum."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     options = parse(Options, arguments or ["--help"], prog="advsphere verify")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     passed = True
-    for folder in _evaluations(options.folder):
+    for folder in _finished(options.folder):
         model, images = EvaluationTarget.read(folder).load()
         console.print(f"{folder}")
         result = verify(
@@ -50,14 +50,10 @@ def main(arguments: list[str]) -> int:
     return 0 if passed else 1
 
 
-def _evaluations(folder: Path) -> list[Path]:
-    if (folder / "evaluation.json").exists():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob("evaluations/*/evaluation.json"))
-    if not found and any((folder / path).exists() for path in ("ledger.sqlite", "evaluations")):
-        raise UserError(
-            f"no evaluation in {folder} is finished; run the same `advsphere evaluate` again, and it goes on"
-        )
+def _finished(folder: Path) -> list[Path]:
+    found = evaluations(folder)
+    if not found and evaluations(folder, "ledger.sqlite"):
+        raise UserError(f"no evaluation in {folder} is finished; run the same `advsphere evaluate` again to go on")
     if not found:
         raise UserError(f"{folder} holds no finished evaluation; `advsphere evaluate {folder}` makes one")
     return found

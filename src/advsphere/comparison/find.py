@@ -1,4 +1,4 @@
-"""Which finished evaluations of several runs belong together: the same attacks on the same images."""
+"""Find the finished evaluations of several runs that belong together: the same attacks on the same images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
+from advsphere.evaluation.suites import rank_of
 from advsphere.files import canonical
-from advsphere.runs.target import EvaluationTarget
-
-STRENGTH = ("own", "quick", "paper", "table4", "adaptive", "table2", "autoattack", "table6", "survival")
-"""Suites, the strongest last."""
+from advsphere.runs.target import EvaluationTarget, evaluations
 
 
 class Finished(NamedTuple):
-    """A finished evaluation, where it lies and what it is of."""
+    """A finished evaluation, its folder, and what was evaluated."""
 
     folder: Path
     evaluation: Evaluation
@@ -25,25 +23,26 @@ class Finished(NamedTuple):
 
     @property
     def question(self) -> str:
-        """What was asked: equal for evaluations that can be set side by side."""
+        """Suite, threat and images: equal for evaluations that can be compared."""
         identity = self.evaluation.identity
         suite = {key: value for key, value in identity["suite"].items() if key != "head"}
-        return canonical([suite, identity["threat"], identity["data"]["checksum"]])
+        attacks = sorted(identity["attacks"]) if suite["name"] == "own" else None
+        return canonical([suite, attacks, identity["threat"], identity["data"]["checksum"]])
 
     @property
-    def strength(self) -> tuple[bool, int, int, int]:
-        """The best checkpoint before the last one, the stronger suite, more images, more effort."""
+    def strength(self) -> tuple[bool, float, int, int]:
+        """For sorting: the best checkpoint above the last one, then the suite's rank, more images, more effort."""
         identity = self.evaluation.identity
         effort = sum(row.forwards for row in self.evaluation.attacks)
-        suite = STRENGTH.index(identity["suite"]["name"])
-        return self.subject.checkpoint == "best", suite, self.evaluation.clean.n, effort
+        return self.subject.checkpoint == "best", rank_of(identity["suite"]), self.evaluation.clean.n, effort
 
 
 def common(places: Sequence[Path], suite: str | None) -> tuple[list[Finished], list[str]]:
-    """One evaluation for each place, all of the same question: the strongest that all have; and a note for each one
-    that can't be read. places: folders of runs, or of evaluations. suite: this one alone.
+    """One evaluation for each place, all with the same question: the strongest that all places have. Also a note for
+    each evaluation that can't be read.
 
-    Raises UserError that names the command to run where there is none.
+    places: folders of runs, or of evaluations. suite: only this one. Raises UserError with the command to run if the
+    places have none in common.
     """
     notes: list[str] = []
     found: list[Mapping[str, Finished]] = []
@@ -51,29 +50,25 @@ def common(places: Sequence[Path], suite: str | None) -> tuple[list[Finished], l
         known = [one for one in _finished(place, notes) if suite in (None, one.evaluation.identity["suite"]["name"])]
         if not known:
             raise UserError(_missing(place, suite, notes))
-        # Of one question asked twice, as of both checkpoints, the stronger stands for it.
+        # Where one question was asked twice, as for both checkpoints, the stronger evaluation is taken.
         found.append({one.question: one for one in sorted(known, key=lambda one: one.strength)})
     shared = set.intersection(*({*questions} for questions in found))
     if not shared:
         raise UserError(
-            f"{', '.join(map(str, places))} have no evaluation in common: the same suite, eps and images; "
-            f"{_command(places[0], suite)} and so on makes one of each"
+            f"{', '.join(map(str, places))} have no evaluation in common (the same suite, threat and images); "
+            f"make one for each, as by `{_command(places[0], suite)}`"
         )
     best = max(shared, key=lambda question: found[0][question].strength)
     return [questions[best] for questions in found], notes
 
 
 def _finished(place: Path, notes: list[str]) -> list[Finished]:
-    """All finished evaluations of a run, or the one of the folder."""
-    folders = [place] if (place / "evaluation.json").is_file() else [
-        path.parent for path in sorted(place.glob("evaluations/*/evaluation.json"))
-    ]  # fmt: skip
     found = []
-    for folder in folders:
+    for folder in evaluations(place):
         try:
             found.append(Finished(folder, Evaluation.load(folder / "evaluation.json"), EvaluationTarget.read(folder)))
         except UserError as error:
-            notes.append(f"passed over: {error}")
+            notes.append(f"left out: {error}")
     return found
 
 

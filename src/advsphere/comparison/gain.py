@@ -1,7 +1,8 @@
-"""How much of a gain survives: a baseline and a method under each attack, and what is left of it in the worst case.
+"""How much of a gain survives: a baseline and a method under each attack, and the share of the gain that is left in the
+worst case.
 
-With one checkpoint in an arm, all that is said is of these checkpoints; the images are the sample. From three seeds in
-each arm on it is of the method; then the seeds are a sample too, and their spread enters every interval.
+With one checkpoint per arm, conclusions hold for these checkpoints only, and the images are the sample. With at least
+three seeds per arm they hold for the method; the seeds are then a sample too, and their spread enters every interval.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ Verdict = Literal["survives", "partly", "does not survive", "cannot tell", "no g
 CONFIDENCE = 0.95
 REPLICATES = 10_000
 HALF, WHOLE = 0.5, 0.9
-"""Shares of a gain: what survives is not below the one, and may be the other or more."""
+"""Shares of a gain. It survives if its share is above the first and may reach the second."""
 BARE = " (s = 1)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The method's accuracy less the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
+    """The method's accuracy minus the baseline's under one attack, in [-1, 1].
 
-    baseline, method: mean accuracies of the arms. p_value: that there is no difference; adjusted: of an attack, the
-    same after Holm's correction (1979) for looking at several.
+    Attributes:
+        name: The attack.
+        baseline: Mean accuracy of the baseline's checkpoints.
+        method: Mean accuracy of the method's checkpoints.
+        low: Lower end of the 95 % interval of the difference.
+        high: Upper end of the interval.
+        p_value: Of the hypothesis that there is no difference.
+        adjusted: The same after Holm's correction (1979) for several attacks.
     """
 
     name: str
@@ -54,12 +61,12 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes no difference, and so does the corrected test."""
+        """Whether the difference is significant, also after Holm's correction."""
         return self.apart and self.adjusted <= 1 - CONFIDENCE
 
     @property
     def apart(self) -> bool:
-        """Whether the interval alone excludes no difference, as if this attack were the only one."""
+        """Whether the interval excludes 0, as if this attack were the only one."""
         return not self.low <= 0 <= self.high
 
 
@@ -67,10 +74,15 @@ class Gain:
 class Survival:
     """What `survival` found.
 
-    n: examples. seeds: (of the baseline, of the method). gains: under each attack, worst case last. pgd: the name of
-    the one whose gain is to survive. share: of that gain in the worst case, with its bootstrap interval; None where the
-    gain itself is not clear of 0. verdict: from the intervals alone. n_for_a_point: how many examples would give the
-    worst case's gain an interval of +- 1 point.
+    Attributes:
+        n: Number of examples.
+        seeds: (of the baseline, of the method).
+        gains: Under each attack, the worst case last.
+        pgd: The name of the attack whose gain is to survive.
+        share: Of that gain in the worst case, with its bootstrap interval (share, low, high); None where the gain
+            itself is not significant.
+        verdict: From the intervals alone.
+        n_for_a_point: Examples that would give the worst case's gain an interval of +- 1 point.
     """
 
     n: int
@@ -83,7 +95,7 @@ class Survival:
 
     @property
     def of_the_method(self) -> bool:
-        """Whether there are seeds enough to speak of the method, and not of these checkpoints."""
+        """Whether there are enough seeds for conclusions on the method instead of these checkpoints."""
         return min(self.seeds) >= ENOUGH_SEEDS
 
     def gain(self, name: str) -> Gain:
@@ -101,8 +113,8 @@ class Survival:
         if self.verdict == "no gain":
             return f"{differs}: there is no gain to survive; {left}."
         if self.share is None:
-            why = ", for so many attacks are asked about" if before.apart else ""
-            return f"{differs}, which may be nothing{why}; {left}."
+            why = " after Holm's correction" if before.apart else ""
+            return f"{differs}, which is not significant{why}; {left}."
         share = "{:.0f} % of it ({:.0f} to {:.0f})".format(*(100 * part for part in self.share))
         ends = {
             "survives": f"the gain survives: {left}, {share}",
@@ -114,16 +126,24 @@ class Survival:
 
 
 def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Survival:
-    """Compare two arms, each of one evaluation or of several (one for each seed), by the same suite.
+    """Compare two arms, each of one evaluation or one for each seed, by the same suite.
 
-    pgd: the row whose gain is to survive; by default the first of cross-entropy at s = 1, as the paper's official code
-    evaluates, else the first PGD. A plain head's s is 1, so there its rows stand for those "(s = 1)".
-    Raises UserError where images, threat or rows differ, and for a checkpoint that is twice in an arm.
+    Args:
+        baseline: Evaluations of the baseline.
+        method: Evaluations of the method.
+        pgd: The row whose gain is to survive. By default the first PGD on cross-entropy at s = 1, as the paper's
+            official code evaluates, else the first PGD. A plain head's s is 1, so its rows stand for those "(s = 1)".
+
+    Returns:
+        Gains, share and verdict.
+
+    Raises:
+        UserError: If images, threat or rows differ, or a checkpoint is twice in an arm.
     """
     everything = [*baseline, *method]
     for arm in (baseline, method):
         if len({one.identity["model"]["checksum"] for one in arm}) < len(arm):
-            raise UserError("a checkpoint is twice in one arm; the same one again is no other seed")
+            raise UserError("a checkpoint is twice in one arm; give another seed")
     for other in everything[1:]:
         for key in ("data", "threat"):
             if changed := differences(everything[0].identity[key], other.identity[key], key):
@@ -160,13 +180,13 @@ def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Rows that all have, in the order of the one with most."""
+    """Names of the rows that all evaluations have."""
     longest = max(evaluations, key=lambda e: len(e.rows))
     return [row.name for row in longest.rows if all(row_for(e, row.name) is not None for e in evaluations)]
 
 
 def row_for(evaluation: Evaluation, name: str) -> Row | None:
-    """The row of a name, None where there is none; a plain head's s is 1, so its rows stand for those "(s = 1)"."""
+    """The row with that name, or None. A plain head's s is 1, so its rows stand for those "(s = 1)"."""
     own = {row.name: row for row in evaluation.rows}
     plain = own.get(name.removesuffix(BARE)) if evaluation.identity["model"]["scale"] == 1.0 else None
     return own.get(name, plain)
@@ -204,8 +224,8 @@ def _gain(name: str, baseline: Columns, method: Columns) -> Gain:
 
 
 def _seed_variance(baseline: Columns, method: Columns) -> tuple[float, float]:
-    """(variance of the difference of the arms' means over seeds, Welch's degrees of freedom); (0, infinity) where there
-    are too few seeds to speak of more than these checkpoints.
+    """(variance of the difference of the arms' means over seeds, Welch's degrees of freedom); (0, infinity) where
+    there are too few seeds.
     """
     if min(len(baseline), len(method)) < ENOUGH_SEEDS:
         return 0.0, math.inf
@@ -216,7 +236,7 @@ def _seed_variance(baseline: Columns, method: Columns) -> tuple[float, float]:
 
 
 def _holm(gains: Sequence[Gain]) -> list[Gain]:
-    """The same with the attacks' p-values corrected for their number; clean and worst case are asked about alone."""
+    """The gains with Holm's correction over the attacks; clean and worst case are tested alone."""
     attacks = sorted((g for g in gains if g.name not in (CLEAN, WORST)), key=lambda g: g.p_value)
     adjusted, highest = {}, 0.0
     for rank, gain in enumerate(attacks):
@@ -231,7 +251,7 @@ def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> t
     """
     rng = np.random.default_rng(0)
     sizes = [len(arm) for arm in before]
-    # Images with the same outcomes everywhere are alike, so that only the number of each kind has to be drawn.
+    # Images with the same outcomes everywhere are alike, so only the number of each kind is drawn.
     kinds, counts = np.unique(np.concatenate([*before, *after]), axis=1, return_counts=True)
     images = rng.multinomial(counts.sum(), counts / counts.sum(), size=REPLICATES) / counts.sum()
 
@@ -245,7 +265,7 @@ def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> t
     gained, left = (
         ((of_method @ method - of_baseline @ baseline) * images).sum(1) for baseline, method in (parts[:2], parts[2:])
     )
-    # A replicate without a gain has no share of it; so few can have none that they belong to the upper end.
+    # A replicate without a gain has no share; these are few and count at the upper end.
     ratios = np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf)
     low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     gain, rest = (float(arm[1].mean() - arm[0].mean()) for arm in (before, after))

@@ -95,12 +95,13 @@ def evaluate(
         suite=suite,
         seed=seed,
         batch_size=batch_size,
-        effort=effort if budget is None else replace(effort, cascade=True),
+        effort=effort,
+        budget=budget,
         head=head,
         precision=precision,
         world=world,
     )
-    return plan.claim(ledger).run(budget, on_progress)
+    return plan.claim(ledger).run(on_progress)
 
 
 def prepare(
@@ -113,6 +114,7 @@ def prepare(
     seed: int = 0,
     batch_size: int | None = None,
     effort: Effort = Effort(),
+    budget: float | None = None,
     head: str | None = None,
     precision: Precision = "auto",
     world: World = World(),
@@ -125,13 +127,15 @@ def prepare(
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
     if threat.norm == "linf" and threat.eps > threat.bounds[1] - threat.bounds[0]:
         raise UserError(f"eps is {threat.eps:g}, more than there is between black and white; did you mean eps / 255?")
+    if budget is not None:
+        effort = replace(effort, cascade=True)
     context, notes = context_of(model, images, threat, effort, head)
     specs = _specs(suite, context)
     with exact_float32():
         checked = preflight(model, images, batch_size=batch_size, attacks=specs) if world.first else ()
         dtype, found = _search(model, images, precision)
         findings = [*world.from_first(checked), *notes, *found]
-        recorded = (data_checksum(images, batch_size), model_answers(model, images)) if world.first else ("", {})
+        recorded = (data_checksum(images, batch_size), model_answers(model, images.shape)) if world.first else ("", {})
     checksum, answers = world.from_first(recorded)
     named = isinstance(suite, str)
     identity = {
@@ -149,7 +153,7 @@ def prepare(
         findings.append(
             Finding("identity", "noted", f"can't be told from others: {some(unknown)}; so nothing is resumed")
         )
-    return Plan(model, images, threat, specs, identity, answers, dtype, tuple(findings), world)
+    return Plan(model, images, threat, specs, identity, answers, dtype, budget, tuple(findings), world)
 
 
 def context_of(

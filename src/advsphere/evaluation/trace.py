@@ -126,7 +126,7 @@ class Trace:
         console.print(self.title)
         console.print(
             f"{self.threat.norm}, eps = {radius(self.threat.eps)} ({self.threat.eps:.4g}); "
-            f"draws: seed {self.seed}, example {self.example}, whatever the batch"
+            f"random numbers: seed {self.seed}, example {self.example}, in any batch"
         )
         console.print()
         console.print(table)
@@ -204,7 +204,7 @@ def replay(
     then = told.attempt(attack)
     if told.prediction != told.label:
         raise UserError(f"{told.title}; there is nothing to replay")
-    if changed := another_model(book, model, images):
+    if changed := another_model(book, model):
         raise UserError(f"this is another model than the one that was evaluated: {some(changed)}; replay with that one")
     if images.labels.tolist() != book.labels:
         raise UserError("these are other images than were evaluated; replay with those")

@@ -60,12 +60,14 @@ def specs_of(
     return tuple(suite)
 
 
-def another_model(book: Ledger, model: nn.Module, images: Images) -> list[str]:
+def another_model(book: Ledger, model: nn.Module) -> list[str]:
     """How this model differs from the one that was evaluated, a line for each difference."""
     claimed = {key: value for key, value in book.identity["model"].items() if key not in ("scale", "type")}
     found = model_record(model)
     changed = [str(change) for change in differences(claimed, {key: found.get(key) for key in claimed})]
-    if book.answers is not None and not answer_alike(book.answers, model_answers(model, images)):
+    if book.answers is not None and not answer_alike(
+        book.answers, model_answers(model, book.identity["data"]["shape"])
+    ):
         changed.append("it answers otherwise on the same images")
     return changed
 
@@ -204,7 +206,7 @@ class _Evidence:
     book: Ledger
 
     def model_is_the_one(self) -> Finding:
-        if changed := another_model(self.book, self.model, self.images):
+        if changed := another_model(self.book, self.model):
             edited = all(line.startswith("classes.") for line in changed)  # with the same weights and answers
             says = "its source file was changed since" if edited else "another model"
             return Finding("model", "noted" if edited else "failed", f"{says}: {some(changed)}")
@@ -267,7 +269,7 @@ class _Evidence:
         return Finding(name, "ok", detail)
 
     def resisted_again(self, specs: Sequence[AttackSpec], share: float, at_least: int, seed: int | None) -> Finding:
-        """Attack a sample of what counts as resisted once more, with the same draws."""
+        """Attack a sample of what counts as resisted once more, with the same random numbers."""
         counted = ("resisted", "invalid")
         cells = [(name, c.example) for name in self.book.attacks for c in self.book.cells(name) if c.status in counted]
         count = min(len(cells), max(at_least, math.ceil(share * len(cells))))

@@ -93,6 +93,7 @@ class Plan:
     identity: Mapping[str, Any]
     answers: Mapping[str, Any]
     dtype: torch.dtype | None
+    budget: float | None
     findings: tuple[Finding, ...]
     world: World
     ledger: Path | None = None
@@ -119,18 +120,18 @@ class Plan:
             findings.append(Finding("ledger", "noted", detail))
         return replace(self, ledger=free, findings=tuple(findings))
 
-    def run(self, budget: float | None = None, on_progress: OnProgress | None = None) -> Evaluation:
+    def run(self, on_progress: OnProgress | None = None) -> Evaluation:
         """Attack, as far as the budget goes, and read the result from the ledger."""
         result = None
         with exact_float32():
             if self.world.size > 1:
                 with own_part(self.ledger, self._begin, self.world) as book:
-                    _Work(self, book, on_progress).run(budget)
+                    _Work(self, book, on_progress).run()
             if self.world.first:
                 with whole(self.ledger, self._begin) as book:
                     work = _Work(self, book, on_progress)
                     if self.world.size == 1:
-                        work.run(budget)
+                        work.run()
                     work.probe()
                     result = Evaluation.of(book, self.findings)
             return cast(Evaluation, self.world.from_first(result))
@@ -160,13 +161,13 @@ class _Work:
     ledger: Ledger
     on_progress: OnProgress | None
 
-    def run(self, budget: float | None) -> None:
+    def run(self) -> None:
         """Its batches of every attack, one attack after the other, as far as the budget goes."""
         batches = list(torch.arange(len(self.plan.images)).split(self._batch_size))
         finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
         own = {batch: batches[batch] for batch in assign_batches(len(batches), finished, self.plan.world)}
         self._clean(own)
-        deadline = math.inf if budget is None else time.monotonic() + budget
+        deadline = math.inf if self.plan.budget is None else time.monotonic() + self.plan.budget
         with contextlib.suppress(OutOfTime):
             for spec in self.plan.specs:
                 self._attack(spec, own, deadline)

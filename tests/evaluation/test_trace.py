@@ -65,16 +65,16 @@ def fates(told: Trace) -> list[str]:
 
 
 def test_what_became_of_each_is_told(book: Ledger) -> None:
-    assert fates(trace_example(book, 0, CLASSES)) == ["not run: misclassified as it is"] * 3
-    assert fates(trace_example(book, 1, CLASSES)) == ["fooled: bird", "fooled: cat", "not run: PGD had it"]
+    assert fates(trace_example(book, 0, CLASSES)) == ["skipped: misclassified anyway"] * 3
+    assert fates(trace_example(book, 1, CLASSES)) == ["fooled: bird", "fooled: cat", "skipped: already broken by PGD"]
     assert fates(trace_example(book, 2, CLASSES)) == [
         "resisted",
         "resisted: no number is outside the ball",
         "fooled: cat",
     ]
     assert fates(trace_example(book, 3, CLASSES))[:2] == [
-        "left the ball, so it counts for nothing",
-        "left the pixel range",
+        "left the ball, so it counts as resisted",
+        "left the pixel range, so it counts as resisted",
     ]
     late = "not reached: time was over, or interrupted"
     assert fates(trace_example(book, 4, CLASSES)) == ["resisted", late, late]
@@ -84,8 +84,10 @@ def test_the_nearest_is_the_one_with_the_smallest_distance(book: Ledger) -> None
     told = trace_example(book, 1, CLASSES)
     assert told.nearest is told.attempt("CW") and told.summary == "nearest: CW, cat at 0.05"
     assert trace_example(book, 2).nearest == trace_example(book, 2).attempt("Last")  # CW's find is outside the ball
-    assert trace_example(book, 3).nearest is None and "no image is kept" in trace_example(book, 3).summary
-    assert trace_example(book, 4).summary.startswith("nothing fooled it so far")
+    assert (
+        trace_example(book, 3).nearest is None and "images that resisted are not kept" in trace_example(book, 3).summary
+    )
+    assert trace_example(book, 4).summary.startswith("no attack fooled it so far")
     even = replace(told.attempts[0], distance=0.0500000001)
     assert replace(told, attempts=(even, told.attempts[1])).nearest == even  # rounding does not decide
 
@@ -98,11 +100,13 @@ def test_what_is_stored_is_what_the_ledger_has(book: Ledger) -> None:
 
 def test_the_text_says_it_all(book: Ledger) -> None:
     text = str(trace_example(book, 1, CLASSES))
-    assert text.startswith("example 1: dog, and predicted so\nlinf, eps = 0.1 (0.1); draws: seed 7, example 1")
-    for said in ("pgd, 20 steps", "fooled: bird", "0.05", "for the smallest norm", "nearest: CW"):
+    assert text.startswith(
+        "example 1: dog, classified correctly\nlinf, eps = 0.1 (0.1); random numbers: seed 7, example 1"
+    )
+    for said in ("pgd, steps 20", "fooled: bird", "0.05", "minimal", "nearest: CW"):
         assert said in text
-    assert "class 1, but predicted" not in text and "class 2" in str(trace_example(book, 1))
-    assert trace_example(book, 0, CLASSES).title == "example 0: cat, but predicted as dog, so nothing was tried"
+    assert "class 1" not in text and "class 2" in str(trace_example(book, 1))
+    assert trace_example(book, 0, CLASSES).title == "example 0: cat, misclassified as dog without an attack"
     for width in (60, 80, 120):
         assert max(map(len, trace_example(book, 2, CLASSES).table(width=width).splitlines())) <= width
 
@@ -111,7 +115,7 @@ def test_what_is_not_there(book: Ledger) -> None:
     for missing in (-1, 6):
         with pytest.raises(UserError, match="the evaluation has 6, numbered from 0"):
             trace_example(book, missing)
-    with pytest.raises(UserError, match="example 5 was not looked at yet"):
+    with pytest.raises(UserError, match="example 5 was not predicted yet"):
         trace_example(book, 5)
     with pytest.raises(UserError, match="did you mean 'PGD'"):
         trace_example(book, 1).attempt("PDG")
@@ -140,21 +144,24 @@ def told_by(cells: dict[str, str], *, after: bool = False) -> dict[str, list[int
     found |= {name: [Cell(i, status[m]) for i, m in enumerate(line)] for name, line in cells.items()}  # type: ignore[arg-type]
     images = ImageSet(known.images, known.labels, ("a", "b"))
     groups = notable(written(attacks, found, labels), known.model, images)
-    return {group.kind.split()[0]: list(group.examples) for group in groups}
+    return {
+        next(word for word in ("late", "single", "closest") if word in group.kind): list(group.examples)
+        for group in groups
+    }
 
 
 def test_what_is_worth_looking_at() -> None:
-    assert told_by({"A": "-xooo", "B": "--xoo", "C": "---oo"}, after=True)["only"] == [2]
-    assert "only" not in told_by({"A": "-xoo", "B": "--oo"}, after=True)  # the first attack had them all
+    assert told_by({"A": "-xooo", "B": "--xoo", "C": "---oo"}, after=True)["late"] == [2]
+    assert "late" not in told_by({"A": "-xoo", "B": "--oo"}, after=True)  # the first attack had them all
     alone = told_by({"A": "-xooxx", "B": "-xxoxo", "C": "-xooxo"})
-    assert alone["only"] == [2] and alone["one"] == [5]  # each listed once
-    assert told_by({"A": "-xxxxxx", "B": "-oooooo"})["one"] == [1, 2, 3]
+    assert alone["late"] == [2] and alone["single"] == [5]  # each listed once
+    assert told_by({"A": "-xxxxxx", "B": "-oooooo"})["single"] == [1, 2, 3]
     assert told_by({"A": "-xxx"}) == {}
 
 
 def test_the_closest_to_the_boundary_come_first() -> None:
     line = "-" + "o" * 9 + "x" * 10
-    close = told_by({"A": line})["these"]
+    close = told_by({"A": line})["closest"]
     known = linear(20, wrong=1)
     logits = known.model(known.images)
     lead = (logits[:, 0] - logits[:, 1]).abs()
