@@ -245,8 +245,8 @@ def home(thing: Any) -> str:
     if name != "__main__":
         return name
     main = sys.modules["__main__"]
-    if getattr(main, "__spec__", None) is not None:
-        return str(main.__spec__.name)
+    if main.__spec__ is not None:
+        return main.__spec__.name
     return Path(getattr(main, "__file__", None) or "__main__").stem
 
 
@@ -310,7 +310,7 @@ def _flatten(name: str, value: Any, tensors: dict[str, Tensor], words: list[str]
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for i, part in enumerate(value):
             _flatten(f"{name}.{i}", part, tensors, words)
-    elif type(value).__repr__ is object.__repr__:  # its repr would be its address
+    elif " object at 0x" in repr(value):  # an address tells nothing
         words.append(f"{name}: {type(value).__qualname__}")
     else:
         words.append(f"{name}: {value!r}")

@@ -137,12 +137,12 @@ def prepare(
         findings = [*world.from_first(checked), *notes, *found]
         recorded = (data_checksum(images, batch_size), model_answers(model, images.shape)) if world.first else ("", {})
     checksum, answers = world.from_first(recorded)
-    named = isinstance(suite, str)
+    named = {**find_suite(suite)[0], "head": head, **asdict(effort)} if isinstance(suite, str) else {"name": "own"}
     identity = {
         "model": model_record(model) | {"scale": context.scale},
         "data": {"name": images.name, "checksum": checksum, "n": len(images), "shape": list(images.shape)},
         "threat": describe(threat),
-        "suite": {**find_suite(suite)[0], "head": head, **asdict(effort)} if named else {"name": "own"},
+        "suite": named,
         "attacks": {spec.name: spec.settings for spec in specs},
         "seed": seed,
         "batch_size": batch_size,

@@ -1,8 +1,7 @@
 """The ledger: one row for each example and attack in a SQLite file. Every printed number is a query on it.
 
-The clean images are the first "attack", called "clean". An example counts as robust unless a row says `fooled`, so
-robust accuracy is an upper bound. A batch of an attack is one transaction: an interrupted batch is done again, a
-finished one stays.
+The clean images are the first "attack", called "clean". An example counts as robust unless a row says `fooled`. A batch
+of an attack is one transaction: an interrupted batch is done again, a finished one stays.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -186,8 +185,7 @@ class Ledger:
         rows = [(attack, c.example, c.status, c.prediction, c.distance, packed(c.x_adv)) for c in cells]
         with self._transaction():
             self._db.executemany("INSERT INTO main.cells VALUES (?, ?, ?, ?, ?, ?)", rows)
-            row = (attack, batch, cost.seconds, cost.forwards)
-            self._db.execute("INSERT INTO main.batches VALUES (?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO main.batches VALUES (?, ?, ?, ?)", (attack, batch, *astuple(cost)))
             self._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (self._environment,))
 
     def take_over(self, parts: Sequence[Ledger]) -> None:
@@ -199,15 +197,14 @@ class Ledger:
         with self._transaction():
             for part in parts:
                 for table, columns in {"cells": 6, "batches": 4, "environments": 1}.items():
-                    rows = part._rows(f"SELECT * FROM {table} ORDER BY rowid")
-                    marks = ", ".join("?" * columns)
-                    self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
+                    sql = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * columns)})"
+                    self._db.executemany(sql, part._rows(f"SELECT * FROM {table} ORDER BY rowid"))
 
     def record_probe(self, name: str, value: Any) -> None:
-        """Write a measurement beside the attacks.
+        """Write a measurement beside the attacks; an earlier one is replaced.
 
         Args:
-            name: Of the probe; an earlier value is replaced.
+            name: Of the probe.
             value: JSON-able.
         """
         with self._transaction():
@@ -323,8 +320,8 @@ class Ledger:
         Returns:
             (C, H, W) float32; None where no image is stored.
         """
-        rows = self._rows("SELECT x_adv FROM cells WHERE attack = ? AND example = ?", attack, example)
-        blob = next(iter([*rows]), (None,))[0]  # all rows are read, so that errors show
+        rows = [*self._rows("SELECT x_adv FROM cells WHERE attack = ? AND example = ?", attack, example)]
+        blob = rows[0][0] if rows else None
         try:
             return None if blob is None else unpacked(blob, self.identity["data"]["shape"])
         except ValueError as error:
@@ -376,8 +373,7 @@ class Ledger:
     def _create(self, identity: Mapping[str, Any], labels: Sequence[int], answers: Mapping[str, Any] | None) -> None:
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
-        meta = {"format": _FORMAT} | {k: v for k, v in identity.items() if k != "attacks"}
-        meta |= {} if answers is None else {"answers": answers}
+        meta = {"format": _FORMAT, "answers": answers} | {k: v for k, v in identity.items() if k != "attacks"}
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, canonical(v)) for k, v in meta.items()])
         self._db.executemany("INSERT INTO examples VALUES (?, ?)", enumerate(labels))
         attacks = [(name, canonical(settings)) for name, settings in [(CLEAN, {}), *identity["attacks"].items()]]
