@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from advsphere.analysis import accuracy_against_steps, steps_figure
+from advsphere.analysis.curves import accuracy_against_steps, steps_figure
 from advsphere.errors import UserError
 from advsphere.threat import ThreatModel
 from tests.analysis import linear
@@ -44,6 +44,6 @@ def test_steps_that_make_no_sense_are_refused() -> None:
 def test_the_figure_draws_the_numbers() -> None:
     network = linear.model()
     curve = accuracy_against_steps(network, linear.images(network), threat=THREAT, steps=(1, 5))
-    (line,) = steps_figure({"one": curve}).axes[0].lines
+    (line,) = steps_figure({"one": curve}, THREAT).axes[0].lines
     assert list(line.get_xdata()) == [1, 5]
     assert list(line.get_ydata()) == [100 * a for a in curve.accuracy[1:]]

@@ -120,21 +120,6 @@ class Curve(AccuracyCurve):
         return cls(**values | {"at": tuple(values["at"]), "broken": tuple(values["broken"])})
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepsCurve(AccuracyCurve):
-    """Accuracy under PGD with rising numbers of steps.
-
-    Attributes:
-        at: The numbers of steps, starting with 0, the clean images.
-        broken: For each example the position in `at` of the first attack that fooled, len(at) where none did.
-        of: The number of images that the examples are a sample of.
-        seed: The seed of the sample and of the random starts.
-        threat: What PGD may do.
-    """
-
-    threat: ThreatModel
-
-
 def accuracy_against_eps(
     model: nn.Module,
     images: Images | Tensor,
@@ -190,8 +175,7 @@ def accuracy_against_eps(
 
 def accuracy_against_steps(
     model: nn.Module,
-    images: Images | Tensor,
-    labels: Tensor | None = None,
+    images: Images,
     *,
     threat: ThreatModel,
     steps: Sequence[int] = STEPS,
@@ -199,33 +183,17 @@ def accuracy_against_steps(
     seed: int = 0,
     batch_size: int = 250,
     on_progress: OnProgress = silent,
-) -> StepsCurve:
+) -> AccuracyCurve:
     """Attack with PGD with each number of steps in turn, and with each only the examples that still resist.
 
-    All attacks have steps of eps / 4 and start at the same uniform draw.
-
-    Args:
-        model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
-        images: A set of images, or a tensor (N, C, H, W).
-        labels: (N,) int64, for images given as a tensor.
-        threat: What the attack may do.
-        steps: The numbers of steps, in any order.
-        most: Attack a random sample of this size where there are more images. An example has the same draws in it.
-        seed: The seed of the sample and of the random starts.
-        batch_size: Images in a batch.
-        on_progress: Called with (attacks done, attacks in total), over all batches.
-
-    Returns:
-        The curve.
-
-    Raises:
-        UserError: For steps that are not positive, and for images or labels that make no sense.
+    All attacks have steps of eps / 4 and start at the same uniform draw. The strengths of the curve are the numbers of
+    steps. The other arguments are those of `accuracy_against_eps`. Raises UserError for steps that are not positive.
     """
-    images, numbers = images_of(images, labels), tuple(sorted({*map(int, steps)}))
+    numbers = tuple(sorted({*map(int, steps)}))
     if not numbers or numbers[0] < 1:
         raise UserError(f"numbers of steps are positive, not {', '.join(map(str, numbers)) or 'none'}")
     broken = _broken(model, images, [(threat, k) for k in numbers], most, seed, batch_size, on_progress)
-    return StepsCurve(threat=threat, at=(0, *numbers), broken=broken, of=len(images), seed=seed)
+    return AccuracyCurve(at=(0, *numbers), broken=broken, of=len(images), seed=seed)
 
 
 def _broken(
@@ -300,15 +268,8 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
     return figure
 
 
-def steps_figure(curves: Mapping[str, StepsCurve]) -> Figure:
-    """Curves against the number of steps (logarithmic, from 1 on) with their 95 % bands.
-
-    Args:
-        curves: By the models' names.
-
-    Returns:
-        The figure.
-    """
+def steps_figure(curves: Mapping[str, AccuracyCurve], threat: ThreatModel) -> Figure:
+    """Curves against the number of steps (logarithmic, from 1 on), by the models' names, with their 95 % bands."""
     figure, (axes,) = canvas(4.6, 3.2)
     for i, (name, curve) in enumerate(curves.items()):
         _line(axes, curve, i, name, first=1)
@@ -317,7 +278,7 @@ def steps_figure(curves: Mapping[str, StepsCurve]) -> Figure:
     axes.set_xticks(one.at[1:], [str(k) for k in one.at[1:]])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    quiet(axes, f"PGD steps at {one.threat.norm} eps = {radius(one.threat.eps)}", "accuracy, %")
+    quiet(axes, f"PGD steps at {threat.norm} eps = {radius(threat.eps)}", "accuracy, %")
     legend(axes)
     return figure
 

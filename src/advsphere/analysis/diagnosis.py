@@ -18,8 +18,8 @@ from advsphere.analysis.balance import Balance, balance_figure
 from advsphere.analysis.claims import Claim, balanced, effective, hard, margins
 from advsphere.analysis.crafting import OnProgress, craft
 from advsphere.analysis.curves import (
+    AccuracyCurve,
     Curve,
-    StepsCurve,
     accuracy_against_eps,
     accuracy_against_steps,
     curve_figure,
@@ -98,7 +98,7 @@ class Examination:
     first_steps: FewSteps
     table7: FewSteps
     eps: Curve
-    steps: StepsCurve
+    steps: AccuracyCurve
     surface: Surface
     pictures: Mapping[str, tuple[Picture, ...]]
 
@@ -146,7 +146,7 @@ class Diagnosis:
             "feature-norms": norm_figure(each("clean"), each("adversarial")),
             "table-7": few_steps_figure(each("table7")),
             "accuracy-eps": curve_figure(each("eps")),
-            "accuracy-steps": steps_figure(each("steps")),
+            "accuracy-steps": steps_figure(each("steps"), self.threat),
             "loss-surface": surface_figure(each("surface")),
         }
         for name, e in zip(("pictures", "pictures-baseline"), self.examinations, strict=False):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.analysis.canvas import MARKERS, SOFT, canvas, legend, quiet, reference, style
-from advsphere.analysis.crafting import STEPS, craft
+from advsphere.analysis.crafting import craft
 from advsphere.classifier import find_head, logits_of
 from advsphere.data import Images
 from advsphere.losses import Loss, cross_entropy
@@ -37,14 +37,10 @@ _BY_LAYER = "layer, from the input to the head"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGradients:
-    """Gradient norms of the layers in front of the head, in order.
+    """Gradient norms of the layers in front of the head, in order, whose `kinds` are "conv", "norm" or "linear".
 
-    Attributes:
-        layers: The names of the layers.
-        kinds: "conv", "norm" or "linear" for each layer.
-        clean: For each layer the norm of the gradient of a batch's mean loss with respect to its weight and bias,
-            averaged over the batches of clean images.
-        adversarial: The same on adversarial images.
+    `clean` has for each layer the norm of the gradient of a batch's mean loss with respect to its weight and bias,
+    averaged over the batches of clean images; `adversarial` has the same on adversarial images.
     """
 
     layers: tuple[str, ...]
@@ -70,30 +66,16 @@ def layer_gradients(
     threat: ThreatModel,
     criterion: Loss = cross_entropy,
     head: str | None = None,
-    steps: int = STEPS,
     seed: int = 0,
     batch_size: int = 128,
 ) -> LayerGradients:
     """Gradient norms on images and on their PGD examples, in eval mode. Nothing in the model changes.
 
-    Args:
-        model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
-        images: The clean images. The adversarial ones are crafted from them on the model as it is.
-        threat: What PGD may do.
-        criterion: The loss that is differentiated, e.g. an `AngularMargin`.
-        head: The name of the last linear layer, where it can't be told. The head and all after it are left out.
-        steps: The number of PGD steps, each of eps / 4.
-        seed: The seed of the random starts.
-        batch_size: Images in a batch.
-
-    Returns:
-        The gradient norms of each layer.
-
-    Raises:
-        UserError: If the head can't be told.
+    `criterion` is the loss that is differentiated, e.g. an `AngularMargin`. `head` names the last linear layer where it
+    can't be told; it and all after it are left out.
     """
     layers = _layers(model, find_head(model, head))
-    crafted = craft(model, images, threat=threat, steps=steps, seed=seed, batch_size=batch_size)
+    crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size)
     sums = torch.zeros(2, len(layers), dtype=torch.float64)
     batches = torch.arange(len(images)).split(batch_size)
     weights = [w for own, _ in layers.values() for w in own]

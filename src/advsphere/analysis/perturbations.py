@@ -78,28 +78,28 @@ def pictures(ledger: Ledger, images: Images, attack: str, examples: Sequence[int
     found = []
     for example in examples:
         adversarial, prediction = ledger.adversarial(attack, example), cells[example].prediction
-        assert adversarial is not None and prediction is not None, f"{attack} did not fool the model on {example}"
-        found.append(
-            Picture(
-                example=example,
-                label=images.classes[int(images.labels[example])],
-                prediction=images.classes[prediction] if prediction >= 0 else "no number",
-                clean=_clean(images, example),
-                adversarial=adversarial,
-            )
-        )
+        assert adversarial is not None, f"{attack} did not fool the model on {example}"
+        found.append(_picture(images, example, prediction, adversarial))
     return tuple(found)
+
+
+def _picture(images: Images, example: int, prediction: int | None, adversarial: Tensor) -> Picture:
+    if prediction is None or prediction < 0:
+        predicted = "no number"
+    else:
+        predicted = images.classes[prediction] if prediction < len(images.classes) else f"class {prediction}"
+    return Picture(
+        example=example,
+        label=images.classes[int(images.labels[example])],
+        prediction=predicted,
+        clean=_clean(images, example),
+        adversarial=adversarial.cpu(),
+    )
 
 
 def strip(trace: Trace, images: Images, attempt: Attempt, x_adv: Tensor) -> Picture:
     """The picture of one attempt on the example of a trace; x_adv is (C, H, W)."""
-    return Picture(
-        example=trace.example,
-        label=trace.name(trace.label),
-        prediction=trace.name(attempt.prediction),
-        clean=_clean(images, trace.example),
-        adversarial=x_adv,
-    )
+    return _picture(images, trace.example, attempt.prediction, x_adv)
 
 
 def stored_strips(ledger: Ledger, trace: Trace, images: Images) -> dict[str, Picture]:
@@ -169,14 +169,8 @@ def both_ways(
         with frozen(parts.model) as classify, torch.no_grad():
             predictions = classify(crafted.x_adv).argmax(1).tolist()
         found[name] = tuple(
-            Picture(
-                example=example,
-                label=images.classes[int(crafted.y[i])],
-                prediction=images.classes[predictions[i]],
-                clean=crafted.x[i].cpu(),
-                adversarial=crafted.x_adv[i].cpu(),
-            )
-            for i, example in enumerate(examples)
+            _picture(images, example, prediction, x_adv)
+            for example, prediction, x_adv in zip(examples, predictions, crafted.x_adv, strict=True)
         )
     return found
 

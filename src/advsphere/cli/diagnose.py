@@ -1,4 +1,4 @@
-"""`advsphere diagnose`: what goes on inside a network, and which of the paper's claims are seen in it."""
+"""`advsphere diagnose`: look inside a network, and test the paper's claims on it."""
 
 from __future__ import annotations
 
@@ -30,103 +30,101 @@ from advsphere.training import read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Look inside a network, and test on it what the paper's poster claims of the hypersphere.
+    """Look inside a network, and test the claims of the paper's poster about the hypersphere on it.
 
-    A run beside its baseline:  advsphere diagnose runs/cifar10-fastat-he --baseline runs/cifar10-fastat
+    A run and its baseline:  advsphere diagnose runs/cifar10-fastat-he --baseline runs/cifar10-fastat
 
     A run alone:  advsphere diagnose runs/cifar10-fastat-he
 
     Yours:  advsphere diagnose --model mypackage.nets:build --weights net.safetensors --data photos --image-size 224
 
-    Four claims, each answered "seen" (the whole 95 % interval is on its side) or "not seen": 1. FN makes perturbations
-    more effective; 2. FN learns better from hard adversarial examples; 3. WN alleviates the class imbalance of
-    untargeted AT; 4. AM increases the inter-class margin. 1 and 2 switch FN on and off within the one network, so any
-    network will do; 3 and 4 need a baseline, and speak of WN or AM alone only if nothing else differs from it.
+    There are four claims: 1. FN makes perturbations more effective; 2. FN learns better from hard adversarial examples;
+    3. WN alleviates the class imbalance of untargeted AT; 4. AM increases the inter-class margin. Each is answered
+    "seen" (the whole 95 % interval supports it) or "not seen". Claims 1 and 2 switch FN on and off within one network,
+    so any network will do. Claims 3 and 4 need a baseline, and are about WN or AM alone only if the networks differ in
+    nothing else.
 
-    Besides: gradient-norm ratios of adversarial and clean images layer by layer, over training if the run was trained
-    with --diagnose; the paper's Table 7 (PGD-1 and PGD-2 with FN on the attack's path); angles and margins by class;
-    feature norms; accuracy against eps and against steps; slices of the loss surface; pictures of perturbations.
+    The figures also show: gradient-norm ratios of adversarial and clean images by layer, and over training for a run
+    trained with --diagnose; the paper's Table 7 (PGD-1 and PGD-2 with FN on the attack's path); angles and margins by
+    class; feature norms; accuracy against eps and against steps; slices of the loss surface; perturbations.
 
-    By default it looks at 500 images of 32 pixels a side, and at fewer of larger ones (125 of 64 pixels, 60 of 224): on
-    one core a ResNet-18 takes about five minutes at 64 pixels and half an hour at 224. --n says how many.
+    By default it uses 500 images of 32 pixels a side, and fewer larger ones (125 of 64 pixels, 60 of 224). On one core,
+    a ResNet-18 takes about five minutes at 64 pixels and half an hour at 224. --n sets the number.
 
-    Written: a png of each figure, and diagnosis.json with the numbers behind them.
+    Writes a png of each figure, and diagnosis.json with the numbers behind them.
     """
 
     subject: Annotated[EvaluationTarget, tyro.conf.arg(name="")] = EvaluationTarget()
     baseline: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    """The folder of another run, trained on the same kind of images, to compare with."""
+    """The folder of another run to compare with, trained on the same kind of images."""
     norm: Norm | None = None
-    """The run's own by default; linf for a model of yours."""
+    """The norm of the attacks; by default the run's own, or linf for your model."""
     eps: float | None = None
-    """Radius in pixel units, e.g. 8/255; the run's own by default, 8/255 for a model of yours."""
+    """Their radius in pixel units, e.g. 8/255; by default the run's own, or 8/255 for your model."""
     head: str | None = None
-    """The last linear layer's name in a model of yours, where it can't be told."""
+    """The name of the last linear layer of your model, where it can't be told."""
     seed: int = 0
-    """Of the attacks' random starts, and of the bootstrap."""
+    """The seed of the attacks' random starts and of the bootstrap."""
     batch_size: int | None = None
-    """By default 250, fewer of more than 74 pixels a side."""
+    """Images in a batch; by default 250, fewer above 74 pixels a side."""
     out: Path | None = None
-    """Where to write; by default `diagnosis` in the run's folder, or runs/own/diagnosis for a model of yours."""
+    """The folder to write to; by default `diagnosis` in the run's folder, or runs/own/diagnosis for your model."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, diagnose, print the answers and where the figures lie."""
+    """Parse, diagnose, and print the answers and the folder of the figures."""
     options = parse(Options, arguments or ["--help"], prog="advsphere diagnose")
-    subject = options.subject
-    network, images, own = _subject(subject, options.head)
-    threat = ThreatModel(
-        norm=options.norm or own.norm, eps=own.eps if options.eps is None else options.eps, bounds=own.bounds
-    )
-    baseline, differ = _baseline(options.baseline, subject, images)
+    target = options.subject
+    model, images = _loaded(target)
+    if target.run is None:
+        network = Network(name=str(target.model).rpartition(":")[2], model=model, head=options.head)
+        threat = ThreatModel(norm="linf", eps=8 / 255)
+    else:
+        network, threat = _network(target.run, model, images, target), read_config(target.run).threat
+    eps = threat.eps if options.eps is None else options.eps
+    baseline = None if options.baseline is None else _baseline(options.baseline, target, images)
     console = Console(highlight=False, markup=False)
     with stage_bars(console) as show:
         found = diagnose(
             network,
             images,
-            threat=threat,
+            threat=replace(threat, norm=options.norm or threat.norm, eps=eps),
             baseline=baseline,
             seed=options.seed,
             batch_size=options.batch_size or usual_batch_size(images.shape),
             on_progress=show,
         )
-    folder = options.out or (subject.run or Path("runs/own")) / "diagnosis"
+    folder = options.out or (target.run or Path("runs/own")) / "diagnosis"
     written = found.save(folder)
-    for line in (_numbers(found), _table7(found), *_answers(found), *differ):
+    lines = [_numbers(found), _table7(found), *_answers(found)]
+    if options.baseline is not None and target.run is not None:
+        differ = _differences(read_config(options.baseline), read_config(target.run))
+        lines.append(f"Between baseline and run differ: {differ}. Claims 3 and 4 are about all of that together.")
+    for line in lines:
         console.print(line, soft_wrap=True)
     console.print(f"\n{len(written) - 1} figures and diagnosis.json: {folder}", soft_wrap=True)
     return 0
 
 
 def enough(shape: tuple[int, int, int]) -> int:
-    """How many images of that (C, H, W) are looked at: 500 of 32 pixels a side, of larger ones as many pixels."""
+    """The default number of images (C, H, W): 500 of 32 pixels a side, and as many pixels of larger ones."""
     _, height, width = shape
     return max(60, min(500, 500 * 32 * 32 // (height * width)))
 
 
-def _loaded(subject: EvaluationTarget) -> tuple[nn.Module, Images]:
-    model, images = subject.load()
-    return model, images if subject.n is not None else images.few(enough(images.shape))
+def _loaded(target: EvaluationTarget) -> tuple[nn.Module, Images]:
+    model, images = target.load()
+    return model, images if target.n is not None else images.few(enough(images.shape))
 
 
-def _subject(subject: EvaluationTarget, head: str | None) -> tuple[Network, Images, ThreatModel]:
-    """What is diagnosed, on which images, and under which threat unless told otherwise."""
-    model, images = _loaded(subject)
-    if subject.run is None:
-        name = str(subject.model).rpartition(":")[2]
-        return Network(name=name, model=model, head=head), images, ThreatModel(norm="linf", eps=8 / 255)
-    return _run(subject.run, model, images, subject), images, read_config(subject.run).threat
-
-
-def _run(folder: Path, model: nn.Module, images: Images, subject: EvaluationTarget) -> Network:
-    """A run's network, with its other states: the initial weights are a function of the config, and made again."""
-    config = read_config(folder)
-    states: dict[str, nn.Module] = {}
+def _network(folder: Path, model: nn.Module, images: Images, target: EvaluationTarget) -> Network:
+    """A run's network with its other states. The config determines the initial weights, so they are made again."""
+    config, states = read_config(folder), {}
     if config == from_scratch(config):
         states["initial"] = build_model(config, images).to(device()).eval()
-    other: Literal["best", "last"] = "last" if subject.checkpoint == "best" else "best"
+    other: Literal["best", "last"] = "last" if target.checkpoint == "best" else "best"
     if (folder / f"{other}.safetensors").exists():
-        states[other] = load_run(folder, other, data_root=subject.data).model
+        states[other] = load_run(folder, other, data_root=target.data).model
     sphere = config.sphere
     return Network(
         name=folder.resolve().name,
@@ -138,62 +136,41 @@ def _run(folder: Path, model: nn.Module, images: Images, subject: EvaluationTarg
     )
 
 
-def _baseline(folder: Path | None, subject: EvaluationTarget, images: Images) -> tuple[Network | None, list[str]]:
-    """The baseline, and what is to be known about the pair."""
-    if folder is None:
-        return None, []
-    own = replace(subject, run=folder, model=None, weights=None, mean=None, std=None)
+def _baseline(folder: Path, target: EvaluationTarget, images: Images) -> Network:
+    """The network of the baseline's run. Raises UserError where it can't be compared with the target."""
+    if target.run is not None and target.run.resolve() == folder.resolve():
+        raise UserError(f"{folder} is the run itself; give another run as its baseline")
+    own = replace(target, run=folder, model=None, weights=None, mean=None, std=None)
     model, theirs = _loaded(own)
     if theirs.classes != images.classes or theirs.shape != images.shape:
         raise UserError(f"{folder} was trained on other images ({theirs.name}); give a baseline on {images.name}")
-    network = _run(folder, model, images, own)
-    if subject.run is not None and subject.run.resolve().name == network.name:
-        if subject.run.resolve() == folder.resolve():
-            raise UserError(f"{folder} is the run itself; give another run as its baseline")
-        network = replace(network, name=f"{network.name} (baseline)")
-    if subject.run is None:
-        return network, []
-    told = _changes(read_config(folder), read_config(subject.run))
-    return network, [f"Between baseline and run differ: {told}. Claims 3 and 4 are about all of that together."]
+    network = _network(folder, model, images, own)
+    same_name = target.run is not None and target.run.resolve().name == network.name
+    return replace(network, name=f"{network.name} (baseline)") if same_name else network
 
 
-def _changes(old: Config, new: Config) -> str:
-    """What differs between two configs, as far as it may matter."""
-    lines = [str(change) for change in differences(old, new)]
-    if (old.sphere is None) != (new.sphere is None):  # then every setting of it differs
-        sphere = new.sphere or old.sphere
-        assert sphere is not None
-        parts = [
-            f"s = {sphere.scale:g}",
-            f"m = {sphere.margin:g}",
-            *(["FN"] if sphere.normalize_features else []),
-            *(["WN"] if sphere.normalize_weights else []),
-        ]
-        which = "the run has it" if new.sphere else "the baseline has it"
-        lines = [
-            f"the sphere ({', '.join(parts)}; {which})",
-            *(line for line in lines if not line.startswith("sphere")),
-        ]
+def _differences(baseline: Config, run: Config) -> str:
+    """The settings in which two runs differ, of those that affect a result."""
+    lines = [str(change) for change in differences(baseline, run) if change.path != "sphere"]
+    sphere = run.sphere or baseline.sphere
+    if sphere is not None and None in (run.sphere, baseline.sphere):
+        parts = {"FN": sphere.normalize_features, "WN": sphere.normalize_weights}
+        settings = [f"s = {sphere.scale:g}", f"m = {sphere.margin:g}", *(name for name, used in parts.items() if used)]
+        owner = "the run" if run.sphere else "the baseline"
+        lines.insert(0, f"the hypersphere ({', '.join(settings)}; only {owner} has it)")
     return "; ".join(lines) or "nothing, they have the same settings"
 
 
 def _numbers(found: Diagnosis) -> Table:
     """The networks in a few numbers."""
-    threat = found.threat
-    title = f"{found.n} images of {found.data}, {threat.norm}, eps = {radius(threat.eps)}"
-    table = _table(title, ["", *(e.network.name for e in found.examinations)])
-    rows = {
-        "accuracy, clean, %": [numbers.percent(e.eps.accuracy[0]) for e in found.examinations],
-        f"accuracy, PGD-{found.examinations[0].steps.at[-1]}, %": [
-            numbers.percent(e.steps.accuracy[-1]) for e in found.examinations
-        ],
-        "angular margin, clean, degrees": [f"{float(e.clean.margin.mean()):.1f}" for e in found.examinations],
-        "angular margin, adversarial": [f"{float(e.adversarial.margin.mean()):.1f}" for e in found.examinations],
-        "mean ||z||, clean": [f"{e.parts.mean_norm:.3g}" for e in found.examinations],
-        "gradient ratio, median of layers": [f"{e.gradients['as judged'].middle:.2f}" for e in found.examinations],
-    }
-    for label, values in rows.items():
-        table.add_row(label, *values)
+    threat, every = found.threat, found.examinations
+    table = _table(f"{found.n} images of {found.data}, {threat.norm}, eps = {radius(threat.eps)}", found)
+    table.add_row("accuracy, clean, %", *(numbers.percent(e.eps.accuracy[0]) for e in every))
+    table.add_row(f"accuracy, PGD-{every[0].steps.at[-1]}, %", *(numbers.percent(e.steps.accuracy[-1]) for e in every))
+    table.add_row("angular margin, clean, degrees", *(f"{float(e.clean.margin.mean()):.1f}" for e in every))
+    table.add_row("angular margin, adversarial", *(f"{float(e.adversarial.margin.mean()):.1f}" for e in every))
+    table.add_row("mean ||z||, clean", *(f"{e.parts.mean_norm:.3g}" for e in every))
+    table.add_row("gradient-norm ratio, median", *(f"{e.gradients['as judged'].middle:.2f}" for e in every))
     return table
 
 
@@ -204,28 +181,28 @@ def _table7(found: Diagnosis) -> Table:
         f"Table 7's attack: linf {one.threat.eps:g}, step {one.step_size:g} (both inferred), {one.start} start; "
         "accuracy in %, with 95 % intervals"
     )
-    table = _table(title, ["", *(e.network.name for e in found.examinations), "paper: WRN-34-10, standard training"])
+    table = _table(title, found, "paper: WRN-34-10, standard training")
     for k in one.steps:
         for fn in (False, True):
-            cells = [e.table7.attack(k, fn=fn) for e in found.examinations]
-            values = [f"{numbers.percent(c.accuracy)} ({numbers.limits(c.interval)})" for c in cells]
+            attacks = [e.table7.attack(k, fn=fn) for e in found.examinations]
+            values = [f"{numbers.percent(a.accuracy)} ({numbers.limits(a.interval)})" for a in attacks]
             table.add_row(f"PGD-{k} {'with' if fn else 'without'} FN", *values, f"{PAPER[k, fn]:.2f}")
     return table
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", overflow="fold")
+def _table(title: str, found: Diagnosis, *more: str) -> Table:
+    """An empty table with a column for each network."""
+    table = Table("", title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in (*(e.network.name for e in found.examinations), *more):
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
 def _answers(found: Diagnosis) -> list[str]:
-    """Each claim with its answer and what it rests on."""
+    """Each claim with its answer and its evidence."""
     lines = []
     for number, claim in enumerate(found.claims, 1):
         lines.append(f"{number}. {claim.statement}: {claim.answer.upper()}")
-        lines += [f"   {evidence}" for evidence in claim.evidence]
-        lines.append(f"   {claim.detail}")
-    return [*lines, f"This is about {'this checkpoint' if len(found.examinations) == 1 else 'these two checkpoints'}, "
-            "on these images."]  # fmt: skip
+        lines += [f"   {line}" for line in (*claim.evidence, claim.detail)]
+    which = "this checkpoint" if len(found.examinations) == 1 else "these two checkpoints"
+    return [*lines, f"This is about {which}, on these images."]
