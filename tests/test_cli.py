@@ -169,7 +169,8 @@ def test_a_pair_of_runs_is_diagnosed(run: Path, tmp_path: Path, capsys: pytest.C
     written = json.loads((run / "diagnosis" / "diagnosis.json").read_text())
     for number_, claim in enumerate(written["claims"], 1):
         assert f"{number_}. {claim['statement']}: {claim['answer'].upper()}" in shown
-    assert "the hypersphere (s = 15, m = 0.2, FN, WN; only the run has it)" in shown and "training.epochs: 1 -> 2" in shown
+    assert "the hypersphere (s = 15, m = 0.2, FN, WN; only the run has it)" in shown
+    assert "training.epochs: 1 -> 2" in shown
     assert [list(network["gradients"]) for network in written["networks"]] == [
         ["initial", "last", "as judged, m = 0", "as judged"],
         ["initial", "last", "as judged"],

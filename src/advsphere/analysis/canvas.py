@@ -80,6 +80,22 @@ def bins_of(values: Sequence[float], count: int = 30) -> list[float]:
     return [low + (high - low) * i / count for i in range(count + 1)]
 
 
+def interval_marks(
+    axes: Axes,
+    x: Sequence[float],
+    shares: Sequence[float],
+    intervals: Sequence[tuple[float, float]],
+    colour: str,
+    marker: str,
+    **look: Any,
+) -> None:
+    """Shares as marks in percent, each with its interval as a vertical line."""
+    low = [100 * (share - low) for share, (low, _) in zip(shares, intervals, strict=True)]
+    high = [100 * (high - share) for share, (_, high) in zip(shares, intervals, strict=True)]
+    percent = [100 * share for share in shares]
+    axes.errorbar(x, percent, yerr=[low, high], color=colour, marker=marker, linewidth=0, **look)
+
+
 def joined_dots(
     axes: Axes, filled: Sequence[float], hollow: Sequence[float], rows: Sequence[float], colour: str, **look: Any
 ) -> None:

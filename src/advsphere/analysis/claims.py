@@ -8,7 +8,7 @@ two compare a network with a baseline. They are about WN or AM alone only if the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -80,10 +80,9 @@ def effective(found: FewSteps) -> Claim:
     evidence, best = [], []
     for k in found.steps:
         gain = found.gain(k)
-        clear = 0 if gain.cannot_tell else (1 if gain.difference > 0 else -1)
-        value, low, high = (100 * number for number in (gain.difference, gain.low, gain.high))
-        what = f"images fooled by PGD-{k}"
-        evidence.append(ClaimEvidence(what=what, value=value, low=low, high=high, unit="points", clear=clear))
+        estimate = Estimate(value=gain.difference, low=gain.low, high=gain.high)
+        shown = ClaimEvidence.of(f"images fooled by PGD-{k}", estimate, "points", 100)
+        evidence.append(replace(shown, clear=0) if gain.cannot_tell else shown)
         on, off = (100 * found.strongest(k, fn=fn).accuracy for fn in (True, False))
         best.append(f"PGD-{k} {on:.1f} % with and {off:.1f} % without")
     detail = (

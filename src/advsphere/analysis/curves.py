@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor, nn
 
-from advsphere.analysis.canvas import canvas, legend, quiet, reference, style
+from advsphere.analysis.canvas import canvas, interval_marks, legend, quiet, reference, style
 from advsphere.analysis.crafting import OnProgress, sample, silent
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
@@ -248,18 +248,8 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
         if evaluation is not None:
             eps, worst, (colour, marker) = float(evaluation.identity["threat"]["eps"]), evaluation.worst, style(i)
             reference(axes, x=eps)
-            low, high = worst.interval
-            axes.errorbar(
-                eps,
-                100 * worst.accuracy,
-                yerr=[[100 * (worst.accuracy - low)], [100 * (high - worst.accuracy)]],
-                color=colour,
-                marker=marker,
-                markersize=7,
-                markerfacecolor="none",
-                linewidth=1.0,
-                clip_on=False,
-            )
+            look = {"markersize": 7, "markerfacecolor": "none", "elinewidth": 1.0, "clip_on": False}
+            interval_marks(axes, [eps], [worst.accuracy], [worst.interval], colour, marker, **look)
     ticks = next(iter(curves.values())).at[::2]
     axes.set(xlim=(-0.02 * highest, 1.02 * highest), ylim=(0, 101), xticks=ticks, yticks=range(0, 101, 20))
     axes.set_xticklabels([radius(e) for e in ticks])

@@ -241,13 +241,11 @@ def _examine(
 ) -> Examination:
     """All measurements of one network, on the same images."""
     model = network.model
-    craft_, gradients, hardness_, few, table7, eps, steps, surface, pictures = (
-        partial(on_progress, stage) for stage in STAGES
-    )
+    told = {stage: partial(on_progress, stage) for stage in STAGES}
     check_count(len(images))
     preflight(model, images, batch_size=batch_size)
     parts = split_head(model, images, head=network.head, batch_size=batch_size)
-    crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=craft_)
+    crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=told["craft"])
     clean, adversarial = (
         measure_angles(parts, x, crafted.y, images.classes, batch_size=batch_size) for x in (crafted.x, crafted.x_adv)
     )
@@ -257,8 +255,8 @@ def _examine(
         parts=parts,
         clean=clean,
         adversarial=adversarial,
-        gradients=_gradients(network, images.few(GRADIENTS), threat, seed, gradients),
-        hardness=hardness(parts, crafted.few(HARD), on_progress=hardness_),
+        gradients=_gradients(network, images.few(GRADIENTS), threat, seed, told["gradients"]),
+        hardness=hardness(parts, crafted.few(HARD), on_progress=told["hardness"]),
         first_steps=few_steps(
             parts,
             images,
@@ -267,20 +265,20 @@ def _examine(
             factors=(0.5, 1.0, 2.0),
             seed=seed,
             batch_size=batch_size,
-            on_progress=few,
+            on_progress=told["few steps"],
         ),
-        table7=few_steps(parts, images, seed=seed, batch_size=batch_size, on_progress=table7),
+        table7=few_steps(parts, images, seed=seed, batch_size=batch_size, on_progress=told["Table 7"]),
         eps=accuracy_against_eps(
-            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=eps
+            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=told["eps"]
         ),
         steps=accuracy_against_steps(
-            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=steps
+            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=told["steps"]
         ),
         surface=loss_surface(model, crafted, right, seed=seed, batch_size=batch_size),
         pictures=both_ways(parts, images, first_right(clean) or (0,), threat=threat, seed=seed),
     )
-    for told in (surface, pictures):
-        told(1, 1)
+    for stage in ("surface", "pictures"):
+        told[stage](1, 1)
     return found
 
 
@@ -353,15 +351,12 @@ def _angles(angles: Angles) -> dict[str, Any]:
 
 
 def _few(found: FewSteps) -> dict[str, Any]:
-    cells = [
-        {"steps": a.steps, "FN": a.fn, "factor": a.factor, "k": sum(a.resisted), "n": len(a.resisted),
-         "interval": a.interval}
-        for a in found.attacks
-    ]  # fmt: skip
-    threat = found.threat
-    return {
-        "eps": threat.eps, "norm": threat.norm, "step size": found.step_size, "start": found.start, "cells": cells,
-    }  # fmt: skip
+    cells = []
+    for a in found.attacks:
+        counts = {"k": sum(a.resisted), "n": len(a.resisted), "interval": a.interval}
+        cells.append({"steps": a.steps, "FN": a.fn, "factor": a.factor, **counts})
+    threat = {"eps": found.threat.eps, "norm": found.threat.norm}
+    return {**threat, "step size": found.step_size, "start": found.start, "cells": cells}
 
 
 def _rounded(values: Tensor) -> list[Any]:

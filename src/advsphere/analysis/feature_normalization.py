@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from advsphere.analysis.canvas import SERIES, SOFT, canvas, legend, quiet, reference, style
+from advsphere.analysis.canvas import SERIES, SOFT, canvas, interval_marks, legend, quiet, reference, style
 from advsphere.analysis.crafting import OnProgress, silent
 from advsphere.analysis.linear_head import HeadParts
 from advsphere.attacks import pgd
@@ -148,20 +148,18 @@ def few_steps_figure(found: Mapping[str, FewSteps]) -> Figure:
         left, right = axes[2 * row : 2 * row + 2]
         for i, k in enumerate(one.steps):
             colour, marker = style(i)
-            for fn, line, dashes in ((False, SOFT, (0, (4, 2))), (True, SERIES[0], "-")):
+            for fn, label, line, dashes in (
+                (False, "without FN", SOFT, (0, (4, 2))),
+                (True, "with FN", SERIES[0], "-"),
+            ):
                 percent = [100 * one.attack(k, fn=fn, factor=factor).accuracy for factor in one.factors]
-                label = f"PGD-{k} {'with' if fn else 'without'} FN"
-                left.plot(
-                    one.factors, percent, color=line, linestyle=dashes, linewidth=1.5, marker=marker, markersize=5,
-                    label=label,
-                )  # fmt: skip
+                (drawn,) = left.plot(one.factors, percent, color=line, linestyle=dashes, label=f"PGD-{k} {label}")
+                drawn.set(marker=marker, markersize=5, linewidth=1.5)
             gains = [one.gain(k, factor=factor) for factor in one.factors]
-            middle = [100 * gain.difference for gain in gains]
-            ends = [[100 * abs(end - g.difference) for g, end in zip(gains, side, strict=True)]
-                    for side in ([g.low for g in gains], [g.high for g in gains])]  # fmt: skip
             beside = [factor * 1.06 ** (2 * i - len(one.steps) + 1) for factor in one.factors]
-            right.errorbar(beside, middle, yerr=ends, color=colour, marker=marker, markersize=5, linewidth=0,
-                           elinewidth=1.4, label=f"PGD-{k}")  # fmt: skip
+            differences, intervals = [g.difference for g in gains], [(g.low, g.high) for g in gains]
+            look = {"markersize": 5, "elinewidth": 1.4, "label": f"PGD-{k}"}
+            interval_marks(right, beside, differences, intervals, colour, marker, **look)
         for ax in (left, right):
             reference(ax, x=1)
             ax.set_xscale("log", base=2)
