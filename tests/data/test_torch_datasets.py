@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -89,6 +90,8 @@ def test_a_large_data_set_is_read_when_a_batch_asks_for_it(monkeypatch: pytest.M
     found, index = from_dataset(pairs()), torch.tensor([5, 1])
     assert isinstance(found, DatasetImages) and found.shape == (3, 5, 4) and found.dtype == torch.uint8
     assert torch.equal(found.stored(index)[0], EXPECTED[index]) and found.stored(index)[1].tolist() == [2, 1]
+    other_numbers = replace(found, labels=2 - found.labels)
+    assert other_numbers.stored(index)[1].tolist() == [0, 1], "another numbering of the classes"
     assert torch.equal(found.take(index).to("cpu").in_memory().pixels, EXPECTED[index])
     memory = ImageSet(EXPECTED, torch.tensor(LABELS), Listed.classes)
     for augment in (Augment(padding=1, flip=True), Augment(min_area=0.3)):

@@ -13,6 +13,7 @@ from torch import Tensor
 from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, required
 from advsphere.data.images import Images, in_memory_if_small
 from advsphere.errors import UserError
+from advsphere.files import some
 
 TEST_FOLDERS = ("val", "test")
 
@@ -56,7 +57,7 @@ def scan_folder(folder: Path, view: View | None) -> FolderImages:
     empty = [str(folder / name) for name, found in zip(classes, files, strict=True) if not found]
     if empty:
         raise UserError(
-            f"no images in {_some(empty)}, looked for {' '.join(sorted(SUFFIXES))}: add some, or remove the folder"
+            f"no images in {some(empty, 3)}, looked for {' '.join(sorted(SUFFIXES))}: add some, or remove the folder"
         )
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
     view = required(view, str(folder), Encoded(files[0][0], files[0][0]))
@@ -80,7 +81,7 @@ def check_same_classes(train: Path, test: Path) -> None:
     ours, theirs = set(class_folders(train)), set(class_folders(test))
     only = ((train, sorted(ours - theirs)), (test, sorted(theirs - ours)))
     if ours != theirs:
-        found = "; ".join(f"only {folder} has {_some(names)}" for folder, names in only if names)
+        found = "; ".join(f"only {folder} has {some(names, 3)}" for folder, names in only if names)
         raise UserError(f"the class folders differ: {found}: give both folders the same classes")
 
 
@@ -96,7 +97,3 @@ def _files(folder: Path) -> list[str]:
         for name in names
         if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

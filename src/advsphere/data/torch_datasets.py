@@ -78,8 +78,8 @@ def from_dataset(
             "and set the augmentation in TrainSettings.augment"
         )
     labels = _labels(source, name)
-    items = torch.arange(len(labels))
     names = _class_names(source, classes, labels)
+    items = torch.arange(len(labels))
     return in_memory_if_small(DatasetImages(labels, names, name, source, items, first, view))
 
 
@@ -132,10 +132,8 @@ class DatasetImages(Images):
     def _read(self, index: Tensor, crops: ResizedCrops | None) -> tuple[Tensor, Tensor]:
         y = self.labels[index.to(self.labels.device)]
         pixels = torch.empty((len(index), *self.shape), dtype=self.dtype)
-        for b, (i, expected) in enumerate(zip(self.items[index.cpu()].tolist(), y.tolist(), strict=True)):
-            image, label = _item(self.dataset, i, self.name)
-            if label != expected:
-                raise UserError(f"{self.name}: item {i} has label {label}, but the data set lists {expected} for it")
+        for b, i in enumerate(self.items[index.cpu()].tolist()):
+            image, _ = _item(self.dataset, i, self.name)
             found = _pixels(image, self.view, f"image {i} of {self.name}", crops, b)
             if found.shape != self.shape or found.dtype != self.dtype:
                 raise UserError(
@@ -195,12 +193,17 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
 
 
 def _labels(dataset: MapStyle, name: str) -> Tensor:
-    """(N,) int64: what the data set lists, or what its items say."""
+    """(N,) int64: what the data set lists, or else what its items say."""
     listed = _listed_labels(dataset)
-    if listed is not None:
-        return torch.as_tensor(listed, dtype=torch.int64)
-    numbers = with_progress(range(len(dataset)), f"reading the labels of {name}")
-    return torch.tensor([_item(dataset, i, name)[1] for i in numbers])
+    if listed is None:
+        numbers = with_progress(range(len(dataset)), f"reading the labels of {name}")
+        return torch.tensor([_item(dataset, i, name)[1] for i in numbers])
+    labels = torch.as_tensor(listed, dtype=torch.int64)
+    for i in {0, len(labels) // 2, len(labels) - 1} if labels.ndim == 1 else ():
+        label = _item(dataset, i, name)[1]
+        if label != labels[i]:
+            raise UserError(f"{name}: item {i} has label {label}, but the data set lists {labels[i]} for it")
+    return labels
 
 
 def _listed_labels(dataset: Any) -> Any:
@@ -220,9 +223,10 @@ def _class_names(source: Any, classes: Sequence[str] | None, labels: Tensor) -> 
     while isinstance(source, Subset):
         source = source.dataset
     if classes is None:
-        classes = getattr(source, "classes", None)
-    if classes is None and isinstance(features := getattr(source, "features", None), Mapping):
-        classes = getattr(features.get("label"), "names", None)
+        features = getattr(source, "features", None)
+        of_label = features.get("label") if isinstance(features, Mapping) else None
+        found = getattr(source, "classes", None) or getattr(of_label, "names", None)
+        classes = found if isinstance(found, Sequence) else None
     if classes is None:  # at most so many that a wrong label is told by `check_labels`, not by a lack of memory
         highest = int(labels.max()) if labels.numel() else 0
         classes = list(map(str, range(min(max(highest, 0), 100_000) + 1)))

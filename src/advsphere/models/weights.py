@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier
 from advsphere.errors import UserError
+from advsphere.files import some
 
 _WRAPPED = ("state_dict", "model", "model_state_dict")
 """Keys of the state dict in the files of training scripts."""
@@ -102,8 +103,4 @@ def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
         if name in own and value.shape != own[name].shape
     ]
     kinds = {"it lacks": missing, "it has besides": unknown, "of another shape are": reshaped}
-    return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds.items() if names)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return "; ".join(f"{kind} {some(names, 3)}" for kind, names in kinds.items() if names)
