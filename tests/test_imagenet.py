@@ -69,7 +69,7 @@ def test_photos_are_seen_as_the_recipe_says(tmp_path: Path) -> None:
     assert len(data.train.classes) == 1000 and data.train.shape == (3, 224, 224)
     crops = recipe("imagenet-freeat").training.augment.crops
     index = torch.arange(0, 900, 90)
-    varied, _ = data.train.cropped(index, crops(Rng(0, index)))  # type: ignore[arg-type]
+    varied, _ = data.train.stored(index, crops(Rng(0, index)))  # type: ignore[arg-type]
     centre, y = data.train.batch(index)
     assert varied.shape == centre.shape == (10, 3, 224, 224) and y.tolist() == data.train.labels[index].tolist()
     differs = (varied / 255 - centre).abs().flatten(1).mean(1)

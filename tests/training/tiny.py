@@ -14,6 +14,7 @@ from torch import Tensor, nn, optim
 
 from advsphere import provenance
 from advsphere.data import Dataset, ImageSet, load
+from advsphere.data.crops import ResizedCrops
 from advsphere.distributed import World
 from advsphere.losses import cross_entropy
 from advsphere.objectives import Criterion, Objective, Standard
@@ -164,9 +165,9 @@ class Noted(ImageSet):
 
     asked: list[list[int]] = field(default_factory=list)
 
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
         self.asked.append(index.tolist())
-        return super().stored(index)
+        return super().stored(index, crops)
 
 
 def order_of(folder: Path, **settings: Any) -> list[list[int]]:

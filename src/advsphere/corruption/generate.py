@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advsphere.corruption import blur, digital, noise, weather
 from advsphere.corruption.severity import CORRUPTIONS, EXTRA, TABLES, strength, table_for
+from advsphere.data.crops import ResizedCrops
 from advsphere.data.images import Images
 from advsphere.errors import UserError
 from advsphere.rng import Rng
@@ -117,9 +118,10 @@ class LazyImages(Images):
     def shape(self) -> tuple[int, int, int]:
         return self.size
 
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
         device = self.labels.device
-        return self.read(self.rows[index.cpu()]).to(device), self.labels[index.to(device)]
+        pixels = self.read(self.rows[index.cpu()]).to(device)
+        return pixels if crops is None else crops(pixels), self.labels[index.to(device)]
 
     def take(self, index: Tensor) -> Self:
         return replace(self, rows=self.rows[index.cpu()], labels=self.labels[index.to(self.labels.device)])

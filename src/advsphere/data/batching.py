@@ -79,7 +79,7 @@ class _Reading(Dataset["Tensor | UserError"]):
         ids = self.ids[b]
         crops = self.augment.crops(Rng(self.seed, ids.cpu(), step=self.epoch))
         try:
-            return (self.images.stored(ids) if crops is None else self.images.cropped(ids, crops))[0]
+            return self.images.stored(ids, crops)[0]
         except UserError as error:
             return error  # `DataLoader` would raise it with a traceback in its text
 

@@ -6,10 +6,8 @@ import io
 import os
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -89,23 +87,26 @@ class EncodedImages(Images):
     def shape(self) -> tuple[int, int, int]:
         return 3, self.view.size, self.view.size
 
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self._decoded(index, [partial(centre, view=self.view)] * len(index))
-
-    def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
-        return self._decoded(index, [partial(crop, crops=crops, i=i, size=self.view.size) for i in range(len(index))])
-
     def to(self, device: torch.device | str) -> Self:
         return replace(self, labels=self.labels.to(device))
 
-    def _decoded(self, index: Tensor, views: list[Callable[[Image.Image], Tensor]]) -> tuple[Tensor, Tensor]:
+    def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
         pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-        work = zip(pixels, self.encoded(index.tolist()), views, strict=True)
+        encoded = self.encoded(index.tolist())
+
+        def decode(b: int) -> None:
+            with encoded[b].open() as picture:
+                check_depth(picture, encoded[b].name)
+                try:
+                    pixels[b] = square(picture, self.view, crops, b)
+                except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+                    raise encoded[b].unreadable(error) from error
+
         if get_worker_info() is not None:  # one of several workers, which has one core
-            deque(map(_decode, work), maxlen=0)
+            deque(map(decode, range(len(index))), maxlen=0)
         else:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                deque(pool.map(_decode, work), maxlen=0)
+                deque(pool.map(decode, range(len(index))), maxlen=0)
         device = self.labels.device
         return pixels.to(device), self.labels[index.to(device)]
 
@@ -121,39 +122,25 @@ def required(view: View | None, place: str, first: Encoded) -> View:
     return view
 
 
-def _decode(work: tuple[Tensor, Encoded, Callable[[Image.Image], Tensor]]) -> None:
-    """Decode one image into its (3, size, size) uint8 of the batch."""
-    pixels, image, view = work
-    with image.open() as picture:
-        check_depth(picture, image.name)
-        try:
-            pixels.copy_(view(picture))
-        except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-            raise image.unreadable(error) from error
-
-
 def check_depth(picture: Image.Image, name: str) -> None:
     """Raise UserError for more than 8 bits per pixel, which Pillow would clip to 255."""
     if picture.mode[0] in "IF":
         raise UserError(f"{name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
 
 
-def centre(picture: Image.Image, *, view: View) -> Tensor:
-    """The view of a picture, (3, size, size) uint8."""
-    _decode_smaller(picture, min(picture.size), view.shorter)
-    # Pillow's `bleed` is the share that is left out at each side.
-    bleed = (1 - view.size / view.shorter) / 2
-    return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
-
-
-def crop(picture: Image.Image, *, crops: ResizedCrops, i: int, size: int) -> Tensor:
-    """The i-th crop, taken from the picture at its own resolution, (3, size, size) uint8."""
+def square(picture: Image.Image, view: View, crops: ResizedCrops | None, b: int) -> Tensor:
+    """A picture's view, or the b-th of the crops at the size of the view, (3, size, size) uint8."""
+    if crops is None:
+        _decode_smaller(picture, min(picture.size), view.shorter)
+        # Pillow's `bleed` is the share that is left out at each side.
+        bleed = (1 - view.size / view.shorter) / 2
+        return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
     width, height = picture.size
-    left, top, w, h = crops.box(i, width, height)
-    _decode_smaller(picture, min(w, h), size)
+    left, top, w, h = crops.box(b, width, height)
+    _decode_smaller(picture, min(w, h), view.size)
     across, down = picture.width / width, picture.height / height
     box = (round(left * across), round(top * down), round((left + w) * across), round((top + h) * down))
-    return resized(_rgb(picture.convert("RGB").crop(box)), size, size)
+    return resized(_rgb(picture.convert("RGB").crop(box)), view.size, view.size)
 
 
 def _decode_smaller(picture: Image.Image, side: int, wanted: int) -> None:

@@ -49,28 +49,16 @@ class Images(ABC):
         return torch.uint8
 
     @abstractmethod
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Read a batch as it is stored, before augmentation.
+    def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
+        """Read a batch as it is stored, before pixels become floating point.
 
         Args:
             index: (B,) int64, which images.
+            crops: Read these parts of the images, at their own resolution, resized to the shape of the set.
 
         Returns:
             Pixels (B, C, H, W), uint8 or floating point, and labels (B,).
         """
-
-    def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
-        """Read a random part of each image, resized to the shape of the set.
-
-        Args:
-            index: (B,) int64, which images.
-            crops: Which part of each.
-
-        Returns:
-            Pixels (B, C, H, W) and labels (B,), as `stored`.
-        """
-        pixels, y = self.stored(index)
-        return crops(pixels), y
 
     @abstractmethod
     def take(self, index: Tensor) -> Self:
@@ -199,10 +187,11 @@ class ImageSet(Images):
     def dtype(self) -> torch.dtype:
         return self.pixels.dtype
 
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
         index = index.to(self.pixels.device)
         # index_select copies whole images; advanced indexing takes twenty times as long on a CPU.
-        return self.pixels.index_select(0, index), self.labels.index_select(0, index)
+        pixels, labels = self.pixels.index_select(0, index), self.labels.index_select(0, index)
+        return pixels if crops is None else crops(pixels), labels
 
     def take(self, index: Tensor) -> Self:
         pixels, labels = self.stored(index)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from advsphere.data.crops import ResizedCrops
-from advsphere.data.encoded import View, centre, check_depth, crop
+from advsphere.data.encoded import View, check_depth, square
 from advsphere.data.images import Images, ImageSet, check_labels, check_pixels, in_memory_if_small, with_progress
 from advsphere.errors import UserError
 
@@ -117,19 +117,13 @@ class DatasetImages(Images):
     def dtype(self) -> torch.dtype:
         return self.example.dtype
 
-    def stored(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self._read(index, None)
-
-    def cropped(self, index: Tensor, crops: ResizedCrops) -> tuple[Tensor, Tensor]:
-        return super().cropped(index, crops) if self.view is None else self._read(index, crops)
-
     def take(self, index: Tensor) -> Self:
         return replace(self, labels=self.labels[index.to(self.labels.device)], items=self.items[index.cpu()])
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, labels=self.labels.to(device))
 
-    def _read(self, index: Tensor, crops: ResizedCrops | None) -> tuple[Tensor, Tensor]:
+    def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
         y = self.labels[index.to(self.labels.device)]
         pixels = torch.empty((len(index), *self.shape), dtype=self.dtype)
         for b, i in enumerate(self.items[index.cpu()].tolist()):
@@ -143,6 +137,8 @@ class DatasetImages(Images):
             pixels[b] = found
         if len(pixels):
             check_pixels(pixels, self.name)
+        if crops is not None and self.view is None:
+            pixels = crops(pixels)
         return pixels.to(y.device), y
 
 
@@ -172,7 +168,7 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
     if isinstance(image, Image.Image):
         check_depth(image, where)
         if view is not None:
-            return centre(image, view=view) if crops is None else crop(image, crops=crops, i=b, size=view.size)
+            return square(image, view, crops, b)
         grey = image.mode in ("1", "L", "LA")
         image = np.array(image.convert("L" if grey else "RGB"))
     elif view is not None:

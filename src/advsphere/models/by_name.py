@@ -88,11 +88,8 @@ def build(
 def _own(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Module] | None:
     if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         return partial(WideResNet, int(wide[1]), int(wide[2]), num_classes, in_channels=in_channels)
-    if name == "preactresnet-18":
-        return partial(PreActResNet18, num_classes, in_channels=in_channels)
-    if name == "small-cnn":
-        return partial(SmallCNN, num_classes, in_channels=in_channels)
-    return None
+    network = {"preactresnet-18": PreActResNet18, "small-cnn": SmallCNN}.get(name)
+    return None if network is None else partial(network, num_classes, in_channels=in_channels)
 
 
 def _library(
