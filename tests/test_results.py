@@ -1,36 +1,35 @@
-"""Rows of results: kept once, read strictly, and tables whose every number follows from the outcomes."""
+"""Stored results: kept once, read strictly, and tables whose every number follows from the outcomes."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from advsphere.corruption import CORRUPTIONS
 from advsphere.errors import UserError
 from advsphere.reproduce import results
-from advsphere.reproduce.results import Row
+from advsphere.reproduce.listing import listing
+from advsphere.reproduce.results import StoredResult
+from advsphere.reproduce.sections import TITLES
 from advsphere.stats import paired, wilson
+from tests.evaluation.test_corruption import of_errors
+from tests.reproduce.made import run_block, stored
 
-COMMITTED = Path(__file__).parents[1] / "results" / "cifar10-small.jsonl"
-
-
-def row(recipe: str, attack: str, outcomes: str, **other: Any) -> Row:
-    k, n = outcomes.count("1"), len(outcomes)
-    shared = {"overrides": [], "epochs": 3, "seed": 0, "checkpoint": "best", "data": "toys", "threat": "linf 8/255"}
-    shared["suite"] = "paper"
-    scale = 15.0 if recipe.endswith("-he") else None
-    own = {"recipe": recipe, "attack": attack, "outcomes": outcomes, "k": k, "n": n, "accuracy": k / n, "scale": scale}
-    return shared | own | other
-
-
-PLAIN = [row("toy", "clean", "1111111110"), row("toy", "PGD-50", "1110000000")]
-HE = [
-    row("toy-he", "clean", "1111111110"),
-    row("toy-he", "PGD-50 (s = 1)", "1111111100"),
-    row("toy-he", "PGD-50", "1100000000"),
-]
+COMMITTED = sorted((Path(__file__).parents[1] / "results").glob("*.jsonl"))
+PLAIN = stored("toy-fastat", {"clean": "1111111110", "PGD-50": "1110000000", "worst case": "1110000000"})
+HE = stored(
+    "toy-fastat-he",
+    {
+        "clean": "1111111110",
+        "PGD-50 (s = 1)": "1111111100",
+        "PGD-50": "1100000000",
+        "worst case": "1100000000",
+    },
+)
 
 
 def cells(line: str) -> list[str]:
@@ -38,60 +37,61 @@ def cells(line: str) -> list[str]:
 
 
 def test_a_table_follows_from_the_outcomes() -> None:
-    heading, _, columns, _, plain, he, difference = results.markdown([*PLAIN, *HE]).splitlines()
+    heading, _, columns, _, plain, he, difference = listing([PLAIN, HE]).splitlines()
     assert heading.startswith("toys, 10 test images, linf 8/255") and "upper bound" in heading
-    assert cells(columns) == ["recipe", "epochs", "clean", "PGD-50 (s = 1)", "PGD-50"]
+    assert cells(columns) == ["recipe", "epochs", "clean", "PGD-50 (s = 1)", "PGD-50", "worst case"]
     low, high = wilson(3, 10)
     shown = f"30.0 ({100 * low:.1f}-{100 * high:.1f})"
-    assert cells(plain)[3:] == [shown, shown], "a plain head is attacked at s = 1 by PGD-50 itself"
-    assert [cell.split(" ")[0] for cell in cells(he)[2:]] == ["90.0", "80.0", "20.0"]
-    assert [cell.split(" ")[0] for cell in cells(difference)[2:]] == ["*+0.0", "*+50.0", "*-10.0"]
-    assert [", cannot tell" in cell for cell in cells(difference)[2:]] == [True, True, True], "ten images tell little"
+    assert cells(plain)[3:] == [shown] * 3, "a plain head is attacked at s = 1 by PGD-50 itself"
+    assert [cell.split(" ")[0] for cell in cells(he)[2:]] == ["90.0", "80.0", "20.0", "20.0"]
+    assert [cell.split(" ")[0] for cell in cells(difference)[2:]] == ["*+0.0", "*+50.0", "*-10.0", "*-10.0"]
+    assert all(", cannot tell" in cell for cell in cells(difference)[2:]), "ten images tell little"
+    found = paired([True] * 8 + [False] * 2, [True] * 3 + [False] * 7)
+    assert f"({100 * found.low:+.1f} to {100 * found.high:+.1f})" in cells(difference)[3]
 
 
-def test_a_difference_is_paired_and_the_method_comes_first() -> None:
-    found = results.difference([*PLAIN, *HE], "toy", "toy-he", "PGD-50 (s = 1)")
-    assert found == paired([True] * 8 + [False] * 2, [True] * 3 + [False] * 7)
-    with pytest.raises(UserError, match="margin"):
-        results.difference([*PLAIN, *HE], "toy", "toy-he", "margin")
-
-
-def test_an_hyperspherical_model_without_the_row_has_an_empty_cell() -> None:
-    *_, he, difference = results.markdown([*PLAIN, HE[0]]).splitlines()
-    assert cells(he)[3] == "" and cells(difference)[3] == ""
+def test_seeds_and_overrides_are_told_apart_and_paired_with_their_own() -> None:
+    other = [replace(one, run=one.run | {"seed": 1, "overrides": [{"path": "training.seed", "old": 0, "new": 1}]})
+             for one in (PLAIN, HE)]  # fmt: skip
+    lines = listing([PLAIN, HE, other[1]]).splitlines()
+    assert sum(line.startswith("| *difference*") for line in lines) == 1
+    assert any(line.startswith("| `toy-fastat-he`, training.seed = 1 |") for line in lines)
+    assert listing([PLAIN, HE, *other]).count("*difference*") == 2
 
 
 def test_other_images_and_other_checkpoints_are_other_tables() -> None:
-    other = [r | {"checkpoint": "last"} for r in PLAIN] + [r | {"data": "other toys"} for r in HE]
-    other += [r | {"suite": "quick"} for r in PLAIN]
-    text = results.markdown([*PLAIN, *other])
+    other = [replace(PLAIN, run=PLAIN.run | {"checkpoint": "last"}), replace(HE, run=HE.run | {"data": "others"}),
+             stored("toy-fastat", {"clean": "1", "worst case": "1"}, suite="quick")]  # fmt: skip
+    text = listing([PLAIN, *other])
     assert text.count("| recipe |") == 4 and "difference*" not in text
 
 
-def test_a_measurement_is_kept_once(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    results.add(file, PLAIN)
-    results.add(file, [row("toy", "clean", "0000000000"), *HE])
-    rows = results.read(file)
-    assert [r["attack"] for r in rows] == ["clean", "PGD-50", "clean", "PGD-50 (s = 1)", "PGD-50"]
-    assert rows[0]["k"] == 0
-
-
-def test_other_evidence_replaces_a_measurement_as_a_whole(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    results.add(file, [*PLAIN, *HE])
-    results.add(file, [PLAIN[0] | {"evaluated": {"ledger": "another"}}])
-    assert [(r["recipe"], r["attack"]) for r in results.read(file)] == [
-        *((r["recipe"], r["attack"]) for r in HE),
-        ("toy", "clean"),
-    ]
+def test_a_measurement_is_stored_once_and_read_back_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    results.add(file, [PLAIN])
+    again = stored("toy-fastat", {"clean": "0000000000", "worst case": "0000000000"})
+    results.add(file, [again, HE])
+    assert results.read(file) == [again, HE]
+    assert results.read(file)[1].evaluation == HE.evaluation
 
 
 @pytest.mark.parametrize("line", ["no json", "[]", '{"recipe": "toy"}'])
-def test_a_line_that_is_no_row_is_named(line: str, tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(PLAIN[0]) + "\n" + line + "\n")
+def test_a_line_that_is_no_result_is_named(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    results.add(file, [PLAIN])
+    file.write_text(file.read_text() + line + "\n")
     with pytest.raises(UserError, match="line 2"):
+        results.read(file)
+
+
+@pytest.mark.parametrize("change", [{"k": 10}, {"outcomes": "1111111111"}])
+def test_a_line_that_was_changed_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    results.add(file, [PLAIN])
+    line = json.loads(file.read_text())
+    line["document"]["clean"] |= change
+    file.write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="line 1 was changed"):
         results.read(file)
 
 
@@ -101,14 +101,43 @@ def test_a_page_without_a_place_is_refused() -> None:
         results.replace_between("nothing here", "T")
 
 
-def test_the_committed_rows_are_whole() -> None:
-    rows = [r for r in results.read(COMMITTED) if r["suite"] != "inside"]
-    assert {r["recipe"] for r in rows} >= {"cifar10-small-fastat", "cifar10-small-fastat-he"}
-    for r in rows:
-        assert r["k"] == r["outcomes"].count("1") and r["n"] == len(r["outcomes"])
-        assert r["accuracy"] == r["k"] / r["n"] and tuple(r["interval"]) == wilson(r["k"], r["n"])
-        assert r["trained"]["commit"] and r["evaluated"]["commit"] and r["evaluated"]["ledger"]
-    for name in {(r["recipe"], r["checkpoint"], r["suite"]) for r in rows}:
-        own = {r["attack"]: r["outcomes"] for r in rows if (r["recipe"], r["checkpoint"], r["suite"]) == name}
-        worst = own.pop("worst case")
-        assert worst == "".join("1" if set(column) == {"1"} else "0" for column in zip(*own.values(), strict=True))
+def test_the_committed_evaluations_are_whole() -> None:
+    evaluations = [one for file in COMMITTED for one in results.read(file) if one.kind == "evaluation"]
+    assert len(evaluations) >= 102
+    for one in evaluations:
+        found = one.evaluation
+        assert one.evidence == found.ledger and found.environments[0]["commit"] and one.run["trained"]["commit"]
+        assert found.to_dict() == one.document, "every derived number is that of the outcomes"
+        columns = zip(*(row.outcomes for row in found.rows[:-1]), strict=True)
+        assert found.worst.outcomes == "".join("1" if set(column) == {"1"} else "0" for column in columns)
+
+
+def corrupted(recipe: str, errors: dict[str, float], n: int = 50) -> StoredResult:
+    record = of_errors(errors, n)
+    source = {**record.identity["corruptions"], "kind": "generated", "table": "CIFAR-10-C"}
+    record = replace(record, identity={**record.identity, "corruptions": source})
+    return StoredResult(kind="corruptions", run=run_block(recipe), evidence="", document=record.to_dict())
+
+
+def test_the_columns_are_the_papers() -> None:
+    assert (TITLES["defocus_blur"], TITLES["contrast"], TITLES["jpeg_compression"]) == ("Defocus", "Contra", "JPEG")
+    assert list(TITLES) == list(CORRUPTIONS)
+
+
+def test_a_pair_under_corruptions_gets_its_paired_difference() -> None:
+    pair = [
+        corrupted("mine-fastat", {"fog": 0.4, "saturate": 0.2}),
+        corrupted("mine-fastat-he", {"fog": 0.3, "saturate": 0.2}),
+    ]
+    head, _, titles, _, first, second, difference = listing(pair).splitlines()
+    assert "toys, 50 test images" in head and "over 1 corruptions" in head
+    assert titles == "| recipe | clean | mCA | Fog | saturate |"
+    assert first.startswith("| `mine-fastat` | 100.0 | 60.00 (") and first.endswith("| 60.0 | 80.0 |")
+    assert second.startswith("| `mine-fastat-he` | 100.0 | 70.00 (")
+    assert difference.startswith("| *difference* | *+0.0* | *+10.00 (+1.") and difference.endswith("*+10.0* | *+0.0* |")
+
+
+def test_other_images_and_corruptions_are_another_table() -> None:
+    tables = listing([corrupted("a-fastat", {"fog": 0.4}), corrupted("a-fastat-he", {"frost": 0.1})]).split("\n\n")
+    assert ["| recipe" in part for part in tables] == [False, True, False, True]
+    assert "| Fog |" in tables[1] and "| Frost |" in tables[3] and "difference" not in "".join(tables)

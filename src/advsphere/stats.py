@@ -1,4 +1,18 @@
-"""What n examples allow to be said: intervals for an accuracy, and for the difference of two on the same examples."""
+"""Statistics: every interval, test and mean of the package is computed here.
+
+| question | function |
+|---|---|
+| accuracy on n examples | `wilson` |
+| is a share larger than chance allows | `more_than` |
+| two classifiers on the same examples | `paired`, `mcnemar` |
+| two arms of several seeds | `difference_of_arms` |
+| several tests at once | `holm` |
+| a mean over images, over seeds, over pairs | `mean_over_images`, `mean_over_seeds`, `mean_over_pairs` |
+| any other statistic | `bootstrap` |
+
+Intervals are at 95 % unless a function takes another confidence. With one or two seeds an interval is over images alone
+and speaks of these checkpoints; from `ENOUGH_SEEDS` on, the spread of the seeds enters, and it speaks of the method.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +20,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
-from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -14,13 +27,87 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from advsphere.errors import UserError
-from advsphere.rng import derived_seed
+
+ENOUGH_SEEDS = 3
+"""Seeds from which on their spread enters an interval."""
+CONFIDENCE = 0.95
+
+Columns = NDArray[np.float64]
+"""(seeds, examples) of 0 and 1: wrong, or classified as labelled."""
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """(low, high) for a proportion of which k in n were seen; each in [0, 1].
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A value with its interval.
 
-    The score interval (Wilson 1927, JASA 22:209), which stays sensible at k = 0 and k = n. Raises UserError for n = 0.
+    Attributes:
+        value: The value.
+        low: Lower end of the interval.
+        high: Upper end.
+        confidence: Of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float = CONFIDENCE
+
+    @property
+    def cannot_tell(self) -> bool:
+        """For a difference: whether the interval contains 0."""
+        return self.low <= 0 <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """How much better the first of two classifiers is on the same examples.
+
+    Attributes:
+        n: Number of examples.
+        only_first: Examples that only the first classifies correctly.
+        only_second: Examples that only the second classifies correctly.
+        low: Lower end of the interval of the difference, in [-1, 1].
+        high: Upper end.
+        p_value: Of McNemar's exact test that neither is better.
+        confidence: Of the interval.
+    """
+
+    n: int
+    only_first: int
+    only_second: int
+    low: float
+    high: float
+    p_value: float
+    confidence: float = CONFIDENCE
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the first less that of the second."""
+        return (self.only_first - self.only_second) / self.n
+
+    @property
+    def cannot_tell(self) -> bool:
+        """True unless both the interval and the test show a difference."""
+        return self.low <= 0 <= self.high or self.p_value > 1 - self.confidence
+
+    def __str__(self) -> str:
+        points = f"{100 * self.difference:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+        return f"{points}: cannot tell the two apart" if self.cannot_tell else points
+
+
+def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The score interval of a proportion (Wilson 1927, JASA 22:209), which stays sensible at k = 0 and k = n.
+
+    Args:
+        k: Successes.
+        n: Trials.
+        confidence: In (0, 1).
+
+    Returns:
+        (low, high), each in [0, 1].
+
+    Raises:
+        UserError: n is 0, or k is not between 0 and n.
     """
     if not 0 <= k <= n or n == 0:
         raise UserError(f"there is no proportion of {k} in {n} examples; give at least one example")
@@ -32,56 +119,42 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
-def more_than(k: int, n: int, share: float, confidence: float = 0.95) -> bool:
-    """Whether k in n are more than chance makes of a proportion no larger than `share`, which lies in (0, 1).
+def more_than(k: int, n: int, share: float, confidence: float = CONFIDENCE) -> bool:
+    """Whether k of n is more than chance allows for a proportion of at most `share`.
 
-    The exact binomial test on one side, at half of 1 - confidence, so that it agrees with the lower limit of the
-    interval of Clopper and Pearson (1934, Biometrika 26:404): right for a single example as well.
+    A one-sided exact binomial test at (1 - confidence) / 2, which agrees with the lower limit of Clopper and
+    Pearson's interval (1934, Biometrika 26:404). It is valid for a single example as well.
+
+    Args:
+        k: Successes.
+        n: Trials.
+        share: The proportion, in (0, 1).
+        confidence: In (0, 1).
+
+    Returns:
+        True if the test rejects.
     """
-    log_p, log_q = math.log(share), math.log1p(-share)
+    from scipy.special import bdtrc
 
-    def probability(i: int) -> float:
-        ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        return math.exp(ways + i * log_p + (n - i) * log_q)
-
-    return 1 - math.fsum(map(probability, range(k))) <= (1 - confidence) / 2
+    return k > 0 and float(bdtrc(k - 1, n, share)) <= (1 - confidence) / 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """How much better the first of two classifiers does on the same n examples, and whether that can be told.
+def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> PairedDifference:
+    """Compare two classifiers on the same examples.
 
-    only_first, only_second: examples that one gets right and the other wrong. difference: in [-1, 1]; (low, high) its
-    interval at `confidence`. p_value: of McNemar's exact test that neither is better.
-    """
+    The interval is Newcombe's paired score interval (1998, Statistics in Medicine 17:2635, method 10), the test is
+    McNemar's exact one. Both speak of these two classifiers, not of the methods that trained them.
 
-    n: int
-    only_first: int
-    only_second: int
-    low: float
-    high: float
-    p_value: float
-    confidence: float = 0.95
+    Args:
+        first: Whether each example is classified correctly by the first.
+        second: The same for the second, in the same order.
+        confidence: In (0, 1).
 
-    @property
-    def difference(self) -> float:
-        return (self.only_first - self.only_second) / self.n
+    Returns:
+        The difference, first less second.
 
-    @property
-    def cannot_tell(self) -> bool:
-        """True unless the interval and the test both say that there is a difference."""
-        return self.low <= 0 <= self.high or self.p_value > 1 - self.confidence
-
-    def __str__(self) -> str:
-        points = f"{100 * self.difference:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
-        return f"{points}: cannot tell the two apart" if self.cannot_tell else points
-
-
-def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> PairedDifference:
-    """Compare two 0/1 columns over the same examples in the same order. Raises UserError where there are not as many.
-
-    The interval is Newcombe's paired score interval (1998, Statistics in Medicine 17:2635, method 10), the test
-    McNemar's exact one. They say something of these two classifiers, not of the methods that trained them.
+    Raises:
+        UserError: The two have different lengths, or are empty.
     """
     n = len(first)
     if n != len(second) or n == 0:
@@ -101,13 +174,21 @@ def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: of the m examples on which two classifiers differ, each is as likely
-    to favour either, so the smaller count is Binomial(m, 1/2).
+    """McNemar's exact test that neither of two classifiers is better.
+
+    Each of the m examples on which they differ is as likely to favour either, so the smaller count is Binomial(m, 1/2).
+
+    Args:
+        only_first: Examples that only the first classifies correctly.
+        only_second: Examples that only the second classifies correctly.
+
+    Returns:
+        The two-sided p-value.
     """
-    m, smaller = only_first + only_second, min(only_first, only_second)
-    log_all = m * math.log(2) - math.lgamma(m + 1)
-    tail = math.fsum(math.exp(-log_all - math.lgamma(i + 1) - math.lgamma(m - i + 1)) for i in range(smaller + 1))
-    return min(1.0, 2 * tail)
+    from scipy.special import bdtr
+
+    m = only_first + only_second
+    return min(1.0, 2 * float(bdtr(min(only_first, only_second), m, 0.5))) if m else 1.0
 
 
 def _newcombe(a: int, b: int, c: int, d: int, confidence: float) -> tuple[float, float]:
@@ -120,103 +201,100 @@ def _newcombe(a: int, b: int, c: int, d: int, confidence: float) -> tuple[float,
     shrunk = max(product - n / 2, 0) if product > 0 else product  # method 10, for a positive correlation
     phi = shrunk / math.sqrt(margins) if margins else 0.0
 
-    def reach(x: float, y: float) -> float:
+    def distance(x: float, y: float) -> float:
         return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
 
-    return p1 - p2 - reach(p1 - low1, high2 - p2), p1 - p2 + reach(high1 - p1, p2 - low2)
+    return p1 - p2 - distance(p1 - low1, high2 - p2), p1 - p2 + distance(high1 - p1, p2 - low2)
 
 
-# FOLDED resampling: How far a statistic may be off by the choice of examples alone: a paired bootstrap.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for testing several hypotheses at once (Holm 1979, Scandinavian Journal of Statistics 6:65).
 
+    Args:
+        p_values: One for each hypothesis.
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A value with the ends of its interval at `confidence`. It speaks of these networks on such images, and not of the
-    methods that trained them.
+    Returns:
+        The adjusted p-values, in the same order.
     """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
 
-    value: float
-    low: float
-    high: float
-    confidence: float = 0.95
 
+def difference_of_arms(first: Columns, second: Columns) -> tuple[Estimate, float]:
+    """Compare two arms of one or several seeds on the same examples.
 
-def bootstrap(
-    statistic: Callable[[Tensor], Tensor], n: int, *, seed: int = 0, repeats: int = 2000, confidence: float = 0.95
-) -> Estimate:
-    """A percentile bootstrap over n examples (Efron 1979, Annals of Statistics 7:1).
+    With one seed each it is `paired`. With more, the interval is Student's over examples; from ENOUGH_SEEDS in each arm
+    on, the variance over seeds is added, with Welch's degrees of freedom.
 
-    statistic: (R, n) float64, how often each example was drawn -> (R,). Every arm of a comparison that it holds is thus
-    resampled alike, which makes the comparison a paired one. The draws are a function of (seed, n).
+    Args:
+        first: (seeds, examples) outcomes of 0 and 1.
+        second: The same for the other arm; the seeds may be others.
+
+    Returns:
+        The mean accuracy of the first less that of the second, and the p-value that there is no difference.
     """
-    generator = torch.Generator().manual_seed(derived_seed(seed, n, "bootstrap"))
-    found = []
-    for chunk in torch.arange(repeats).split(max(1, 2_000_000 // n)):
-        drawn = torch.randint(n, (len(chunk), n), generator=generator)
-        counts = torch.zeros(len(chunk), n, dtype=torch.float64)
-        found.append(statistic(counts.scatter_add_(1, drawn, torch.ones_like(counts))))
-    tail = (1 - confidence) / 2
-    low, high = torch.cat(found).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    value = float(statistic(torch.ones(1, n, dtype=torch.float64)))
-    return Estimate(value=value, low=low, high=high, confidence=confidence)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean of accuracies on the same images, in [0, 1], with its 95 % interval for the sample of images alone.
-
-    The interval takes each image's own mean as one observation: outcomes of one image under several corruptions depend
-    on each other.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """values: one for each image."""
-        centre = fmean(values)
-        half = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-        return cls(value=centre, low=centre - half, high=centre + half)
-
-    @property
-    def cannot_tell(self) -> bool:
-        """Of a difference: whether it may be none."""
-        return self.low <= 0 <= self.high
-
-
-def reach(columns: np.ndarray) -> float:
-    """Half of the 95 % interval of a mean over images; from three seeds on, their spread is added. columns: (seeds,
-    images).
-    """
-    images, seeds = float(columns.mean(0).var(ddof=1)) / columns.shape[1], 0.0
-    if len(columns) >= ENOUGH_SEEDS:
-        seeds = float(columns.mean(1).var(ddof=1)) / len(columns)
+    value = float(first.mean()) - float(second.mean())
+    if len(first) == len(second) == 1:
+        one = paired(first[0].astype(bool).tolist(), second[0].astype(bool).tolist())
+        return Estimate(value=value, low=one.low, high=one.high), one.p_value
     from scipy.stats import t  # slow to import
 
-    # Satterthwaite: few seeds make it wide in so far as it is they that spread.
-    freedom = (images + seeds) ** 2 * (len(columns) - 1) / seeds**2 if seeds else math.inf
-    return float(t.ppf(0.975, freedom)) * math.sqrt(images + seeds)
+    by_image = first.mean(0) - second.mean(0)
+    seeds, freedom = 0.0, math.inf
+    if min(len(first), len(second)) >= ENOUGH_SEEDS:
+        parts = [(float(arm.mean(1).var(ddof=1)) / len(arm), len(arm) - 1) for arm in (second, first)]
+        seeds, freedom = sum(variance for variance, _ in parts), _satterthwaite(parts)
+    variance = float(by_image.var(ddof=1)) / by_image.size + seeds
+    p = float(2 * t.sf(abs(value) / math.sqrt(variance), freedom)) if variance else float(value == 0)
+    return _student(value, variance, freedom), p
 
 
-class Reach(NamedTuple):
-    """A difference in [-1, 1] with its 95 % interval."""
+def mean_over_images(values: Sequence[float]) -> Estimate:
+    """The mean of one number for each image, with a normal interval over images.
 
-    value: float
-    low: float
-    high: float
+    Outcomes of one image under several corruptions depend on each other, so give each image's own mean.
 
+    Args:
+        values: One for each image.
 
-def mean(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Reach:
-    """The mean over pairs, and its 95 % interval by Student's t: over pairs and over images, whose variances are added,
-    with Satterthwaite's degrees of freedom. Some of the images' variance is in the spread of pairs too, and so counts
-    twice.
-
-    differences: for each set of images, of each pair (n,) in [-1, 1]; pairs have the first n images of their set.
+    Returns:
+        The mean.
     """
-    from scipy.stats import t  # slow to import
+    centre = fmean(values)
+    half = 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return Estimate(value=centre, low=centre - half, high=centre + half)
 
+
+def mean_over_seeds(columns: NDArray[np.float64]) -> Estimate:
+    """The mean over images and seeds; from ENOUGH_SEEDS on, the spread of the seeds widens the interval.
+
+    Args:
+        columns: (seeds, images), such as outcomes of 0 and 1, or differences of two of them.
+
+    Returns:
+        The mean, with Student's interval.
+    """
+    images = float(columns.mean(0).var(ddof=1)) / columns.shape[1]
+    seeds = float(columns.mean(1).var(ddof=1)) / len(columns) if len(columns) >= ENOUGH_SEEDS else 0.0
+    return _student(float(columns.mean()), images + seeds, _satterthwaite([(seeds, len(columns) - 1)], images + seeds))
+
+
+def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Estimate:
+    """The mean over pairs of methods, over sets of images.
+
+    The variance over pairs and that over images are added, which is cautious: part of the images' variance is in the
+    spread of the pairs as well.
+
+    Args:
+        differences: For each set of images, (n,) differences in [-1, 1] for each pair. Pairs of one set share its first
+            images.
+
+    Returns:
+        The mean, with Student's interval.
+    """
     means = [float(one.mean()) for of_set in differences for one in of_set]
     over_pairs, over_images = stdev(means) ** 2 / len(means), 0.0
     for of_set in differences:
@@ -224,10 +302,55 @@ def mean(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Reach:
         for one in of_set:
             share[: len(one)] += (one - one.mean()) / (len(one) * len(means))
         over_images += float(share @ share)
-    both = over_pairs + over_images
-    freedom = (len(means) - 1) * (both / over_pairs) ** 2 if over_pairs else math.inf
-    half = float(t.ppf(0.975, freedom)) * math.sqrt(both)
-    return Reach(fmean(means), fmean(means) - half, fmean(means) + half)
+    variance = over_pairs + over_images
+    return _student(fmean(means), variance, _satterthwaite([(over_pairs, len(means) - 1)], variance))
 
 
-ENOUGH_SEEDS = 3
+def bootstrap(
+    statistic: Callable[..., Tensor],
+    *samples: int | Sequence[int],
+    seed: int = 0,
+    repeats: int = 2000,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """A percentile bootstrap (Efron 1979, Annals of Statistics 7:1) of any statistic.
+
+    All arms of a comparison inside the statistic see the same draws, so it is a paired one.
+
+    Args:
+        statistic: Takes, for each sample, (R, n) float64 counts of how often each example was drawn; gives (R,) values.
+        samples: For each sample that is resampled its size, or how often each of its distinct examples occurs.
+        seed: The draws depend on it and on the samples alone.
+        repeats: Number of resamples.
+        confidence: In (0, 1).
+
+    Returns:
+        The statistic of the samples as they are, with its interval.
+    """
+    rng = np.random.default_rng(seed)
+    counts = [np.ones(one, int) if isinstance(one, int) else np.asarray(one) for one in samples]
+    drawn = [torch.from_numpy(rng.multinomial(c.sum(), c / c.sum(), size=repeats)) for c in counts]
+    each = max(1, 2_000_000 // max(map(len, counts)))  # so that the statistic needs little memory
+    found = [
+        statistic(*(part.double() for part in parts)) for parts in zip(*(d.split(each) for d in drawn), strict=True)
+    ]
+    low, high = np.quantile(torch.cat(found).numpy(), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    value = float(statistic(*(torch.from_numpy(c).double()[None] for c in counts)))
+    return Estimate(value=value, low=low, high=high, confidence=confidence)
+
+
+def _satterthwaite(parts: Sequence[tuple[float, int]], total: float | None = None) -> float:
+    """Degrees of freedom of a sum of variances.
+
+    `parts` holds (variance, degrees of freedom) of those that were estimated from few; `total` adds others.
+    """
+    total = sum(variance for variance, _ in parts) if total is None else total
+    below = sum(variance**2 / freedom for variance, freedom in parts if variance)
+    return total**2 / below if below else math.inf
+
+
+def _student(value: float, variance: float, freedom: float) -> Estimate:
+    from scipy.stats import t  # slow to import
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    return Estimate(value=value, low=value - half, high=value + half)

@@ -16,7 +16,7 @@ from advsphere.corruption.result import ALEXNET, CorruptionCell, CorruptionRecor
 from advsphere.data import Images, ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import Progress
-from advsphere.stats import Mean
+from advsphere.stats import mean_over_images
 
 
 class Bright(nn.Module):
@@ -62,10 +62,10 @@ def test_outcomes_and_means_are_as_known(tmp_path: Path) -> None:
 
 
 def test_the_mean_is_over_images_and_its_interval_too() -> None:
-    mean = Mean.of([0.0, 0.5, 1.0, 0.5])
+    mean = mean_over_images([0.0, 0.5, 1.0, 0.5])
     half = 1.96 * (0.5 / 3) ** 0.5 / 2
     assert (mean.value, mean.low, mean.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
-    assert not mean.cannot_tell and Mean.of([0.1, -0.1, 0.2, -0.1]).cannot_tell
+    assert not mean.cannot_tell and mean_over_images([0.1, -0.1, 0.2, -0.1]).cannot_tell
 
 
 def of_errors(errors: dict[str, float], n: int = 1000) -> CorruptionRecord:

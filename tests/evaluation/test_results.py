@@ -62,12 +62,15 @@ def test_the_table_says_what_it_is(result: Evaluation) -> None:
     assert all(row.name in text for row in result.rows)
 
 
-def test_provenance_is_one_flat_row(result: Evaluation) -> None:
-    row = result.provenance
-    assert row["n"] == 60 and row["seed"] == 0 and row["seconds"] > 0 and row["ledger"] == result.ledger
-    for key in ("torch", "threads", "device", "processor", "python", "advsphere", "model", "data"):
-        assert row[key]
-    assert not any(isinstance(value, dict | list) for value in row.values())
+def test_what_was_not_stored_is_none_and_said(result: Evaluation, tmp_path: Path) -> None:
+    rows = {
+        name: replace(result.row(name), invalid=None, unreached=None, forwards=None) for name in ("clean", "PGD-20")
+    }
+    old = replace(result, clean=rows["clean"], attacks=(rows["PGD-20"],), findings=None, signs=None)
+    old.save(tmp_path / "evaluation.json")
+    assert Evaluation.load(tmp_path / "evaluation.json") == old
+    assert json.loads(old.to_json())["clean"]["invalid"] is None
+    assert any("not stored" in flag for flag in old.flags) and "not stored" in old.table()
 
 
 def test_another_environment_is_flagged(result: Evaluation) -> None:

@@ -1,32 +1,33 @@
-"""Rows with chosen outcomes, as if they had been measured."""
+"""Stored evaluations with chosen outcomes, as if they had been measured."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from advsphere.reproduce.results import Row
-from advsphere.stats import wilson
+from advsphere.evaluation import Evaluation, Row
+from advsphere.reproduce.results import StoredResult
 
 OBJECTIVES = {"fastat": "FastAT", "freeat": "FreeAT", "pgd-at": "PGDAT", "standard": "Standard"}
 
 
-def rows(
-    recipe: str,
-    outcomes: dict[str, str],
-    *,
-    seed: int = 0,
-    weight_decay: float = 5e-4,
-    suite: str = "paper",
-    robust: float = 0.3,
-    overrides: tuple[str, ...] = (),
-    **other: Any,
-) -> list[Row]:
-    """A row for each attack of one run; outcomes: by attack, with "clean" and "worst case"."""
+def change(line: str) -> dict[str, Any]:
+    """A change from "sphere.scale: 15.0 -> 5.0"."""
+    path, values = line.split(": ")
+    old, new = (yaml_value(value) for value in values.split(" -> "))
+    return {"path": path, "old": old, "new": new}
+
+
+def yaml_value(text: str) -> Any:
+    return {"True": True, "False": False}.get(text, float(text) if "." in text else text)
+
+
+def run_block(recipe: str, *, seed: int = 0, weight_decay: float = 5e-4, robust: float = 0.3,
+              overrides: tuple[str, ...] = (), **other: Any) -> dict[str, Any]:  # fmt: skip
     kind = next(kind for kind in OBJECTIVES if f"-{kind}" in recipe)
-    changed = [*overrides]
-    changed += [] if weight_decay == 5e-4 else [f"training.weight_decay: 0.0005 -> {weight_decay}"]
-    changed += [] if seed == 0 else [f"training.seed: 0 -> {seed}"]
-    shared = {
+    changed = [change(line) for line in overrides]
+    changed += [] if weight_decay == 5e-4 else [{"path": "training.weight_decay", "old": 5e-4, "new": weight_decay}]
+    changed += [] if seed == 0 else [{"path": "training.seed", "old": 0, "new": seed}]
+    return {
         "recipe": recipe,
         "overrides": changed,
         "network": "wrn-10-1",
@@ -40,21 +41,50 @@ def rows(
         "data": "toys",
         "trained": {"seconds": 60.0, "processor": "a processor", "device": "cpu", "threads": 1, "torch": "2",
                     "commit": "abc"},
-        "validated": {"robust": robust},
-        "suite": suite,
-        "threat": "linf 8/255",
-        "evaluated": {"ledger": f"of {recipe} {seed} {weight_decay}", "model": f"{recipe} {seed} {weight_decay}",
-                      "data": "toys", "commit": "def"},
-        "attack_seconds": 1.0,
-        "settings": {},
-        "median": None,
-    }  # fmt: skip
-    made = []
-    for attack, answers in outcomes.items():
-        k, n = answers.count("1"), len(answers)
-        numbers = {"k": k, "n": n, "accuracy": k / n, "interval": list(wilson(k, n)), "outcomes": answers}
-        made.append(shared | numbers | {"attack": attack} | other)
-    return made
+        "validated": {"robust": robust, "epoch": 1},
+    } | other  # fmt: skip
+
+
+def stored(
+    recipe: str,
+    outcomes: dict[str, str],
+    *,
+    suite: str = "paper",
+    eps: float = 8 / 255,
+    settings: dict[str, Any] | None = None,
+    **run: Any,
+) -> StoredResult:
+    """The evaluation of one run; outcomes: by attack, with "clean" first and "worst case" last."""
+    block = run_block(recipe, **run)
+
+    def row(name: str, answers: str) -> Row:
+        return Row(name=name, outcomes=answers, settings=settings or {}, invalid=0, unreached=0, median=None,
+                   seconds=1.0, forwards=0)  # fmt: skip
+
+    (clean, *attacks, worst) = (row(*of_attack) for of_attack in outcomes.items())
+    name = f"{recipe} {block['seed']} {block['weight_decay']}"
+    evaluation = Evaluation(
+        clean=clean,
+        attacks=tuple(attacks),
+        worst=worst,
+        identity={
+            "model": {"checksum": name, "scale": block["scale"] or 1.0},
+            "data": {"checksum": "toys"},
+            "threat": {"norm": "linf", "eps": eps},
+            "suite": {"name": suite},
+        },
+        environments=({"commit": "def"},),
+        ledger=f"of {name}",
+        findings=(),
+        signs=(),
+    )
+    return StoredResult(kind="evaluation", run=block, evidence=evaluation.ledger, document=evaluation.to_dict())
+
+
+def trained(recipe: str, **run: Any) -> StoredResult:
+    """A training, of which nothing but the accuracy on held-out images is measured."""
+    document = {"attack": "PGD-10", "threat": {"norm": "linf", "eps": 8 / 255}, "n": 100, "k": 30}
+    return StoredResult(kind="training", run=run_block(recipe, **run), evidence="metrics", document=document)
 
 
 def bits(right: int, n: int = 100) -> str:

@@ -6,37 +6,38 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.reproduce.cells import cell, pairs, paper_gain, paper_survival
+from advsphere.reproduce.cells import entry, pairs, paper_gain, paper_survival
 from advsphere.reproduce.groups import Group, groups
 from advsphere.reproduce.pages import page
+from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.tables import TABLES
 from advsphere.stats import paired, wilson
-from tests.reproduce.made import PLAIN, SPHERE, bits, rows
+from tests.reproduce.made import PLAIN, SPHERE, bits, stored
 
 TABLE = TABLES["table3"]
 
 
-def group(*given: list) -> Group:
-    (found,) = groups([row for one in given for row in one], TABLE, suite="paper")
+def group(*given: StoredResult) -> Group:
+    (found,) = groups(given, TABLE, suite="paper")
     return found
 
 
 def test_one_seed_has_a_wilson_interval_and_a_plain_head_is_its_own_at_s_1() -> None:
-    both = group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE))
-    plain = cell(both, "FastAT", "PGD-50 (s = 1)", TABLE)
+    both = group(stored("small-fastat", PLAIN), stored("small-fastat-he", SPHERE))
+    plain = entry(both, "FastAT", "PGD-50 (s = 1)", TABLE)
     assert plain is not None and plain.seeds == (0.4,) and (plain.low, plain.high) == wilson(40, 100)
     assert plain.paper == pytest.approx(0.4640)
-    sphere = cell(both, "FastAT+HE", "PGD-50", TABLE)
+    sphere = entry(both, "FastAT+HE", "PGD-50", TABLE)
     assert sphere is not None and sphere.value == 0.44 and sphere.paper is None, "the paper attacks bare cosines"
-    assert cell(both, "FastAT+HE", "Square", TABLE) is None
+    assert entry(both, "FastAT+HE", "Square", TABLE) is None
 
 
 def test_seeds_are_averaged_and_from_three_on_their_spread_widens_the_interval() -> None:
     def arm(*right: int) -> list:
-        return [rows("small-fastat", PLAIN | {"PGD-50": bits(k)}, seed=seed) for seed, k in enumerate(right)]
+        return [stored("small-fastat", PLAIN | {"PGD-50": bits(k)}, seed=seed) for seed, k in enumerate(right)]
 
     two, three, spread = (
-        cell(group(*arm(*right)), "FastAT", "PGD-50", TABLE) for right in ((30, 50), (40, 40, 40), (30, 40, 50))
+        entry(group(*arm(*right)), "FastAT", "PGD-50", TABLE) for right in ((30, 50), (40, 40, 40), (30, 40, 50))
     )
     assert two is not None and three is not None and spread is not None
     assert [one.value for one in (two, three, spread)] == pytest.approx([0.4] * 3)
@@ -47,7 +48,7 @@ def test_seeds_are_averaged_and_from_three_on_their_spread_widens_the_interval()
 
 
 def test_a_pair_of_equal_confounders_is_compared_under_each_attack() -> None:
-    (pair,) = pairs(group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE)), TABLE)
+    (pair,) = pairs(group(stored("small-fastat", PLAIN), stored("small-fastat-he", SPHERE)), TABLE)
     assert pair.gains is not None and pair.gains.pgd == "PGD-50 (s = 1)"
     gain = pair.gains.gain("worst case")
     expected = paired([c == "1" for c in bits(41)], [c == "1" for c in bits(36)])
@@ -67,9 +68,9 @@ def test_a_pair_of_equal_confounders_is_compared_under_each_attack() -> None:
 )
 def test_the_papers_number_is_of_our_network_where_it_has_that(network: str, clean: float, gain: float) -> None:
     table, names = TABLES["table4"], ("imagenet-freeat-wrn101-2", "imagenet-freeat-he-wrn101-2")
-    arms = [row for name in names for row in rows(name, PLAIN, suite="table4", network=network)]
+    arms = [stored(name, PLAIN, suite="table4", network=network) for name in names]
     (found,) = groups(arms, table, suite="table4")
-    plain = cell(found, "FreeAT", "clean", table)
+    plain = entry(found, "FreeAT", "clean", table)
     assert plain is not None and plain.paper == pytest.approx(clean / 100)
     (pair,) = pairs(found, table)
     theirs = paper_gain(table, pair.baseline, pair.method, "PGD-50 (s = 1)", pair.network)
@@ -79,12 +80,11 @@ def test_the_papers_number_is_of_our_network_where_it_has_that(network: str, cle
 def test_a_network_of_which_the_paper_has_one_row_alone_is_set_beside_that() -> None:
     outcomes = {"clean": bits(85), "AutoAttack: + Square": bits(50), "RayS": bits(57), "worst case": bits(50)}
     arms = [
-        row
+        stored(f"cifar10-{name}", outcomes, suite="table6", network="wrn-34-20")
         for name in ("pgd-at-s10-wrn-34-20", "pgd-at-he-s10-wrn-34-20")
-        for row in rows(f"cifar10-{name}", outcomes, suite="table6", network="wrn-34-20")
     ]
     (found,) = groups(arms, TABLES["table6"], suite="table6")
-    told = [cell(found, name, "AutoAttack: + Square", TABLES["table6"]) for name in ("PGD-AT", "PGD-AT+HE")]
+    told = [entry(found, name, "AutoAttack: + Square", TABLES["table6"]) for name in ("PGD-AT", "PGD-AT+HE")]
     assert [one and one.paper for one in told] == [None, pytest.approx(0.5374)]
     text, _ = page(TABLES["table6"], {Path("r.jsonl"): arms})
     assert "paper 59.00" in text and "57.8" not in text
@@ -92,7 +92,7 @@ def test_a_network_of_which_the_paper_has_one_row_alone_is_set_beside_that() -> 
 
 @pytest.mark.parametrize("change", ["training.epochs: 15 -> 5", "training.lr: 0.2 -> 0.1"])
 def test_a_pair_that_differs_in_more_than_the_sphere_is_refused(change: str) -> None:
-    (pair,) = pairs(group(rows("small-fastat", PLAIN), rows("small-fastat-he", SPHERE, overrides=(change,))), TABLE)
+    (pair,) = pairs(group(stored("small-fastat", PLAIN), stored("small-fastat-he", SPHERE, overrides=(change,))), TABLE)
     assert pair.gains is None and change in pair.refused
 
 
@@ -103,7 +103,9 @@ def test_what_the_papers_own_columns_say_of_the_worst_case() -> None:
 
 
 def test_only_seeds_that_both_arms_have_are_compared() -> None:
-    arms = [rows("small-fastat", PLAIN, seed=seed) for seed in (0, 1, 2)] + [rows("small-fastat-he", SPHERE, seed=1)]
+    arms = [stored("small-fastat", PLAIN, seed=seed) for seed in (0, 1, 2)] + [
+        stored("small-fastat-he", SPHERE, seed=1)
+    ]
     (pair,) = pairs(group(*arms), TABLE)
     assert pair.gains is not None and pair.gains.seeds == (1, 1)
     (pair,) = pairs(group(arms[0], arms[-1]), TABLE)
@@ -112,18 +114,18 @@ def test_only_seeds_that_both_arms_have_are_compared() -> None:
 
 def test_three_seeds_in_each_arm_speak_of_the_method() -> None:
     both = (("small-fastat", PLAIN), ("small-fastat-he", SPHERE))
-    arms = [rows(recipe, outcomes, seed=seed) for recipe, outcomes in both for seed in (0, 1, 2)]
+    arms = [stored(recipe, outcomes, seed=seed) for recipe, outcomes in both for seed in (0, 1, 2)]
     (pair,) = pairs(group(*arms), TABLE)
     assert pair.gains is not None and pair.gains.of_the_method
 
 
 def test_arms_at_their_own_best_weight_decay_are_compared() -> None:
     given = [
-        rows("small-fastat", PLAIN, robust=0.3),
-        rows("small-fastat", PLAIN, weight_decay=2e-4, robust=0.4),
-        rows("small-fastat-he", SPHERE, robust=0.4),
-        rows("small-fastat-he", SPHERE, weight_decay=2e-4, robust=0.3),
+        stored("small-fastat", PLAIN, robust=0.3),
+        stored("small-fastat", PLAIN, weight_decay=2e-4, robust=0.4),
+        stored("small-fastat-he", SPHERE, robust=0.4),
+        stored("small-fastat-he", SPHERE, weight_decay=2e-4, robust=0.3),
     ]
-    *_, best = groups([row for one in given for row in one], TABLE, suite="paper")
+    *_, best = groups(given, TABLE, suite="paper")
     (pair,) = pairs(best, TABLE)
     assert pair.gains is not None

@@ -7,41 +7,51 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advsphere.reproduce.cells import Family, compared, families, largest
+from advsphere.reproduce.cells import Family, comparisons, families, largest
 from advsphere.reproduce.pages import overview, summary
-from advsphere.reproduce.results import Row
-from advsphere.stats import mean
-from tests.reproduce.made import bits, rows
+from advsphere.reproduce.results import StoredResult
+from advsphere.stats import Estimate, mean_over_pairs
+from tests.reproduce.made import bits, stored
 
 
-def pair(recipe: str, *, gain: int, left: int, **other) -> list[Row]:
+def pair(recipe: str, *, gain: int, left: int, **other) -> list[StoredResult]:
     plain = {"clean": bits(60), "PGD-50": bits(40), "worst case": bits(30)}
     sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(40 + gain), "PGD-50": bits(35), "worst case": bits(30 + left)}
-    return [*rows(recipe, plain, **other), *rows(f"{recipe}-he", sphere, **other)]
+    return [stored(recipe, plain, **other), stored(f"{recipe}-he", sphere, **other)]
 
 
-def families_of(*measured: list[Row]) -> list[Family]:
-    return families(compared({Path("r.jsonl"): [row for part in measured for row in part]}))
+def families_of(*measured: list[StoredResult]) -> list[Family]:
+    return families(comparisons({Path("r.jsonl"): [one for part in measured for one in part]}))
 
 
 TWO = [*pair("small-fastat", gain=1, left=0), *pair("small-freeat", gain=2, left=1)]
 THIRD = pair("tiny-imagenet-freeat", gain=3, left=2, suite="table4", data="other toys")
 
 
+def ends(found: Estimate) -> tuple[float, float, float]:
+    return found.value, found.low, found.high
+
+
 def test_a_mean_over_pairs_has_students_interval() -> None:
     """Of 1, 2 and 3, on images that are all alike: a standard error of 1 / sqrt(3), and 4.303 of them to each side."""
-    assert mean([[np.full(50, value) for value in (1.0, 2.0, 3.0)]]) == pytest.approx((2, -0.4841, 4.4841), abs=1e-4)
+    assert ends(mean_over_pairs([[np.full(50, value) for value in (1.0, 2.0, 3.0)]])) == pytest.approx(
+        (2, -0.4841, 4.4841), abs=1e-4
+    )
 
 
 def test_images_that_pairs_share_count_once_and_others_for_themselves() -> None:
     """Three pairs alike, half of whose 100 images gain: one standard error of a mean is 0.05."""
     one = np.repeat([0.0, 1.0], 50)
-    assert mean([[one, one, one]]) == pytest.approx((0.5, 0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=1e-4)
+    assert ends(mean_over_pairs([[one, one, one]])) == pytest.approx(
+        (0.5, 0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=1e-4
+    )
     apart = 1.96 * 0.05 / 3**0.5
-    assert mean([[one], [one], [one]]) == pytest.approx((0.5, 0.5 - apart, 0.5 + apart), abs=1e-4)
+    assert ends(mean_over_pairs([[one], [one], [one]])) == pytest.approx((0.5, 0.5 - apart, 0.5 + apart), abs=1e-4)
     few = np.tile([0.0, 1.0], 25)  # of the first 50 images; all have a mean of 0.5
     both = 1.96 * (50 * (0.5 / 200 + 0.5 / 100) ** 2 + 50 * (0.5 / 200) ** 2) ** 0.5
-    assert mean([[np.tile([0.0, 1.0], 50), few]]) == pytest.approx((0.5, 0.5 - both, 0.5 + both), abs=1e-4)
+    assert ends(mean_over_pairs([[np.tile([0.0, 1.0], 50), few]])) == pytest.approx(
+        (0.5, 0.5 - both, 0.5 + both), abs=1e-4
+    )
 
 
 def test_each_objective_counts_once_and_three_are_needed() -> None:
@@ -51,7 +61,7 @@ def test_each_objective_counts_once_and_three_are_needed() -> None:
     assert families_of(TWO, again) == [], "another suite and another weight decay"
     (family,) = families_of(TWO, THIRD)
     assert family.mean().value == pytest.approx(0.02) and family.mean("worst case").value == pytest.approx(0.01)
-    told = overview(compared({Path("r.jsonl"): [*TWO, *THIRD]}))
+    told = overview(comparisons({Path("r.jsonl"): [*TWO, *THIRD]}))
     (line,) = (line for line in told if line.startswith("| wrn-10-1, 0.0005 |"))
     assert "| +2.0 (" in line and "| +1.0 (" in line and "FreeAT+HE on other toys, linf 8/255" in line
 
@@ -72,7 +82,7 @@ def test_a_pair_whose_arms_are_best_at_one_weight_decay_is_listed_once() -> None
     """FreeAT's arms are best at 2e-4, so that the group of each arm's best has FastAT's pair of 5e-4 once more."""
     better = pair("small-freeat", gain=5, left=4, weight_decay=2e-4, robust=0.5)
     worse = pair("small-fastat", gain=9, left=9, weight_decay=2e-4, robust=0.1)
-    found = compared({Path("r.jsonl"): [*TWO, *better, *worse]})
+    found = comparisons({Path("r.jsonl"): [*TWO, *better, *worse]})
     listed = [(one.pair.method, one.group.weight_decay, one.at_their_best) for one in found]
     assert sorted(listed) == [("FastAT+HE", 2e-4, False), ("FastAT+HE", 5e-4, True),
                               ("FreeAT+HE", 2e-4, True), ("FreeAT+HE", 5e-4, False)]  # fmt: skip
@@ -88,7 +98,7 @@ def test_a_summary_has_both_arms_of_each_member_and_links_the_picture_from_where
 
 def test_what_was_made_of_he_stands_beside_the_plain_one_and_beside_he() -> None:
     sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(44), "PGD-50": bits(35), "worst case": bits(31)}
-    found = compared({Path("r.jsonl"): [*TWO, *rows("small-fastat-m-he", sphere)]})
+    found = comparisons({Path("r.jsonl"): [*TWO, stored("small-fastat-m-he", sphere)]})
     gains = {(one.pair.method, one.pair.baseline): one.gains.gain(one.gains.pgd).difference for one in found}
     assert gains["FastAT+m-HE", "FastAT"] == pytest.approx(0.04)
     assert gains["FastAT+m-HE", "FastAT+HE"] == pytest.approx(0.03)

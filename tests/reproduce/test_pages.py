@@ -7,10 +7,10 @@ from pathlib import Path
 from advsphere.cli import main
 from advsphere.reproduce import pages, results
 from advsphere.reproduce.tables import TABLES
-from tests.reproduce.made import PLAIN, SPHERE, bits, rows
+from tests.reproduce.made import PLAIN, SPHERE, bits, stored
 
 ROOT = Path(__file__).parents[2]
-GIVEN = {Path("results/toys.jsonl"): [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE)]}
+GIVEN = {Path("results/toys.jsonl"): [stored("small-fastat", PLAIN), stored("small-fastat-he", SPHERE)]}
 
 
 def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path: Path) -> None:
@@ -29,11 +29,9 @@ def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path
 def test_table_6_shows_autoattack_alone_too_without_a_number_of_the_papers_where_it_has_none(tmp_path: Path) -> None:
     attacks = ("clean", "AutoAttack: APGD-CE", "AutoAttack: + Square", "worst case")
     arms = [
-        row
+        stored(name, {a: bits(k + more) for a, k in zip(attacks, (60, 40, 30, 30), strict=True)}, suite="autoattack")
         for name, more in (("tiny-imagenet-freeat", 0), ("tiny-imagenet-freeat-he", 5))
-        for row in rows(name, {attack: bits(k + more) for attack, k in zip(attacks, (60, 40, 30, 30), strict=True)},
-                        suite="autoattack")
-    ]  # fmt: skip
+    ]
     text, measured = pages.page(TABLES["table6"], {Path("r.jsonl"): arms}, tmp_path)
     (section,) = text.split("\n## ")[1:]
     assert measured and "| FreeAT+HE |" in section and "65.0 (" in section and "paper" not in section
@@ -41,7 +39,7 @@ def test_table_6_shows_autoattack_alone_too_without_a_number_of_the_papers_where
 
 
 def test_arms_that_may_not_be_compared_are_named(tmp_path: Path) -> None:
-    both = [*rows("small-fastat", PLAIN), *rows("small-fastat-he", SPHERE, overrides=("x: 1 -> 2",))]
+    both = [stored("small-fastat", PLAIN), stored("small-fastat-he", SPHERE, overrides=("x: 1 -> 2",))]
     text, _ = pages.page(TABLES["table3"], {Path("r.jsonl"): both}, tmp_path)
     assert "are not compared: x: 1 -> 2" in text and "*less" not in text and not list(tmp_path.glob("*.svg"))
 
@@ -72,5 +70,5 @@ def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> 
     for figure in folder.glob("*.svg"):
         assert (ROOT / "docs" / "results" / figure.name).is_file(), "make pages"
     for file in (ROOT / "results").glob("*.jsonl"):
-        for row in results.read(file):
-            assert (ROOT / "results" / row.get("picture", "")).exists()
+        for one in results.read(file):
+            assert (ROOT / "results" / (one.picture or "")).exists()

@@ -35,5 +35,5 @@ def test_every_column_that_stands_beside_one_of_ours_is_in_the_paper() -> None:
             assert all(column in row for row in table.paper.values()), (table.name, column)
     for name in ("table2", "table3", "table4", "table6"):
         table = TABLES[name]
-        rows = {f"{table.network} {arm.name}".strip() for arm in table.arms if name != "table6" or arm.variant}
+        rows = {f"{table.network} {arm.name}".strip() for arm in table.methods if name != "table6" or arm.variant}
         assert rows <= table.paper.keys()

@@ -18,9 +18,9 @@ from advsphere.recipes import TABLES as RECIPES
 from advsphere.recipes import recipe
 from advsphere.reproduce import tables as paper
 from advsphere.reproduce.budgets import BUDGETS, Budget, budget
-from advsphere.reproduce.jobs import Job, in_words, run_name
+from advsphere.reproduce.jobs import Job, run_name
 from advsphere.reproduce.plan import Places, Plan, plan
-from advsphere.reproduce.tables import TABLES, Arm, table
+from advsphere.reproduce.tables import TABLES, Method, table
 from advsphere.runs.config import Config
 
 FEW = ("cpu", "full")
@@ -57,7 +57,7 @@ def test_within_a_pair_nothing_but_the_sphere_differs(name: str) -> None:
 
     one = BUDGETS[name]
     pairs = {pair for found in TABLES.values() for pair in found.pairs}
-    pairs |= {(arm.plain, arm) for found in TABLES.values() for arm in one.arms(found) if arm.variant}
+    pairs |= {(arm.plain, arm) for found in TABLES.values() for arm in one.methods(found) if arm.variant}
     for pair in pairs:
         for decay in one.weight_decays[pair[0].data]:
             plain, sphere = (compared(one.config(arm, weight_decay=decay, seed=1)) for arm in pair)
@@ -106,13 +106,13 @@ def test_the_command_of_an_attack_says_its_effort(places: Places) -> None:
 
 @pytest.mark.parametrize("name", ["smoke", "cpu", "gpu"])
 def test_a_smaller_budget_has_one_network_a_table(name: str) -> None:
-    assert all(BUDGETS[name].arms(one) == one.arms for one in TABLES.values())
+    assert all(BUDGETS[name].methods(one) == one.methods for one in TABLES.values())
 
 
 @pytest.mark.parametrize("name", ["table4", "table6"])
 def test_the_full_budget_trains_each_row_of_the_papers_with_its_own_recipe(name: str) -> None:
     full = BUDGETS["full"]
-    made = {arm: full.config(arm, weight_decay=5e-4, seed=0) for arm in full.arms(TABLES[name])}
+    made = {arm: full.config(arm, weight_decay=5e-4, seed=0) for arm in full.methods(TABLES[name])}
     assert {f"{arm.network} {arm.name}" for arm in made} >= TABLES[name].paper.keys()
     assert all(paper.NETWORKS[config.model.name] == arm.network for arm, config in made.items())
     listed = {config.recipe for config in RECIPES[f"Table {name[-1]}"] if not config.recipe.endswith("resnet50")}
@@ -213,21 +213,8 @@ def test_a_mistake_gets_a_hint(ask, says: str) -> None:
 
 def test_an_ablation_changes_one_setting_of_the_sphere() -> None:
     one: Budget = BUDGETS["cpu"]
-    sphere = one.config(Arm("fastat", "HE"), weight_decay=5e-4, seed=0).sphere
-    for arm in TABLES["ablation"].arms[2:]:
+    sphere = one.config(Method("fastat", "HE"), weight_decay=5e-4, seed=0).sphere
+    for arm in TABLES["ablation"].methods[2:]:
         changed = one.config(arm, weight_decay=5e-4, seed=0).sphere
         assert sphere is not None and changed is not None
         assert sum(getattr(sphere, key) != getattr(changed, key) for key in vars(sphere)) == 1
-
-
-def test_times_in_words() -> None:
-    assert [in_words(seconds) for seconds in (7, 480, 9000, 6e5)] == ["7 s", "8 min", "2.5 h", "7 days"]
-
-
-def test_training_costs_more_passes_with_more_steps(places: Places) -> None:
-    jobs: dict[str, Job] = {
-        job.config.recipe: job for job in everything("cpu", places).jobs if job.command[0] == "train"
-    }
-    passes = {name: job.passes / job.config.training.epochs for name, job in jobs.items()}
-    assert passes["cifar10-small-fastat"] == 2 * 49_000 and passes["cifar10-small-pgd-at"] == 11 * 49_000
-    assert passes["cifar10-small-freeat"] == 8 * 49_000 and passes["cifar10-small-trades"] == 12 * 49_000

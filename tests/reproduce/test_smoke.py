@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from advsphere.cli import main
+from advsphere.files import content_checksum
 from advsphere.reproduce import pages, results
 from advsphere.reproduce.tables import TABLES
 
@@ -41,7 +43,7 @@ def test_every_table_and_figure_is_measured(place: Path, tmp_path: Path) -> None
     assert all(pages.page(table, rows, tmp_path)[1] for table in TABLES.values())
     for table in TABLES.values():
         text, _ = pages.page(table, rows)
-        shown = {arm.name for arm in table.arms if table.name != "table5" or arm.data == "imagenet"}
+        shown = {method.name for method in table.methods if table.name != "table5" or method.data == "imagenet"}
         assert all(f"| {name}" in text or f"### {name}" in text for name in shown), table.name
     assert list((place / "runs" / "results" / "pictures").glob("*.png"))
     assert (tmp_path / "gradients-smoke-0.svg").is_file()
@@ -66,7 +68,7 @@ def test_a_plan_is_shown_and_nothing_done(tmp_path: Path, capsys: pytest.Capture
     runs = tmp_path / "runs"
     assert main(["reproduce", "table3", "--budget", "smoke", "--runs", str(runs), "--only", "plan"]) == 0
     shown = capsys.readouterr().out
-    assert "with --jobs 1" in shown and "train" in shown and not runs.exists()
+    assert "runs: " in shown and "train" in shown and not runs.exists()
 
 
 def test_without_a_table_it_names_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,34 +94,46 @@ def test_what_would_fail_is_said_before_anything_runs(
     assert says in capsys.readouterr().err
 
 
-def test_rows_are_recomputed_from_their_evidence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = results.read(place / "runs" / "results" / "smoke.jsonl")
+def test_results_are_recomputed_from_their_evidence(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = results.read(place / "runs" / "results" / "smoke.jsonl")
     assert main(["results", "runs/results", "runs", "--check"]) == 0
-    assert f"{len(rows)} rows confirmed, 0 rows WRONG, 0 rows no evidence here" in capsys.readouterr().out
+    assert f"{len(stored)} results confirmed, 0 results WRONG, 0 results no evidence" in capsys.readouterr().out
     assert main(["results", "runs/results", "runs/results", "--check"]) == 0
-    assert f"{len(rows)} rows no evidence here" in capsys.readouterr().out
+    assert f"{len(stored)} results no evidence here" in capsys.readouterr().out
+
+
+def all_right(row: dict) -> None:
+    row["outcomes"] = "1" * row["n"]
+
+
+def one_more(document: dict) -> None:
+    document["k"] += 1
 
 
 @pytest.mark.parametrize(
-    ("suite", "change"),
+    ("kind", "change"),
     [
-        ("paper", lambda row: {"outcomes": "1" * row["n"], "k": row["n"], "accuracy": 1.0}),
-        ("paper", lambda row: {"k": row["k"] + 1}),
-        ("corruptions", lambda row: {"outcomes": row["outcomes"] | {"fog": ["1" * row["n"]] * 5}}),
-        ("validation", lambda row: {"k": row["k"] + 1, "accuracy": (row["k"] + 1) / row["n"]}),
-        ("inside", lambda row: {"k": 0, "accuracy": 0.0} if "k" in row else {"gradients": {}}),
+        ("evaluation", lambda document: all_right(document["attacks"][0])),
+        ("evaluation", lambda document: one_more(document["attacks"][0])),
+        ("corruptions", lambda document: document["cells"][0].update(outcomes="1" * 10)),
+        ("training", one_more),
+        ("diagnosis", lambda document: one_more(document["table 7"]["cells"][0])),
+        ("diagnosis", lambda document: document.update(gradients={})),
     ],
 )
-def test_a_row_that_its_evidence_denies_is_wrong(
-    suite: str, change, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_result_that_its_evidence_denies_is_wrong(
+    kind: str, change, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = results.read(place / "runs" / "results" / "smoke.jsonl")
-    victim = next(i for i, row in enumerate(rows) if row["suite"] == suite and row["attack"] != "clean")
-    rows[victim] |= change(rows[victim])
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["results", str(tmp_path / "rows.jsonl"), "runs", "--check"]) == 1
-    assert "WRONG" in capsys.readouterr().out
+    stored = results.read(place / "runs" / "results" / "smoke.jsonl")
+    victim = next(one for one in stored if one.kind == kind)
+    document = json.loads(json.dumps(victim.document))
+    change(document)
+    if "checksum" in document:
+        document["checksum"] = content_checksum(document)
+    results.add(tmp_path / "results.jsonl", [replace(victim, document=document)])
+    assert main(["results", str(tmp_path / "results.jsonl"), "runs", "--check"]) == 1
+    assert "1 results WRONG" in capsys.readouterr().out
 
 
-def test_a_row_names_no_place_of_this_machine(place: Path) -> None:
+def test_a_result_names_no_place_of_this_machine(place: Path) -> None:
     assert str(place.parent) not in (place / "runs" / "results" / "smoke.jsonl").read_text()

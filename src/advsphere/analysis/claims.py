@@ -135,7 +135,7 @@ def margins(baseline: tuple[Angles, Angles] | None, method: tuple[Angles, Angles
     for what, old, new in zip(("clean", "adversarial"), baseline, method, strict=True):
         _check_same(old.labels, new.labels)
         gain = (new.margin - old.margin).double()
-        found = bootstrap(lambda w, gain=gain: w @ gain / w.sum(1), len(gain), seed=seed)  # type: ignore[misc]
+        found = bootstrap(lambda w, gain=gain: w @ gain / w.sum(1), len(gain), seed=seed)
         evidence.append(ClaimEvidence.of(f"mean angular margin, {what} images", found, "degrees"))
         now, before = float(new.margin.mean()), float(old.margin.mean())
         means.append(f"{what} images {now:.1f} degrees, in the baseline {before:.1f}")

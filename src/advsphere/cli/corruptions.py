@@ -19,8 +19,8 @@ from advsphere.corruption.published import read_published, save_arrays, save_fol
 from advsphere.corruption.result import ALEXNET, RECORD, CorruptionRecord, corruption_figure
 from advsphere.corruption.severity import SEVERITIES
 from advsphere.errors import UserError
-from advsphere.reproduce import results
-from advsphere.reproduce.results import corruption_markdown, corruption_row
+from advsphere.reproduce import collecting, results
+from advsphere.reproduce.listing import listing
 from advsphere.runs.target import EvaluationTarget
 
 
@@ -100,10 +100,10 @@ def main(arguments: list[str]) -> int:
     console.print(f"record and heat map: {folder}", markup=False)
     if options.row is not None:
         if subject.run is None:
-            raise UserError("--row is for runs, because a row names the run's recipe; leave it out for your model")
-        row = corruption_row(subject.run, folder, record, data_name=options.data_name)
-        results.add(options.row, [row])
-        console.print(corruption_markdown(results.read(options.row)), markup=False)
+            raise UserError("--row is for runs, because a result names the run's recipe; leave it out for your model")
+        results.add(options.row, [collecting.corrupted(folder, data_name=options.data_name)])
+        stored = [one for one in results.read(options.row) if one.kind == "corruptions"]
+        console.print(listing(stored), markup=False)
     return 0
 
 

@@ -22,7 +22,6 @@ from rich.table import Table as Grid
 from advsphere.cli.arguments import parse
 from advsphere.errors import UserError
 from advsphere.files import disk_errors
-from advsphere.reproduce import jobs as pace
 from advsphere.reproduce import pages, results, running
 from advsphere.reproduce.budgets import budget
 from advsphere.reproduce.collecting import collect
@@ -30,7 +29,6 @@ from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Places, Plan, plan
 from advsphere.reproduce.running import Failure, Start
 from advsphere.reproduce.tables import TABLES, table
-from advsphere.runs.build import device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +41,15 @@ class Options:
 
     Everything:  advsphere reproduce all --budget gpu
 
-    The plan and the expected time are shown first. Interrupt it at any time; the same command goes on, and what is done
-    is not done again, also where two tables need the same run.
+    The plan is shown first. Interrupt it at any time: the same command continues. Runs that two tables need are trained
+    once.
     """
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """survival, table2 to table7, gradients, perturbations, ablation; or all."""
+    """survival, table2 to table7, gradients, perturbations, ablation; all; or package.module:object."""
     budget: Literal["smoke", "cpu", "gpu", "full"] = "smoke"
     """How much it may cost: networks, epochs, seeds and images, the same for both arms of each pair.
-    - smoke: the digits, seconds; it shows that everything works, and nothing else.
+    - smoke: the digits, a minute; it shows that everything works, and nothing else.
     - cpu: small networks on CIFAR-10, an hour or two a table on four cores.
     - gpu: PreActResNet-18, about half an hour a table on one GPU.
     - full: the paper's own recipes and networks.
@@ -62,25 +60,25 @@ class Options:
     """Where they run: on this machine, or as tasks of a Ray cluster that shares this folder (pip install
     'advsphere[ray]')."""
     address: str | None = None
-    """The Ray cluster's; a local one is started without it."""
+    """Address of the Ray cluster; without it a local one is started."""
     runs: Path = Path("runs")
-    """Where the runs are kept."""
+    """The folder of the runs."""
     images: Path | None = None
     """The folder of Table 4's images; by default tiny-imagenet-40, or imagenet with --budget full, in
     $ADVSPHERE_DATA."""
     weight_decay: tuple[float, ...] | None = None
-    """Of the budget's grid, 5e-4 and 2e-4, these alone. At the first of them every seed of every method is trained and
-    attacked. At the next one seed of each method is trained, and judged on held-out training images; where it is better
-    than at the first, the other seeds are trained and attacked there too, and those of the method without HE."""
+    """Use only these of the budget's weight decays, 5e-4 and 2e-4. At the first, every seed of every method is trained
+    and attacked. At the next, one seed of each method is trained and evaluated on held-out training images; if it is
+    better, the other seeds are trained and attacked too, and those of the method without HE."""
     seeds: tuple[int, ...] | None = None
-    """Of the budget's seeds, these alone."""
+    """Run only these seeds."""
     methods: tuple[str, ...] | None = None
-    """Of the tables' methods, these alone, e.g. FastAT FastAT+HE."""
+    """Run only these methods, e.g. FastAT FastAT+HE."""
     rows: Path | None = None
-    """The file that measured rows are kept in; results/BUDGET.jsonl by default, of which `advsphere results results
-    --pages DIR` makes pages. Smoke measures nothing worth a page: results/smoke.jsonl in the folder of the runs."""
+    """The file of stored results; by default results/BUDGET.jsonl, from which `advsphere results results --pages DIR`
+    makes pages, and for smoke results/smoke.jsonl in the folder of the runs."""
     only: Literal["plan", "rows"] | None = None
-    """plan: show it, and do nothing. rows: keep and show what is measured already, and train or attack nothing."""
+    """plan: show the plan and stop. rows: store and show finished measurements, without training or attacking."""
 
 
 def main(arguments: list[str]) -> int:
@@ -94,7 +92,7 @@ def main(arguments: list[str]) -> int:
     found = _planned(options, names)
     failures: list[Failure] = []
     while options.only != "rows":
-        _show(found, options.jobs, console)
+        _show(found, console)
         if options.only == "plan":
             return 0
         failures = _run(found, options, console)
@@ -116,21 +114,21 @@ def main(arguments: list[str]) -> int:
 
 
 def _checked(options: Options) -> Path:
-    """The file of rows, after what can be known to fail was looked at. Raises UserError where it would."""
+    """The file of results. Raises UserError for options that could not work."""
     for name in ("weight_decay", "seeds", "methods"):
         if getattr(options, name) == ():
-            raise UserError(f"--{name.replace('_', '-')} names none; name some, or leave it out for all")
+            raise UserError(f"--{name.replace('_', '-')} names none; name some, or omit it for all")
     if options.jobs < 1:
-        raise UserError(f"--jobs is {options.jobs}, and at least 1")
+        raise UserError(f"--jobs is {options.jobs}; it must be at least 1")
     smoke = options.runs / "results" / "smoke.jsonl"
     rows = options.rows or (smoke if options.budget == "smoke" else Path("results") / f"{options.budget}.jsonl")
     if rows.is_dir():
-        raise UserError(f"--rows is a file, and {rows} a folder")
+        raise UserError(f"--rows must be a file, but {rows} is a folder")
     for folder in (options.runs, rows.parent) if options.only != "plan" else ():
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise UserError(f"{folder} is not to be written into; name another folder")
+            raise UserError(f"{folder} is not writable; name another folder")
     return rows
 
 
@@ -163,25 +161,19 @@ def _cells(line: str) -> list[str]:
     return line.strip("|").strip().split(" | ")
 
 
-def _show(found: Plan, at_once: int, console: Console) -> None:
-    """What there is to do, of what kind, and how long it takes."""
+def _show(found: Plan, console: Console) -> None:
+    """The number of jobs of each kind, and how many are done."""
     console.print(
         f"[bold]{', '.join(t.name for t in found.tables)}[/], budget {found.budget.name}: {found.budget.scale}"
     )
-    expected = pace.seconds(found.open)
     grid = Grid(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for heading in ("", "jobs", "done", "to do, on one core"):
+    for heading in ("", "jobs", "done"):
         grid.add_column(heading, justify="right" if heading else "left")
     for kind in dict.fromkeys(job.name.split()[0] for job in found.jobs):
         own = [job for job in found.jobs if job.name.startswith(f"{kind} ")]
-        done = sum(job.done for job in own)
-        grid.add_row(kind, str(len(own)), str(done), pace.in_words(sum(expected.get(job.name, 0.0) for job in own)))
+        grid.add_row(kind, str(len(own)), str(sum(job.done for job in own)))
     console.print(grid)
-    total = sum(expected.values()) / at_once
-    console.print(
-        f"about {pace.in_words(total)} with --jobs {at_once} on this machine ({device().type}), if nothing else "
-        f"runs; runs: {found.places.runs}"
-    )
+    console.print(f"runs: {found.places.runs}")
 
 
 def _run(found: Plan, options: Options, console: Console) -> list[Failure]:

@@ -33,7 +33,7 @@ class Finished(NamedTuple):
     def strength(self) -> tuple[bool, float, int, int]:
         """For sorting: the best checkpoint above the last one, then the suite's rank, more images, more effort."""
         identity = self.evaluation.identity
-        effort = sum(row.forwards for row in self.evaluation.attacks)
+        effort = sum(row.forwards or 0 for row in self.evaluation.attacks)
         return self.subject.checkpoint == "best", rank_of(identity["suite"]), self.evaluation.clean.n, effort
 
 

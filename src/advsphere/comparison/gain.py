@@ -13,20 +13,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
 from advsphere.files import differences
-from advsphere.stats import ENOUGH_SEEDS, paired
-
-Columns = NDArray[np.float64]
-"""(seeds, examples) of 0 and 1: classified as labelled, or not."""
+from advsphere.stats import CONFIDENCE, ENOUGH_SEEDS, Columns, bootstrap, difference_of_arms, holm
 
 Verdict = Literal["survives", "partly", "does not survive", "cannot tell", "no gain"]
-CONFIDENCE = 0.95
 REPLICATES = 10_000
 HALF, WHOLE = 0.5, 0.9
 """Shares of a gain. It survives if its share is above the first and may reach the second."""
@@ -206,42 +203,15 @@ def _default(names: Sequence[str]) -> str:
 
 def _gain(name: str, baseline: Columns, method: Columns) -> Gain:
     """The difference of two arms, its interval and its test."""
-    accuracies = float(baseline.mean()), float(method.mean())
-    if len(baseline) == len(method) == 1:
-        one = paired(method[0].astype(bool).tolist(), baseline[0].astype(bool).tolist(), CONFIDENCE)
-        low, high, p = one.low, one.high, one.p_value
-    else:
-        from scipy.stats import t  # slow to import, and needed for several seeds alone
-
-        by_image = method.mean(0) - baseline.mean(0)
-        spread = float(by_image.var(ddof=1)) / by_image.size
-        seeds, freedom = _seed_variance(baseline, method)
-        error, value = math.sqrt(spread + seeds), accuracies[1] - accuracies[0]
-        reach = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-        low, high = value - reach, value + reach
-        p = float(2 * t.sf(abs(value) / error, freedom)) if error else float(value == 0)
-    return Gain(name=name, baseline=accuracies[0], method=accuracies[1], low=low, high=high, p_value=p, adjusted=p)
-
-
-def _seed_variance(baseline: Columns, method: Columns) -> tuple[float, float]:
-    """(variance of the difference of the arms' means over seeds, Welch's degrees of freedom); (0, infinity) where
-    there are too few seeds.
-    """
-    if min(len(baseline), len(method)) < ENOUGH_SEEDS:
-        return 0.0, math.inf
-    parts = [(float(arm.mean(1).var(ddof=1)) / len(arm), len(arm) - 1) for arm in (baseline, method)]
-    total = sum(variance for variance, _ in parts)
-    below = sum(variance**2 / freedom for variance, freedom in parts)
-    return total, total**2 / below if below else math.inf
+    found, p = difference_of_arms(method, baseline)
+    accuracies = {"baseline": float(baseline.mean()), "method": float(method.mean())}
+    return Gain(name=name, **accuracies, low=found.low, high=found.high, p_value=p, adjusted=p)
 
 
 def _holm(gains: Sequence[Gain]) -> list[Gain]:
     """The gains with Holm's correction over the attacks; clean and worst case are tested alone."""
-    attacks = sorted((g for g in gains if g.name not in (CLEAN, WORST)), key=lambda g: g.p_value)
-    adjusted, highest = {}, 0.0
-    for rank, gain in enumerate(attacks):
-        highest = max(highest, min(1.0, (len(attacks) - rank) * gain.p_value))
-        adjusted[gain.name] = highest
+    attacks = [g for g in gains if g.name not in (CLEAN, WORST)]
+    adjusted = dict(zip([g.name for g in attacks], holm([g.p_value for g in attacks]), strict=True))
     return [replace(gain, adjusted=adjusted.get(gain.name, gain.p_value)) for gain in gains]
 
 
@@ -249,27 +219,26 @@ def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> t
     """The worst case's gain over the PGD gain, with a percentile bootstrap interval over images and, where there are
     enough of them, seeds.
     """
-    rng = np.random.default_rng(0)
     sizes = [len(arm) for arm in before]
     # Images with the same outcomes everywhere are alike, so only the number of each kind is drawn.
     kinds, counts = np.unique(np.concatenate([*before, *after]), axis=1, return_counts=True)
-    images = rng.multinomial(counts.sum(), counts / counts.sum(), size=REPLICATES) / counts.sum()
-
-    def seeds(count: int) -> Columns:
-        """(replicates, seeds): the weight of each."""
-        each = np.full(count, 1 / count)
-        return rng.multinomial(count, each, size=REPLICATES) / count if min(sizes) >= ENOUGH_SEEDS else each[None]
-
-    of_baseline, of_method = (seeds(size) for size in sizes)
     parts = np.split(kinds, np.cumsum([*sizes, *sizes])[:-1])
-    gained, left = (
-        ((of_method @ method - of_baseline @ baseline) * images).sum(1) for baseline, method in (parts[:2], parts[2:])
-    )
-    # A replicate without a gain has no share; these are few and count at the upper end.
-    ratios = np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf)
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+
+    def ratio(images: Tensor, *seeds: Tensor) -> Tensor:
+        """The share of each replicate, from how often each kind of image and each seed was drawn."""
+        drawn = [of_arm.numpy() for of_arm in seeds] or [np.ones((1, size)) for size in sizes]
+        of_baseline, of_method = (of_arm / size for of_arm, size in zip(drawn, sizes, strict=True))
+        weights = images.numpy() / counts.sum()
+        gained, left = (
+            ((of_method @ method - of_baseline @ baseline) * weights).sum(1)
+            for baseline, method in (parts[:2], parts[2:])
+        )
+        # A replicate without a gain has no share; these are few and count at the upper end.
+        return torch.from_numpy(np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf))
+
+    found = bootstrap(ratio, counts.tolist(), *(sizes if min(sizes) >= ENOUGH_SEEDS else ()), repeats=REPLICATES)
     gain, rest = (float(arm[1].mean() - arm[0].mean()) for arm in (before, after))
-    return rest / gain, float(low), float(high)
+    return rest / gain, found.low, found.high
 
 
 def _points(gain: Gain) -> str:

@@ -13,7 +13,7 @@ from advsphere.analysis.canvas import INK, canvas, quiet
 from advsphere.corruption.severity import CORRUPTIONS, SEVERITIES
 from advsphere.errors import UserError
 from advsphere.files import content_checksum, differences, read_json, write_atomically
-from advsphere.stats import Mean, wilson
+from advsphere.stats import Estimate, mean_over_images, wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +39,8 @@ class CorruptionCell:
     corruption: str
     severity: int
     outcomes: str = ""
-    pixels: str = ""
-    seconds: float = 0.0
+    pixels: str | None = ""
+    seconds: float | None = 0.0
 
     @property
     def n(self) -> int:
@@ -109,11 +109,11 @@ class CorruptionRecord:
         raise UserError(f"{name} {severity} was not measured; run the same command again to complete the record")
 
     @property
-    def mca(self) -> Mean:
+    def mca(self) -> Estimate:
         """The paper's mCA: accuracy averaged over the `counted` corruptions and all severities."""
         if not self.counted:
             raise UserError("this record has none of the benchmark's 15 corruptions, so it has no mCA")
-        return Mean.of(self._shares())
+        return mean_over_images(self.by_image())
 
     def error(self, name: str) -> float:
         """1 - accuracy under a corruption, averaged over the severities.
@@ -140,7 +140,7 @@ class CorruptionRecord:
             raise UserError(f"mCE is undefined: the reference has no error for {', '.join(without) or 'anything'}")
         return fmean(self.error(name) / reference[name] for name in self.counted)
 
-    def better_than(self, other: Self) -> Mean:
+    def better_than(self, other: Self) -> Estimate:
         """The paired difference of two models' mCA on the same images.
 
         Args:
@@ -150,7 +150,7 @@ class CorruptionRecord:
             UserError: If the records are of different images.
         """
         _check_same(self, other)
-        return Mean.of([a - b for a, b in zip(self._shares(), other._shares(), strict=True)])
+        return mean_over_images([a - b for a, b in zip(self.by_image(), other.by_image(), strict=True)])
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-able values, with the printed numbers and a checksum over everything."""
@@ -158,7 +158,7 @@ class CorruptionRecord:
         if self.complete and self.counted:
             content["numbers"] = {
                 "clean": self.clean.accuracy,
-                "mCA": asdict(self.mca),
+                "mCA": {"value": self.mca.value, "low": self.mca.low, "high": self.mca.high},
                 "mCA over": list(self.counted),
                 "accuracy": {n: [self.cell(n, s).accuracy for s in SEVERITIES] for n in self.names},
             }
@@ -186,17 +186,30 @@ class CorruptionRecord:
             UserError: If the file is missing, is not a record, or was changed after it was written.
         """
         data = read_json(path, FORMAT)
-        record = cls(
-            identity=data["identity"],
-            clean=CorruptionCell(**data["clean"]),
-            cells=tuple(CorruptionCell(**cell) for cell in data["cells"]),
-            environments=tuple(data["environments"]),
-        )
+        record = cls.from_dict(data)
         if json.loads(json.dumps(record.to_dict())) != data:
             raise UserError(f"{path} was changed after it was written; measure again")
         return record
 
-    def _shares(self) -> list[float]:
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` gave, unchecked.
+
+        The outcomes on clean images, pixels and seconds are None in results from before they were stored; such outcomes
+        read as "", as if not measured.
+
+        Args:
+            data: The JSON-able values.
+        """
+        clean = data["clean"]
+        return cls(
+            identity=data["identity"],
+            clean=CorruptionCell(**clean | {"outcomes": clean["outcomes"] or ""}),
+            cells=tuple(CorruptionCell(**cell) for cell in data["cells"]),
+            environments=tuple(data["environments"]),
+        )
+
+    def by_image(self) -> list[float]:
         """For each image, the share of counted corruptions and severities under which it is classified correctly."""
         columns = [self.cell(name, severity).outcomes for name in self.counted for severity in SEVERITIES]
         return [row.count("1") / len(row) for row in zip(*columns, strict=True)]

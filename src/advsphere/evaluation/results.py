@@ -1,4 +1,4 @@
-"""The result of an evaluation: rows of numbers, each derived from a ledger, with what makes them believable."""
+"""The result of an evaluation: accuracy under each attack, derived from a ledger, with the evidence for it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ FORMAT = "advsphere evaluation 3"
 
 
 class Strongest(NamedTuple):
-    """The attack that left the least, or several that left as much. k: how many of n examples that is, after what they
-    come after. alone: how many they fooled and no other attack did; None where later ones did not try those.
+    """The attack that left the fewest examples correct, or several that left equally few.
+
+    Attributes:
+        names: The attacks.
+        k: Examples still correct after them and those before them in the cascade.
+        n: All examples.
+        alone: Examples that only they fooled; None if later attacks skipped what they fooled.
     """
 
     names: tuple[str, ...]
@@ -43,11 +48,18 @@ class Strongest(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What attacks left of a model's accuracy.
+    """A model's accuracy under a suite of attacks, and the evidence for it.
 
-    clean, attacks, worst: rows; worst is the worst case for each example over all attacks. identity: all that the
-    outcome depends on (model, data, threat, suite, seed, ...). environments: where it was run. ledger: its checksum.
-    findings: of preflight. signs: of gradient masking, raised or not.
+    Attributes:
+        clean: The row of the clean images.
+        attacks: One row for each attack, in the suite's order.
+        worst: The worst case: an example counts only if it resisted every attack.
+        identity: Everything that the outcomes depend on: checksums of model and data, threat, suite, seed, the
+            settings of each attack.
+        environments: Versions and hardware of each process that contributed.
+        ledger: Checksum of the ledger that the rows were derived from.
+        findings: What preflight found; None if it was not stored.
+        signs: Signs of gradient masking, raised or not; None if they were not stored.
     """
 
     clean: Row
@@ -56,12 +68,23 @@ class Evaluation:
     identity: Mapping[str, Any]
     environments: tuple[Mapping[str, Any], ...]
     ledger: str
-    findings: tuple[Finding, ...]
-    signs: tuple[Sign, ...]
+    findings: tuple[Finding, ...] | None
+    signs: tuple[Sign, ...] | None
 
     @classmethod
     def of(cls, ledger: Ledger, findings: Sequence[Finding] = ()) -> Self:
-        """Every number from a ledger. Raises UserError where it does not even hold the clean images' predictions."""
+        """Derive every number from a ledger.
+
+        Args:
+            ledger: The outcomes of each attack on each example.
+            findings: What preflight found.
+
+        Returns:
+            The evaluation.
+
+        Raises:
+            UserError: The ledger lacks predictions on clean images.
+        """
         identity = ledger.identity
         attacks = identity["attacks"]
         clean = row_of(ledger, CLEAN, {})
@@ -72,11 +95,11 @@ class Evaluation:
             name=WORST,
             outcomes=ledger.outcomes(),
             settings={},
-            invalid=sum(row.invalid for row in rows),
-            unreached=max((row.unreached for row in rows), default=0),
+            invalid=sum(row.invalid or 0 for row in rows),
+            unreached=max((row.unreached or 0 for row in rows), default=0),
             median=None,
             seconds=sum(row.seconds for row in (clean, *rows)),
-            forwards=sum(row.forwards for row in (clean, *rows)),
+            forwards=sum(row.forwards or 0 for row in (clean, *rows)),
         )
         return cls(
             clean=clean,
@@ -91,11 +114,21 @@ class Evaluation:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Clean, each attack, worst case."""
+        """The clean row, each attack, and the worst case."""
         return (self.clean, *self.attacks, self.worst)
 
     def row(self, name: str) -> Row:
-        """The row of a name. Raises UserError that lists the names."""
+        """The row of an attack.
+
+        Args:
+            name: The attack's name, "clean" or "worst case".
+
+        Returns:
+            The row.
+
+        Raises:
+            UserError: There is no such row; the message lists the names.
+        """
         for row in self.rows:
             if row.name == name:
                 return row
@@ -103,8 +136,8 @@ class Evaluation:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a reader must know before believing the numbers; empty if nothing."""
-        flags = [f.detail for f in self.findings if f.status == "noted"]
+        """What a reader must know before believing the numbers."""
+        flags = [f.detail for f in self.findings or () if f.status == "noted"]
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
@@ -113,25 +146,27 @@ class Evaluation:
         for other in self.environments[1:]:
             changed = differences(self.environments[0], other)
             flags.append(f"continued in another environment: {'; '.join(map(str, changed))}")
+        if self.findings is None or self.signs is None:
+            flags.append("the findings of preflight and the signs of gradient masking were not stored")
         return tuple(flags)
 
     @property
     def raised(self) -> tuple[Sign, ...]:
         """The signs of gradient masking that were raised."""
-        return tuple(sign for sign in self.signs if sign.status == "raised")
+        return tuple(sign for sign in self.signs or () if sign.status == "raised")
 
     @property
     def looked_for(self) -> str:
-        """Which signs of gradient masking were not found, and which this suite can't judge; a sentence."""
+        """A sentence: which signs of gradient masking are absent, and which this suite can't judge."""
         absent, unjudged = (
-            ", ".join(s.check for s in self.signs if s.status == status) for status in ("absent", "unjudged")
+            ", ".join(s.check for s in self.signs or () if s.status == status) for status in ("absent", "unjudged")
         )
         sentence = f"signs of gradient masking that were looked for and not found: {absent or 'none'}"
         return sentence + (f"; that these attacks can't judge: {unjudged}" if unjudged else "")
 
     @property
     def strongest(self) -> Strongest | None:
-        """The attack that left the least; None where none fooled anything."""
+        """The attack that left the fewest examples correct; None if no attack fooled anything."""
         least = min((row.k for row in self.attacks), default=self.clean.k)
         if least == self.clean.k:
             return None
@@ -142,21 +177,8 @@ class Evaluation:
         alone = found_alone(best, [self.clean, *others]) if tried else None
         return Strongest(tuple(row.name for row in best), least, self.clean.n, alone)
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """In one flat mapping, for a row of a results file: n, seed, seconds, checksums, versions and hardware."""
-        return {
-            "n": self.clean.n,
-            "seed": self.identity["seed"],
-            "seconds": self.worst.seconds,
-            "model": self.identity["model"]["checksum"],
-            "data": self.identity["data"]["checksum"],
-            "data_name": self.identity["data"]["name"],
-            "ledger": self.ledger,
-            **self.environments[0],
-        }
-
     def to_dict(self) -> dict[str, Any]:
+        """The evaluation as JSON data with a checksum over its content."""
         best = self.strongest
         content = {
             "format": FORMAT,
@@ -166,27 +188,30 @@ class Evaluation:
             "worst": self.worst.to_dict(),
             "strongest": None if best is None else best._asdict() | {"names": list(best.names)},
             "flags": list(self.flags),
-            "signs": [asdict(sign) for sign in self.signs],
+            "signs": None if self.signs is None else [asdict(sign) for sign in self.signs],
             "identity": self.identity,
             "environments": list(self.environments),
             "ledger": self.ledger,
-            "findings": [asdict(f) for f in self.findings],
+            "findings": None if self.findings is None else [asdict(f) for f in self.findings],
         }
         return content | {"checksum": content_checksum(content)}
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1) + "\n"
-
-    def save(self, path: Path) -> None:
-        """Write the JSON file, whole or not at all. Raises UserError where that can't be done."""
-        write_atomically(path, self.to_json().encode())
-
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """A saved evaluation. Raises UserError for a file that is missing, of another kind, or changed since."""
-        data = read_json(path, FORMAT)
+    def from_dict(cls, data: Mapping[str, Any], source: object = "this evaluation") -> Self:
+        """Read what `to_dict` gave.
+
+        Args:
+            data: The JSON data.
+            source: Where it comes from, for the error.
+
+        Returns:
+            The evaluation.
+
+        Raises:
+            UserError: The data was changed since.
+        """
         if data.get("checksum") != content_checksum(data):
-            raise UserError(f"{path} was changed after it was written; evaluate again, or take it as no evidence")
+            raise UserError(f"{source} was changed after it was written; evaluate again, or take it as no evidence")
 
         def row(d: Mapping[str, Any]) -> Row:
             return Row(**{k: d[k] for k in Row.__dataclass_fields__})
@@ -198,12 +223,49 @@ class Evaluation:
             identity=data["identity"],
             environments=tuple(data["environments"]),
             ledger=data["ledger"],
-            findings=tuple(Finding(**f) for f in data["findings"]),
-            signs=tuple(Sign(**s) for s in data["signs"]),
+            findings=None if data["findings"] is None else tuple(Finding(**f) for f in data["findings"]),
+            signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
         )
 
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file, whole or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            UserError: The file can't be written.
+        """
+        write_atomically(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a saved evaluation.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The evaluation.
+
+        Raises:
+            UserError: The file is missing, of another kind, or was changed since.
+        """
+        return cls.from_dict(read_json(path, FORMAT), path)
+
     def table(self, *, width: int = 100) -> str:
-        """The rows as text for a terminal."""
+        """The rows as text for a terminal.
+
+        Args:
+            width: Characters in a line.
+
+        Returns:
+            The table, and below it the strongest attack, flags and signs of gradient masking.
+        """
         from rich.console import Console
         from rich.table import Table
 
@@ -233,8 +295,18 @@ class Evaluation:
 
 
 def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedDifference:
-    """How much better the first model does on the same images, in one row. Raises UserError where the images or the
-    attack differ.
+    """Compare two models on the same images.
+
+    Args:
+        first: An evaluation.
+        second: Another one, of the same images under the same threat.
+        name: The row to compare.
+
+    Returns:
+        The paired difference of the first model less the second.
+
+    Raises:
+        UserError: Images or threat differ, or one of them lacks the row.
     """
     for key in ("data", "threat"):
         if changed := differences(first.identity[key], second.identity[key], key):

@@ -1,4 +1,4 @@
-"""A row of an evaluation: one attack, with the numbers that the ledger has of it."""
+"""What an evaluation consists of: a row for each attack, what preflight found, and signs of gradient masking."""
 
 from __future__ import annotations
 
@@ -14,52 +14,65 @@ from advsphere.stats import wilson
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Accuracy under one attack: an upper bound of robust accuracy, with a 95 % Wilson interval for the sample alone.
+    """Accuracy under one attack: an upper bound of robust accuracy.
 
-    outcomes: a character for each example, "1" if it is classified as labelled, clean, under the attack and under those
-    that it comes after, else "0". invalid: results that left the ball (counted as resisted). unreached: examples that
-    the budget did not reach (counted as resisted too). median: of the norms that a minimal-norm attack found, over all
-    examples that it tried; None for other attacks, and where it found nothing for half of them. forwards: images sent
-    through the model by the search.
+    `invalid`, `unreached` and `forwards` are None in results from before they were stored.
+
+    Attributes:
+        name: The attack, or "clean", or "worst case".
+        outcomes: One character for each example: "1" if it is classified as labelled on the clean image, under this
+            attack and under the earlier attacks in its cascade, else "0".
+        settings: The attack's parameters.
+        invalid: Results outside the ball or the pixel range; they count as resisted.
+        unreached: Examples that the time budget did not reach; they count as resisted.
+        median: Median norm that a minimal-norm attack needed, over the examples it tried. None for other attacks, and
+            where half of the examples were not fooled.
+        seconds: Time spent on the attack.
+        forwards: Images sent through the model by the search.
     """
 
     name: str
     outcomes: str
     settings: Mapping[str, Any]
-    invalid: int
-    unreached: int
+    invalid: int | None
+    unreached: int | None
     median: float | None
     seconds: float
-    forwards: int
+    forwards: int | None
 
     @property
     def k(self) -> int:
+        """Examples still correct after this attack and those before it in the cascade."""
         return self.outcomes.count("1")
 
     @property
     def n(self) -> int:
+        """Number of examples."""
         return len(self.outcomes)
 
     @property
     def accuracy(self) -> float:
+        """k / n."""
         return self.k / self.n
 
     @property
     def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy, for the sample of examples alone."""
         return wilson(self.k, self.n)
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The attacks before it whose finds it did not look for again."""
+        """Earlier attacks; examples they broke are skipped, so accuracy is cumulative."""
         return tuple(self.settings.get("after", ()))
 
     def to_dict(self) -> dict[str, Any]:
+        """The row as JSON data, with its derived numbers."""
         low, high = self.interval
         return {"k": self.k, "n": self.n, "accuracy": self.accuracy, "low": low, "high": high} | asdict(self)
 
 
 def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
-    """The row of an attack of the ledger."""
+    """The row of an attack in the ledger."""
     cost, counts = ledger.cost(name), ledger.counts(name)
     outcomes = ledger.outcomes(name)
     return Row(
@@ -75,9 +88,9 @@ def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
 
 
 def found_alone(finders: Sequence[Row], others: Sequence[Row]) -> int:
-    """How many examples some of the finders fooled and none of the others, nor the clean image.
+    """Examples that the finders fooled, and neither the other attacks nor the clean image.
 
-    Give at least one other, and none that comes after a finder: it would count the finder's finds as its own.
+    The others must hold at least one row, and none that skips what a finder broke: its outcomes include those.
     """
     columns = zip(*(row.outcomes for row in finders), strict=True)
     rest = zip(*(row.outcomes for row in others), strict=True)
@@ -85,13 +98,13 @@ def found_alone(finders: Sequence[Row], others: Sequence[Row]) -> int:
 
 
 def apart_from(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """Those rows that come after none of the others, and so tell what they find themselves."""
+    """The rows that skip nothing of the others, so that their outcomes are their own."""
     names = {row.name for row in others}
     return [row for row in rows if not names & {*row.after}]
 
 
 def _median(ledger: Ledger, name: str) -> float | None:
-    """The norm that half of the examples exceed or need no more than; None if half of them were not fooled at all."""
+    """The median norm over the examples that were tried; None if half of them were not fooled at all."""
     labels = ledger.labels
     tried = [cell for cell in ledger.cells(name) if cell.status in ("fooled", "resisted")]
     norms = sorted(math.inf if c.prediction == labels[c.example] else c.distance or 0.0 for c in tried)
@@ -101,8 +114,12 @@ def _median(ledger: Ledger, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Finding:
-    """check: what was looked at. status: "ok"; "fixed", wrong but put right; "noted", to be known by whoever reads the
-    numbers; "failed". detail: a sentence.
+    """What one check of preflight found.
+
+    Attributes:
+        check: What was checked.
+        status: "ok"; "fixed", wrong but corrected; "noted", a reader of the numbers must know it; "failed".
+        detail: The finding in a sentence.
     """
 
     check: str
@@ -114,8 +131,11 @@ class Finding:
 class Sign:
     """A sign of gradient masking that was looked for.
 
-    check: its name. status: "raised"; "absent"; "unjudged", where the suite lacks what it takes to tell. detail: the
-    evidence, with n and interval, or what was lacking. advice: what to do about one that was raised, else "".
+    Attributes:
+        check: Its name.
+        status: "raised"; "absent"; "unjudged", where the suite lacks the attacks to tell.
+        detail: The evidence, with n and interval, or what was lacking.
+        advice: What to do about a raised sign, else "".
     """
 
     check: str

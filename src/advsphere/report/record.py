@@ -87,7 +87,7 @@ def attacks(models: Sequence[ModelReport]) -> Markup:
 def checks(models: Sequence[ModelReport]) -> Markup:
     """What was checked before the first attack."""
     found = [
-        {f.check: f.detail if f.status == "ok" else f"{f.status}: {f.detail}" for f in model.evaluation.findings}
+        {f.check: f.detail if f.status == "ok" else f"{f.status}: {f.detail}" for f in model.evaluation.findings or ()}
         for model in models
     ]
     return _facts("Checked before the first attack. A model that fails a check is not evaluated.", models, found)

@@ -1,5 +1,5 @@
 """How much a table may cost: which networks stand for the paper's, how long they train, and on how many images they are
-judged. Both arms of a pair always get the same.
+evaluated. Both arms of a pair always get the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.recipes import recipe
-from advsphere.reproduce.tables import ABLATION, HEADLINE, Arm, Data, Table
+from advsphere.reproduce.tables import ABLATION, HEADLINE, Data, Method, Table
 from advsphere.runs.config import Config
 
 WEIGHT_DECAYS: Mapping[Data, tuple[float, ...]] = {"cifar10": (5e-4, 2e-4), "imagenet": (5e-4, 2e-4)}
@@ -23,10 +23,8 @@ PAPERS_SPHERE = HypersphereConfig(scale=15.0, margin=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
-    """Of an attack suite or a corruption record: the first n test images (None: all), the feature attack's guides, and
-    the steps in place of the suite's own.
-    """
+class SuiteSize:
+    """The first n test images (None: all), the feature attack's guides, and the steps in place of the suite's own."""
 
     n: int | None = None
     guides: int = 100
@@ -35,14 +33,25 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """scale: what it is, in a sentence. cifar10, imagenet: the recipe that stands for a method, per data of the paper;
-    "{}" is the objective and -he. networks: by table, the networks of its rows in the paper, each with the recipes that
-    stand for it; a table that is not named has one. data_name: what the images are called in rows. network: in place of
-    the recipe's, for both. epochs: in place of the recipe's, by objective. seeds: of each arm; headline_seeds: of
-    the headline's pair. efforts: by suite, "corruptions" and "inside" among them. validation: held-out images, in place
-    of the recipe's. corruptible: whose images are large enough for it. folder: of the images
-    that stand for ImageNet, DRAWN for digits drawn large. together: whether the jobs run inside this process, since
-    each takes less time than Python takes to start.
+    """How much a plan may cost.
+
+    Attributes:
+        name: Its name on the command line.
+        scale: What it is, in a sentence.
+        cifar10: The recipe of a method on CIFAR-10; "{}" stands for the objective and -he.
+        imagenet: The same for methods on ImageNet.
+        data_name: What the images are called in results.
+        networks: By table, the networks of its rows in the paper, each with its recipe; other tables have one network.
+        network: Network in place of the recipe's, by data.
+        epochs: Epochs in place of the recipe's, by data and objective.
+        seeds: Seeds of each method.
+        headline_seeds: Seeds of the headline's pair.
+        weight_decays: The grid of every method, in the order of measuring.
+        sizes: Images and effort, by suite and by "corruptions" and "inside".
+        validation: Number of held-out images in place of the recipe's, by data.
+        corruptible: Data whose images are large enough to corrupt.
+        folder: Images that stand for ImageNet; DRAWN for digits drawn as photos.
+        together: Run the jobs inside this process, since each takes less time than Python takes to start.
     """
 
     name: str
@@ -56,42 +65,44 @@ class Budget:
     seeds: tuple[int, ...] = (0, 1)
     headline_seeds: tuple[int, ...] = (0, 1, 2)
     weight_decays: Mapping[Data, tuple[float, ...]] = field(default_factory=lambda: WEIGHT_DECAYS)
-    efforts: Mapping[str, Effort] = field(default_factory=dict)
+    sizes: Mapping[str, SuiteSize] = field(default_factory=dict)
     validation: Mapping[str, int] = field(default_factory=dict)
     corruptible: tuple[Data, ...] = ("cifar10", "imagenet")
     folder: str = "tiny-imagenet-40"
     together: bool = False
 
-    def config(self, arm: Arm, *, weight_decay: float, seed: int) -> Config:
-        """What is trained for an arm; the images' place is not told here. Raises UserError for an unknown recipe."""
-        ablated = arm.variant in ABLATION
+    def config(self, method: Method, *, weight_decay: float, seed: int) -> Config:
+        """The config of a method, without the place of its images. Raises UserError for an unknown recipe."""
+        ablated = method.variant in ABLATION
         recipes = {name: which for of_table in self.networks.values() for name, which in of_table.items()}
-        named = recipes.get(arm.network, getattr(self, arm.data))
-        base = recipe(named.format(arm.objective + _ENDINGS["HE" if ablated else arm.variant]))
+        named = recipes.get(method.network, getattr(self, method.data))
+        ending = _ENDINGS["HE" if ablated else method.variant]
+        base = recipe(method.recipe or named.format(method.objective + ending))
         config = replace(
             base,
-            data=replace(base.data, validation=self.validation.get(arm.data, base.data.validation)),
-            model=replace(base.model, name=self.network.get(arm.data, base.model.name)),
+            data=replace(base.data, validation=self.validation.get(method.data, base.data.validation)),
+            model=replace(base.model, name=self.network.get(method.data, base.model.name)),
             training=replace(
                 base.training,
-                epochs=self.epochs.get(f"{arm.data} {arm.objective}", base.training.epochs),
+                epochs=self.epochs.get(f"{method.data} {method.objective}", base.training.epochs),
                 weight_decay=weight_decay,
                 seed=seed,
             ),
         )
-        return replace(config, sphere=replace(PAPERS_SPHERE, **ABLATION[arm.variant])) if ablated else config  # type: ignore[arg-type]
+        return replace(config, sphere=replace(PAPERS_SPHERE, **ABLATION[method.variant])) if ablated else config  # type: ignore[arg-type]
 
-    def arms(self, table: Table) -> tuple[Arm, ...]:
-        """What is trained for a table: its arms, on each of its networks."""
+    def methods(self, table: Table) -> tuple[Method, ...]:
+        """What is trained for a table: its methods, on each of its networks."""
         networks = self.networks.get(table.name, ("",))
-        return tuple(replace(arm, network=network) for network in networks for arm in table.arms)
+        return tuple(replace(method, network=network) for network in networks for method in table.methods)
 
-    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
-        """The headline's arms get more."""
-        return self.headline_seeds if arm in HEADLINE else self.seeds
+    def seeds_of(self, method: Method) -> tuple[int, ...]:
+        """The headline's methods get more."""
+        return self.headline_seeds if method in HEADLINE else self.seeds
 
-    def effort(self, suite: str) -> Effort:
-        return self.efforts.get(suite, Effort())
+    def size(self, suite: str) -> SuiteSize:
+        """How a suite is run; on all test images if the budget does not say."""
+        return self.sizes.get(suite, SuiteSize())
 
 
 _JPEG = {"cifar10": "CIFAR-10 (JPEG)", "imagenet": "Tiny ImageNet, 40 classes"}
@@ -113,14 +124,14 @@ BUDGETS = {
             seeds=(0,),
             headline_seeds=(0,),
             weight_decays={"cifar10": (5e-4,), "imagenet": (5e-4,)},
-            efforts={
-                "survival": Effort(n=8, guides=1, steps=3),
-                "paper": Effort(n=40, steps=10),
-                "table2": Effort(n=10, guides=1, steps=5),
-                "table4": Effort(n=40, steps=10),
-                "table6": Effort(n=2, steps=3),
-                "corruptions": Effort(n=10),
-                "inside": Effort(n=40),
+            sizes={
+                "survival": SuiteSize(n=8, guides=1, steps=3),
+                "paper": SuiteSize(n=40, steps=10),
+                "table2": SuiteSize(n=10, guides=1, steps=5),
+                "table4": SuiteSize(n=40, steps=10),
+                "table6": SuiteSize(n=2, steps=3),
+                "corruptions": SuiteSize(n=10),
+                "inside": SuiteSize(n=40),
             },
             folder=DRAWN,
             together=True,
@@ -134,14 +145,14 @@ BUDGETS = {
             network={"cifar10": "wrn-10-1", "imagenet": "wrn-10-1"},
             epochs={"cifar10 standard": 3, "cifar10 fastat": 5, "cifar10 freeat": 2, "imagenet freeat": 3}
             | {f"cifar10 {objective}": 2 for objective in ("pgd-at", "alp", "trades")},
-            efforts={
-                "survival": Effort(n=250, guides=5),
-                "paper": Effort(n=500),
-                "table2": Effort(n=250, guides=5),
-                "table4": Effort(n=500),
-                "table6": Effort(n=100),
-                "corruptions": Effort(n=500),
-                "inside": Effort(n=200),
+            sizes={
+                "survival": SuiteSize(n=250, guides=5),
+                "paper": SuiteSize(n=500),
+                "table2": SuiteSize(n=250, guides=5),
+                "table4": SuiteSize(n=500),
+                "table6": SuiteSize(n=100),
+                "corruptions": SuiteSize(n=500),
+                "inside": SuiteSize(n=200),
             },
         ),
         Budget(
@@ -153,7 +164,7 @@ BUDGETS = {
             network={"cifar10": "preactresnet-18"},
             epochs={"cifar10 standard": 10, "cifar10 fastat": 30, "cifar10 freeat": 10, "imagenet freeat": 15}
             | {f"cifar10 {objective}": 5 for objective in ("pgd-at", "alp", "trades")},
-            efforts={name: Effort(n=1000) for name in ("survival", "paper", "table2", "table4", "table6", "inside")},
+            sizes={name: SuiteSize(n=1000) for name in ("survival", "paper", "table2", "table4", "table6", "inside")},
         ),
         Budget(
             name="full",

@@ -1,4 +1,4 @@
-"""Cells and differences: each computed from outcomes alone, and beside the paper's number where there is one."""
+"""A table's cells and differences: each computed from stored outcomes, beside the paper's number if there is one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advsphere.comparison.gain import BARE, Survival, survival
-from advsphere.evaluation import WORST
-from advsphere.reproduce.groups import Group, Measurement, groups_of
-from advsphere.reproduce.results import Row
+from advsphere.comparison.gain import BARE, Survival, row_for, survival
+from advsphere.errors import UserError
+from advsphere.evaluation.results import WORST, Evaluation
+from advsphere.reproduce.groups import WEIGHT_DECAY, Group, confounders, groups_of
+from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.tables import TABLES, Table
-from advsphere.stats import Reach, mean, reach, wilson
+from advsphere.stats import Estimate, mean_over_pairs, mean_over_seeds, wilson
+
+FEWEST_PAIRS = 3
+"""Pairs from which on a mean over them is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """An arm's accuracy under one attack, in [0, 1]. seeds: of each run. low, high: 95 %, over images and, from three
-    seeds on, over seeds. paper: the paper's, None where it has none.
+class Entry:
+    """A method's accuracy under one attack, in [0, 1]: of each seed, with a 95 % interval over images and, from three
+    seeds on, over seeds; and the paper's, if it has one.
     """
 
     seeds: tuple[float, ...]
@@ -34,25 +38,28 @@ class Cell:
 
     @property
     def value(self) -> float:
+        """The mean over seeds."""
         return fmean(self.seeds)
 
 
-def cell(group: Group, arm: str, attack: str, table: Table) -> Cell | None:
-    """None where no run of the arm has that row; a plain head's rows stand for those "(s = 1)"."""
-    outcomes = [row for m in group.arms[arm] if (row := _outcomes(m, attack)) is not None]
-    if not outcomes:
+def entry(group: Group, name: str, attack: str, table: Table) -> Entry | None:
+    """A table's entry; None if no run of the method has that row. A plain head's rows stand for those "(s = 1)"."""
+    columns = _columns(group.evaluations(name), attack)
+    if columns is None:
         return None
-    low, high = _interval(outcomes)
-    told = table.printed(arm, group.network).get(table.columns.get(attack, ""))
-    seeds = tuple(row.count("1") / len(row) for row in outcomes)
-    return Cell(seeds=seeds, low=low, high=high, paper=None if told is None else told / 100)
+    if len(columns) == 1:
+        low, high = wilson(int(columns.sum()), columns.size)
+    else:
+        found = mean_over_seeds(columns)
+        low, high = max(0.0, found.low), min(1.0, found.high)
+    paper = table.printed(name, group.network).get(table.columns.get(attack, ""))
+    seeds = tuple(float(accuracy) for accuracy in columns.mean(1))
+    return Entry(seeds=seeds, low=low, high=high, paper=None if paper is None else paper / 100)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A method beside its baseline, both of one network. seeds: those that both have, which alone are compared.
-    refused: why they are not compared, if they are not.
-    """
+    """A method beside its baseline, on one network. Only shared seeds are compared; `refused` says why not."""
 
     baseline: str
     method: str
@@ -63,55 +70,50 @@ class Pair:
 
 
 def pairs(group: Group, table: Table) -> list[Pair]:
-    """Every pair of the table that the group has both arms of; seeds that one of them lacks are left out."""
-    found = []
-    for base, method in table.pairs:
-        if base.name in group.arms and method.name in group.arms:
-            found.append(_pair(group, base.name, method.name, table))
-    return found
+    """Every pair of the table of which the group has both arms."""
+    names = [(base.name, method.name) for base, method in table.pairs]
+    return [_pair(group, *both, table) for both in names if group.arms.keys() >= {*both}]
 
 
 def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
-    seeds = [{m.any["seed"] for m in group.arms[name]} for name in (baseline, method)]
+    seeds = [{one.run["seed"] for one in group.arms[name]} for name in (baseline, method)]
     shared = tuple(sorted(seeds[0] & seeds[1]))
-    told = partial(Pair, baseline=baseline, method=method, network=group.network, seeds=shared)
+    pair = partial(Pair, baseline=baseline, method=method, network=group.network, seeds=shared)
     if not shared:
-        return told(gains=None, refused="they share no seed")
-    first, second = (_of_seeds(group, name, shared) for name in (baseline, method))
-    differ = {*first[0].confounders} ^ {*second[0].confounders}
-    if group.weight_decay is None:  # what the group is about
-        differ = {line for line in differ if not line.startswith("training.weight_decay:")}
-    if differ:
-        return told(gains=None, refused="; ".join(sorted(differ)))
-    asked = next((attack for attack in table.headlines if attack in group.attacks()), None)
-    gains = survival([m.evaluation() for m in first], [m.evaluation() for m in second], pgd=asked)
-    return told(gains=gains)
+        return pair(gains=None, refused="they share no seed")
+    first, second = (confounders(group.arms[name][0].run) for name in (baseline, method))
+    if group.weight_decay is None:  # arms at their best weight decay may differ in it
+        first.pop(WEIGHT_DECAY, None)
+        second.pop(WEIGHT_DECAY, None)
+    if differ := {*first.values()} ^ {*second.values()}:
+        return pair(gains=None, refused="; ".join(sorted(differ)))
+    headline = next((attack for attack in table.headlines if attack in group.attacks()), None)
+    arms = (group.evaluations(name, shared) for name in (baseline, method))
+    try:
+        return pair(gains=survival(*arms, pgd=headline))
+    except UserError as error:
+        return pair(gains=None, refused=str(error))
 
 
-def by_image(group: Group, pair: Pair, attack: str) -> np.ndarray:
-    """(images,): the method's outcomes less the baseline's under an attack, in [-1, 1], the mean over shared seeds."""
-    arms = []
-    for name in (pair.method, pair.baseline):
-        rows = [row for m in _of_seeds(group, name, pair.seeds) if (row := _outcomes(m, attack)) is not None]
-        arms.append(_columns(rows).mean(0))
-    return np.asarray(arms[0] - arms[1])
+def by_image(group: Group, pair: Pair, attack: str) -> NDArray[np.float64]:
+    """(images,): the method's outcomes less the baseline's, in [-1, 1], the mean over shared seeds."""
+    columns = [_columns(group.evaluations(name, pair.seeds), attack) for name in (pair.method, pair.baseline)]
+    method, baseline = (of_arm.mean(0) for of_arm in columns if of_arm is not None)
+    return np.asarray(method - baseline)
 
 
-def _of_seeds(group: Group, name: str, seeds: Sequence[int]) -> list[Measurement]:
-    return [m for m in group.arms[name] if m.any["seed"] in seeds]
-
-
-def _columns(outcomes: Sequence[str]) -> np.ndarray:
-    """(seeds, images) of 0 and 1."""
-    return np.array([[c == "1" for c in row] for row in outcomes], dtype=float)
+def _columns(evaluations: Sequence[Evaluation], attack: str) -> NDArray[np.float64] | None:
+    """(seeds, images) of 0 and 1; None if no evaluation has that row."""
+    rows = [row for evaluation in evaluations if (row := row_for(evaluation, attack)) is not None]
+    return np.array([[c == "1" for c in row.outcomes] for row in rows], dtype=float) if rows else None
 
 
 def paper_gain(table: Table, baseline: str, method: str, attack: str, network: str = "") -> float | None:
-    """The paper's method less its baseline in the column that an attack of ours stands beside, in [-1, 1], on our
-    network where it has that; for the worst case, between the lowest columns of each, where the table has more than two
-    attacks.
+    """The paper's method less its baseline in the column beside our attack, in [-1, 1].
+
+    For the worst case, the difference of the lowest columns of each, if the table has more than two attacks.
     """
-    plain, sphere = (table.printed(arm, network) for arm in (baseline, method))
+    plain, sphere = (table.printed(name, network) for name in (baseline, method))
     columns = [table.columns.get(attack, "")]
     if attack == WORST:
         columns = [column for column in table.columns.values() if column != "clean"]
@@ -122,42 +124,18 @@ def paper_gain(table: Table, baseline: str, method: str, attack: str, network: s
 
 
 def paper_survival(table: Table) -> list[str]:
-    """What the paper's own columns say: each pair's gain under the headline's attack and in the worst column; nothing
-    for tables of fewer than three attacks, which have no worst to speak of.
-    """
-    told = []
+    """For each pair with HE, the paper's gain under the headline's attack and in its lowest column."""
+    lines = []
     with_he = ((base, method) for base, method in table.pairs if not base.variant)
     for (plain, sphere), headline in product(with_he, table.headlines):
         before, after = (paper_gain(table, plain.name, sphere.name, a) for a in (headline, WORST))
         if before is not None and after is not None:
             under = table.columns[headline]
-            told.append(f"{sphere.name} {100 * before:+.2f} under {under}, {100 * after:+.2f} in the worst column")
-    return told
+            lines.append(f"{sphere.name} {100 * before:+.2f} under {under}, {100 * after:+.2f} in the worst column")
+    return lines
 
 
-def _outcomes(measurement: Measurement, attack: str) -> str | None:
-    row = measurement.rows.get(attack)
-    if row is None and measurement.any["scale"] is None:
-        row = measurement.rows.get(attack.removesuffix(BARE))
-    return None if row is None else str(row["outcomes"])
-
-
-def _interval(outcomes: Sequence[str]) -> tuple[float, float]:
-    """95 % for a mean over images; from three seeds on, their spread is added."""
-    if len(outcomes) == 1:
-        return wilson(outcomes[0].count("1"), len(outcomes[0]))
-    columns = _columns(outcomes)
-    half = reach(columns)
-    return max(0.0, float(columns.mean()) - half), min(1.0, float(columns.mean()) + half)
-
-
-# FOLDED together: What HE gains and keeps with each objective, and with all of them together.
-
-FEWEST = 3
-"""Pairs that a mean over them is worth telling of."""
-
-
-class Compared(NamedTuple):
+class Comparison(NamedTuple):
     """A pair of a table, and what it gains."""
 
     table: Table
@@ -172,45 +150,44 @@ class Compared(NamedTuple):
 
 
 class Family(NamedTuple):
-    """HE with several objectives on one network. weight_decay: that of all, or how it was chosen. members: each
+    """HE with several objectives on one network, all at one weight decay, or each arm at its best. `members` holds each
     objective once for each set of images and threat.
     """
 
     network: str
     weight_decay: str
-    members: tuple[Compared, ...]
+    members: tuple[Comparison, ...]
 
-    def mean(self, attack: str | None = None) -> Reach:
-        """The mean gain over the members, under the headline's attack or a named one, with the interval of `mean`."""
+    def mean(self, attack: str | None = None) -> Estimate:
+        """The mean gain over the members, under the headline's attack or a named one."""
         images: dict[str, list[NDArray[np.float64]]] = {}
         for one in self.members:
             found = by_image(one.group, one.pair, attack or one.gains.pgd)
             images.setdefault(one.group.data, []).append(found)
-        return mean(list(images.values()))
+        return mean_over_pairs(list(images.values()))
 
 
-def compared(files: Mapping[Path, Sequence[Row]]) -> list[Compared]:
-    """Every pair that was measured, table by table, once: not again where both arms are at their best weight decay and
-    it is the same. files: rows by the file that they are in.
+def comparisons(files: Mapping[Path, Sequence[StoredResult]]) -> list[Comparison]:
+    """Every measured pair of every table, once: not again where both arms are at their best weight decay and it is the
+    same. `files` holds the results by their file.
     """
-    found: list[Compared] = []
+    found: list[Comparison] = []
     for table in TABLES.values():
         of_table: list[Pair] = []
-        for group in (group for rows in files.values() for group in groups_of(table, rows)):
+        for group in (group for results in files.values() for group in groups_of(table, results)):
             for pair in pairs(group, table):
                 again = group.weight_decay is None and pair in of_table
                 if pair.gains is not None and not again:
                     of_table.append(pair)
-                    found.append(Compared(table, group, pair, pair.gains))
+                    found.append(Comparison(table, group, pair, pair.gains))
     return found
 
 
-def families(every: Sequence[Compared]) -> list[Family]:
-    """HE on one network, all at one weight decay, or each arm at its best: those that have three members or more. An
-    objective is taken from the first table that has it, at its best checkpoint, where attacks on bare cosines are; once
-    for each set of images and threat.
+def families(every: Sequence[Comparison]) -> list[Family]:
+    """The families of three members or more. An objective is taken from the first table that has it, at its best
+    checkpoint, if that table attacks bare cosines.
     """
-    found: dict[tuple[str, str], dict[tuple[str, ...], Compared]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, ...], Comparison]] = {}
     for one in every:
         with_he = one.pair.method == f"{one.pair.baseline}+HE"
         if with_he and one.gains.pgd.endswith(BARE) and one.group.checkpoint == "best":
@@ -219,9 +196,9 @@ def families(every: Sequence[Compared]) -> list[Family]:
                 members = found.setdefault((one.group.network, kind), {})
                 members.setdefault((one.pair.method, one.group.data, one.group.threat), one)
     made = [Family(network, kind, tuple(members.values())) for (network, kind), members in found.items()]
-    return [family for family in made if len(family.members) >= FEWEST]
+    return [family for family in made if len(family.members) >= FEWEST_PAIRS]
 
 
 def largest(found: Sequence[Family]) -> Family | None:
-    """The family of most members, the first of several; None where there is none."""
+    """The family with most members, the first of several."""
     return max(found, key=lambda family: len(family.members), default=None)

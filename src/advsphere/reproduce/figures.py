@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from advsphere.analysis.canvas import INK, LINE, MARKERS, SERIES, canvas, legend, outside_legend, quiet
-from advsphere.evaluation import WORST
+from advsphere.evaluation.results import WORST
 from advsphere.files import write_atomically
 from advsphere.reproduce.cells import Family, Pair, paper_gain
 from advsphere.reproduce.tables import Table
-from advsphere.stats import Reach
+from advsphere.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def together_figure(family: Family) -> Figure:
     figure, (axes,) = canvas(8.0, 1.0 + 0.5 * len(names))
     for number, (attack, label) in enumerate(((None, "PGD on bare cosines"), (WORST, "worst case"))):
         gains = [one.gains.gain(attack or one.gains.pgd) for one in family.members]
-        found = [*(Reach(g.difference, g.low, g.high) for g in gains), family.mean(attack)]
+        found = [*(Estimate(value=g.difference, low=g.low, high=g.high) for g in gains), family.mean(attack)]
         values = [100 * one.value for one in found]
         reach = [[100 * (one.value - one.low) for one in found], [100 * (one.high - one.value) for one in found]]
         axes.errorbar(values, [0.15 - 0.3 * number - place for place in range(len(found))], xerr=reach,

@@ -1,4 +1,4 @@
-"""Rows that may stand in one table: equal in everything but the method and the seed."""
+"""Which stored evaluations may stand in one table: equal in everything but the method and the seed."""
 
 from __future__ import annotations
 
@@ -8,100 +8,71 @@ from statistics import fmean
 from typing import Any
 
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation
-from advsphere.evaluation.rows import Row as Measured
+from advsphere.evaluation.results import Evaluation
 from advsphere.recipes import plain
-from advsphere.reproduce.results import Row
+from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.tables import ABLATION, Table
 from advsphere.runs.config import OBJECTIVES, title_of
 
-# FOLDED grid: The grid of weight decays: at which of them an arm is at its best.
-
 Tried = Mapping[float, Mapping[int, float]]
-"""An arm's robust accuracy on held-out training images, in [0, 1]: by weight decay, then by seed."""
+"""Robust accuracy of an arm on held-out training images, in [0, 1]: by weight decay, then by seed."""
+
+_TITLES = {name: title_of(kind) for name, kind in OBJECTIVES.items()}
+SEED, WEIGHT_DECAY = "training.seed", "training.weight_decay"
+_OF_THE_METHOD = ("sphere", "objective.beta")
+"""Settings that define a method; ALP's beta weighs logits, which HE scales by s."""
 
 
-def means(tried: Tried) -> dict[float, float]:
-    """By weight decay, the mean over the seeds that were trained at all of them; empty where there is no such seed."""
+def method_name(run: Mapping[str, Any], table: Table | None = None) -> str:
+    """What the paper's tables call the method of a run: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
+    for method in () if table is None else table.shown_methods:
+        if method.recipe and method.recipe == run["recipe"]:
+            return method.name
+    name = _TITLES.get(run["objective"], run["objective"])
+    if run["scale"] is None:
+        return name
+    if run["recipe"].endswith("-m-he"):
+        return f"{name}+m-HE"
+    changed = {change["path"].removeprefix("sphere."): change["new"] for change in run["overrides"]
+               if change["path"].startswith("sphere.")}  # fmt: skip
+    variant = next((variant for variant, settings in ABLATION.items() if settings == changed), None)
+    if variant is not None:
+        return f"{name}+{variant}"
+    return f"{name}+HE" + "".join(f", {key} = {value}" for key, value in changed.items())
+
+
+def on_imagenet(run: Mapping[str, Any]) -> bool:
+    """Whether a run stands for one of the paper's on ImageNet."""
+    return run["recipe"].startswith(("imagenet-", "tiny-imagenet-"))
+
+
+def confounders(run: Mapping[str, Any], *, without: Sequence[str] = (SEED,)) -> dict[str, str]:
+    """What must be equal within a pair: the plain recipe, and all overrides but those of seed and method."""
+    kept = {
+        change["path"]: f"{change['path']}: {change['old']} -> {change['new']}"
+        for change in run["overrides"]
+        if change["path"] not in without and not change["path"].startswith(_OF_THE_METHOD)
+    }
+    return {"recipe": plain(run["recipe"]), **kept}
+
+
+def mean_by_decay(tried: Tried) -> dict[float, float]:
+    """By weight decay, the mean over the seeds that were trained at all of them; empty if there is no such seed."""
     shared = set.intersection(*(set(seeds) for seeds in tried.values())) if tried else set()
     return {decay: fmean(seeds[seed] for seed in shared) for decay, seeds in tried.items()} if shared else {}
 
 
 def preferred(tried: Tried) -> float | None:
-    """The weight decay of the highest mean, the first of equals; None where there was no choice."""
-    found = means(tried)
+    """The weight decay with the highest mean, the first if equal; None if there was no choice."""
+    found = mean_by_decay(tried)
     return max(found, key=lambda decay: found[decay]) if len(found) > 1 else None
-
-
-_METHODS = {name: title_of(kind) for name, kind in OBJECTIVES.items()}
-_OF_THE_SEED = ("training.seed:",)
-_OF_THE_METHOD = ("sphere", "objective.beta:")
-"""ALP's beta weighs logits, which on the sphere are s times the cosines that the paper's code pairs."""
-
-
-def method(row: Row) -> str:
-    """As the paper's tables call it: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
-    name = str(_METHODS.get(row["objective"], row["objective"]))
-    if row["scale"] is None:
-        return name
-    if row["recipe"].endswith("-m-he"):
-        return f"{name}+m-HE"
-    changed = {line.split(": ")[0]: line.split(" -> ")[1] for line in row["overrides"] if line.startswith("sphere.")}
-    for variant, settings in ABLATION.items():
-        if changed == {f"sphere.{key}": str(value) for key, value in settings.items()}:
-            return f"{name}+{variant}"
-    return f"{name}+HE" + "".join(f", {key.removeprefix('sphere.')} = {value}" for key, value in changed.items())
-
-
-def on_imagenet(row: Row) -> bool:
-    """Whether it stands for the paper's ImageNet."""
-    return row["recipe"].startswith(("imagenet-", "tiny-imagenet-"))
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One run under one suite. rows: by attack, in the suite's order."""
-
-    rows: Mapping[str, Row]
-
-    @property
-    def any(self) -> Row:
-        return next(iter(self.rows.values()))
-
-    @property
-    def confounders(self) -> tuple[str, ...]:
-        """What must be equal within a pair: the recipe without its sphere, and what was overridden but the seed."""
-        kept = (line for line in self.any["overrides"] if not line.startswith((*_OF_THE_SEED, *_OF_THE_METHOD)))
-        return (plain(self.any["recipe"]), *kept)
-
-    def evaluation(self) -> Evaluation:
-        """The rows as the evaluation they came from, as far as comparing needs it."""
-        measured = {
-            name: Measured(name=name, outcomes=row["outcomes"], settings=row["settings"], invalid=0, unreached=0,
-                           median=row["median"], seconds=row["attack_seconds"], forwards=0)
-            for name, row in self.rows.items()
-        }  # fmt: skip
-        row = self.any
-        return Evaluation(
-            clean=measured.pop("clean"),
-            worst=measured.pop("worst case"),
-            attacks=tuple(measured.values()),
-            identity={
-                "data": {"checksum": row["evaluated"]["data"]},
-                "threat": {"of": row["threat"]},
-                "model": {"scale": row["scale"] or 1.0, "checksum": row["evaluated"]["model"]},
-            },
-            environments=(),
-            ledger=row["evaluated"]["ledger"],
-            findings=(),
-            signs=(),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """arms: a method's measurements, one for each seed. effort: beyond the suite's name. weight_decay: of all arms,
-    None where each has its best. tried: by method, the weight decays that it was trained at.
+    """Evaluations that stand in one table. `arms` holds each method's results, one for each seed; `guides` are those of
+    the feature attack; `weight_decay` is that of all arms, or None if each has its best; `tried` holds the weight
+    decays that each method was trained at.
     """
 
     data: str
@@ -110,107 +81,108 @@ class Group:
     suite: str
     n: int
     checkpoint: str
-    effort: str
+    guides: int | None
     weight_decay: float | None
-    arms: Mapping[str, tuple[Measurement, ...]] = field(hash=False)
+    arms: Mapping[str, tuple[StoredResult, ...]] = field(hash=False)
     tried: Mapping[str, Tried] = field(hash=False, default_factory=dict)
 
     @property
     def title(self) -> str:
-        """What its rows have in common."""
-        decay = "each arm at its best weight decay" if self.weight_decay is None else (
-            f"weight decay {self.weight_decay:g}"
-        )  # fmt: skip
-        told = f"{self.network} on {self.data}, {self.n:,} test images, {self.threat}, {decay}"
-        told += f", {self.effort}" if self.effort else ""
-        return told + (", last checkpoint" if self.checkpoint == "last" else "")
+        """What its evaluations have in common."""
+        at_best = self.weight_decay is None
+        decay = "each arm at its best weight decay" if at_best else f"weight decay {self.weight_decay:g}"
+        title = f"{self.network} on {self.data}, {self.n:,} test images, {self.threat}, {decay}"
+        title += f", {self.guides} guides" if self.guides is not None else ""
+        return title + (", last checkpoint" if self.checkpoint == "last" else "")
 
     def at_its_best(self, name: str) -> bool:
         """Whether an arm has the weight decay that held-out training images preferred among several."""
-        return preferred(self.tried.get(name, {})) == self.arms[name][0].any["weight_decay"]
+        return preferred(self.tried.get(name, {})) == self.arms[name][0].run["weight_decay"]
+
+    def evaluations(self, name: str, seeds: Sequence[int] | None = None) -> list[Evaluation]:
+        """Those of an arm, of all seeds or of some."""
+        return [one.evaluation for one in self.arms[name] if seeds is None or one.run["seed"] in seeds]
 
     def attacks(self) -> list[str]:
-        """Every attack of the group, in the order of the arm that has the most."""
-        longest = max((m.rows for arm in self.arms.values() for m in arm), key=len)
-        return list(longest)
+        """Every attack of the group, in the order of the evaluation that has the most."""
+        longest = max((one.evaluation.rows for arm in self.arms.values() for one in arm), key=len)
+        return [row.name for row in longest]
 
 
-def groups(rows: Iterable[Row], table: Table, *, suite: str) -> list[Group]:
-    """The rows that belong in a table, in groups; of the paper's data that the table is about, and its methods only.
+def groups(results: Iterable[StoredResult], table: Table, *, suite: str) -> list[Group]:
+    """The evaluations that belong in a table, in groups.
 
     Where arms were trained at several weight decays, one more group follows with each arm at the one that was most
-    robust on held-out training images, unless that is the same for all. Raises UserError where an arm has runs that
-    differ in more than their seed.
+    robust on held-out training images, unless that is the same for all. Raises UserError for an arm whose runs differ
+    in more than their seed.
     """
-    wanted = {(arm.name, arm.data == "imagenet"): place for place, arm in enumerate((*table.arms, *table.also))}
-    runs: dict[tuple[Any, ...], dict[str, Row]] = {}
-    every = list(rows)
-    tried = _tried(every)
-    for row in every:
-        if row["suite"] == suite and (method(row), on_imagenet(row)) in wanted:
-            runs.setdefault(_run(row), {})[row["attack"]] = row
-    found: dict[Group, dict[str, list[Measurement]]] = {}
-    for measurement in map(Measurement, runs.values()):
-        found.setdefault(_question(measurement), {}).setdefault(method(measurement.any), []).append(measurement)
+    wanted = {(method.name, method.data == "imagenet"): place for place, method in enumerate(table.shown_methods)}
+    every = list(results)
+    tried = _tried(every, table)
+    found: dict[Group, dict[str, list[StoredResult]]] = {}
+    for one in every:
+        name = method_name(one.run, table)
+        if one.kind == "evaluation" and one.suite == suite and (name, on_imagenet(one.run)) in wanted:
+            found.setdefault(_question(one), {}).setdefault(name, []).append(one)
     made = []
     for question, arms in found.items():
         for name, arm in arms.items():
-            if len({measurement.confounders for measurement in arm}) > 1:
-                raise UserError(f"{name} has runs that differ in more than their seed; keep them in files of their own")
-        ordered = sorted(arms, key=lambda name: wanted[name, on_imagenet(arms[name][0].any)])
-        kept = {name: tuple(sorted(arms[name], key=lambda m: int(m.any["seed"]))) for name in ordered}
-        if not table.about or {arm.name for arm in table.about} & kept.keys():
-            of_arms = {name: tried.get(_arm(arm[0].any), {}) for name, arm in kept.items()}
+            if any(confounders(one.run) != confounders(arm[0].run) for one in arm):
+                raise UserError(f"{name} has runs that differ in more than their seed; keep them in separate files")
+        ordered = sorted(arms, key=lambda name: wanted[name, on_imagenet(arms[name][0].run)])
+        kept = {name: tuple(sorted(arms[name], key=lambda one: int(one.run["seed"]))) for name in ordered}
+        if not table.required or {method.name for method in table.required} & kept.keys():
+            of_arms = {name: tried.get(_arm(arm[0], table), {}) for name, arm in kept.items()}
             made.append(replace(question, arms=kept, tried=of_arms))
     return [*made, *_at_their_best(made)]
 
 
-def groups_of(table: Table, rows: Sequence[Row]) -> list[Group]:
-    """All groups of a table: of its own suite, then of those that it shows too; none if it is not of attacks."""
-    suites = (table.suite, *table.shown) if table.measure == "attacks" else ()
-    return [group for suite in suites for group in groups(rows, table, suite=suite)]
+def groups_of(table: Table, results: Sequence[StoredResult]) -> list[Group]:
+    """All groups of a table: of its own suite, then of further suites that it shows; none if no suite attacks it."""
+    suites = (table.suite, *table.also_suites) if table.measure == "attacks" else ()
+    return [group for suite in suites for group in groups(results, table, suite=suite)]
 
 
-def _run(row: Row) -> tuple[Any, ...]:
-    return (row["recipe"], *row["overrides"], row["seed"], row["checkpoint"], row["data"], row["threat"], row["n"])
-
-
-def _question(measurement: Measurement) -> Group:
-    """What was asked, of which networks and images; guides of the feature attack are part of it."""
-    row = measurement.any
-    guides = next((r["settings"]["tries"] for r in measurement.rows.values() if "tries" in r.get("settings", {})), None)
+def _question(result: StoredResult) -> Group:
+    """What was asked, of which networks and images, without the arms."""
+    rows = result.evaluation.rows
     return Group(
-        data=row["data"],
-        network=row["network"],
-        threat=row["threat"],
-        suite=row["suite"],
-        n=row["n"],
-        checkpoint=row["checkpoint"],
-        effort="" if guides is None else f"{guides} guides",
-        weight_decay=row["weight_decay"],
+        data=result.run["data"],
+        network=result.run["network"],
+        threat=result.threat,
+        suite=result.suite,
+        n=result.n,
+        checkpoint=result.run["checkpoint"],
+        guides=next((row.settings["tries"] for row in rows if "tries" in row.settings), None),
+        weight_decay=result.run["weight_decay"],
         arms={},
     )
 
 
-def _arm(row: Row) -> tuple[Any, ...]:
+def _arm(result: StoredResult, table: Table) -> tuple[str, ...]:
     """What the runs of an arm have in common, whatever their weight decay."""
-    kept = (line for line in Measurement({"": row}).confounders if not line.startswith("training.weight_decay:"))
-    return (method(row), row["network"], row["data"], *kept)
+    run = result.run
+    return (
+        method_name(run, table),
+        run["network"],
+        run["data"],
+        *confounders(run, without=(SEED, WEIGHT_DECAY)).values(),
+    )
 
 
-def _tried(rows: Iterable[Row]) -> dict[tuple[Any, ...], dict[float, dict[int, float]]]:
+def _tried(results: Iterable[StoredResult], table: Table) -> dict[tuple[str, ...], dict[float, dict[int, float]]]:
     """The robust accuracy of each run's best checkpoint on held-out training images, by arm."""
-    found: dict[tuple[Any, ...], dict[float, dict[int, float]]] = {}
-    for row in rows:
-        if "validated" in row and row["checkpoint"] == "best":
-            of_seeds = found.setdefault(_arm(row), {}).setdefault(row["weight_decay"], {})
-            of_seeds[row["seed"]] = row["validated"]["robust"]
+    found: dict[tuple[str, ...], dict[float, dict[int, float]]] = {}
+    for one in results:
+        if "validated" in one.run and one.run["checkpoint"] == "best":
+            of_seeds = found.setdefault(_arm(one, table), {}).setdefault(one.run["weight_decay"], {})
+            of_seeds[one.run["seed"]] = one.run["validated"]["robust"]
     return found
 
 
 def _at_their_best(made: Sequence[Group]) -> list[Group]:
-    """For each set of groups that differ in weight decay alone, one with each arm at its best, if none of them has
-    those already; arms that were trained at one weight decay alone stay out.
+    """For groups that differ only in weight decay, one with each arm at its best, unless one of them is that already.
+    Arms that were trained at only one weight decay stay out.
     """
     families: dict[Group, list[Group]] = {}
     for one in made:

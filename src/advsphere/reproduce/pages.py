@@ -1,4 +1,4 @@
-"""A page of Markdown for each table, written from rows of results alone: nothing on it is typed by hand."""
+"""A page of Markdown for each table, an overview of every pair, and the README's table, written from stored results."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from pathlib import Path
 from statistics import fmean
 
 from advsphere.comparison.gain import BARE, Gain
-from advsphere.evaluation import WORST
 from advsphere.evaluation.ledger import CLEAN
+from advsphere.evaluation.results import WORST
 from advsphere.files import write_atomically
-from advsphere.reproduce import inside
 from advsphere.reproduce.cells import (
-    Cell,
-    Compared,
+    Comparison,
+    Entry,
     Family,
     Pair,
-    cell,
-    compared,
+    comparisons,
+    entry,
     families,
     largest,
     pairs,
@@ -26,24 +25,23 @@ from advsphere.reproduce.cells import (
     paper_survival,
 )
 from advsphere.reproduce.figures import gains_figure, save, together_figure
-from advsphere.reproduce.groups import Group, groups_of, means
-from advsphere.reproduce.inside import line, points, provenance, rule
-from advsphere.reproduce.results import Row, replace_between
+from advsphere.reproduce.groups import Group, groups_of, mean_by_decay
+from advsphere.reproduce.markdown import head, line, percent, points, provenance
+from advsphere.reproduce.results import StoredResult, replace_between
+from advsphere.reproduce.sections import sections
 from advsphere.reproduce.tables import TABLES, Table
-
-# FOLDED overview: All pairs of all tables, in lines: what each gains and keeps, and what they say together.
 
 PICTURE = "together.svg"
 _SHOWS = "What HE gains with each objective, and keeps"
 
 
-def overview(every: Sequence[Compared]) -> list[str]:
+def overview(every: Sequence[Comparison]) -> list[str]:
     """Every pair of every table in a line: what it gains under the headline's attack, and in the worst case; then the
     mean over the objectives of each network.
     """
     heads = ["table", "pair", "network, images", "weight decay", "seeds", "n", "gain under the headline",
              "in the worst case", "share left", "verdict"]  # fmt: skip
-    lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *rule(heads)]
+    lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *head(heads)]
     lines += [line(_told(one)) for one in every]
     return [*lines, "", *_together(families(every))]
 
@@ -56,7 +54,7 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
         "seeds. The gain in points, with its 95 % interval: over images alone with one seed or two, over seeds too "
         "from three on, over pairs and images for all together.",
         "",
-        *rule(heads),
+        *head(heads),
     ]
     for one in family.members:
         clean, before, after = (one.gains.gain(name) for name in (CLEAN, one.gains.pgd, WORST))
@@ -65,13 +63,13 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
         seen = f"{one.gains.pgd.removesuffix(BARE)}: {_arms(before)}"
         kept = [_points(before), f"of {attacks} attacks: {_arms(after)}", _points(after)]
         lines.append(line([*of, _arms(clean), seen, *kept]))
-    together = ["", f"**{points(*family.mean())}**", "", f"**{points(*family.mean(WORST))}**"]
+    together = ["", f"**{_mean(family)}**", "", f"**{_mean(family, WORST)}**"]
     lines.append(line(["**together**", "", "", "", "", *together]))
     picture = Path(os.path.relpath(pages / PICTURE, folder)).as_posix()
     return "\n".join([*lines, "", f"![{_SHOWS}]({picture})"])
 
 
-def _told(one: Compared) -> list[str]:
+def _told(one: Comparison) -> list[str]:
     table, group, pair, gains = one
     decay = [] if group.weight_decay is None else [f"{group.weight_decay:g}"]
     decay += ["each its best"] if one.at_their_best else []
@@ -94,13 +92,18 @@ def _together(found: Sequence[Family]) -> list[str]:
         line([
             f"{family.network}, {family.weight_decay}",
             ", ".join(f"{one.pair.method} on {one.group.data}, {one.group.threat}" for one in family.members),
-            points(*family.mean()),
-            points(*family.mean(WORST)),
+            _mean(family),
+            _mean(family, WORST),
         ])
         for family in found
     ]  # fmt: skip
     heads = ["network, weight decay", "pairs", "gain at s = 1", "in the worst case"]
-    return ["## Together", "", told, "", *rule(heads), *lines, "", f"![{_SHOWS}]({PICTURE})"] if lines else []
+    return ["## Together", "", told, "", *head(heads), *lines, "", f"![{_SHOWS}]({PICTURE})"] if lines else []
+
+
+def _mean(family: Family, attack: str | None = None) -> str:
+    found = family.mean(attack)
+    return points(found.value, found.low, found.high)
 
 
 def _arms(gain: Gain) -> str:
@@ -121,7 +124,7 @@ INTRODUCTION = (
 )
 
 
-def write(files: Mapping[Path, Sequence[Row]], folder: Path, into: Path | None = None) -> list[Path]:
+def write(files: Mapping[Path, Sequence[StoredResult]], folder: Path, into: Path | None = None) -> list[Path]:
     """Write a page for each table with its figures, and README.md, which lists them and every pair. files: rows by the
     file that they are in. into: a page that gets what all say together, between the markers of `replace_between`.
     """
@@ -132,7 +135,7 @@ def write(files: Mapping[Path, Sequence[Row]], folder: Path, into: Path | None =
         write_atomically(path, text.encode())
         index.append(f"- [{table.title}]({path.name}){'' if measured else ': not measured yet'}")
         written.append(path)
-    every = compared(files)
+    every = comparisons(files)
     write_atomically(folder / "README.md", "\n".join([*index, "", *overview(every), ""]).encode())
     family = largest(families(every))
     if family is not None:
@@ -143,28 +146,30 @@ def write(files: Mapping[Path, Sequence[Row]], folder: Path, into: Path | None =
     return [*written, folder / "README.md", *([into] if into else [])]
 
 
-def page(table: Table, files: Mapping[Path, Sequence[Row]], folder: Path | None = None) -> tuple[str, bool]:
+def page(table: Table, files: Mapping[Path, Sequence[StoredResult]], folder: Path | None = None) -> tuple[str, bool]:
     """The text of a table's page, and whether anything is measured. folder: where its figures are written; none are
     made without it.
     """
     parts = []
-    for file, rows in files.items():
-        for number, group in enumerate(groups_of(table, rows)):
+    for file, results in files.items():
+        for number, group in enumerate(groups_of(table, results)):
             parts.append(_section(group, table, file, folder, f"{table.name}-{file.stem}-{number}.svg"))
         if table.measure != "attacks":
-            parts += inside.sections(table, rows, file, folder)
+            parts += sections(table, results, file, folder)
     command = f"    advsphere reproduce {table.name} --budget cpu\n    advsphere results --pages docs/results"
-    told = _introduction(table) if table.measure == "attacks" else inside.INTRODUCTIONS[table.name]
+    told = _introduction(table)
     body = "\n\n".join(parts) or "Not measured yet."
     return f"# {table.title}\n\n{told}\n\n{command}\n\n{body}\n", bool(parts)
 
 
 def _introduction(table: Table) -> str:
     """What the cells are, and what the paper's own numbers say of the worst case."""
+    if table.introduction:
+        return table.introduction
     told = INTRODUCTION
     if table.network:
         told += f" The paper's numbers are those of its {table.network}, or of our own network where the paper has it."
-    told += " m-HE is our reading of it." if any(arm.variant == "m-HE" for arm in table.arms) else ""
+    told += " m-HE is our reading of it." if any(arm.variant == "m-HE" for arm in table.methods) else ""
     worst = "; ".join(paper_survival(table))
     return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")
 
@@ -184,30 +189,30 @@ def _section(group: Group, table: Table, file: Path, folder: Path | None, figure
     if folder is not None and any(pair.gains for pair in found):
         save(gains_figure(found, table), folder / figure)
         lines += ["", f"![What each method gains under each attack]({figure})"]
-    rows = [row for arm in group.arms.values() for m in arm for row in m.rows.values()]
-    return "\n".join([*lines, "", provenance(rows, file)])
+    results = [one for arm in group.arms.values() for one in arm]
+    return "\n".join([*lines, "", provenance(results, file)])
 
 
 def _choice(group: Group, best: Sequence[str]) -> str:
     """Which arms have the weight decay that was chosen, and by what."""
-    told = [
-        f"{name} ({', '.join(f'{100 * mean:.1f} % at {decay:g}' for decay, mean in means(group.tried[name]).items())})"
-        for name in best
-    ]
+    told = []
+    for name in best:
+        means = mean_by_decay(group.tried[name])
+        told.append(f"{name} ({', '.join(f'{100 * mean:.1f} % at {decay:g}' for decay, mean in means.items())})")
     return f"At its best weight decay, by PGD-10 on held-out training images: {'; '.join(told)}."
 
 
 def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pair]) -> list[str]:
     heads = ["method", "seeds", "epochs", "minutes", *attacks]
-    lines = rule(heads)
+    lines = head(heads)
     for name, arm in group.arms.items():
-        seeds = ", ".join(str(m.any["seed"]) for m in arm)
-        minutes = f"{fmean(m.any['trained']['seconds'] for m in arm) / 60:.1f}"
+        seeds = ", ".join(str(one.run["seed"]) for one in arm)
+        minutes = f"{fmean(one.run['trained']['seconds'] for one in arm) / 60:.1f}"
         if "minutes" in (numbers := table.printed(name, group.network)):
             minutes += f"<br>paper {numbers['minutes']:.2f}"
-        decay = f" (weight decay {arm[0].any['weight_decay']:g})" if group.weight_decay is None else ""
-        cells = [shown(cell(group, name, attack, table)) for attack in attacks]
-        lines.append(line([name + decay, seeds, str(arm[0].any["epochs"]), minutes, *cells]))
+        decay = f" (weight decay {arm[0].run['weight_decay']:g})" if group.weight_decay is None else ""
+        cells = [shown(entry(group, name, attack, table)) for attack in attacks]
+        lines.append(line([name + decay, seeds, str(arm[0].run["epochs"]), minutes, *cells]))
         for pair in found:
             if pair.method == name and pair.gains is not None:
                 alone = {len(pair.seeds)} != {len(arm), len(group.arms[pair.baseline])}
@@ -217,11 +222,11 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
     return lines
 
 
-def shown(found: Cell | None) -> str:
+def shown(found: Entry | None) -> str:
     """A cell: the mean and its interval, each seed where there are several, and the paper's."""
     if found is None:
         return ""
-    parts = [f"{100 * found.value:.1f} ({100 * found.low:.1f}-{100 * found.high:.1f})"]
+    parts = [percent(found.value, found.low, found.high)]
     if len(found.seeds) > 1:
         parts.append("seeds " + ", ".join(f"{100 * seed:.1f}" for seed in found.seeds))
     if found.paper is not None:

@@ -1,297 +1,129 @@
-"""Measured rows: one JSON line for each run and attack, with all that is needed to believe it, and tables made from
-them.
+"""Stored results: one JSON line for each measurement of a run, as it was stored, with the settings of the run.
 
-A row keeps its outcomes, a character for each test image, so that intervals and paired differences can be computed from
-the file alone.
+A line has five entries: `kind`, `run` (the run's settings and provenance), `evidence` (the checksum of the ledger or
+file that the measurement was made from), `document` (for an evaluation what `Evaluation.to_dict` gives, for corruptions
+what `CorruptionRecord.to_dict` gives) and, of a diagnosis, `picture`. Documents from before a number was stored have
+null in its place.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, Literal, get_args
 
 from advsphere.corruption.result import CorruptionRecord
-from advsphere.corruption.severity import CORRUPTIONS, EXTRA, SEVERITIES
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation
-from advsphere.files import write_atomically
-from advsphere.recipes import plain, recipe
-from advsphere.runs.config import differences
-from advsphere.runs.folder import read_config
-from advsphere.stats import Mean, PairedDifference, paired, wilson
+from advsphere.evaluation.results import Evaluation
+from advsphere.files import canonical, content_checksum, write_atomically
 from advsphere.threat import radius
-from advsphere.training import load_checkpoint, read_metrics
 
-Row = dict[str, Any]
-
-_CHECKPOINTS = {"best": "the checkpoint that was best on held-out training images", "last": "the last checkpoint"}
+Kind = Literal["evaluation", "corruptions", "diagnosis", "training"]
 
 
-def rows_of(run: Path, evaluation: Path, *, data_name: str | None = None) -> list[Row]:
-    """The rows of an evaluation of a run; the arguments are their folders. data_name: what the images are to be called.
+@dataclass(frozen=True, kw_only=True)
+class StoredResult:
+    """One measurement of a run.
 
-    paper and source are None: these networks and images are in no table of the paper. Raises UserError where a file is
-    missing or broken.
+    Attributes:
+        kind: What was measured.
+        run: Settings and provenance of the run: recipe, overrides, network, objective, seed and more.
+        evidence: Checksum of what the measurement was made from: a ledger, a record, a diagnosis, or metrics.
+        document: The measurement as it was stored.
+        picture: Of a diagnosis, the image of perturbations, beside the file of results.
     """
-    result = Evaluation.load(evaluation / "evaluation.json")
-    shared = row_of_run(run, evaluation, data_name=data_name) | {
-        "suite": result.identity["suite"]["name"],
-        "threat": f"{result.identity['threat']['norm']} {radius(result.identity['threat']['eps'])}",
-        "evaluated": result.provenance,
-    }
-    return [
-        shared
-        | {
-            "attack": row.name,
-            "n": row.n,
-            "k": row.k,
-            "accuracy": row.accuracy,
-            "interval": list(row.interval),
-            "attack_seconds": round(row.seconds, 2),
-            "settings": dict(row.settings),
-            "median": row.median,
-            "outcomes": row.outcomes,
-        }
-        for row in result.rows
-    ]
+
+    kind: Kind
+    run: Mapping[str, Any]
+    evidence: str
+    document: Mapping[str, Any]
+    picture: str | None = None
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The stored evaluation, of kind "evaluation"."""
+        return Evaluation.from_dict(self.document)
+
+    @cached_property
+    def corruptions(self) -> CorruptionRecord:
+        """The stored record, of kind "corruptions"."""
+        return CorruptionRecord.from_dict(self.document)
+
+    @property
+    def suite(self) -> str:
+        """The suite of attacks, or the kind of another measurement."""
+        return str(self.document["identity"]["suite"]["name"]) if self.kind == "evaluation" else self.kind
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        if self.kind == "evaluation":
+            return int(self.document["clean"]["n"])
+        if self.kind == "corruptions":
+            return len(self.document["cells"][0]["outcomes"])
+        return int(self.document["n"])
+
+    @property
+    def threat(self) -> str:
+        """The threat model in words, or where the corrupted images come from."""
+        if self.kind == "corruptions":
+            source = self.document["identity"]["corruptions"]
+            return f"{source['kind']}, {source.get('table') or source.get('folder')}"
+        of = self.document["identity"] if self.kind == "evaluation" else self.document
+        return threat_in_words(of["threat"])
+
+    @property
+    def key(self) -> str:
+        """Equal for two results of which the later replaces the earlier."""
+        run = [self.run[name] for name in ("recipe", "overrides", "seed", "checkpoint", "data")]
+        return canonical([self.kind, self.suite, self.threat, self.n, *run])
+
+    @property
+    def label(self) -> str:
+        """The run and the measurement, for messages."""
+        changed = "".join(f", {change['path']} = {change['new']}" for change in self.run["overrides"])
+        return f"{self.run['recipe']}{changed}: {self.suite}, {self.run['checkpoint']}, n = {self.n}"
 
 
-def row_of_run(run: Path, measured: Path, *, data_name: str | None = None) -> Row:
-    """What all rows of a run say of it; measured: the folder of a measurement, with its subject.json. Raises UserError
-    where a file is missing or broken.
-    """
-    checkpoint = json.loads((measured / "subject.json").read_text())["checkpoint"]
-    return row_of_checkpoint(run, checkpoint, data_name=data_name)
+def threat_in_words(threat: Mapping[str, Any]) -> str:
+    """ "linf 8/255"."""
+    return f"{threat['norm']} {radius(threat['eps'])}"
 
 
-def row_of_checkpoint(run: Path, checkpoint: str, *, data_name: str | None = None) -> Row:
-    """The same for a checkpoint whose name is known."""
-    config = read_config(run)
-    trained = json.loads((run / "provenance.json").read_text())
-    epochs = read_metrics(run)
-    chosen = epochs[-1] if checkpoint == "last" else load_checkpoint(run / "best.safetensors")[1]["metrics"]
-    return {
-        "recipe": config.recipe,
-        "overrides": [str(change) for change in differences(_origin(config.recipe, config), config)],
-        "network": config.model.name,
-        "objective": type(config.objective).__name__,
-        "scale": config.sphere.scale if config.sphere else None,
-        "margin": config.sphere.margin if config.sphere else None,
-        "weight_decay": config.training.weight_decay,
-        "epochs": config.training.epochs,
-        "seed": config.training.seed,
-        "checkpoint": checkpoint,
-        "data": data_name or config.data.name,
-        "trained": trained | {"seconds": round(epochs[-1]["seconds"], 1)},
-        "validated": {name: chosen[name] for name in ("epoch", "clean", "robust")},
-        "paper": None,
-        "source": None,
-    }
-
-
-def _origin(name: str, fallback: Any) -> Any:
-    """The recipe as it stands now; a run of a recipe that is no longer listed has no overrides to show."""
-    try:
-        return recipe(name)
-    except UserError:
-        return fallback
-
-
-def measurement(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was measured: a run under a suite, whose rows belong together."""
-    return tuple(str(row[k]) for k in ("recipe", "overrides", "seed", "checkpoint", "data", "threat", "suite", "n"))
-
-
-def identity(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What makes two rows the same, to be replaced and not repeated."""
-    return (*measurement(row), str(row["attack"]))
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a file, none where there is no file. Raises UserError for a line that is no row."""
-    rows = []
+def read(path: Path) -> list[StoredResult]:
+    """The results of a file; none if there is no file. Raises UserError for a line that is not a result."""
+    results = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
-            row = json.loads(line)
-            identity(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} is no row of results ({error}); take the line out") from error
-        rows.append(row)
-    return rows
+            result = StoredResult(**json.loads(line))
+            known = result.kind in get_args(Kind) and bool(result.key)
+        except (ValueError, KeyError, TypeError, LookupError) as error:
+            raise UserError(f"{path}, line {number} is not a stored result ({error}); remove the line") from error
+        checksum = result.document.get("checksum")
+        if not known or (checksum is not None and checksum != content_checksum(result.document)):
+            raise UserError(f"{path}, line {number} was changed after it was written; remove the line")
+        results.append(result)
+    return results
 
 
-def add(path: Path, rows: Sequence[Row]) -> None:
-    """Put rows into a file; those that it has already are replaced. So are all of a measurement that has other evidence
-    now: a worst case must not stand beside attacks that it is not of.
-    """
-    evidence = {measurement(row): row.get("evaluated") for row in rows}
-    valid = (row for row in read(path) if evidence.get(measurement(row), row.get("evaluated")) == row.get("evaluated"))
-    kept = {identity(row): row for row in (*valid, *rows)}
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept.values()).encode())
+def add(path: Path, results: Sequence[StoredResult]) -> None:
+    """Add results to a file; a result of the same run and measurement is replaced."""
+    kept = {result.key: result for result in (*read(path), *results)}
+    write_atomically(path, "".join(json.dumps(_line(result)) + "\n" for result in kept.values()).encode())
 
 
-def difference(rows: Sequence[Row], base: str, method: str, attack: str) -> PairedDifference:
-    """How much better one recipe's checkpoint is than another's under an attack, on the same images."""
-    found = [_row(rows, name, attack) for name in (method, base)]
-    if None in found:
-        raise UserError(f"{base} and {method} do not both have a row under {attack}")
-    a, b = ([c == "1" for c in row["outcomes"]] for row in found if row is not None)
-    return paired(a, b)
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """A table for each data set, threat, n, choice of checkpoint and suite: a line for each recipe, a column for each
-    attack.
-
-    Below a recipe on the sphere whose plain partner is there too, a line of their paired differences, with 95 %
-    intervals.
-    """
-    groups: dict[tuple[str, str, int, str, str], list[Row]] = {}
-    for row in rows:
-        key = (row["data"], row["threat"], row["n"], row["checkpoint"], row["suite"])
-        groups.setdefault(key, []).append(row)
-    return "\n\n".join(_table(*key, group) for key, group in groups.items())
-
-
-def _table(data: str, threat: str, n: int, checkpoint: str, suite: str, rows: Sequence[Row]) -> str:
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    longest = max(recipes, key=lambda name: sum(row["recipe"] == name for row in rows))  # its order is the suite's
-    attacks = list(dict.fromkeys(row["attack"] for row in sorted(rows, key=lambda row: row["recipe"] != longest)))
-    lines = [
-        f"{data}, {n:,} test images, {threat}, {_CHECKPOINTS[checkpoint]}, suite `{suite}`. Accuracy in % with "
-        "its 95 % interval; under attack it is an upper bound. Differences are in points, paired, and of these two "
-        "checkpoints.",
-        "",
-        "| recipe | epochs | " + " | ".join(attacks) + " |",
-        "|---" * (2 + len(attacks)) + "|",
-    ]
-    for name in recipes:
-        epochs = next(row["epochs"] for row in rows if row["recipe"] == name)
-        lines.append(_line(f"`{name}`", epochs, [_cell(_row(rows, name, attack)) for attack in attacks]))
-        base = plain(name)
-        if base != name and base in recipes:
-            lines.append(_line("*difference*", "", [_difference(rows, base, name, attack) for attack in attacks]))
-    return "\n".join(lines)
-
-
-def _line(name: str, epochs: Any, numbers: Sequence[str]) -> str:
-    return f"| {name} | {epochs} | " + " | ".join(numbers) + " |"
-
-
-def _difference(rows: Sequence[Row], base: str, method: str, attack: str) -> str:
-    if not (_row(rows, base, attack) and _row(rows, method, attack)):
-        return ""
-    d = difference(rows, base, method, attack)
-    return f"*{100 * d.difference:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f}){', cannot tell' * d.cannot_tell}*"
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    low, high = wilson(row["k"], row["n"])
-    return f"{100 * row['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def _row(rows: Sequence[Row], name: str, attack: str) -> Row | None:
-    """A recipe's row under an attack; a plain head has s = 1, so "PGD-50 (s = 1)" is its PGD-50."""
-    own = {row["attack"]: row for row in rows if row["recipe"] == name}
-    bare = own.get(attack.removesuffix(" (s = 1)"))
-    return own.get(attack) or (bare if bare is not None and bare["scale"] is None else None)
+def _line(result: StoredResult) -> dict[str, Any]:
+    line = {field.name: getattr(result, field.name) for field in fields(result)}
+    return line if result.picture else {name: value for name, value in line.items() if name != "picture"}
 
 
 def replace_between(text: str, content: str, *, begin: str = "<!-- results -->", end: str = "<!-- /results -->") -> str:
-    """A page with what stands between two markers replaced. Raises UserError where it lacks them."""
+    """Replace what stands between two markers of a page. Raises UserError if the page lacks them."""
     before, found, rest = text.partition(begin)
     _, also, after = rest.partition(end)
     if not (found and also):
         raise UserError(f"the page has no place for a table; put the lines {begin} and {end} where it should go")
     return f"{before}{begin}\n{content}\n{end}{after}"
-
-
-# FOLDED corruption_table: Table 5 of the paper, measured: a row for each run, with its accuracy under each corruption.
-
-_NOISE, _BLUR = ("Gauss", "Shot", "Impulse"), ("Defocus", "Glass", "Motion", "Zoom")
-_WEATHER, _DIGITAL = ("Snow", "Frost", "Fog", "Bright"), ("Contra", "Elastic", "Pixel", "JPEG")
-TITLES = dict(zip(CORRUPTIONS, _NOISE + _BLUR + _WEATHER + _DIGITAL, strict=True))
-"""The paper's names of the columns."""
-
-
-def corruption_row(run: Path, folder: Path, record: CorruptionRecord, *, data_name: str | None = None) -> Row:
-    """A row of results: the run, the record's numbers, and every outcome. folder: that of the record.
-
-    Raises UserError where a file of the run is missing, and for a record that is not complete.
-    """
-    mca = record.mca
-    source = record.identity["corruptions"]
-    return row_of_run(run, folder, data_name=data_name) | {
-        "attack": "corruptions",
-        "suite": "corruptions",
-        "threat": f"{source['kind']}, {source.get('table') or source.get('folder')}",
-        "corruptions": source,
-        "n": record.clean.n,
-        "clean": record.clean.accuracy,
-        "mCA": mca.value,
-        "interval": [mca.low, mca.high],
-        "counted": list(record.counted),
-        "accuracy": {name: [record.cell(name, s).accuracy for s in SEVERITIES] for name in record.names},
-        "outcomes": {name: [record.cell(name, s).outcomes for s in SEVERITIES] for name in record.names},
-        "evaluated": {
-            "model": record.identity["model"]["checksum"],
-            "data": record.identity["data"]["checksum"],
-            "record": record.to_dict()["checksum"],
-            "seconds": round(sum(cell.seconds for cell in (record.clean, *record.cells)), 1),
-            **record.environments[0],
-            "commits": [environment["commit"] for environment in record.environments],
-        },
-    }
-
-
-def corruption_markdown(rows: Sequence[Row]) -> str:
-    """A table for each set of images and corruptions, in %, averaged over severities: the paper's columns, the noise
-    before and the four extra ones after them.
-
-    Below a recipe X-he whose plain X is there too, their paired difference in mCA with its 95 % interval.
-    """
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["data"], row["threat"], row["n"], *row["counted"]), []).append(row)
-    return "\n\n".join(map(_table_corruption_table, groups.values()))
-
-
-def _table_corruption_table(rows: Sequence[Row]) -> str:
-    extra = [name for name in EXTRA if all(name in row["accuracy"] for row in rows)]
-    names = [name for name in CORRUPTIONS if name in rows[0]["counted"]]
-    heads = [*(TITLES[name] for name in names), *(name.replace("_", " ") for name in extra)]
-    first = rows[0]
-    lines = [
-        f"{first['data']}, {first['n']:,} test images, corruptions {first['threat']}; accuracy in %, averaged "
-        f"over the severities. mCA is over {len(names)} corruptions, with its 95 % interval.",
-        "",
-        "| recipe | clean | mCA | " + " | ".join(heads) + " |",
-        "|---" * (3 + len(heads)) + "|",
-    ]
-    for row in rows:
-        low, high = row["interval"]
-        cells = [f"{100 * fmean(row['accuracy'][name]):.1f}" for name in (*names, *extra)]
-        mca = f"{100 * row['mCA']:.2f} ({100 * low:.1f}-{100 * high:.1f})"
-        lines.append(f"| `{row['recipe']}` | {100 * row['clean']:.1f} | {mca} | " + " | ".join(cells) + " |")
-        base = next((r for r in rows if f"{r['recipe']}-he" == row["recipe"]), None)
-        if base is not None:
-            d = Mean.of([a - b for a, b in zip(means_by_image(row), means_by_image(base), strict=True)])
-            told = ", cannot tell" * d.cannot_tell
-            change = f"*{100 * d.value:+.2f} ({100 * d.low:+.2f} to {100 * d.high:+.2f}){told}*"
-            apart = [
-                f"*{100 * (fmean(row['accuracy'][n]) - fmean(base['accuracy'][n])):+.1f}*" for n in (*names, *extra)
-            ]
-            clean = f"*{100 * (row['clean'] - base['clean']):+.1f}*"
-            lines.append(f"| *difference* | {clean} | {change} | " + " | ".join(apart) + " |")
-    return "\n".join(lines)
-
-
-def means_by_image(row: Row) -> list[float]:
-    """For each image, the share of the counted corruptions and severities under which it is classified as labelled."""
-    columns = [outcomes for name in row["counted"] for outcomes in row["outcomes"][name]]
-    return [image.count("1") / len(image) for image in zip(*columns, strict=True)]

@@ -1,5 +1,5 @@
-"""The tables by name: which methods are trained, how each is measured, and which of our rows stands beside which of the
-paper's columns.
+"""The tables by name: which methods are trained, how each is measured, and which attack stands beside which column of
+the paper (Pang et al. 2020, arXiv 2002.08619).
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
+from advsphere import named
 from advsphere.analysis.feature_normalization import PAPER as TABLE_7_CELLS
 from advsphere.errors import UserError
 
-# FOLDED paper: The numbers of the paper's tables (Pang et al. 2020, arXiv 2002.08619), in %, as printed;
-# FOLDED paper: nothing else is here.
-
 Numbers = dict[str, dict[str, float]]
-"""By row, then by column."""
+"""The paper's numbers in %, as printed: by row, then by column."""
 
 NETWORKS = {
     "torchvision:resnet50": "ResNet-50",
@@ -27,7 +25,7 @@ NETWORKS = {
     "wrn-34-10": "WRN-34-10",
     "wrn-34-20": "WRN-34-20",
 }
-"""What the paper's tables call our networks."""
+"""The paper's names of our networks."""
 
 _WHITE_BOX = ("clean", "PGD-20", "PGD-500", "MIM-20", "FGSM", "DeepFool", "C&W", "FeaAtt.", "FAB")
 _CORRUPTIONS = (
@@ -101,7 +99,7 @@ TABLE_7: Numbers = {
 
 Data = Literal["cifar10", "imagenet"]
 Variant = Literal["", "HE", "m-HE", "HE, no FN", "HE, no WN", "HE, no AM", "HE, s = 5", "HE, s = 30", "HE, m = 0.4"]
-Measure = Literal["attacks", "corruptions", "inside"]
+Measure = Literal["attacks", "corruptions", "FN in the attack", "gradients", "perturbations"]
 
 OBJECTIVES = {
     "standard": "standard training",
@@ -111,7 +109,7 @@ OBJECTIVES = {
     "fastat": "FastAT",
     "freeat": "FreeAT",
 }
-"""The paper's names, by the end of a recipe's."""
+"""The paper's names of objectives, by the end of a recipe's name."""
 
 ABLATION: dict[Variant, Mapping[str, float | bool]] = {
     "HE, no FN": {"normalize_features": False},
@@ -125,29 +123,36 @@ ABLATION: dict[Variant, Mapping[str, float | bool]] = {
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A method: an objective, plain or on the sphere. network: the paper's name of it, where a table has rows of
-    several and the budget trains them.
+class Method:
+    """An objective, plain or with HE.
+
+    Attributes:
+        objective: The end of its recipes' names, such as "pgd-at". Of a user-defined method, its name in tables.
+        variant: "" for the plain objective, "HE", "m-HE" or an ablation of HE.
+        data: The paper's data that it is trained on; the budget decides which images stand for it.
+        network: The paper's name of the network, if a table has rows of several and the budget trains them.
+        recipe: Recipe of a user-defined method, in place of the budget's.
     """
 
     objective: str
     variant: Variant = ""
     data: Data = "cifar10"
     network: str = ""
+    recipe: str = ""
 
     @property
     def name(self) -> str:
-        """As the paper's tables call it."""
-        return OBJECTIVES[self.objective] + (f"+{self.variant}" if self.variant else "")
+        """The method's name in the paper's tables."""
+        return OBJECTIVES.get(self.objective, self.objective) + (f"+{self.variant}" if self.variant else "")
 
     @property
-    def plain(self) -> Arm:
-        """The objective without the sphere."""
+    def plain(self) -> Method:
+        """The objective without HE."""
         return replace(self, variant="")
 
     @property
-    def baselines(self) -> tuple[Arm, ...]:
-        """What it is compared with: the plain one, and HE where it is something else that was made of it."""
+    def baselines(self) -> tuple[Method, ...]:
+        """The methods it is compared with: the plain one, and also HE for what was derived from HE."""
         return tuple(replace(self, variant=base) for base in _BASELINES.get(self.variant, ("", "HE")))
 
 
@@ -156,42 +161,62 @@ _BASELINES: Mapping[Variant, tuple[Variant, ...]] = {"": (), "HE": ("",)}
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a table consists of. suite: of attacks, where those are the measure. shown: further suites, whose rows are
-    shown where they are there; none of them is planned. columns: our attack -> the paper's column. headlines: the
-    attack whose gain is to survive, the first of these that there is. paper: its numbers. network: of the paper's row
-    that stands beside ours, where it has several and none of our network. also: methods that the paper's table lacks,
-    shown where rows are there. about: arms of which one must be there, if the table is about them alone.
+    """Methods, how they are measured, and the paper's numbers beside ours.
+
+    Attributes:
+        name: Its name on the command line and of its page.
+        title: The page's heading.
+        methods: The methods that are trained and measured.
+        measure: What is measured of each run.
+        suite: The suite of attacks, if those are the measure.
+        also_suites: Further suites whose stored results are shown; no plan runs them.
+        columns: The paper's column beside each of our attacks.
+        headlines: Attacks whose gain is compared with the worst case; the first that was run counts.
+        paper: The paper's numbers.
+        network: Which of the paper's networks stands beside ours, where it has several and not ours.
+        also: Methods that the paper's table lacks, shown if results are stored.
+        required: Show the table only if one of these methods is present.
+        introduction: What the page says first.
     """
 
     name: str
     title: str
-    arms: tuple[Arm, ...]
+    methods: tuple[Method, ...]
     measure: Measure = "attacks"
     suite: str = ""
-    shown: tuple[str, ...] = ()
+    also_suites: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     headlines: tuple[str, ...] = ()
     paper: Numbers = field(default_factory=dict)
     network: str = ""
-    also: tuple[Arm, ...] = ()
-    about: tuple[Arm, ...] = ()
+    also: tuple[Method, ...] = ()
+    required: tuple[Method, ...] = ()
+    introduction: str = ""
 
     @property
-    def pairs(self) -> tuple[tuple[Arm, Arm], ...]:
-        """(baseline, method), wherever both are there: each arm on the sphere beside the plain one, and beside HE."""
-        shown = (*self.arms, *self.also)
-        return tuple((base, arm) for arm in shown for base in arm.baselines if base in shown)
+    def shown_methods(self) -> tuple[Method, ...]:
+        """Its methods, then those that are shown too."""
+        return (*self.methods, *self.also)
+
+    @property
+    def pairs(self) -> tuple[tuple[Method, Method], ...]:
+        """(baseline, method) for each method and each of its baselines that the table shows."""
+        shown = self.shown_methods
+        return tuple((base, method) for method in shown for base in method.baselines if base in shown)
 
     def printed(self, method: str, network: str = "") -> Mapping[str, float]:
-        """The paper's row of a method, in %, by column: that of our network where it has it, else that of its own;
-        empty where there is none.
+        """The paper's row of a method, in %, by column; empty if it has none.
+
+        Args:
+            method: The method's name.
+            network: Our network; its row comes before that of the table's own network.
         """
         names = (f"{NETWORKS.get(network, '')} {method}", f"{self.network} {method}".strip())
         return next((self.paper[name] for name in names if name in self.paper), {})
 
 
-def _arms(objectives: tuple[str, ...], variants: tuple[Variant, ...], data: Data = "cifar10") -> tuple[Arm, ...]:
-    return tuple(Arm(objective, variant, data) for objective, variant in product(objectives, variants))
+def _methods(objectives: tuple[str, ...], variants: tuple[Variant, ...], data: Data = "cifar10") -> tuple[Method, ...]:
+    return tuple(Method(objective, variant, data) for objective, variant in product(objectives, variants))
 
 
 def _bare(*names: str) -> dict[str, str]:
@@ -199,10 +224,10 @@ def _bare(*names: str) -> dict[str, str]:
     return {f"{name} (s = 1)": name for name in names}
 
 
-_PAIR = _arms(("fastat",), ("", "HE"))
-_IMAGENET = _arms(("freeat",), ("", "HE"), "imagenet")
-_PGD_AT = _arms(("pgd-at",), ("", "HE"))
-_ABLATED = tuple(Arm("fastat", variant) for variant in ABLATION)
+_PAIR = _methods(("fastat",), ("", "HE"))
+_IMAGENET = _methods(("freeat",), ("", "HE"), "imagenet")
+_PGD_AT = _methods(("pgd-at",), ("", "HE"))
+_ABLATED = tuple(Method("fastat", variant) for variant in ABLATION)
 _SAME = {name: name for name in ("clean", "DeepFool", "C&W", "FeaAtt.", "FAB")}
 _PGD_50 = {"clean": "clean", **_bare("PGD-50")}
 
@@ -212,7 +237,7 @@ TABLES = {
         Table(
             name="table3",
             title="Table 3: FastAT and FreeAT with HE and m-HE",
-            arms=_arms(("fastat", "freeat"), ("", "HE", "m-HE")),
+            methods=_methods(("fastat", "freeat"), ("", "HE", "m-HE")),
             suite="paper",
             columns=_PGD_50,
             headlines=("PGD-50 (s = 1)",),
@@ -221,7 +246,7 @@ TABLES = {
         Table(
             name="table2",
             title="Table 2: six defences under eight attacks",
-            arms=_arms(("pgd-at", "trades", "alp"), ("", "HE")),
+            methods=_methods(("pgd-at", "trades", "alp"), ("", "HE")),
             suite="table2",
             columns=_SAME | _bare("PGD-20", "PGD-500", "MIM-20", "FGSM"),
             headlines=("PGD-20 (s = 1)",),
@@ -231,23 +256,23 @@ TABLES = {
         Table(
             name="survival",
             title="What survives the worst attack",
-            arms=_PAIR,
-            also=_arms(("pgd-at", "trades", "alp", "freeat"), ("", "HE")),
+            methods=_PAIR,
+            also=_methods(("pgd-at", "trades", "alp", "freeat"), ("", "HE")),
             suite="survival",
             headlines=("PGD-50 (s = 1)",),
         ),
         Table(
             name="ablation",
             title="FN, WN, AM, s and m, one at a time",
-            arms=(*_PAIR, *_ABLATED),
+            methods=(*_PAIR, *_ABLATED),
             suite="paper",
             headlines=("PGD-50 (s = 1)",),
-            about=_ABLATED,
+            required=_ABLATED,
         ),
         Table(
             name="table4",
             title="Table 4: FreeAT on ImageNet",
-            arms=_IMAGENET,
+            methods=_IMAGENET,
             suite="table4",
             columns={"clean": "clean", **_bare("PGD-10", "PGD-50")},
             headlines=("PGD-50 (s = 1)",),
@@ -257,16 +282,20 @@ TABLES = {
         Table(
             name="table5",
             title="Table 5: common corruptions",
-            arms=_arms(("pgd-at", "alp", "trades", "fastat"), ("", "HE")) + _IMAGENET,
+            methods=_methods(("pgd-at", "alp", "trades", "fastat"), ("", "HE")) + _IMAGENET,
             measure="corruptions",
             paper=TABLE_5,
+            introduction="Accuracy in %, averaged over five severities. mCA is the mean over corruptions, with its "
+            "95 % interval; below it is the paper's, for its own, larger networks. Corruptions are generated, not the "
+            "published files. A difference is the mean over seeds. With one or two seeds its interval is over images "
+            "alone and speaks of these checkpoints; with three or more it speaks of the method.",
         ),
         Table(
             name="table6",
             title="Table 6: RayS and AutoAttack",
-            arms=_arms(("pgd-at",), ("", "HE")),
+            methods=_methods(("pgd-at",), ("", "HE")),
             suite="table6",
-            shown=("autoattack",),
+            also_suites=("autoattack",),
             columns={"clean": "clean", "RayS": "RayS", "AutoAttack: + Square": "AutoAttack"},
             headlines=("RayS", "AutoAttack: APGD-CE"),
             paper=TABLE_6,
@@ -276,24 +305,30 @@ TABLES = {
         Table(
             name="table7",
             title="Table 7: FN in the attack on a standardly trained network",
-            arms=(Arm("standard"),),
-            measure="inside",
+            methods=(Method("standard"),),
+            measure="FN in the attack",
             paper=TABLE_7,
             also=(*_PAIR, *_PGD_AT),
+            introduction="Accuracy in % of the unchanged network under one and two steps of PGD, with FN on the "
+            "attack's path and without it. The radius and the step are inferred (docs/fidelity.md). The paper's "
+            "network is a WRN-34-10.",
         ),
         Table(
             name="gradients",
-            title="How much louder adversarial images speak in the gradients of each layer",
-            arms=_PAIR,
+            title="Gradient norms of each layer on adversarial images, relative to clean ones",
+            methods=_PAIR,
             also=_PGD_AT,
-            measure="inside",
+            measure="gradients",
+            introduction="The norm of the loss's gradient in each layer on adversarial images, divided by that on "
+            "clean images. The paper shows it for its claim that FN learns better from hard adversarial examples.",
         ),
         Table(
             name="perturbations",
             title="Perturbations crafted with and without FN",
-            arms=_PAIR,
+            methods=_PAIR,
             also=_PGD_AT,
-            measure="inside",
+            measure="perturbations",
+            introduction="Clean images, and the perturbations crafted with FN on the attack's path and without it.",
         ),
     )
 }
@@ -304,9 +339,24 @@ HEADLINE = _PAIR
 
 
 def table(name: str) -> Table:
-    """The table of that name. Raises UserError with the nearest one where there is none."""
+    """The table of that name, or a user-defined one.
+
+    Args:
+        name: One of TABLES, or `package.module:object`.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: There is no such table; the message names the nearest one.
+    """
+    if named.is_name(name):
+        found = named.load(name)
+        if not isinstance(found, Table):
+            raise UserError(f"{name} is {type(found).__name__}, not a Table of advsphere.reproduce.tables")
+        return found
     if name not in TABLES:
         near = difflib.get_close_matches(name, TABLES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TABLES)}"
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TABLES)}, or package.module:object"
         raise UserError(f"no table is called {name!r}; {hint}")
     return TABLES[name]

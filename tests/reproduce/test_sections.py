@@ -1,4 +1,4 @@
-"""Pages of what no suite attacks."""
+"""Sections of pages about what no suite attacks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.reproduce.inside import sections
-from advsphere.reproduce.results import Row
+from advsphere.corruption import SEVERITIES
+from advsphere.corruption.result import CorruptionCell, CorruptionRecord
+from advsphere.reproduce.results import StoredResult
+from advsphere.reproduce.sections import sections
 from advsphere.reproduce.tables import TABLES
-from tests.reproduce.made import rows
+from tests.reproduce.made import run_block
 
 
-def corrupted(recipe: str, outcomes: str, *, seed: int) -> Row:
-    (row,) = rows(recipe, {"corruptions": outcomes}, seed=seed, suite="corruptions")
-    share = row["k"] / row["n"]
-    severities = {"fog": [outcomes] * 5, "snow": [outcomes] * 5}
-    return row | {"clean": share, "mCA": share, "counted": list(severities), "outcomes": severities,
-                  "accuracy": {name: [share] * 5 for name in severities}}  # fmt: skip
+def corrupted(recipe: str, outcomes: str, *, seed: int) -> StoredResult:
+    names = ("fog", "snow")
+    cells = [CorruptionCell(corruption=name, severity=s, outcomes=outcomes) for name in names for s in SEVERITIES]
+    source = {"kind": "generated", "table": "CIFAR-10-C", "names": names}
+    record = CorruptionRecord(
+        identity={"corruptions": source},
+        clean=CorruptionCell(corruption="clean", severity=0, outcomes=outcomes),
+        cells=tuple(cells),
+        environments=({"commit": "def"},),
+    )
+    return StoredResult(kind="corruptions", run=run_block(recipe, seed=seed), evidence="", document=record.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Tables of any stored results, one line for each run: what `advsphere results FILE` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from advsphere.comparison.gain import row_for
+from advsphere.reproduce.groups import confounders
+from advsphere.reproduce.markdown import head, line, percent, points
+from advsphere.reproduce.results import StoredResult
+from advsphere.reproduce.sections import accuracy, clean_accuracy, corruption_difference, corruption_names
+from advsphere.stats import paired
+
+_CHECKPOINTS = {"best": "the checkpoint that was best on held-out training images", "last": "the last checkpoint"}
+
+
+def listing(results: Sequence[StoredResult]) -> str:
+    """A table of each set of results that were measured alike.
+
+    Below a run with HE whose plain partner is there too stands their paired difference, with its 95 % interval.
+    """
+    attacked = [one for one in results if one.kind == "evaluation"]
+    corrupted = [one for one in results if one.kind == "corruptions"]
+    alike = (lambda one: (one.run["data"], one.threat, one.n, one.run["checkpoint"], one.suite),
+             lambda one: (one.run["data"], one.threat, one.n, one.corruptions.counted))  # fmt: skip
+    tables = [_attacks(group) for group in _groups(attacked, alike[0])]
+    tables += [_corruptions(group) for group in _groups(corrupted, alike[1])]
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
+def _groups(results: Sequence[StoredResult], key: Callable[[StoredResult], Hashable]) -> list[list[StoredResult]]:
+    found: dict[Hashable, list[StoredResult]] = {}
+    for one in results:
+        found.setdefault(key(one), []).append(one)
+    return list(found.values())
+
+
+def _attacks(group: Sequence[StoredResult]) -> list[str]:
+    first = group[0]
+    longest = max((one.evaluation.rows for one in group), key=len)
+    attacks = dict.fromkeys(row.name for rows in (longest, *(one.evaluation.rows for one in group)) for row in rows)
+    lines = [
+        f"{first.run['data']}, {first.n:,} test images, {first.threat}, {_CHECKPOINTS[first.run['checkpoint']]}, suite "
+        f"`{first.suite}`. Accuracy in % with its 95 % interval; under attack it is an upper bound. Differences are in "
+        "points, paired, and of these two checkpoints.",
+        "",
+        *head(["recipe", "epochs", *attacks]),
+    ]
+    for one in group:
+        rows = {name: row_for(one.evaluation, name) for name in attacks}
+        cells = ["" if row is None else percent(row.accuracy, *row.interval) for row in rows.values()]
+        lines.append(line([_label(one), str(one.run["epochs"]), *cells]))
+        base = _partner(one, group)
+        if base is not None:
+            lines.append(line(["*difference*", "", *(_difference(one, base, name) for name in attacks)]))
+    return lines
+
+
+def _difference(one: StoredResult, base: StoredResult, attack: str) -> str:
+    rows = [row_for(each.evaluation, attack) for each in (one, base)]
+    if rows[0] is None or rows[1] is None:
+        return ""
+    found = paired([c == "1" for c in rows[0].outcomes], [c == "1" for c in rows[1].outcomes])
+    return f"*{points(found.difference, found.low, found.high)}{', cannot tell' * found.cannot_tell}*"
+
+
+def _corruptions(group: Sequence[StoredResult]) -> list[str]:
+    first, names = group[0], corruption_names(group)
+    lines = [
+        f"{first.run['data']}, {first.n:,} test images, corruptions {first.threat}; accuracy in %, averaged over the "
+        f"severities. mCA is over {len(first.corruptions.counted)} corruptions, with its 95 % interval.",
+        "",
+        *head(["recipe", "clean", "mCA", *names.values()]),
+    ]
+    for one in group:
+        mca = one.corruptions.mca
+        cells = [f"{100 * clean_accuracy(one):.1f}", percent(mca.value, mca.low, mca.high, digits=2)]
+        lines.append(line([_label(one), *cells, *(f"{100 * accuracy(one, name):.1f}" for name in names)]))
+        base = _partner(one, group)
+        if base is not None:
+            lines.append(line(["*difference*", *corruption_difference([(one, base)], list(names))]))
+    return lines
+
+
+def _label(one: StoredResult) -> str:
+    changed = "".join(f", {change['path']} = {change['new']}" for change in one.run["overrides"])
+    return f"`{one.run['recipe']}`{changed}"
+
+
+def _partner(one: StoredResult, group: Sequence[StoredResult]) -> StoredResult | None:
+    """The run with the plain objective that equals this one in everything else."""
+    of_run = confounders(one.run, without=())
+    plain = (base for base in group if base.run["scale"] is None and confounders(base.run, without=()) == of_run)
+    return None if one.run["scale"] is None else next(plain, None)
