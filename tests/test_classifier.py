@@ -148,11 +148,11 @@ def test_input_gradients_survive_folding() -> None:
 
 
 def test_train_mode_is_not_folded_and_normalises_by_the_batch() -> None:
-    model, x = conv_net(), images(6)
+    model, x = conv_net().double(), images(6).double()  # normalising by a small variance magnifies the rounding
     with torch.no_grad():
-        expected = conv_net().train()(x)
+        expected = conv_net().double().train()(x)
     with frozen(model, fold=True, mode="train") as classify, torch.no_grad():
-        assert torch.allclose(classify(x), expected, atol=1e-6)
+        torch.testing.assert_close(classify(x), expected)
 
 
 def test_folding_follows_a_network_whose_modules_are_replaced() -> None:
@@ -189,7 +189,7 @@ def test_what_can_not_be_traced_is_left_unfolded() -> None:
 
     model, x = Branching(), images(2)
     with frozen(model, fold=True) as classify, torch.no_grad():
-        assert torch.equal(classify(x), conv_net().eval()(x))
+        torch.testing.assert_close(classify(x), conv_net().eval()(x))  # another memory layout, so other bits
 
 
 def test_frozen_hands_out_float32_logits_in_low_precision() -> None:
@@ -330,5 +330,5 @@ def test_split_by_name_and_of_a_layer_that_is_never_called() -> None:
 
     model, x = Projecting(), images(2, size=2)
     assert torch.equal(split(model, head="fc").features(x), x.flatten(1))
-    with pytest.raises(UserError, match="never calls 'projection'"):
+    with pytest.raises(UserError, match="never runs the Linear"):
         split(model).features(x)

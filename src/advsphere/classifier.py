@@ -1,4 +1,4 @@
-"""What a model is to us: pixels in [0, 1] -> logits. How to wrap, freeze, differentiate and take apart one."""
+"""Classifiers as attacks see them: pixels in [0, 1] -> logits. How to wrap, freeze, differentiate and split a model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ Mode = Literal["eval", "train"]
 
 @fx.wrap
 def logits_of(output: Any) -> Tensor:
-    """The logits in whatever a network returned: a tensor, a tuple or list (its first entry), a mapping or object with
-    "logits".
+    """Find the logits in what a network returned.
 
-    Raises UserError where there are none.
+    Args:
+        output: A tensor, a tuple or list (its first entry counts), or a mapping or object with "logits".
+
+    Returns:
+        The logits (B, K).
+
+    Raises:
+        UserError: If there are none.
     """
     if isinstance(output, Tensor):
         return output
@@ -40,10 +46,14 @@ def logits_of(output: Any) -> Tensor:
 
 
 class PixelClassifier(nn.Module):
-    """A network with its input normalisation inside, so that every attack works on pixels in [0, 1].
+    """A network with its input normalisation inside, so that attacks work on pixels in [0, 1].
 
-    network: takes (B, C, H, W) standardised images. mean, std: one number a channel, in pixel units of [0, 1].
-    Returns (B, K) logits, also for networks that return a tuple, a mapping or a Hugging Face output.
+    It returns logits (B, K) also for networks that return a tuple, a mapping or a Hugging Face output.
+
+    Args:
+        network: Takes standardised images (B, C, H, W).
+        mean: Mean of each channel, in pixel units of [0, 1].
+        std: Standard deviation of each channel, in pixel units of [0, 1].
     """
 
     mean: Tensor
@@ -60,14 +70,32 @@ class PixelClassifier(nn.Module):
 
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
-    """Which examples are not predicted as their label: (B, K), (B,) -> (B,) bool. NaN logits count as fooled."""
+    """Which examples are not predicted as their label.
+
+    Args:
+        logits: (B, K).
+        y: Labels (B,).
+
+    Returns:
+        (B,) bool. NaN logits count as fooled.
+    """
     return (logits.argmax(1) != y) | logits.isnan().any(1)
 
 
 def input_gradient(
     model: Classifier, x: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One forward and one backward to the input only: (logits (B, K), losses (B,), gradient (B, ...)), all detached."""
+    """Differentiate a loss with respect to the images: one forward, and one backward to the input only.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Images (B, ...).
+        target: Second argument of the loss.
+        loss: (logits, target) -> losses (B,).
+
+    Returns:
+        Logits (B, K), losses (B,) and gradients (B, ...), all detached.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = model(x)
@@ -80,13 +108,21 @@ def input_gradient(
 def frozen(
     model: nn.Module, *, dtype: torch.dtype | None = None, fold: bool = False, mode: Mode = "eval"
 ) -> Iterator[Classifier]:
-    """The model as an attack should see it; everything is put back as it was on leaving.
+    """View a model as attacks should see it, and restore it afterwards.
 
-    Weights take no gradient, the modules are all in `mode` (a module's own mode is restored one by one), images are
-    laid out channels last, logits are float32. Only what a forward in train mode moves, the running statistics of batch
-    norm above all, stays moved. dtype: autocast to it, e.g. bfloat16. fold: in eval mode, fold each batch norm into the
-    convolution in front of it, where tracing finds such pairs; equal up to rounding and faster. This is the one place
-    for low precision, layout and folding.
+    Inside the block weights take no gradient, images are laid out channels last and logits are float32. This is the one
+    place for low precision, memory layout and folding. Every module's own mode is restored. Only the running statistics
+    that a forward in train mode updates stay updated.
+
+    Args:
+        model: The model.
+        dtype: Autocast to this type, such as bfloat16.
+        fold: In eval mode, fold each batch norm into the convolution before it, where tracing finds such pairs. The
+            logits are equal up to rounding, and computed faster.
+        mode: The mode of all modules.
+
+    Yields:
+        The classifier.
     """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -117,7 +153,14 @@ def frozen(
 
 
 def low_precision(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the device computes in it natively (AVX512-bf16, AMX, recent GPUs), else None."""
+    """The low precision in which a device computes natively.
+
+    Args:
+        device: The device.
+
+    Returns:
+        bfloat16 if the device supports it natively (AVX512-bf16, AMX, recent GPUs), else None.
+    """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     cpu = torch.cpu
@@ -125,9 +168,43 @@ def low_precision(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if native else None
 
 
+@contextmanager
+def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
+    """Watch what enters a layer while a network runs.
+
+    Args:
+        head: A layer of the network.
+
+    Yields:
+        A function that returns the input of the layer in the last forward. It raises UserError if there was none.
+    """
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[:] = [given[0]]
+
+    def latest() -> Tensor:
+        if not seen:
+            raise UserError(
+                f"the model never runs the {type(head).__name__} that was given as its head; "
+                "take split(network).head of this very network, or name another layer: split(network, head='fc')"
+            )
+        return seen[0]
+
+    handle = head.register_forward_pre_hook(note)
+    try:
+        yield latest
+    finally:
+        handle.remove()
+
+
 class Split(NamedTuple):
-    """A classifier taken apart. features: (B, C, H, W) -> (B, D). head: (B, D) -> (B, K). scale: the head's s, 1.0 for
-    a plain one.
+    """A classifier split into features and head.
+
+    Attributes:
+        features: Maps images (B, C, H, W) to features (B, D).
+        head: Maps features (B, D) to logits (B, K).
+        scale: The scale s of the head, 1.0 for a plain one.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -136,34 +213,43 @@ class Split(NamedTuple):
 
 
 def split(model: nn.Module, head: str | None = None) -> Split:
-    """Features, head and scale of any network whose last layer is linear; `head` names it where that can't be told.
+    """Split any network whose last layer is linear into features, head and scale.
 
-    `features` runs the whole model and catches what enters the head, so it is right for any architecture. Raises
-    UserError as `find_head`.
+    Args:
+        model: The network. `features` runs all of it and returns what enters the head, so any architecture will do.
+        head: Name of the head, where `find_head` can't tell.
+
+    Returns:
+        The parts.
+
+    Raises:
+        UserError: As `find_head`.
     """
-    name = find_head(model, head)
-    module = model.get_submodule(name)
+    module = model.get_submodule(find_head(model, head))
 
     def features(x: Tensor) -> Tensor:
-        caught: list[Tensor] = []
-        handle = module.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        try:
+        with head_inputs(module) as latest:
             model(x)
-        finally:
-            handle.remove()
-        if not caught:
-            raise UserError(f"this {type(model).__name__} never calls {name!r}, so that is not its head; name another")
-        return caught[-1]
+            return latest()
 
     return Split(features, module, float(getattr(module, "scale", 1.0)))
 
 
 def find_head(model: nn.Module, name: str | None = None) -> str:
-    """The dotted name of the last linear layer (anything with in_features and out_features).
+    """Find the last linear layer of a network, that is anything with in_features and out_features.
 
-    name: taken as it is, once checked. Without it, timm's `get_classifier` is believed, else the last linear layer in
-    order of definition is it, unless another one has as many outputs (two heads, or no head at all). Raises UserError
-    that lists the candidates.
+    timm's `get_classifier` decides if the network has it. Otherwise it is the last linear layer in order of definition,
+    unless another one has as many outputs (two heads, or no head at all).
+
+    Args:
+        model: The network.
+        name: The layer's dotted name, if known. It is only checked.
+
+    Returns:
+        The dotted name.
+
+    Raises:
+        UserError: If the head can't be told, or `name` is no linear layer. The message lists the linear layers.
     """
     linear = {n: m for n, m in model.named_modules() if hasattr(m, "in_features") and hasattr(m, "out_features")}
     cure = "name it, e.g. head='fc' (--model.head fc); its linear layers are: " + (", ".join(linear) or "none")
@@ -188,12 +274,12 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
     return last
 
 
-# What was traced, by the names and types of its modules (a head or a norm may be replaced later), and what was found.
+# For each traced model: the names and types of its modules (one may be replaced later), and the pairs found.
 _PAIRS: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, type]], list[tuple[str, str]]]] = WeakKeyDictionary()
 
 
 def _fold(model: nn.Module, originals: list[tuple[str, nn.Module]]) -> None:
-    """Swap each conv -> batch norm pair for one convolution; notes the (name, module) pairs to put back as it goes."""
+    """Replace each conv -> batch norm pair by one convolution, and note the modules to restore in `originals`."""
     structure = [(name, type(module)) for name, module in model.named_modules()]
     if model not in _PAIRS or _PAIRS[model][0] != structure:
         _PAIRS[model] = structure, _conv_bn_pairs(model)
@@ -206,7 +292,7 @@ def _fold(model: nn.Module, originals: list[tuple[str, nn.Module]]) -> None:
 
 
 class _LeafTracer(fx.Tracer):
-    """Steps into containers only: a module without children is one node, whatever it does inside."""
+    """Traces into containers only: a module without children is one node, whatever it does inside."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return next(m.children(), None) is None
@@ -215,7 +301,7 @@ class _LeafTracer(fx.Tracer):
 def _conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
     try:
         graph = _LeafTracer().trace(model)
-    except Exception:  # tracing runs the user's code on proxies and may fail in any way; folding is only about speed
+    except Exception:  # tracing runs the user's code on proxies and may fail in any way, and folding only saves time
         return []
     called = [n.target for n in graph.nodes if n.op == "call_module"]
     pairs = []

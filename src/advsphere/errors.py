@@ -1,8 +1,8 @@
-"""The one exception that is the user's to mend."""
+"""The one exception that the user can mend."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave us: one line that names the cause and the cure.
+    """A mistake in what the user gave: one line that names the cause and the cure.
 
-    The command line prints the message without a traceback; a notebook sees an ordinary ``ValueError``.
+    The command line prints the message without a traceback. In a notebook it is an ordinary `ValueError`.
     """

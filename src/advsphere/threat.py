@@ -1,6 +1,6 @@
-"""The threat model: what the adversary may do to an image, and the geometry of it.
+"""The threat model: how an adversary may change an image, and the geometry of the allowed changes.
 
-A norm is five operations and nothing else in the package branches on it: project, ascend, sample, measure, judge.
+A norm is a few operations: project, ascend, sample, measure. The rest of the package hardly asks which norm it is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ Norm = Literal["linf", "l2", "l1"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThreatModel:
-    """A ball of radius `eps` around each image, cut with the box of valid pixels.
+    """A ball of radius `eps` around each image, intersected with the box of valid pixels.
 
-    norm: "linf", "l2" or "l1", over all pixels and channels. eps: radius in pixel units, >= 0. bounds: lowest and
-    highest pixel. Raises UserError where one of them makes no sense.
+    Attributes:
+        norm: "linf", "l2" or "l1", over all pixels and channels.
+        eps: Radius in pixel units, at least 0.
+        bounds: Lowest and highest value of a pixel.
+
+    Raises:
+        UserError: If the norm is unknown, eps is negative or not finite, or the bounds are not in rising order.
     """
 
     norm: Norm
@@ -32,7 +37,7 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
-            raise UserError(f"no norm is called {self.norm!r}; choose one of {', '.join(get_args(Norm))}")
+            raise UserError(f"unknown norm {self.norm!r}; choose one of {', '.join(get_args(Norm))}")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise UserError(
                 f"eps is {self.eps}, but a radius is finite and not negative (8/255 = 0.0314 is usual for linf)"
@@ -41,34 +46,48 @@ class ThreatModel:
             raise UserError(f"bounds are {self.bounds}, but the lowest pixel must be below the highest")
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The point of ball and box for each example; (B, ...) each.
+        """Project images onto the intersection of ball and box.
 
-        linf and l1: the nearest one (l1 after Croce & Hein 2021, arXiv 2103.01208, Proposition 2.1).
-        l2: the ball first, then the box, which can only shorten a perturbation of an image inside the box.
+        For linf and l1 the result is the nearest point of the intersection (l1: Croce & Hein 2021, arXiv 2103.01208,
+        Proposition 2.1). For l2 the images are projected onto the ball and then clipped to the box.
+
+        Args:
+            x_adv: Images (B, ...).
+            x: Centres of the balls (B, ...), within the bounds.
+
+        Returns:
+            The projected images (B, ...).
         """
         low, high = self.bounds
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(low, high)
         if self.norm == "l2":
             delta = x_adv - x
-            length = _per_example(_norms(delta, 2), x)
+            length = over_pixels(_norms(delta, 2), x)
             return (x + delta * (self.eps / length.clamp(min=self.eps or 1e-12)).clamp(max=1.0)).clamp(low, high)
         return _project_l1(x_adv, x, self.eps, self.bounds)
 
     def ascent(self, grad: Tensor, x_adv: Tensor) -> Tensor:
-        """The unit step that raises a linear loss most: sign (linf), normalised gradient (l2), a few signs (l1).
+        """The unit step that raises a linear loss most.
 
-        grad, x_adv: (B, ...). The l1 step moves the 1 % (at least one) largest entries of the gradient, as SLIDE does
-        (Tramer & Boneh 2019, arXiv 1904.13000); unlike there, pixels that stand at the bound they are pushed to are
-        passed over. A zero gradient gives a zero step.
+        This is the sign of the gradient for linf and the normalised gradient for l2. For l1 it moves the 1 % largest
+        entries of the gradient (at least one), as SLIDE does (Tramer & Boneh 2019, arXiv 1904.13000). Differs from
+        SLIDE: a pixel at the bound towards which it is pushed is skipped.
+
+        Args:
+            grad: Gradient of the loss (B, ...).
+            x_adv: Images (B, ...) where the gradient was taken.
+
+        Returns:
+            Steps (B, ...) of norm 1, or 0 where the gradient is zero.
         """
         if self.norm == "linf":
             return grad.sign()
         if self.norm == "l2":
-            # By the largest entry first: the squares of a gradient of 1e-25 underflow.
+            # Divide by the largest entry first: the squares of a gradient of 1e-25 underflow.
             tiny = torch.finfo(grad.dtype).tiny
-            unit = grad / _per_example(_norms(grad, math.inf), grad).clamp(min=tiny)
-            return unit / _per_example(_norms(unit, 2), grad).clamp(min=tiny)
+            unit = grad / over_pixels(_norms(grad, math.inf), grad).clamp(min=tiny)
+            return unit / over_pixels(_norms(unit, 2), grad).clamp(min=tiny)
         low, high = self.bounds
         stuck = ((x_adv >= high) & (grad > 0)) | ((x_adv <= low) & (grad < 0))
         free = grad.masked_fill(stuck, 0.0).flatten(1)
@@ -78,7 +97,15 @@ class ThreatModel:
         return (step / step.abs().sum(1, keepdim=True).clamp(min=1.0)).view_as(grad)
 
     def sample(self, x: Tensor, rng: Rng) -> Tensor:
-        """A uniform point of the ball around each example, put into the box; (B, ...) -> (B, ...)."""
+        """Draw a uniform point of the ball around each image and project it into the box.
+
+        Args:
+            x: Images (B, ...), within the bounds.
+            rng: Random numbers for these B examples.
+
+        Returns:
+            The points (B, ...).
+        """
         shape = x.shape[1:]
         if self.norm == "linf":
             offset = rng.uniform(shape, "start").to(x.dtype).mul_(2 * self.eps).sub_(self.eps)
@@ -88,50 +115,79 @@ class ThreatModel:
             direction = rng.normal(shape, "start")
             length = _norms(direction, 2)
         else:
-            # Laplace noise over its l1 norm is uniform on the l1 sphere.
+            # Laplace noise divided by its l1 norm is uniform on the l1 sphere.
             u = rng.uniform(shape, "start") - 0.5
             direction = -u.sign() * torch.log1p(-2 * u.abs())
             length = _norms(direction, 1)
         radius = self.eps * rng.uniform((), "radius") ** (1 / d)
-        return self.project(x + (direction * _per_example(radius / length, x)).to(x.dtype), x)
+        return self.project(x + (direction * over_pixels(radius / length, x)).to(x.dtype), x)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The norm of each perturbation: (B, ...) -> (B,)."""
+        """The norm of each perturbation.
+
+        Args:
+            x_adv: Images (B, ...).
+            x: Clean images (B, ...).
+
+        Returns:
+            The norms (B,) of `x_adv - x`.
+        """
         return _norms(x_adv - x, {"linf": math.inf, "l2": 2, "l1": 1}[self.norm])
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Which examples keep to the rules, judged in float32 with a tolerance of eps * 1e-6 + 1e-7: (B, ...) -> (B,)
-        bool.
+        """Which images lie in ball and box, judged in float32 with a tolerance of eps * 1e-6 + 1e-7.
 
-        The tolerance covers the rounding of x + eps; the norms themselves are summed in float64. NaN is outside.
+        The tolerance covers the rounding of x + eps. The norms themselves are summed in float64.
+
+        Args:
+            x_adv: Images (B, ...).
+            x: Centres of the balls (B, ...).
+
+        Returns:
+            (B,) bool. An image with NaN lies outside.
         """
         x_adv, x = x_adv.float(), x.float()
         in_ball = self.distance(x_adv.double(), x.double()) <= self.eps + self.eps * 1e-6 + 1e-7
         return in_ball & self.within_bounds(x_adv)
 
     def within_bounds(self, x_adv: Tensor) -> Tensor:
-        """Which examples are images, all of their pixels within the bounds: (B, ...) -> (B,) bool. NaN is not."""
+        """Which images have all of their pixels within the bounds.
+
+        Args:
+            x_adv: Images (B, ...).
+
+        Returns:
+            (B,) bool. An image with NaN is not within them.
+        """
         low, high = self.bounds
         flat = x_adv.flatten(1)
         return (flat >= low).all(1) & (flat <= high).all(1)
+
+
+def over_pixels(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape one value per example so that it broadcasts over the pixels of each image.
+
+    Args:
+        values: (B,) values.
+        like: (B, ...) images.
+
+    Returns:
+        The values, shape (B, 1, ..., 1).
+    """
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def _norms(delta: Tensor, order: float) -> Tensor:
     return torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
 
 
-def _per_example(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, ..., 1), to be broadcast over the examples."""
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
 def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float]) -> Tensor:
     """argmin ||z - x_adv||_2 with ||z - x||_1 <= eps and z in the box.
 
-    The answer is z = x + sign(u) clip(|u| - t, 0, room) with u = x_adv - x and the smallest t >= 0 that meets the
-    budget. The length that is left is piecewise linear and falling in t, so t is found by sorting its kinks, |u| - room
-    (slope -1 begins) and |u| (it ends). In float64, since a float32 sum over the pixels is off by more than the
-    tolerance of `contains`.
+    The solution is z = x + sign(u) clip(|u| - t, 0, room) with u = x_adv - x and the smallest t >= 0 that meets the
+    budget. The norm of z - x is piecewise linear and falling in t, so sorting its kinks finds t: each pixel adds a
+    slope of -1 between |u| - room and |u|. The sums run in float64, because the error of a float32 sum over the pixels
+    exceeds the tolerance of `contains`.
     """
     flat = x.flatten(1).double()
     u = x_adv.flatten(1).double() - flat
@@ -143,20 +199,27 @@ def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float
     total = torch.minimum(size, room).sum(1, keepdim=True)
     drops = slopes[:, :-1] * kinks.diff(dim=1)
     lengths = total + torch.cat([torch.zeros_like(total), drops.cumsum(1)], 1)
-    # The last kink at which the length still exceeds the budget; t lies on the line that leaves it.
+    # t lies on the line that begins at the last kink where the length still exceeds the budget.
     last = ((lengths > eps).sum(1, keepdim=True) - 1).clamp(min=0)
     slope = -slopes.gather(1, last).clamp(max=-1.0)
     t = kinks.gather(1, last) + (lengths.gather(1, last) - eps).clamp(min=0.0) / slope
     t = torch.where(total > eps, t, torch.zeros_like(t))
     z = u.sign() * torch.minimum((size - t).clamp(min=0.0), room)
     nearest = (flat + z).to(x.dtype)
-    # Roundings away from x would add up to a step out of the ball.
+    # Rounding away from x could add up to a step out of the ball.
     longer = (nearest.double() - flat).abs() > z.abs()
     inside = torch.where(longer, torch.nextafter(nearest, flat.to(x.dtype)), nearest)
     return inside.view_as(x).clamp(*bounds)
 
 
 def radius(eps: float) -> str:
-    """A radius as people write it: 8/255 where it is a few whole grey levels, else a plain number."""
+    """Format a radius for people.
+
+    Args:
+        eps: Radius in pixel units.
+
+    Returns:
+        "8/255" if eps is a whole number of grey levels up to 32, else a plain number.
+    """
     steps = eps * 255
     return f"{round(steps)}/255" if 0.5 <= steps < 32.5 and abs(steps - round(steps)) < 1e-6 else f"{eps:g}"

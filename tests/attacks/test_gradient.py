@@ -167,7 +167,7 @@ def test_what_goes_round_in_circles_is_done(norm: str) -> None:
     run = partial(pgd, threat=ThreatModel(norm=norm, eps=0.01), steps=100, step_size=0.005, keep="best", start="clean")
     kept = run(model, x, y, until_fooled=True)
     assert len(sizes) < 10
-    assert torch.equal(kept, run(model, x, y))
+    torch.testing.assert_close(kept, run(model, x, y))  # in other batches, so other bits
 
 
 def test_circles_are_those_of_the_whole_ascent() -> None:

@@ -1,13 +1,13 @@
 """AutoPGD: gradient ascent inside a ball that chooses its own step sizes, and its targeted form.
 
-One loop serves both attacks and all norms; `advsphere.attacks.step_size` decides how far to step. All state is
-kept for each example, so that none depends on its batch mates and what is done leaves the batch at once.
+One loop serves both attacks and all norms; `advsphere.attacks.step_size` holds the step rules. All state is kept per
+example, so that no example depends on the others of its batch and each leaves the batch when it is done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,9 +21,6 @@ from advsphere.errors import UserError
 from advsphere.losses import Loss, dlr_targeted, log_odds, margin
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
-
-Done = Callable[[Tensor, Tensor], Tensor]
-"""(logits, target) -> (B,) bool: which examples need no further step."""
 
 
 @attack_kind("iterative")
@@ -44,40 +41,50 @@ def apgd(
     keep: Keep = "best",
     rng: Rng | None = None,
 ) -> Tensor:
-    """AutoPGD (Croce & Hein 2020, arXiv 2003.01690, Algorithm 1; l1: Croce & Hein 2021, arXiv 2103.01208, Algorithm 1);
-    x: (B, C, H, W) in bounds -> x_adv of the same shape, for steps + 1 forwards of each image.
+    """AutoPGD: projected gradient ascent with step sizes that adapt to each example.
 
-    rho: the share of steps that has to raise the loss, or else the step size is halved (linf, l2). multi_eps: 30 % of
-    the steps in the ball of 3 eps, 30 % in that of 2 eps, the rest in the right one, each stage from the best of the
-    one before; the second paper's form for l1, two forwards more. start, targeted, until_fooled, keep, rng: as in
-    `pgd`, but the best iterate is the default. Raises UserError for `until_fooled` with another target than labels.
+    Source: Croce & Hein 2020 (arXiv 2003.01690, Algorithm 1); for l1 Croce & Hein 2021 (arXiv 2103.01208, Algorithm 1).
+    Costs steps + 1 forwards of each image, two more with `multi_eps`.
 
-    Differs from the official code: starts at a uniform point of the ball (there: scaled to its surface) and ascends
-    `log_odds` for "cross-entropy"; a step size is kept where exactly rho of the steps raised the loss, as in the paper;
-    for l1 see `pace.Thinning`.
+    Differs from the official code: the uniform start lies anywhere in the ball (there it is scaled to the surface),
+    the default loss is `log_odds` in place of cross-entropy, and the step size is kept where exactly a share rho of
+    the steps raised the loss, as in the paper. For l1 see also `step_size.Thinning`.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: The second argument of `loss`: labels or target classes (B,).
+        threat: Norm, radius and bounds.
+        steps: Number of steps.
+        loss: The loss to raise.
+        rho: For linf and l2, halve the step size unless this share of the steps raised the loss.
+        start: Where to begin.
+        multi_eps: Spend 30 % of the steps in the ball of 3 eps, 30 % in that of 2 eps and the rest in the ball of eps.
+            Each stage starts from the best iterate of the previous one. The second paper does this for l1.
+        targeted: Lower the loss instead, so that the prediction moves towards `target`.
+        until_fooled: Stop each example at its first success.
+        keep: Which iterate to return where no success has stopped an example.
+        rng: Random numbers for the uniform start; by default of seed 0 and ids 0 to B - 1.
+
+    Returns:
+        The adversarial images, same shape as `x`.
+
+    Raises:
+        UserError: If `until_fooled` is set and `target` does not hold labels.
     """
     if until_fooled and target.dim() != 1:
-        raise UserError(f"until_fooled judges success by labels (B,), but the target has shape {tuple(target.shape)}")
+        raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
 
     def downhill(logits: Tensor, target: Tensor) -> Tensor:
         return -loss(logits, target)
 
-    def reached(logits: Tensor, target: Tensor) -> Tensor:
+    def success(logits: Tensor, target: Tensor) -> Tensor:
         return fooled(logits, target) != targeted
 
-    found = _search(
-        model,
-        x.detach(),
-        target,
-        threat=threat,
-        steps=steps,
-        loss=downhill if targeted else loss,
-        rho=rho,
-        start=start,
-        multi_eps=multi_eps,
-        done=reached if until_fooled else None,
-        rng=rng,
+    search = _Search(
+        model, threat, steps, downhill if targeted else loss, rho, multi_eps, success if until_fooled else None
     )
+    found = search.run(x.detach(), target, start, rng)
     return found.last if keep == "last" else found.best
 
 
@@ -96,16 +103,35 @@ def apgd_targeted(
     multi_eps: bool = False,
     rng: Rng | None = None,
 ) -> Tensor:
-    """AutoPGD on the targeted DLR loss (Croce & Hein 2020, section 4.2), towards the `targets` most likely wrong
-    classes of the clean image, one after the other; x: (B, C, H, W), y: (B,) labels.
+    """AutoPGD on the targeted DLR loss, towards the most likely wrong classes one after the other.
 
-    An example is done at its first success, whichever class it became, and a misclassified one returns unchanged. Else
-    the iterate of the highest loss is returned. There are at most K - 1 targets. With K < 4 classes, where the loss is
-    undefined, the plain difference z_t - z_y takes its place (the official code fails). Each target has a start of its
-    own. At most 1 + targets * (steps + 1) forwards of each image. Raises UserError for targets < 1 or a single class.
+    Source: Croce & Hein 2020 (arXiv 2003.01690, section 4.2). Each target has its own random start. An example is done
+    at its first success, whichever class it becomes. Costs at most 1 + targets * (steps + 1) forwards of each image.
+
+    Differs from the official code: with fewer than 4 classes, where the loss is undefined and the official code fails,
+    the difference z_t - z_y takes its place.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        y: Labels (B,).
+        threat: Norm, radius and bounds.
+        steps: Number of steps for each target.
+        targets: Number of target classes, at least 1; at most K - 1 of them exist.
+        rho: As in `apgd`.
+        start: Where to begin.
+        multi_eps: As in `apgd`.
+        rng: Random numbers for the uniform starts; by default of seed 0 and ids 0 to B - 1.
+
+    Returns:
+        The adversarial images, same shape as `x`. Where nothing succeeds it is the iterate with the highest loss. A
+        misclassified image is returned unchanged.
+
+    Raises:
+        UserError: If targets < 1, or if the model has a single class.
     """
     if targets < 1:
-        raise UserError(f"the attack has {targets} target classes to try; it needs at least 1")
+        raise UserError(f"targets is {targets}, but the attack needs at least 1 target class")
     x, rng = x.detach(), rng or Rng.of(x)
     with torch.no_grad():
         logits = model(x)
@@ -113,6 +139,7 @@ def apgd_targeted(
     if classes < 2:
         raise UserError("the model has a single class, so no other can be the target; give it one logit for each class")
     loss = dlr_targeted if classes >= 4 else _difference
+    search = _Search(model, threat, steps, loss, rho, multi_eps, _left_label)
     ranking = logits.float().scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     result, best = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
     index = (~fooled(logits, y)).nonzero().squeeze(1)
@@ -120,20 +147,8 @@ def apgd_targeted(
         if len(index) == 0:
             break
         pair = torch.stack([y[index], ranking[index, rank]], 1)
-        own = rng.take(index).at(restart=rng.restart * targets + rank)
-        found = _search(
-            model,
-            x[index],
-            pair,
-            threat=threat,
-            steps=steps,
-            loss=loss,
-            rho=rho,
-            start=start[index] if isinstance(start, Tensor) else start,
-            multi_eps=multi_eps,
-            done=_left,
-            rng=own,
-        )
+        begin = start[index] if isinstance(start, Tensor) else start
+        found = search.run(x[index], pair, begin, rng.take(index).at(restart=rng.restart * targets + rank))
         better = found.done | (found.value > best[index])
         result[index[better]], best[index[better]] = found.best[better], found.value[better]
         index = index[~found.done]
@@ -141,78 +156,74 @@ def apgd_targeted(
 
 
 def _difference(logits: Tensor, pair: Tensor) -> Tensor:
-    """z_t - z_y; pair: (B, 2), the label y and the target class t."""
+    """z_t - z_y; pair (B, 2) holds the label y and the target class t."""
     own, goal = logits.float().gather(1, pair).unbind(1)
     return goal - own
 
 
-def _left(logits: Tensor, pair: Tensor) -> Tensor:
+def _left_label(logits: Tensor, pair: Tensor) -> Tensor:
     return fooled(logits, pair[:, 0])
 
 
 class _Found(NamedTuple):
-    """What a search returns. last, best: (B, ...) its last iterate, and the one of the highest loss; where an example
-    was done, both are the first one that was. value: (B,) the loss of `best`. done: (B,) bool.
-    """
+    """The result of a search. Where an example is done, `last` and `best` are both its first success."""
 
-    last: Tensor
-    best: Tensor
-    value: Tensor
-    done: Tensor
+    last: Tensor  # last iterate (B, ...)
+    best: Tensor  # iterate (B, ...) with the highest loss
+    value: Tensor  # loss (B,) of `best`
+    done: Tensor  # whether the example is done, (B,) bool
 
 
-def _search(
-    model: Classifier,
-    x: Tensor,
-    target: Tensor,
-    *,
-    threat: ThreatModel,
-    steps: int,
-    loss: Loss,
-    rho: float,
-    start: Start,
-    multi_eps: bool,
-    done: Done | None,
-    rng: Rng | None,
-) -> _Found:
-    """The ascent in one ball, or in three that shrink; being done counts in the last one alone."""
-    part = 3 * steps // 10
-    for factor, length in [(3, part), (2, part), (1, steps - 2 * part)] if multi_eps else [(1, steps)]:
-        ball = replace(threat, eps=factor * threat.eps)
-        begin = starting_point(x, ball, start, rng)
-        found = _ascend(model, x, target, begin, ball, length, loss, rho, done if factor == 1 else None)
-        start = found.best
-    return found
+@dataclass(frozen=True)
+class _Search:
+    """AutoPGD with its settings. done: (logits, target) -> (B,) bool, which examples need no further step."""
 
+    model: Classifier
+    threat: ThreatModel
+    steps: int
+    loss: Loss
+    rho: float
+    multi_eps: bool
+    done: Callable[[Tensor, Tensor], Tensor] | None
 
-def _ascend(
-    model: Classifier,
-    x: Tensor,
-    target: Tensor,
-    start: Tensor,
-    threat: ThreatModel,
-    steps: int,
-    loss: Loss,
-    rho: float,
-    done: Done | None,
-) -> _Found:
-    at = Path.from_start(x, target, start)
-    pace = (Thinning if threat.norm == "l1" else Halving).from_start(x, start, threat.eps)
-    found = _Found(start.clone(), start.clone(), at.best.clone(), torch.zeros_like(at.best, dtype=torch.bool))
-    checkpoints = pace.checkpoints(steps)
-    for i in range(steps + 1):
-        logits, value, grad = input_gradient(model, at.x_adv, at.target, loss)
-        at = at.seen(value, grad)
-        if done is not None and (hit := done(logits, at.target)).any():
-            now = at.index[hit]
-            found.last[now] = found.best[now] = at.x_adv[hit]
-            found.value[now], found.done[now] = at.value[hit], True
-            at, pace = at.take(~hit), pace.take(~hit)
-        if i == steps or len(at.index) == 0:
-            break
-        if i in checkpoints:
-            pace, back = pace.checked(at, rho * checkpoints[i], threat.eps)
-            at = at.returned(back)
-        at = replace(at, x_adv=pace.moved(at, threat, momentum=i > 0), before=at.x_adv)
-    found.last[at.index], found.best[at.index], found.value[at.index] = at.x_adv, at.best_x, at.best
-    return found
+    def run(self, x: Tensor, target: Tensor, start: Start, rng: Rng | None) -> _Found:
+        """Ascend in one ball, or in three that shrink. Only in the last one can an example be done."""
+        part = 3 * self.steps // 10
+        for factor, steps in (
+            [(3, part), (2, part), (1, self.steps - 2 * part)] if self.multi_eps else [(1, self.steps)]
+        ):
+            ball = replace(self.threat, eps=factor * self.threat.eps)
+            begin = starting_point(x, ball, start, rng)
+            found = self._ascend(x, target, begin, ball, steps, self.done if factor == 1 else None)
+            start = found.best
+        return found
+
+    def _ascend(
+        self,
+        x: Tensor,
+        target: Tensor,
+        start: Tensor,
+        threat: ThreatModel,
+        steps: int,
+        done: Callable[[Tensor, Tensor], Tensor] | None,
+    ) -> _Found:
+        path = Path.from_start(x, target, start)
+        rule = (Thinning if threat.norm == "l1" else Halving).from_start(x, start, threat.eps)
+        found = _Found(start.clone(), start.clone(), path.best.clone(), torch.zeros_like(path.best, dtype=torch.bool))
+        checkpoints = rule.checkpoints(steps)
+        for i in range(steps + 1):
+            logits, value, grad = input_gradient(self.model, path.x_adv, path.target, self.loss)
+            path = path.observe(value, grad)
+            if done is not None and (hit := done(logits, path.target)).any():
+                now = path.index[hit]
+                found.last[now] = found.best[now] = path.x_adv[hit]
+                found.value[now], found.done[now] = path.value[hit], True
+                path, rule = path.take(~hit), rule.take(~hit)
+            if i == steps or len(path.index) == 0:
+                break
+            if i in checkpoints:
+                rule, back = rule.check(path, self.rho * checkpoints[i], threat.eps)
+                path = path.restart(back)
+            path = replace(path, x_adv=rule.step(path, threat, momentum=i > 0), before=path.x_adv)
+        found.last[path.index], found.best[path.index], found.value[path.index] = path.x_adv, path.best_x, path.best
+        return found

@@ -1,31 +1,32 @@
-"""The attacks of Carlini and Wagner: Adam on a norm plus c times a margin, with a search over c (l2) or over the radius
-(linf).
+"""The attacks of Carlini and Wagner: Adam on a norm plus c times a margin.
+
+For l2 a search over c surrounds it, for linf a search over the radius.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from advsphere.attacks.combine import attack_kind
-from advsphere.attacks.smallest import Smallest, over_pixels
+from advsphere.attacks.records import Rows, Smallest
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng
-from advsphere.threat import Norm
+from advsphere.threat import Norm, over_pixels
 
 FIRST_C = {"l2": 1e-3, "linf": 1e-5}
 ROUNDS = {"l2": 9, "linf": 100}
 LARGEST_C = 20.0
-"""Of the linf search: where no c up to this one reaches a radius, as in the authors' code, it is out of reach."""
+"""linf: a radius counts as out of reach if no c up to this one reaches it, as in the authors' code."""
 STEP_SHARE = 0.05
-"""In linf Adam's step size, put into pixels, is at most this share of the radius."""
+"""linf: Adam's step size, in pixels, is at most this share of the radius."""
 PRECISION = 0.01
-"""The linf search ends where the smallest norm is no more than this share above a radius that is out of reach."""
+"""linf: the search ends when the smallest norm is within this share of a radius that is out of reach."""
 
 
 @attack_kind("minimal-norm")
@@ -46,33 +47,50 @@ def cw(
     eps: float | None = None,
     rng: Rng | None = None,
 ) -> Tensor:
-    """The attacks of Carlini & Wagner 2017 (arXiv 1608.04644); x: (B, C, H, W) in bounds, target: (B,) labels, or
-    classes to reach if `targeted` -> x_adv of the same shape, the smallest found, or the clean image where none was.
+    """Carlini-Wagner attacks: minimise the perturbation plus c * max(confidence - margin, 0) with Adam.
 
-    Both descend, with Adam and on w with x_adv = tanh(w) put into bounds, c * max(confidence - margin, 0) plus
-    l2 (section VI-A): the squared norm; c is bisected, or multiplied by 10 until the first success, `rounds` times.
-    linf (section VI-C): sum max(|delta| - tau, 0); tau shrinks to 0.9 of the norm at each success; c doubles at each
-    failure, and beyond 20 tau goes back half-way to the smallest norm, until 1 % is between them; each round begins
-    where the last one ended.
-    steps: Adam's, at most, in each round (the paper has 10,000, most others 1,000); in l2 a round that has not improved
-    by 0.01 % in a tenth of them ends. rounds: at most; 9 for l2 and 100 for linf unless given. first_c: 1e-3 and 1e-5.
-    confidence: kappa, the margin in logits that counts as a success (>= 0). eps: for a verdict at this radius: an
-    example is done once it succeeds within eps, and what is larger is not returned. Nothing is random. One forward and
-    backward a step. Raises UserError for l1, and where a setting makes no sense.
+    Source: Carlini & Wagner 2017 (arXiv 1608.04644). The variable is w, with x_adv = tanh(w) scaled to the bounds.
+    Each step costs one forward and one backward.
 
-    Differs from the paper: every example goes through its rounds at its own pace, so that those which are done cost
-    nothing and the others wait for none; linf has no smallest tau of 1/256, goes on from a failure where the authors'
-    code goes back to the last success, which needs more steps in each round, and has a last part of its own, between
-    what is out of reach and what was reached. Its step size is 0.01 where the authors' code has 0.005, and at
-    most what moves a pixel by a twentieth of tau.
+    - l2 (section VI-A) minimises the squared norm. Each round bisects c, or multiplies it by 10 before the first
+      success. A round ends early if a tenth of its steps improves the loss by less than 0.01 %.
+    - linf (section VI-C) minimises the sum of max(|delta| - tau, 0). A success shrinks tau to 0.9 of the norm, a
+      failure doubles c. If c would exceed 20, tau goes half-way back to the smallest norm. The search ends when the
+      two are within 1 %. Each round begins where the last one ended.
+
+    Differs from the paper: every example goes through its rounds at its own pace, so that finished examples cost
+    nothing. For linf there is no smallest tau of 1/256. After a failure the search continues where it is, while the
+    authors' code goes back to the last success, which needs more steps per round. The bisection of tau at the end is
+    ours. The step size is 0.01 where the authors' code has 0.005, and moves a pixel by at most tau / 20.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: Labels (B,), or the classes to reach if `targeted`.
+        norm: "l2" or "linf".
+        bounds: Lowest and highest value of a pixel.
+        steps: Largest number of Adam steps per round, at least 1. The paper uses 10,000, most others 1,000.
+        rounds: Largest number of rounds, at least 1; 9 for l2 and 100 for linf if not given.
+        step_size: Adam's step size, above 0.
+        first_c: The first c, above 0; 1e-3 for l2 and 1e-5 for linf if not given.
+        confidence: The margin in logits that counts as a success (kappa), at least 0.
+        targeted: Move the prediction towards `target`.
+        eps: If given, return only adversarial examples within this radius, and stop at the first one.
+        rng: Not used, because nothing is random.
+
+    Returns:
+        The smallest adversarial images found, same shape as `x`, or the clean image where none was found.
+
+    Raises:
+        UserError: If norm is "l1", or if a setting is out of its range.
     """
     if norm not in FIRST_C:
-        raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or fab for l1")
+        raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or use fab")
     c, most = FIRST_C[norm] if first_c is None else first_c, ROUNDS[norm] if rounds is None else rounds
     if not (steps >= 1 and most >= 1 and confidence >= 0 and step_size > 0 and c > 0):
         raise UserError(
             f"steps is {steps}, rounds {most}, confidence {confidence}, step_size {step_size} and first_c {c}; steps "
-            "and rounds are at least 1, confidence is at least 0, and the others are above it"
+            "and rounds must be at least 1, confidence at least 0, and the others above 0"
         )
     sign = -1.0 if targeted else 1.0
 
@@ -82,8 +100,7 @@ def cw(
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
     with torch.no_grad():
         logits = model(found.x)
-    hit = succeeds(logits, target, sign * margin(logits, target))
-    found.offer(torch.arange(len(x), device=x.device), found.x, hit)
+    found.offer_clean(succeeds(logits, target, sign * margin(logits, target)))
     search = _begin(found, c, most)
     while len(search.place) > 0:
         x, y = found.x[search.place], target[search.place]
@@ -96,70 +113,61 @@ def cw(
         loss = size + search.c * (confidence - value).clamp(min=0.0)
         uphill = uphill - over_pixels(search.c * (value < confidence), x) * gradient
         step = torch.full_like(search.tau, step_size)
-        if norm == "linf":  # coarser ones swing about a small radius
+        if norm == "linf":  # longer steps oscillate about a small radius
             step = step.minimum(STEP_SHARE * search.tau * 2 / (bounds[1] - bounds[0]))
-        moved = search.descended(uphill * _pixels_slope(search.w, bounds), step, hit)
+        moved = search.adam(uphill * _pixels_slope(search.w, bounds), step, hit)
         if norm == "l2":
-            moved, stuck = moved.checked(loss, every=max(1, steps // 10))
-            ahead = moved.next_c(stuck | (moved.steps == steps))
+            moved, stuck = moved.check(loss, every=max(1, steps // 10))
+            moved = moved.next_c(stuck | (moved.steps == steps))
         else:
             reached = hit & (distance <= search.tau)
             over = reached | (moved.steps == steps)
-            ahead = moved.next_tau(over, reached, search.w, found.distance[search.place])
-        search = ahead.take((ahead.left > 0) & ~found.done[ahead.place])
+            moved = moved.next_tau(over, reached, search.w, found.distance[search.place])
+        search = moved.take((moved.left > 0) & ~found.done[moved.place])
     return found.result()
 
 
-class _Search(NamedTuple):
-    """One row for each example that is not done: where Adam is in its round, and where the rounds are.
+@dataclass(frozen=True)
+class _Search(Rows):
+    """Where Adam is in its round, and where the rounds are."""
 
-    place: (b,) position in the batch. w, start, mean, square: (b, ...) the variable, where the round began, Adam's two
-    moments. steps, best, won: (b,) of this round: how many, the loss when last checked, any success. c, low, high: (b,)
-    the factor of the margin and what is known of it. tau: (b,) the radius, 0 in l2. left: (b,) how many rounds.
-    """
+    place: Tensor  # position in the batch (b,)
+    w: Tensor  # Adam's variable (b, ...)
+    start: Tensor  # `w` at the beginning of the round
+    mean: Tensor  # Adam's first moment (b, ...)
+    square: Tensor  # Adam's second moment (b, ...)
+    steps: Tensor  # steps (b,) in this round
+    best: Tensor  # loss (b,) at the last check of this round
+    won: Tensor  # whether this round had a success, (b,) bool
+    c: Tensor  # weight of the margin (b,)
+    low: Tensor  # l2: largest c (b,) that failed. linf: largest radius out of reach
+    high: Tensor  # l2: smallest c (b,) that succeeded
+    tau: Tensor  # linf: the radius (b,) to reach
+    left: Tensor  # rounds (b,) that are left
 
-    place: Tensor
-    w: Tensor
-    start: Tensor
-    mean: Tensor
-    square: Tensor
-    steps: Tensor
-    best: Tensor
-    won: Tensor
-    c: Tensor
-    low: Tensor
-    high: Tensor
-    tau: Tensor
-    left: Tensor
-
-    def take(self, rows: Tensor) -> _Search:
-        return self if rows.all() else _Search(*(field[rows] for field in self))
-
-    def descended(self, gradient: Tensor, step_size: Tensor, hit: Tensor) -> _Search:
+    def adam(self, gradient: Tensor, step_size: Tensor, hit: Tensor) -> _Search:
         """One step of Adam with its usual moments (Kingma & Ba 2015), each example at its own count of steps."""
         steps = self.steps + 1
         mean = self.mean.lerp(gradient, 0.1)
         square = self.square.lerp(gradient.square(), 0.001)
         fresh_mean, fresh_square = (1 - over_pixels(rate**steps, mean) for rate in (0.9, 0.999))
         w = self.w - over_pixels(step_size, mean) * (mean / fresh_mean) / ((square / fresh_square).sqrt() + 1e-8)
-        return self._replace(w=w, mean=mean, square=square, steps=steps, won=self.won | hit)
+        return replace(self, w=w, mean=mean, square=square, steps=steps, won=self.won | hit)
 
-    def checked(self, loss: Tensor, *, every: int) -> tuple[_Search, Tensor]:
-        """Which examples have not improved by 0.01 % since the last check, (b,) bool, noting the loss at this one."""
+    def check(self, loss: Tensor, *, every: int) -> tuple[_Search, Tensor]:
+        """Note the loss if a check is due. Also returns which examples improved by less than 0.01 % since the last."""
         now = self.steps % every == 0
-        return self._replace(best=torch.where(now, loss, self.best)), now & (loss > 0.9999 * self.best)
+        return replace(self, best=torch.where(now, loss, self.best)), now & (loss > 0.9999 * self.best)
 
     def next_c(self, over: Tensor) -> _Search:
-        """l2: bisect c, or multiply it by 10 while nothing has succeeded, and begin at the same place again."""
+        """l2: where the round is over, begin again with the next c."""
         low = torch.where(over & ~self.won, self.c, self.low)
         high = torch.where(over & self.won, self.c, self.high)
         c = torch.where(high < math.inf, (low + high) / 2, 10 * self.c)
-        return self._replace(low=low, high=high, c=torch.where(over, c, self.c))._again(over)
+        return replace(self, low=low, high=high, c=torch.where(over, c, self.c))._again(over)
 
     def next_tau(self, over: Tensor, reached: Tensor, w: Tensor, smallest: Tensor) -> _Search:
-        """linf: a smaller radius where this one was reached, else a larger c, and on from where the round ended. Beyond
-        the largest c the radius is out of reach, and the next one lies half-way to the smallest norm found.
-        """
+        """linf: where the round is over, continue from w with a smaller radius, a larger c or a larger radius."""
         missed = over & ~reached
         out_of_reach = missed & (2 * self.c > LARGEST_C)
         low = torch.where(out_of_reach, self.tau, self.low)
@@ -167,12 +175,13 @@ class _Search(NamedTuple):
         tau = torch.where(reached, half_way.maximum(0.9 * smallest), torch.where(out_of_reach, half_way, self.tau))
         c = torch.where(missed & ~out_of_reach, 2 * self.c, self.c)
         ended = over & ((smallest - low < PRECISION * smallest) | (out_of_reach & smallest.isinf()))
-        return self._replace(tau=tau, low=low, c=c, start=w, left=self.left.where(~ended, 1))._again(over)
+        return replace(self, tau=tau, low=low, c=c, start=w, left=self.left.where(~ended, 1))._again(over)
 
     def _again(self, over: Tensor) -> _Search:
-        """The next round of those whose round is over."""
+        """Begin the next round where the last one is over."""
         fresh = over_pixels(over, self.w)
-        return self._replace(
+        return replace(
+            self,
             w=torch.where(fresh, self.start, self.w),
             mean=self.mean.masked_fill(fresh, 0.0),
             square=self.square.masked_fill(fresh, 0.0),
@@ -186,7 +195,7 @@ class _Search(NamedTuple):
 def _begin(found: Smallest, c: float, rounds: int) -> _Search:
     place = found.open()
     x, (low, high) = found.x[place], found.threat.bounds
-    # Not quite at the bounds, where the slope of tanh is zero.
+    # Stay off the bounds, where the slope of tanh is zero.
     w = torch.atanh(((x - low) / (high - low) * 2 - 1) * 0.999999)
     zeros, none, moment = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(place), torch.zeros_like(w)
     return _Search(
@@ -216,7 +225,7 @@ def _pixels_slope(w: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _size(delta: Tensor, tau: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """What a round makes small, (b,), and its gradient, (b, ...): the squared l2 norm, or all that exceeds tau."""
+    """What a round minimises, (b,), and its gradient (b, ...): the squared l2 norm, or the sum of what exceeds tau."""
     if norm == "l2":
         return delta.square().flatten(1).sum(1), 2 * delta
     excess = delta.abs() - over_pixels(tau, delta)

@@ -1,4 +1,4 @@
-"""Attacks made of attacks: restarts, and the worst case of several. Both have the shape of any attack."""
+"""What an attack is, and how attacks are combined: restarts, and the worst case of several."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ from advsphere.rng import Rng
 
 
 class Attack(Protocol):
-    """What every attack is: (model, x, target) -> x_adv, with all else bound by `functools.partial`.
+    """The signature of every attack: (model, x, target) -> x_adv. Bind all settings with `functools.partial`."""
 
-    x: (B, C, H, W) in bounds; target: (B,) labels, or classes to reach. draws address its randomness; an attack without
-    any ignores them.
-    """
+    def __call__(self, model: Classifier, x: Tensor, target: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+        """Attack a batch.
 
-    def __call__(self, model: Classifier, x: Tensor, target: Tensor, /, *, rng: Rng | None = None) -> Tensor: ...
+        Args:
+            model: Maps images to logits (B, K).
+            x: Clean images (B, C, H, W), within the bounds.
+            target: Labels (B,), or the classes to reach if the attack is targeted.
+            rng: Random numbers, addressed by example. Attacks without randomness ignore it.
+
+        Returns:
+            The adversarial images, same shape as `x`.
+        """
+        ...
 
 
 AttackKind = Literal["one-step", "iterative", "minimal-norm", "black-box"]
@@ -54,10 +62,14 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
 
 
 def worst_case(attacks: Sequence[Attack]) -> Attack:
-    """The first attack that fools an example decides it; later ones see only what still resists.
+    """Combine attacks: they run one after the other, each on the examples that still resist.
 
-    Returns the fooling example, else the one with the lowest margin (the clean image is a candidate too: what is
-    misclassified anyway is never attacked).
+    Args:
+        attacks: The attacks, in the order in which they run.
+
+    Returns:
+        An attack. It returns the first image that fools the model, else the one with the highest margin loss of all
+        results and the clean image. A misclassified image is returned unchanged and never attacked.
     """
 
     def attack(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
@@ -82,11 +94,20 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
 
 
 def restarts(attack: Attack, n: int) -> Attack:
-    """The worst case of n >= 1 runs of an attack, each with draws of its own, also when nested. Raises UserError for
-    n < 1.
+    """Run an attack several times with different random numbers and keep the worst case.
+
+    Args:
+        attack: The attack to repeat. It may itself have restarts.
+        n: Number of runs, at least 1.
+
+    Returns:
+        The `worst_case` of the runs.
+
+    Raises:
+        UserError: If n < 1.
     """
     if n < 1:
-        raise UserError(f"an attack can't be run {n} times; restarts are counted from 1")
+        raise UserError(f"an attack can't run {n} times; restarts are counted from 1")
 
     def restarted(r: int) -> Attack:
         def once(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:

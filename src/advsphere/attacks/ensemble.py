@@ -1,4 +1,4 @@
-"""AutoAttack: the ensembles that the field reports, made of the attacks of this package."""
+"""AutoAttack: the standard ensemble for robustness evaluations, made of the attacks of this package."""
 
 from __future__ import annotations
 
@@ -25,8 +25,23 @@ Version = Literal["standard", "plus", "rand"]
 def auto_attack(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> Attack:
-    """AutoAttack (Croce & Hein 2020, arXiv 2003.01690; l1: Croce & Hein 2021, arXiv 2103.01208), with the settings of
-    the official code (github.com/fra31/auto-attack): the worst case of its `stages`, whose arguments these are.
+    """AutoAttack: the worst case of its `stages`.
+
+    Source: Croce & Hein 2020 (arXiv 2003.01690); for l1 Croce & Hein 2021 (arXiv 2103.01208). The settings are those
+    of the official code (github.com/fra31/auto-attack). Each attack documents where it differs.
+
+    Args:
+        threat: Norm, radius and bounds.
+        version: "standard", "plus" or "rand".
+        steps: Steps of APGD and FAB. With another number than 100 it is not AutoAttack.
+        queries: Queries of Square. With another number than 5000 it is not AutoAttack.
+        passes: Forwards per gradient in version "rand".
+
+    Returns:
+        The attack.
+
+    Raises:
+        UserError: If the version is unknown.
     """
     return worst_case(list(stages(threat, version, steps=steps, queries=queries, passes=passes).values()))
 
@@ -34,18 +49,29 @@ def auto_attack(
 def stages(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> dict[str, Attack]:
-    """The attacks of AutoAttack by name, in their order; the first that fools an example decides it.
+    """The attacks of AutoAttack by name, in their order. Each attacks the examples that still resist.
 
-    standard: APGD-CE, APGD-T (9 targets), FAB-T (9 targets) and Square; with l1, APGD-CE has 5 restarts, APGD-T 5
-    targets, and both come down from larger balls. plus: APGD-CE and APGD-DLR with 5 restarts each, FAB with 5 starts,
-    Square, APGD-T and FAB-T. rand, for randomised models: APGD-CE and APGD-DLR along the mean gradient of `passes`
-    forwards. steps: of APGD and FAB; queries: of Square. With other numbers than the defaults it is not AutoAttack.
-    Raises UserError for an unknown version.
+    - standard: APGD-CE, APGD-T (9 targets), FAB-T (9 targets) and Square. For l1, APGD-CE has 5 restarts, APGD-T has 5
+      targets, and both use `multi_eps`.
+    - plus: APGD-CE and APGD-DLR with 5 restarts each, FAB with 5 starts, Square, APGD-T and FAB-T.
+    - rand, for randomised models: APGD-CE and APGD-DLR on the mean gradient of several forwards.
 
-    It works with any number of classes K >= 2. There are at most K - 1 targets; the targeted DLR loss needs K >= 4 and
-    becomes the difference of two logits below; DLR needs K >= 3 and becomes the margin below (the official code
-    fails in both cases). FAB, in "plus", linearises the 10 most likely classes where there are more. What else differs
-    is said by each attack.
+    Differs from the official code, which fails with few classes: there are at most K - 1 targets, DLR becomes the
+    margin for K < 3, and the targeted DLR becomes a difference of logits for K < 4. FAB, in "plus", linearises only the
+    10 most likely classes.
+
+    Args:
+        threat: As in `auto_attack`.
+        version: As in `auto_attack`.
+        steps: As in `auto_attack`.
+        queries: As in `auto_attack`.
+        passes: As in `auto_attack`.
+
+    Returns:
+        The attacks by their usual names.
+
+    Raises:
+        UserError: If the version is unknown.
     """
     if version not in get_args(Version):
         raise UserError(f"AutoAttack has no version {version!r}; choose one of {', '.join(get_args(Version))}")
@@ -53,13 +79,10 @@ def stages(
     ce = partial(apgd, threat=threat, steps=steps, loss=log_odds, multi_eps=l1, until_fooled=True)
     ratio = partial(ce, loss=dlr_or_margin)
     if version == "rand":
-        return {
-            "APGD-CE": expected(ce, log_odds, passes),
-            "APGD-DLR": expected(ratio, dlr_or_margin, passes),
-        }
+        return {"APGD-CE": expected(ce, log_odds, passes), "APGD-DLR": expected(ratio, dlr_or_margin, passes)}
     targeted = partial(apgd_targeted, threat=threat, steps=steps, targets=9, multi_eps=l1)
     boundary = partial(fab_targeted, norm=threat.norm, bounds=threat.bounds, eps=threat.eps, steps=steps, targets=9)
-    # The official Square stretches its schedule over 10,000 queries whatever their number.
+    # The official Square stretches its schedule over 10,000 queries, however many it runs.
     black_box = partial(square, threat=threat, queries=queries, p=0.8, horizon=2 * queries)
     if version == "standard":
         return {
@@ -79,20 +102,28 @@ def stages(
 
 
 def dlr_or_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """`dlr`, and the margin with two classes, where DLR is undefined. (B, K), (B,) -> (B,)."""
+    """`dlr`, or `margin` for two classes, where DLR is undefined."""
     return dlr(logits, y) if logits.shape[1] >= 3 else margin(logits, y)
 
 
 def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
-    """A gradient attack on a randomised model: `loss` and its gradient are the means over `passes` forwards.
+    """Attack a randomised model along the mean gradient of several forwards (expectation over transformation).
 
-    That is the expectation over transformation of Athalye et al. 2018 (arXiv 1707.07397).
+    Source: Athalye et al. 2018 (arXiv 1707.07397).
 
-    attack: one that takes `loss` as a keyword, such as a partial of `pgd` or `apgd`. What it believes fooled is judged
-    by the first of the forwards alone. Raises UserError for passes < 1.
+    Args:
+        attack: A gradient attack that takes `loss` as a keyword, such as a partial of `pgd` or `apgd`.
+        loss: The loss to raise; its values and gradients are averaged.
+        passes: Number of forwards per gradient, at least 1. The attack judges success by the first of them.
+
+    Returns:
+        The attack on the mean.
+
+    Raises:
+        UserError: If passes < 1.
     """
     if passes < 1:
-        raise UserError(f"a mean of {passes} forwards can't be taken; passes is 1 or more")
+        raise UserError(f"can't average {passes} forwards; passes is 1 or more")
 
     def run(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
         mean = _Mean(model, loss, passes)
@@ -102,7 +133,7 @@ def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
 
 
 class _Mean:
-    """A model and a loss for `input_gradient`; one graph at a time, however many the passes."""
+    """A model and a loss for `input_gradient`. It holds one graph at a time, however many the passes."""
 
     def __init__(self, model: Classifier, loss: Loss, passes: int) -> None:
         self.classify, self.single, self.passes = model, loss, passes
@@ -113,11 +144,11 @@ class _Mean:
         return self.classify(x)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(B,): the mean of the loss on these logits and on those of further passes at the same images."""
+        """The mean (B,) of the loss over these logits and those of further passes on the same images."""
         total = self.single(logits, target)
         here = self.x.detach()
         for _ in range(self.passes - 1):
             _, value, grad = input_gradient(self.classify, here, target, self.single)
-            # A term with this value and this gradient, in place of the graph.
+            # A linear term with this value and gradient replaces the graph.
             total = total + value + ((self.x - here) * grad).flatten(1).sum(1)
         return total / self.passes

@@ -1,4 +1,4 @@
-"""FAB: the fast adaptive boundary attack, which walks along the boundary and is pulled back to the clean image."""
+"""FAB: the fast adaptive boundary attack, which walks along the decision boundary and is pulled to the clean image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from advsphere.attacks.combine import attack_kind
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, project, traced
-from advsphere.attacks.smallest import Smallest, over_pixels
+from advsphere.attacks.records import Smallest
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng
-from advsphere.threat import Norm, ThreatModel
+from advsphere.threat import Norm, ThreatModel, over_pixels
 
 
 @attack_kind("minimal-norm")
@@ -36,27 +36,41 @@ def fab(
     eps: float | None = None,
     rng: Rng | None = None,
 ) -> Tensor:
-    """The fast adaptive boundary attack (Croce & Hein 2020, arXiv 1907.02044, Algorithm 1); x: (B, C, H, W) in bounds,
-    y: (B,) labels -> x_adv of the same shape, the smallest found, or the clean image where none was.
+    """Fast adaptive boundary attack: walk along the nearest decision boundary, pulled towards the clean image.
 
-    starts: how many walks; the first begins at the clean image, the others at a random point at half the radius of the
-    best so far (of eps, if that is smaller). alpha_max: the largest pull towards the clean image, eta: how far behind
-    the boundary to step, beta: how much of a perturbation is kept after a success. classes: how many of the most likely
-    classes are linearised at each step, the label among them (>= 2). eps: for a verdict at this radius: an example is
-    done once it is fooled within eps, and comes back as far behind the boundary as its direction leads inside the ball;
-    what is larger is not returned. rng: for the starts after the first. Costs classes - 1 backwards and a forward a
-    step, two where an example of the batch has just been fooled, and seven forwards besides. Raises UserError where
-    norm, bounds, eps, starts or classes make no sense.
+    Source: Croce & Hein 2020 (arXiv 1907.02044, Algorithm 1). A step costs classes - 1 backwards and one forward, or
+    two where an example of the batch was just fooled. Seven more forwards begin and end the search.
 
-    Differs from the paper: all classes are linearised only where there are no more than `classes`.
+    Differs from the paper: only the `classes` most likely classes are linearised, there all of them.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        y: Labels (B,).
+        norm: "linf", "l2" or "l1".
+        bounds: Lowest and highest value of a pixel.
+        steps: Number of steps of each walk.
+        starts: Number of walks, at least 1. The first begins at the clean image. The others begin at a random point,
+            at half the norm of the best example so far (at most eps / 2).
+        alpha_max: Largest weight of the pull towards the clean image.
+        eta: Length of a step relative to the way to the boundary; above 1 it lands beyond.
+        beta: Share of the perturbation that is kept after a success.
+        classes: How many of the most likely classes are linearised at each step, the label among them; at least 2.
+        eps: If given, return only adversarial examples within this radius. An example is then done once one is found,
+            and moves as far beyond the boundary as its direction leads inside the ball.
+        rng: Random numbers for the starts after the first; by default of seed 0 and ids 0 to B - 1.
+
+    Returns:
+        The smallest adversarial images found, same shape as `x`, or the clean image where none was found.
+
+    Raises:
+        UserError: If norm, bounds, eps, starts or classes are invalid.
     """
-    walk = _Walk(norm, bounds, steps, alpha_max, eta, beta)
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
-    _clean_logits(model, y, found)
-    _walks(model, y, classes - 1, walk, found, starts, rng or Rng.of(x))
-    _shorten(model, y, found)
-    _deepen(model, y, found)
-    return found.result()
+    walk = _Walk(model, y, found, steps, starts, alpha_max, eta, beta)
+    walk.clean_logits()
+    walk.run(classes - 1, rng or Rng.of(x))
+    return walk.result()
 
 
 @attack_kind("minimal-norm")
@@ -77,142 +91,169 @@ def fab_targeted(
     eps: float | None = None,
     rng: Rng | None = None,
 ) -> Tensor:
-    """FAB-T (Croce & Hein 2020, arXiv 2003.01690, section 4): `fab` along the boundary to one class at a time, for each
-    of the `targets` (>= 1) most likely wrong classes of the clean image.
+    """FAB-T: `fab` along the boundary to one wrong class at a time, for the most likely ones of the clean image.
 
-    Still untargeted in what it returns: the smallest x_adv of any wrong class. One forward and one backward a step
-    whatever the number of classes, so it is the one for many of them. All else as in `fab`.
+    Source: Croce & Hein 2020 (arXiv 2003.01690, section 4). The result is still untargeted, the smallest adversarial
+    image of any wrong class. A step costs one forward and one backward whatever the number of classes, so use it
+    instead of `fab` for many classes.
 
-    Differs from the paper, which goes back towards the clean image after a success and linearises there: here the
-    boundary seen at the success, which is nearer to it, is kept. That saves a forward a step and ends nearer (by 0.3 %
-    or more in the median, measured); `fab`, with many boundaries to choose from, ends farther away with it.
+    Differs from the paper, which goes back towards the clean image after a success and linearises there. Here the
+    boundary seen at the success is kept, because it is nearer. That saves a forward per step and ends nearer (measured
+    0.3 % or more in the median). `fab`, which has many boundaries to choose from, ends farther away with it.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        y: Labels (B,).
+        norm: "linf", "l2" or "l1".
+        bounds: Lowest and highest value of a pixel.
+        steps: Number of steps of each walk.
+        starts: Number of walks for each target, as in `fab`.
+        alpha_max: As in `fab`.
+        eta: As in `fab`.
+        beta: As in `fab`.
+        targets: Number of wrong classes, at least 1; at most K - 1 of them exist.
+        eps: As in `fab`.
+        rng: As in `fab`.
+
+    Returns:
+        The smallest adversarial images found, same shape as `x`, or the clean image where none was found.
+
+    Raises:
+        UserError: If norm, bounds, eps, starts or targets are invalid.
     """
-    walk = _Walk(norm, bounds, steps, alpha_max, eta, beta)
-    found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
-    rng = rng or Rng.of(x)
-    rivals = most_likely_rivals(_clean_logits(model, y, found), y, targets)
+    found, rng = Smallest(x, norm=norm, bounds=bounds, eps=eps), rng or Rng.of(x)
+    walk = _Walk(model, y, found, steps, starts, alpha_max, eta, beta)
+    rivals = most_likely_rivals(walk.clean_logits(), y, targets)
     for rank, rival in enumerate(rivals.split(1, dim=1)):
-        _walks(model, y, rival, walk, found, starts, rng.at(step=rank))
-    _shorten(model, y, found)
-    _deepen(model, y, found)
-    return found.result()
+        walk.run(rival, rng.at(step=rank))
+    return walk.result()
 
 
 class _Walk(NamedTuple):
-    """The settings of Algorithm 1, under the paper's names."""
+    """A search with the settings of Algorithm 1, under the paper's names."""
 
-    norm: Norm
-    bounds: tuple[float, float]
+    model: Classifier
+    y: Tensor
+    found: Smallest
     steps: int
+    starts: int
     alpha_max: float
     eta: float
     beta: float
 
+    def clean_logits(self) -> Tensor:
+        """The logits of the clean images. Misclassified images are noted as found."""
+        with torch.no_grad():
+            logits = self.model(self.found.x)
+        self.found.offer_clean(fooled(logits, self.y))
+        return logits
+
+    def run(self, rivals: Tensor | int, rng: Rng) -> None:
+        """Algorithm 1 without its final search, from each start, for the examples that are not done."""
+        found = self.found
+        if self.starts < 1:
+            raise UserError(f"starts is {self.starts}; it must be 1 or more")
+        for start in range(self.starts):
+            index = found.open()
+            x_adv = self.begin(index, rng.take(index).at(restart=rng.restart * self.starts + start))
+            for _ in range(self.steps):
+                if len(index) == 0:
+                    break
+                x, y = found.x[index], self.y[index]
+                others = rivals if isinstance(rivals, int) else rivals[index]
+                leaf, logits = traced(self.model, x_adv)
+                hit = fooled(logits, y)
+                found.offer(index, x_adv, hit)
+                if isinstance(others, int) and hit.any():
+                    x_adv, hit = self.back(x_adv, x, hit), torch.zeros_like(hit)
+                    leaf, logits = traced(self.model, x_adv)
+                x_adv = self.ahead(x_adv, x, hit, *boundaries(leaf, logits, y, others))
+                rest = ~found.done[index]
+                index, x_adv = index[rest], x_adv[rest]
+            if len(index) > 0:
+                with torch.no_grad():
+                    found.offer(index, x_adv, fooled(self.model(x_adv), self.y[index]))
+
+    def begin(self, index: Tensor, rng: Rng) -> Tensor:
+        """The clean image for restart 0 and where no radius is known, else a random point at half of the radius."""
+        found, x = self.found, self.found.x[index]
+        if rng.restart == 0:
+            return x
+        radius = found.distance[index].clamp(max=math.inf if found.eps is None else found.eps)
+        ball = ThreatModel(norm=found.threat.norm, eps=1.0, bounds=(-math.inf, math.inf))
+        offset = ball.sample(torch.zeros_like(x), rng)
+        length = radius.nan_to_num(posinf=0.0) / 2 / ball.distance(offset, torch.zeros_like(x)).clamp(min=1e-30)
+        return (x + offset * over_pixels(length, x)).clamp(*found.threat.bounds)
+
     def back(self, x_adv: Tensor, x: Tensor, hit: Tensor) -> Tensor:
-        """Towards the clean image x where x_adv is a hit."""
+        """Move towards the clean image x where x_adv is a hit."""
         return torch.where(over_pixels(hit, x), x + self.beta * (x_adv - x), x_adv)
 
     def ahead(self, x_adv: Tensor, x: Tensor, hit: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
-        """Onto the nearest boundary, mixed with its point nearest to the clean image x (eq. 8 to 10), from x_adv or,
-        where that is a hit, from its nearer point; values, gradients: of the boundaries at x_adv.
+        """Step onto the nearest boundary, mixed with the boundary's point nearest to the clean image x (eq. 8 to 10).
+
+        The step begins at x_adv, or where that is a hit at its point nearer to x. values and gradients describe the
+        boundaries at x_adv.
         """
-        value, _, gradient = nearest(values, gradients, self.norm)
+        norm, bounds = self.found.threat.norm, self.found.threat.bounds
+        value, _, gradient = nearest(values, gradients, norm)
         points = torch.cat([self.back(x_adv, x, hit), x])
         gradient = torch.cat([gradient] * 2)
         value = torch.cat([value] * 2) + (gradient * (points - torch.cat([x_adv] * 2))).flatten(1).sum(1)
-        on_plane = project(points, value, gradient, self.norm, self.bounds)
-        size_here, size_clean = ThreatModel(norm=self.norm, eps=0.0).distance(on_plane, points).chunk(2)
+        on_plane = project(points, value, gradient, norm, bounds)
+        size_here, size_clean = self.found.threat.distance(on_plane, points).chunk(2)
         share = size_here / (size_here + size_clean).clamp(min=torch.finfo(x.dtype).tiny)
         here, clean = points.lerp(on_plane, self.eta).chunk(2)
-        return here.lerp(clean, over_pixels(share.clamp(max=self.alpha_max), x)).clamp(*self.bounds)
+        return here.lerp(clean, over_pixels(share.clamp(max=self.alpha_max), x)).clamp(*bounds)
 
+    def result(self) -> Tensor:
+        """The images to return, after the searches along the line between the clean image and what was found."""
+        self.shorten()
+        self.deepen()
+        return self.found.result()
 
-def _clean_logits(model: Classifier, y: Tensor, found: Smallest) -> Tensor:
-    """The logits of the clean images, of which the misclassified are noted as found."""
-    with torch.no_grad():
-        logits = model(found.x)
-    found.offer(torch.arange(len(y), device=y.device), found.x, fooled(logits, y))
-    return logits
+    def shorten(self) -> None:
+        """The final search (eq. 11): three times, where the line through both margins crosses zero.
 
+        Differs from the paper: it begins 0.1 % beyond what was found and goes 70 % of each way. At the crossing itself
+        the rounding of another batch would decide.
+        """
+        found = self.found
+        index = (found.distance.isfinite() & ~found.done).nonzero().squeeze(1)
+        if len(index) == 0:
+            return
+        x, y = found.x[index], self.y[index]
+        right, wrong = x, (x + 1.001 * (found.x_adv[index] - x)).clamp(*found.threat.bounds)
+        with torch.no_grad():
+            below, above = margin(self.model(right), y), margin(self.model(wrong), y)
+            clear = above > 0
+            for _ in range(3):
+                share = (0.7 * above / (above - below).clamp(min=1e-30)).clamp(0.0, 1.0).to(right.dtype)
+                between = wrong + over_pixels(share, right) * (right - wrong)
+                logits = self.model(between)
+                value = margin(logits, y)
+                hit = value > 1e-5 * logits.abs().amax(1)
+                found.offer(index, between, hit)
+                picked = over_pixels(hit, right)
+                right, wrong = torch.where(picked, right, between), torch.where(picked, between, wrong)
+                below, above = torch.where(hit, below, value), torch.where(hit, value, above)
+        clear &= ~found.done[index]
+        found.x_adv[index[clear]], found.distance[index[clear]] = wrong[clear], found.threat.distance(wrong, x)[clear]
 
-def _walks(
-    model: Classifier, y: Tensor, rivals: Tensor | int, walk: _Walk, found: Smallest, starts: int, rng: Rng
-) -> None:
-    """Algorithm 1 without its final search, from each start, for what is not done."""
-    if starts < 1:
-        raise UserError(f"a search can't begin at {starts} points; starts is 1 or more")
-    for start in range(starts):
-        index = found.open()
-        x_adv = _begin(found, index, rng.take(index).at(restart=rng.restart * starts + start))
-        for _ in range(walk.steps):
-            if len(index) == 0:
-                break
-            x, label = found.x[index], y[index]
-            at = rivals if isinstance(rivals, int) else rivals[index]
-            leaf, logits = traced(model, x_adv)
-            hit = fooled(logits, label)
-            found.offer(index, x_adv, hit)
-            if isinstance(at, int) and hit.any():
-                x_adv, hit = walk.back(x_adv, x, hit), torch.zeros_like(hit)
-                leaf, logits = traced(model, x_adv)
-            x_adv = walk.ahead(x_adv, x, hit, *boundaries(leaf, logits, label, at))
-            rest = ~found.done[index]
-            index, x_adv = index[rest], x_adv[rest]
-        if len(index) > 0:
-            with torch.no_grad():
-                found.offer(index, x_adv, fooled(model(x_adv), y[index]))
+    def deepen(self) -> None:
+        """With an eps: move out to eps in the direction of what was found, where that raises the margin.
 
-
-def _begin(found: Smallest, index: Tensor, rng: Rng) -> Tensor:
-    """The clean image for restart 0 and where no radius is known, else a random point at half of the radius."""
-    x = found.x[index]
-    radius = found.distance[index].clamp(max=math.inf if found.eps is None else found.eps)
-    if rng.restart == 0:
-        return x
-    ball = ThreatModel(norm=found.threat.norm, eps=1.0, bounds=(-math.inf, math.inf))
-    offset = ball.sample(torch.zeros_like(x), rng)
-    length = radius.nan_to_num(posinf=0.0) / 2 / ball.distance(offset, torch.zeros_like(x)).clamp(min=1e-30)
-    return (x + offset * over_pixels(length, x)).clamp(*found.threat.bounds)
-
-
-def _shorten(model: Classifier, y: Tensor, found: Smallest, steps: int = 3) -> None:
-    """The final search (eq. 11): between the clean image and what was found, where a line through both margins crosses
-    zero, three times. Differs by beginning 0.1 % behind what was found and going 70 % of each way: on the crossing
-    itself, the rounding of another batch would decide.
-    """
-    index = (found.distance.isfinite() & ~found.done).nonzero().squeeze(1)
-    if len(index) == 0:
-        return
-    x, label = found.x[index], y[index]
-    right, wrong = x, (x + 1.001 * (found.x_adv[index] - x)).clamp(*found.threat.bounds)
-    with torch.no_grad():
-        below, above = margin(model(right), label), margin(model(wrong), label)
-        clear = above > 0
-        for _ in range(steps):
-            share = (0.7 * above / (above - below).clamp(min=1e-30)).clamp(0.0, 1.0).to(right.dtype)
-            between = wrong + over_pixels(share, right) * (right - wrong)
-            logits = model(between)
-            value = margin(logits, label)
-            hit = value > 1e-5 * logits.abs().amax(1)
-            found.offer(index, between, hit)
-            picked = over_pixels(hit, right)
-            right, wrong = torch.where(picked, right, between), torch.where(picked, between, wrong)
-            below, above = torch.where(hit, below, value), torch.where(hit, value, above)
-    clear &= ~found.done[index]
-    found.x_adv[index[clear]], found.distance[index[clear]] = wrong[clear], found.threat.distance(wrong, x)[clear]
-
-
-def _deepen(model: Classifier, y: Tensor, found: Smallest) -> None:
-    """For a verdict at one eps: as far as eps in the direction of what was found, where that fools by more; on the
-    boundary itself, the rounding of another batch or precision would decide.
-    """
-    index = (found.done & (found.distance > 0)).nonzero().squeeze(1)
-    if found.eps is None or len(index) == 0:
-        return
-    x, near, label = found.x[index], found.x_adv[index], y[index]
-    stretch = over_pixels(found.eps / found.distance[index], x)
-    far = (x + stretch * (near - x)).clamp(*found.threat.bounds)
-    with torch.no_grad():
-        here, there = margin(model(torch.cat([near, far])), torch.cat([label, label])).chunk(2)
-    deeper = (there > here) & found.threat.contains(far, x)
-    found.x_adv[index[deeper]] = far[deeper]
+        On the boundary itself the rounding of another batch or precision would decide.
+        """
+        found = self.found
+        index = (found.done & (found.distance > 0)).nonzero().squeeze(1)
+        if found.eps is None or len(index) == 0:
+            return
+        x, near, y = found.x[index], found.x_adv[index], self.y[index]
+        stretch = over_pixels(found.eps / found.distance[index], x)
+        far = (x + stretch * (near - x)).clamp(*found.threat.bounds)
+        with torch.no_grad():
+            here, there = margin(self.model(torch.cat([near, far])), torch.cat([y, y])).chunk(2)
+        deeper = (there > here) & found.threat.contains(far, x)
+        found.x_adv[index[deeper]] = far[deeper]

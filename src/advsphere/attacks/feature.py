@@ -1,4 +1,4 @@
-"""The feature attack: towards images of other classes, in the features that enter the network's head."""
+"""The feature attack: move an image towards images of other classes, in the features that enter the network's head."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.attacks.combine import attack_kind
-from advsphere.classifier import Classifier, fooled
+from advsphere.classifier import Classifier, fooled, head_inputs
 from advsphere.errors import UserError
-from advsphere.losses import margin
+from advsphere.losses import margin, widen
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 MOST = 16
-"""How many guides of one example are tried at once, at most."""
+"""Largest number of guides that one example tries at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Guides:
-    """Images whose features an attack may steer to, usually the evaluated set itself.
+    """Images whose features an attack may approach, usually the evaluated set itself.
 
-    images: (N, C, H, W), as the model takes them. labels: (N,) int64. Raises UserError where the two don't match.
+    Attributes:
+        images: Images (N, C, H, W), within the bounds.
+        labels: Their labels (N,), int64.
+
+    Raises:
+        UserError: If images and labels do not match.
     """
 
     images: Tensor
@@ -39,9 +44,17 @@ class Guides:
             )
 
     def draw(self, y: Tensor, rng: Rng) -> Tensor:
-        """(B,) positions: for each of the labels y (B,) an image of another class, all of them equally likely.
+        """Draw a guide of another class for each example, all of them equally likely.
 
-        Raises UserError where there is none.
+        Args:
+            y: Labels (B,) of the examples.
+            rng: Random numbers for these examples.
+
+        Returns:
+            Positions (B,) in `images`.
+
+        Raises:
+            UserError: If there is no guide of another class.
         """
         by_class = self.labels.argsort(stable=True)
         low, high = (torch.searchsorted(self.labels[by_class], y, right=right) for right in (False, True))
@@ -70,24 +83,38 @@ def feature_attack(
     step_size: float = 1 / 255,
     rng: Rng | None = None,
 ) -> Tensor:
-    """The feature attack of github.com/Line290/FeatureAttack (no paper), the column "FeaAtt." of the paper's Table 2;
-    x: (B, C, H, W) in bounds, y: (B,) labels -> x_adv of the same shape.
+    """Feature attack: raise the cosine similarity to the features of an image of another class.
 
-    From a uniform point of the ball, `steps` steps up the cosine between the features of the image and those of a guide
-    of another class, for `tries` guides of each example: one, then 2, 4, 8 and always 16 of them at once, and none any
-    more as soon as one has changed the prediction. Where none does, the result of the try with the highest margin is
-    returned, or the clean image where its margin is higher. head: the layer of `model` whose input the features are,
-    `split(network).head`; it is watched while the model runs, so one forward gives features and logits, whatever view
-    of the network (frozen, folded, autocast) the model is. step_size: in pixel units, along `threat.ascent`. draws:
-    guides and starts. At most 1 + tries * (steps + 2) forwards of each image, never of more at once than x has, or 16.
-    Raises UserError for tries < 1, a head that the model does not run, and guides without another class.
+    Source: github.com/Line290/FeatureAttack (no paper), the column "FeaAtt." of Table 2 in Pang et al. 2020 (arXiv
+    2002.08619). Each try begins at a uniform point of the ball. An example tries one guide, then 2, 4, 8 and always 16
+    at once, and stops as soon as one fools the model. Costs at most 1 + tries * (steps + 2) forwards of each image. No
+    forward is larger than the batch, or than 16 images.
 
-    Differs from the official code, which has eps 8/255, 1/255 a step, 20 or 50 steps and 100 to 1000 guides (the
-    paper's own settings are not published): there all guides of an image are one batch that ends when the first
-    succeeds, here few are tried first, since one is often enough; the verdict has the same meaning.
+    Differs from the official code (eps 8/255, steps of 1/255, 20 or 50 steps, 100 to 1000 guides; the paper's settings
+    are not published): there all guides of an image form one batch. Here few are tried first, because one often
+    succeeds. Whether an example is fooled means the same.
+
+    Args:
+        model: Maps images to logits (B, K). It may be any view of the network, such as a frozen one.
+        x: Clean images (B, C, H, W), within the bounds.
+        y: Labels (B,).
+        threat: Norm, radius and bounds.
+        head: The layer of the network whose input is the features, `split(network).head`.
+        guides: The images to approach.
+        tries: Number of guides for each example, at least 1.
+        steps: Number of steps towards each guide.
+        step_size: Length of a step in pixel units, along `threat.ascent`.
+        rng: Random numbers for guides and starts; by default of seed 0 and ids 0 to B - 1.
+
+    Returns:
+        The adversarial images, same shape as `x`. Where nothing succeeds it is the result with the highest margin loss,
+        or the clean image if its margin loss is higher.
+
+    Raises:
+        UserError: If tries < 1, the model does not run `head`, or there is no guide of another class.
     """
     if tries < 1:
-        raise UserError(f"the attack can't work with {tries} guides for each image; 100 is usual")
+        raise UserError(f"tries is {tries}, but each image needs at least 1 guide (100 is usual)")
     x, rng = x.detach(), rng or Rng.of(x)
     climb = _Climb(model, head, threat, steps, step_size)
     with torch.no_grad():
@@ -106,8 +133,9 @@ def feature_attack(
 
 
 def _together(tries: int) -> Iterator[range]:
-    """The numbers of the tries, in groups as large as all before them and one more, up to MOST. The same for any batch,
-    since which of the tries succeeds first is a matter of the group.
+    """Divide the tries into groups of 1, 2, 4, 8 and then MOST.
+
+    The groups do not depend on the batch, because the group decides which of its tries counts as the first success.
     """
     first = 0
     while first < tries:
@@ -117,7 +145,7 @@ def _together(tries: int) -> Iterator[range]:
 
 
 class _Climb(NamedTuple):
-    """Steps towards the features of guides."""
+    """The ascent towards the features of guides, with its settings."""
 
     model: Classifier
     head: nn.Module
@@ -127,13 +155,15 @@ class _Climb(NamedTuple):
 
     @torch.no_grad()
     def goals(self, guides: Guides, places: Tensor, dtype: torch.dtype) -> Tensor:
-        """The features, (b, T, D), of the guides at `places`, (b, T); one forward for each, however often drawn."""
+        """The features (b, T, D) of the guides at `places`, (b, T). Each guide is forwarded once."""
         chosen, position = places.unique(return_inverse=True)
         return self.seen(guides.images[chosen].to(dtype))[1][position]
 
     def run(self, x_adv: Tensor, x: Tensor, y: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """T tries of each example at once, x_adv: (b, T, ...), goal: (b, T, D). All of them end at the first success of
-        one. Returns that or the one of the highest margin, (b, ...), its margin and whether it fools, (b,).
+        """T tries of each example at once, all of which end at the first success.
+
+        x_adv: (b, T, ...); goal: (b, T, D). Returns for each example the success, or the result with the highest margin
+        (b, ...), its margin (b,) and whether it fools the model (b,).
         """
         result, index = x.clone(), torch.arange(len(x), device=x.device)
         best, won = x.new_zeros(len(x), dtype=torch.float64), torch.zeros_like(index, dtype=torch.bool)
@@ -159,17 +189,7 @@ class _Climb(NamedTuple):
         return result, best, won
 
     def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits (B, K), features (B, D) in at least float32) of one forward."""
-        caught: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-        try:
+        """Logits (B, K) and features (B, D), the latter in at least float32, from one forward."""
+        with head_inputs(self.head) as latest:
             logits = self.model(x)
-        finally:
-            handle.remove()
-        if not caught:
-            raise UserError(
-                f"the model under attack never runs the {type(self.head).__name__} that was given as its head; "
-                "take split(network).head of the very network that is attacked"
-            )
-        features = caught[-1].flatten(1)
-        return logits, features.to(torch.promote_types(features.dtype, torch.float32))
+            return logits, widen(latest().flatten(1))

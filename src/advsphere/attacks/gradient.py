@@ -1,7 +1,7 @@
-"""Attacks that follow the gradient inside a ball: FGSM, PGD, MIM.
+"""Gradient attacks inside a ball: FGSM, PGD and MIM.
 
-One loop serves all three. `until_fooled` compacts the batch inside the iterations, so that an evaluation pays only for
-what still resists; crafting for training never uses it, since leaving fooled examples out would train on weaker ones.
+One loop serves all three. With `until_fooled` it drops examples from the batch as soon as they are fooled, so an
+evaluation pays only for those that still resist. Training never uses it, because it would train on weaker examples.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel
+from advsphere.threat import ThreatModel, over_pixels
 
 Start = Literal["uniform", "clean"] | Tensor
+"""Where an attack begins: at a uniform point of the ball, at the clean image, or at the given images (B, C, H, W)."""
 Keep = Literal["last", "best"]
+"""Which iterate an attack returns: the last one, or the one with the highest loss."""
 
-CIRCLE = 4
-"""How many iterates back to look for the one at hand: steps of one size end up jumping to and fro."""
+CYCLE = 4
+"""How many previous iterates are compared with the current one. Steps of a fixed size end in short cycles."""
 
 
 @attack_kind("one-step")
@@ -37,11 +39,22 @@ def fgsm(
     targeted: bool = False,
     rng: Rng | None = None,
 ) -> Tensor:
-    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of size eps from the clean
-    image.
+    """Fast gradient sign method: one step of size eps from the clean image.
 
-    Shapes and errors as in `pgd`. With l2 or l1 the step is the norm's own steepest one. `draws` is not needed: nothing
-    is random.
+    Source: Goodfellow et al. 2015 (arXiv 1412.6572). For l2 and l1 the step follows the steepest direction of that
+    norm.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: Labels (B,), or the classes to reach if `targeted`.
+        threat: Norm, radius and bounds.
+        loss: The loss to raise.
+        targeted: Lower the loss instead, so that the prediction moves towards `target`.
+        rng: Not used, because nothing is random.
+
+    Returns:
+        The adversarial images, same shape as `x`.
     """
     return pgd(
         model, x, target, threat=threat, steps=1, step_size=threat.eps, loss=loss, start="clean", targeted=targeted
@@ -66,20 +79,35 @@ def pgd(
     keep: Keep = "last",
     rng: Rng | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083); x: (B, C, H, W) in bounds -> x_adv of the same
-    shape.
+    """Projected gradient descent: repeated steps along the gradient, each projected back into the ball.
 
-    target: what `loss` compares the logits with, indexed together with x: labels or target classes (B,), probabilities
-    (B, K). step_size: in pixel units, along `threat.ascent`. start: a uniform draw from the ball, the clean image, or a
-    tensor to begin at. decay: follow the momentum of `mim` instead of the gradient. targeted: descend instead, towards
-    `target`. until_fooled: stop each example at its first success (target must be labels). keep: the last iterate, or
-    the one with the highest loss; with both, an example that is back at one of its last iterates is done as well, since
-    it would go round in circles. rng: where the random start comes from (seed 0 and ids 0..B-1 by default). Raises
-    UserError for `until_fooled` with another target than labels. Differs from the paper's code by ascending `log_odds`,
-    which has cross-entropy's direction and never saturates.
+    Source: Madry et al. 2018 (arXiv 1706.06083). Differs from the paper's code: the default loss is `log_odds`, which
+    has the gradient direction of cross-entropy and never saturates.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: The second argument of `loss`: labels or target classes (B,), or probabilities (B, K).
+        threat: Norm, radius and bounds.
+        steps: Number of steps.
+        step_size: Length of a step in pixel units, along `threat.ascent`.
+        loss: The loss to raise.
+        start: Where to begin.
+        decay: If given, follow the momentum of `mim` with this decay instead of the gradient.
+        targeted: Lower the loss instead, so that the prediction moves towards `target`.
+        until_fooled: Stop each example at its first success. Together with `keep="best"`, also stop an example that
+            returns to one of its last iterates, because it would cycle from there on.
+        keep: Which iterate to return where no success has stopped an example.
+        rng: Random numbers for the uniform start; by default of seed 0 and ids 0 to B - 1.
+
+    Returns:
+        The adversarial images, same shape as `x`.
+
+    Raises:
+        UserError: If `until_fooled` is set and `target` does not hold labels.
     """
     if until_fooled and target.dim() != 1:
-        raise UserError(f"until_fooled judges success by labels (B,), but the target has shape {tuple(target.shape)}")
+        raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
     sign = -1.0 if targeted else 1.0
     x = x.detach()
     x_adv = starting_point(x, threat, start, rng)
@@ -88,7 +116,7 @@ def pgd(
     momentum = torch.zeros_like(x)
     best = torch.full((len(x),), -torch.inf, device=x.device)
     trail = list[Tensor]()
-    # The last iterate has to be looked at too, for its loss or its success: one more pass, without a step.
+    # One more pass without a step, where the loss or the success of the last iterate counts.
     passes = steps + 1 if keep == "best" or until_fooled else steps
     for i in range(passes):
         logits, values, grad = input_gradient(model, x_adv, target, loss)
@@ -103,7 +131,7 @@ def pgd(
             if keep == "best" and decay is None:
                 for before in trail:
                     done = done | (x_adv == before).flatten(1).all(1)
-                trail = [before[~done] for before in [*trail, x_adv][-CIRCLE:]]
+                trail = [before[~done] for before in [*trail, x_adv][-CYCLE:]]
             rest = ~done
             active, x, x_adv, target = active[rest], x[rest], x_adv[rest], target[rest]
             grad, momentum, best = grad[rest], momentum[rest], best[rest]
@@ -111,7 +139,7 @@ def pgd(
             break
         if decay is not None:
             size = grad.abs().flatten(1).sum(1).clamp(min=1e-30)
-            grad = momentum = decay * momentum + grad / size.view(-1, *[1] * (grad.dim() - 1))
+            grad = momentum = decay * momentum + grad / over_pixels(size, grad)
         x_adv = threat.project(x_adv + step_size * threat.ascent(grad, x_adv), x)
     if keep == "last":
         result[active] = x_adv
@@ -136,29 +164,39 @@ def mim(
     keep: Keep = "last",
     rng: Rng | None = None,
 ) -> Tensor:
-    """The momentum iterative method (Dong et al. 2018, arXiv 1710.06081, eq. 6-7): g <- decay g + grad / ||grad||_1.
+    """Momentum iterative method: `pgd` along g <- decay * g + grad / ||grad||_1, from the clean image.
 
-    `pgd` with a momentum and from the clean image; the paper's step_size is eps / steps. Arguments as there.
+    Source: Dong et al. 2018 (arXiv 1710.06081, eq. 6 and 7).
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: As in `pgd`.
+        threat: Norm, radius and bounds.
+        steps: Number of steps.
+        step_size: Length of a step in pixel units; eps / steps in the paper.
+        decay: Share of the momentum that is kept at each step.
+        loss: The loss to raise.
+        start: Where to begin.
+        targeted: Lower the loss instead, so that the prediction moves towards `target`.
+        until_fooled: Stop each example at its first success.
+        keep: Which iterate to return where no success has stopped an example.
+        rng: Random numbers for a uniform start.
+
+    Returns:
+        The adversarial images, same shape as `x`.
+
+    Raises:
+        UserError: As in `pgd`.
     """
     return pgd(
-        model,
-        x,
-        target,
-        threat=threat,
-        steps=steps,
-        step_size=step_size,
-        loss=loss,
-        start=start,
-        decay=decay,
-        targeted=targeted,
-        until_fooled=until_fooled,
-        keep=keep,
-        rng=rng,
-    )
+        model, x, target, threat=threat, steps=steps, step_size=step_size, decay=decay, loss=loss, start=start,
+        targeted=targeted, until_fooled=until_fooled, keep=keep, rng=rng,
+    )  # fmt: skip
 
 
 def starting_point(x: Tensor, threat: ThreatModel, start: Start, rng: Rng | None) -> Tensor:
-    """Where an attack inside a ball begins, put into ball and box; (B, ...) -> (B, ...)."""
+    """The images (B, ...) at which an attack begins, within ball and box."""
     if isinstance(start, Tensor):
         return threat.project(start.detach(), x)
     return threat.sample(x, rng or Rng.of(x)) if start == "uniform" else x.clone()

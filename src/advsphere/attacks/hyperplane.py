@@ -1,7 +1,7 @@
-"""A classifier seen as a linear one: its decision boundaries as hyperplanes, and the nearest point of one in the box.
+"""The linearised classifier: its decision boundaries as hyperplanes, and projections onto a hyperplane inside the box.
 
-Per norm there are two facts, how far away a hyperplane is and where it is nearest; no attack that uses them branches on
-it.
+The norms differ in two facts only, how far away a hyperplane is and where it is nearest. Attacks that use this module
+never branch on the norm.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ from advsphere.errors import UserError
 from advsphere.threat import Norm
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
-"""The order of the norm that measures gradients where the perturbation is measured by the given one."""
+"""The order of the dual norm, which measures gradients when the perturbation is measured by the given norm."""
 
 CACHED = 2**16
-"""How many pixels are projected at once on a CPU: what its cache holds. Up to 3 times faster, measured, than a batch.
-"""
+"""Pixels that a CPU projects at once, because they fit into its cache. Measured up to 3 times faster than a batch."""
 
 
 def most_likely_rivals(logits: Tensor, y: Tensor, n: int) -> Tensor:
-    """The n most likely classes other than y, or all of them where there are fewer: (B, K), (B,) -> (B, k), best first.
+    """The n most likely classes other than y, or all of them if there are fewer: (B, K), (B,) -> (B, k), best first.
 
     Raises UserError for n < 1 or a model of one class.
     """
     if n < 1 or logits.shape[1] < 2:
         raise UserError(
-            f"a boundary lies between the label and another class, but {n} others of a model with "
-            f"{logits.shape[1]} are asked for; at least one, of a model with two or more"
+            f"the attack was asked for {n} wrong classes of a model with {logits.shape[1]} classes; it needs at least "
+            "one, of a model with two or more"
         )
     others = logits.scatter(1, y[:, None], float("-inf"))
     return others.topk(min(n, logits.shape[1] - 1), dim=1).indices
 
 
 def traced(model: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One forward whose graph is kept: (the leaf (B, ...) that it began at, logits (B, K))."""
+    """Run one forward and keep its graph. Returns the leaf (B, ...) and the logits (B, K)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         return leaf, model(leaf)
@@ -47,10 +46,9 @@ def traced(model: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
 def boundaries(leaf: Tensor, logits: Tensor, y: Tensor, rivals: Tensor | int) -> tuple[Tensor, Tensor]:
     """The boundaries between y and its rivals: values z_j - z_y, (B, k), and their gradients at the leaf, (B, k, ...).
 
-    leaf, logits: from `traced`; good for one call. rivals: (B, k) classes, or how many of the most likely ones.
-    A backward for each rival on the graph that is kept: on a CPU that is faster than one vectorised backward (1.3 to
-    2.4 times, measured), and works with any custom operator. What is not a number becomes 0, so that no step follows
-    from it.
+    leaf and logits come from `traced` and serve one call. rivals: classes (B, k), or how many of the most likely ones.
+    One backward per rival on the kept graph is faster on a CPU than one vectorised backward (measured 1.3 to 2.4
+    times), and works with any custom operator. NaN and infinity become 0, so that they cause no step.
     """
     with torch.enable_grad():
         chosen = most_likely_rivals(logits.detach(), y, rivals) if isinstance(rivals, int) else rivals
@@ -62,10 +60,10 @@ def boundaries(leaf: Tensor, logits: Tensor, y: Tensor, rivals: Tensor | int) ->
 
 
 def nearest(values: Tensor, gradients: Tensor, norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
-    """The boundary with the smallest |value| / ||gradient||_q, q dual to the norm: (B, k), (B, k, ...) -> its value
-    (B,), that length (B,), its gradient (B, ...).
+    """The boundary with the smallest |value| / ||gradient||_q, where q is dual to the norm.
 
-    The length is its distance where the box plays no part (Croce & Hein 2020, arXiv 1907.02044, eq. 7); 0 where every
+    From (B, k) and (B, k, ...) it returns that boundary's value (B,), the quotient (B,) and the gradient (B, ...).
+    Without the box the quotient is the distance (Croce & Hein 2020, arXiv 1907.02044, eq. 7). It is 0 where every
     gradient is zero.
     """
     steepness = torch.linalg.vector_norm(gradients.flatten(2), DUAL[norm], dim=2)
@@ -76,11 +74,11 @@ def nearest(values: Tensor, gradients: Tensor, norm: Norm) -> tuple[Tensor, Tens
 
 
 def project(x: Tensor, value: Tensor, gradient: Tensor, norm: Norm, bounds: tuple[float, float]) -> Tensor:
-    """The point u of the box nearest to x with value + <gradient, u - x> = 0; where the box has none, the one of its
-    points that comes closest to that.
+    """The point u of the box nearest to x with value + <gradient, u - x> = 0.
 
-    x: (B, ...) in the box; value: (B,); gradient: (B, ...). Solves Croce & Hein 2020, eq. 6 (their Appendix A), without
-    their sort for linf and l2. A gradient of zero leaves x where it is.
+    x: (B, ...) in the box; value: (B,); gradient: (B, ...). If the box does not meet the hyperplane, the result is the
+    point of the box that comes closest to it. A gradient of zero leaves x unchanged. Solves eq. 6 of Croce & Hein 2020
+    (their Appendix A), without their sort for linf and l2.
     """
     if len(x) == 0:
         return x
@@ -92,7 +90,7 @@ def project(x: Tensor, value: Tensor, gradient: Tensor, norm: Norm, bounds: tupl
 def _projected(x: Tensor, value: Tensor, slope: Tensor, norm: Norm, bounds: tuple[float, float]) -> Tensor:
     """`project` for x (B, D), value (B, 1) and gradient (B, D)."""
     low, high = bounds
-    # By the largest entry first: the squares of a gradient of 1e-25 underflow.
+    # Divide by the largest entry first: the squares of a gradient of 1e-25 underflow.
     steepest = slope.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     direction = -value.sign() * slope.sign()
     room = torch.where(direction > 0, high - x, x - low).clamp(min=0.0) * (direction != 0)
@@ -105,11 +103,11 @@ def _projected(x: Tensor, value: Tensor, slope: Tensor, norm: Norm, bounds: tupl
 
 
 def _level(slope: Tensor, weight: Tensor, room: Tensor, goal: Tensor) -> Tensor:
-    """min(level * weight, room) with the smallest level >= 0 whose gain, the sum of slope * that, is the goal; else
-    room.
+    """min(level * weight, room) with the smallest level whose gain, the sum of slope * that, reaches the goal.
 
-    slope, weight, room: (B, D), not negative; goal: (B, 1). The gain is concave and piecewise linear in the level, so
-    Newton's method from 0 rises to the solution and is there, exactly, after finitely many steps (usually about five).
+    slope, weight, room: (B, D), not negative; goal: (B, 1). If no level reaches the goal, the result is room. The gain
+    is concave and piecewise linear in the level, so Newton's method from 0 rises to the exact solution in finitely many
+    steps (usually about five).
     """
     tiny = torch.finfo(slope.dtype).tiny
     full, rise, level = slope * room, slope * weight, torch.zeros_like(goal)
@@ -125,10 +123,9 @@ def _level(slope: Tensor, weight: Tensor, room: Tensor, goal: Tensor) -> Tensor:
 
 
 def _steepest_first(slope: Tensor, room: Tensor, goal: Tensor) -> Tensor:
-    """Use up the room of one pixel after the other, the steepest first, until the gain is the goal; shapes as in
-    `_level`.
+    """Use up the room of one pixel after the other, the steepest first, until the gain reaches the goal.
 
-    Sorts no more pixels than are needed: as a rule a few of thousands are.
+    Shapes as in `_level`. It sorts only as many pixels as it needs, usually a few out of thousands.
     """
     count, gain = 32, slope * room
     beyond = goal >= gain.sum(1, keepdim=True)

@@ -1,19 +1,19 @@
-"""RayS: a hard-label attack that searches the corners of the linf ball and sees predictions alone.
+"""RayS: a hard-label attack that searches the corners of the linf ball.
 
-No gradient and no logit is used, so an accuracy that white-box attacks leave and RayS takes is a sign of masked
-gradients.
+It uses predictions only, no logits and no gradients. If it breaks examples that white-box attacks leave, the gradients
+are probably masked.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from advsphere.attacks.combine import attack_kind
-from advsphere.attacks.smallest import Smallest
+from advsphere.attacks.records import Rows, Smallest
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.rng import Rng
@@ -33,27 +33,37 @@ def rays(
     eps: float | None = None,
     rng: Rng | None = None,
 ) -> Tensor:
-    """The ray-searching attack (Chen & Gu 2020, arXiv 2006.12792): hierarchical search (Algorithm 3) over the signs of
-    blocks of pixels, with the fast check and the binary search of the radius (Algorithm 2).
+    """Ray searching attack: search the directions of signs in which the boundary is nearest in linf.
 
-    x: (B, C, H, W) in bounds -> the adversarial image of the smallest linf norm that was found, the clean image where
-    none was. y: (B,) labels. queries: the most images of one example that the model sees, >= 1. tolerance: where the
-    binary search ends, as the published length of the ray, ||x_adv - x||_2 before the box: tolerance / sqrt(C H W) in
-    pixel units. eps: for a verdict at this radius: an example is done once it is fooled within eps, and what is larger
-    is not returned. rng: not needed, nothing is random. Raises UserError for queries < 1, and for bounds or eps that
-    make no sense.
+    Source: Chen & Gu 2020 (arXiv 2006.12792): hierarchical search over blocks of pixels (Algorithm 3), with the fast
+    check and the binary search for the radius (Algorithm 2).
 
-    The search of one example never waits for another's: in each forward, every example that is not done asks its own
-    next question. Differs from the official code (github.com/uclaml/RayS): a misclassified image is its own answer;
-    where the direction of all -1 fools nothing, that of all +1 is asked, there never; the limit of queries is exact; a
-    search stops once a whole pass over single pixels has changed nothing, from where the published one would ask the
-    same questions again; with eps, examples inside the ball ask nothing more.
+    Differs from the official code (github.com/uclaml/RayS): a misclassified image is returned unchanged. Where the
+    direction of all -1 does not fool the model, that of all +1 is tried. The number of queries is never exceeded. The
+    search of an example stops once a whole pass over single pixels has changed nothing, because it would repeat itself,
+    or once it succeeds within `eps`. Each example asks its own next query in every forward.
+
+    Args:
+        model: Maps images to logits (B, K); only their argmax is used.
+        x: Clean images (B, C, H, W), within the bounds.
+        y: Labels (B,).
+        bounds: Lowest and highest value of a pixel.
+        queries: Largest number of forwards of each image, at least 1.
+        tolerance: Precision of the binary search, measured as in the paper by the l2 length of the ray, that is
+            tolerance / sqrt(C H W) in pixel units.
+        eps: If given, return only adversarial examples within this radius, and stop at the first one.
+        rng: Not used, because nothing is random.
+
+    Returns:
+        The adversarial images of smallest linf norm found, same shape as `x`, or the clean image where none was found.
+
+    Raises:
+        UserError: If queries < 1, or if bounds or eps are invalid.
     """
     if queries < 1:
-        raise UserError(f"RayS can't work with {queries} queries; it needs at least 1, and 10000 is usual")
+        raise UserError(f"queries is {queries}, but RayS needs at least 1 (10000 is usual)")
     found = Smallest(x, norm="linf", bounds=bounds, eps=eps)
-    index = found.open()
-    found.offer(index, found.x, fooled(model(found.x), y))
+    found.offer_clean(fooled(model(found.x), y))
     index = found.open()
     x, y, search = found.x[index], y[index], _begin(found.x[index])
     for _ in range(queries - 1):
@@ -66,28 +76,24 @@ def rays(
         search = _answered(search, radius, hit, tolerance / math.sqrt(x[0].numel()))
         rest = ~(search.converged | found.done[index])
         if not rest.all():
-            index, x, y, search = index[rest], x[rest], y[rest], _Search(*(part[rest] for part in search))
+            index, x, y, search = index[rest], x[rest], y[rest], search.take(rest)
     return found.result()
 
 
-class _Search(NamedTuple):
-    """How far the search of each example is; all (b, ...).
+@dataclass(frozen=True)
+class _Search(Rows):
+    """How far the search of each example is."""
 
-    sign, attempt: (b, D) of +-1, the best direction so far and the one in question. best: the radius at which `sign`
-    fools, inf before the first success. low, high: where the radius of `attempt` is looked for while `searching`.
-    level, block: `attempt` is `sign` with block number `block` of 2**level flipped. improved: at this level.
-    """
-
-    sign: Tensor
-    attempt: Tensor
-    best: Tensor
-    low: Tensor
+    sign: Tensor  # best direction so far, (b, D) of +-1
+    attempt: Tensor  # direction in question: `sign` with one block flipped
+    best: Tensor  # radius (b,) at which `sign` fools the model, infinite before the first success
+    low: Tensor  # bounds (b,) of the binary search for the radius of `attempt`
     high: Tensor
-    searching: Tensor
-    level: Tensor
-    block: Tensor
-    improved: Tensor
-    converged: Tensor
+    searching: Tensor  # whether the binary search is running, (b,) bool
+    level: Tensor  # the direction is divided into 2**level blocks, (b,)
+    block: Tensor  # number of the flipped block (b,)
+    improved: Tensor  # whether this level has improved `best`, (b,) bool
+    converged: Tensor  # (b,) bool
 
 
 def _begin(x: Tensor) -> _Search:
@@ -97,17 +103,15 @@ def _begin(x: Tensor) -> _Search:
 
 
 def _question(search: _Search, width: float) -> Tensor:
-    """(b,): the radius to ask about, the middle of a binary search or, as the fast check, the best one so far.
+    """The radius (b,) to query: the middle of the binary search, or the best radius so far (the fast check).
 
-    width: of the box; a longer ray ends in the same corner.
+    It is at most the width of the box, because a longer ray ends in the same corner.
     """
     return torch.where(search.searching, (search.low + search.high) / 2, search.best.clamp(max=width))
 
 
 def _answered(search: _Search, radius: Tensor, hit: Tensor, tolerance: float) -> _Search:
-    """The search after `attempt` was asked at `radius`: a hit narrows the radius down or begins to, a miss of the fast
-    check goes on to the next block.
-    """
+    """Take an answer: a hit begins or narrows a binary search, a miss of the fast check moves to the next block."""
     better = hit & (radius < search.best)
     best = torch.where(better, radius, search.best)
     sign = torch.where(better[:, None], search.attempt, search.sign)
@@ -117,11 +121,11 @@ def _answered(search: _Search, radius: Tensor, hit: Tensor, tolerance: float) ->
     improved = search.improved | better
 
     blocks, size = _blocks(search.level, sign.shape[1])
-    # Where the first flip, of everything, fools nothing, block 1 of level 0 lies outside: the same without a flip.
+    # If flipping everything does not fool the model, the next block of level 0 lies outside: the unflipped direction.
     blocks = blocks + ((search.level == 0) & best.isinf())
     last = ~searching & (search.block >= blocks - 1)
     converged = last & (size == 1) & ~improved
-    # Blocks of one pixel can't be halved: from there on the same level is passed over again.
+    # Blocks of one pixel can't be halved, so this level is repeated.
     level = search.level + (last & (size > 1))
     block = torch.where(last, 0, search.block + (~searching).long())
     attempt = torch.where(searching[:, None], search.attempt, _flipped(sign, level, block))
@@ -129,9 +133,7 @@ def _answered(search: _Search, radius: Tensor, hit: Tensor, tolerance: float) ->
 
 
 def _blocks(level: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Number and length of the blocks at each level: 2**level of them, fewer where their rounded length fills `size`
-    sooner.
-    """
+    """Number and length of the blocks at a level: 2**level, or fewer if their rounded length covers `size` sooner."""
     length = -(-size // 2**level)
     return -(-size // length), length
 

@@ -1,6 +1,6 @@
-"""The Square attack: random search over square windows, without gradients.
+"""The Square attack: random search over square windows.
 
-It needs the logits alone, so it sees through networks whose gradients are masked or do not exist.
+It uses logits only, so it works on networks whose gradients are masked or do not exist.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import Loss, margin
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel
+from advsphere.threat import ThreatModel, over_pixels
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Iterations, of 10,000, after which the area of the windows halves (the published schedule of p)."""
+"""Queries, out of 10,000, after which the area of the windows is halved (the published schedule of p)."""
 
 BLOCK = 64
-"""Queries whose random numbers are drawn at once: one by one, drawing would cost more than a small network."""
+"""Queries whose random numbers are drawn at once. Drawn one by one they would cost more than a small network."""
 
 
 @attack_kind("black-box")
@@ -43,20 +43,34 @@ def square(
     targeted: bool = False,
     rng: Rng | None = None,
 ) -> Tensor:
-    """The Square attack (Andriushchenko et al. 2020, arXiv 1912.00049, Algorithms 1-3; l1: Croce & Hein 2021, arXiv
-    2103.01208, appendix); x: (B, C, H, W) in bounds, target: (B,) labels, or classes to reach -> x_adv of the same
-    shape.
+    """Square attack: random search over square windows of the image, without gradients.
 
-    queries: at most so many forwards of each image, the one of the initial stripes or tiles included; an example is
-    done at its first success. p: the share of the image that the first windows cover. horizon: the number of queries
-    that the schedule of p is stretched over, `queries` by default; AutoAttack's 5,000 queries have a horizon of 10,000.
-    loss: what a window has to raise to be kept. targeted: descend instead, towards `target`; the paper takes
-    `cross_entropy` there. Where nothing fools, the point of the highest loss is returned. Raises UserError for other
-    inputs than images, queries < 1 or p outside (0, 1].
+    Source: Andriushchenko et al. 2020 (arXiv 1912.00049, Algorithms 1 to 3); for l1 Croce & Hein 2021 (arXiv
+    2103.01208, appendix). Each example is done at its first success.
 
-    Differs from the official code: windows and signs are drawn for each example (there one window for the batch, with
-    linf one sign pattern too), and windows reach the last row and column, as in the paper. With l1 the radius is 1e-5
-    shorter, against rounding (there 1e-6).
+    Differs from the official code: windows and signs are drawn for each example (there one window for the batch, and
+    for linf one sign pattern), and windows reach the last row and column, as in the paper. For l1 the radius is
+    shortened by 1e-5 against rounding, there by 1e-6.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: Labels (B,), or the classes to reach if `targeted`.
+        threat: Norm, radius and bounds.
+        queries: Largest number of forwards of each image, at least 1. The first one tries the initial pattern.
+        p: Share of the image that the first windows cover, in (0, 1].
+        horizon: Number of queries over which the windows shrink; `queries` if not given. AutoAttack runs 5,000 queries
+            with a horizon of 10,000.
+        loss: A window is kept if it raises this loss.
+        targeted: Lower the loss instead, so that the prediction moves towards `target`. The paper uses
+            `cross_entropy` there.
+        rng: Random numbers for windows and signs; by default of seed 0 and ids 0 to B - 1.
+
+    Returns:
+        The adversarial images, same shape as `x`, or where nothing succeeds the point with the highest loss.
+
+    Raises:
+        UserError: If `x` is not (B, C, H, W), queries < 1 or p is outside (0, 1].
     """
     if x.dim() != 4:
         raise UserError(f"square windows need images (B, C, H, W), the input has shape {tuple(x.shape)}")
@@ -65,7 +79,7 @@ def square(
     sign = -1.0 if targeted else 1.0
     x, rng = x.detach(), rng or Rng.of(x)
     if threat.norm == "l1":
-        # It changes every pixel, and the roundings of so many to float32 add up.
+        # Every pixel changes, and their rounding errors add up.
         threat = replace(threat, eps=threat.eps * (1 - 1e-5))
     propose, first = (_recoloured, _stripes) if threat.norm == "linf" else (_rearranged, _tiles)
     candidate = threat.project(x + first(x, threat, rng), x)
@@ -77,7 +91,7 @@ def square(
         value = sign * loss(logits, target)
         done = fooled(logits, target) != targeted
         better = done | (value > best)
-        x_best = torch.where(better.view(-1, 1, 1, 1), candidate, x_best)
+        x_best = torch.where(over_pixels(better, x), candidate, x_best)
         best = torch.where(better, value, best)
         if i % BLOCK == 0:
             numbers = rng.at(step=i // BLOCK).uniform((BLOCK, 5 + x.shape[1]), "window")
@@ -95,15 +109,16 @@ def square(
 
 
 def _stripes(x: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-    """Columns of +-eps in each channel (linf)."""
+    """The initial pattern for linf: columns of +-eps in each channel."""
     _, channels, _, width = x.shape
     return threat.eps * _signs(rng.uniform((channels, 1, width), "start")).to(x.dtype)
 
 
 def _tiles(x: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-    """Five by five tiles around the middle, each a bump of random sign; of norm eps (l2), or to be projected (l1).
+    """The initial pattern for l2 and l1: five by five tiles around the middle, each a bump of random sign.
 
-    Smaller than five pixels or not square, an image has more or fewer of them.
+    Its norm is eps for l2; for l1 it has to be projected. An image that is not square or smaller than five pixels has
+    another number of tiles.
     """
     _, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
@@ -117,11 +132,11 @@ def _tiles(x: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
     delta = F.pad(grid, (left, width - columns * side - left, top, height - rows * side - top))
     if threat.norm == "l1":
         return delta
-    return threat.eps * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return threat.eps * delta / over_pixels(delta.flatten(1).norm(dim=1), x)
 
 
 def _recoloured(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, numbers: Tensor) -> Tensor:
-    """A window at +-eps from the clean image, one sign a channel (Algorithm 2, linf)."""
+    """Set a window to +-eps from the clean image, one sign per channel (Algorithm 2, linf)."""
     height, width = x.shape[2:]
     side = min(max(round(area**0.5), 1), height, width)
     rows, columns = _spans(numbers[:, :2], side, height, width)
@@ -132,9 +147,9 @@ def _recoloured(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, num
 
 
 def _rearranged(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, numbers: Tensor) -> Tensor:
-    """A bump is added to a window; for it, a second window gives up its share of the budget (Algorithm 3, l2, l1).
+    """Add a bump to a window, and take its budget from a second window (Algorithm 3, l2 and l1).
 
-    The l1 form grants a window the budget of all channels, and leaves the rest to the projection.
+    The l1 form gives a window the budget of all channels and leaves the rest to the projection.
     """
     channels, height, width = x.shape[1:]
     order = 1 if threat.norm == "l1" else 2
@@ -155,12 +170,12 @@ def _rearranged(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, num
 
 
 def _signs(numbers: Tensor) -> Tensor:
-    """+-1 of numbers in (0, 1)."""
+    """Turn numbers in (0, 1) into +-1."""
     return 1 - 2 * (numbers < 0.5).float()
 
 
 def _spans(numbers: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The rows and the columns of windows inside the image; numbers: (b, 2) in (0, 1) -> (b, side) each."""
+    """The rows and columns, (b, side) each, of random windows inside the image; numbers: (b, 2) in (0, 1)."""
     corner = (numbers * torch.tensor([height - side + 1, width - side + 1], device=numbers.device)).long()
     span = torch.arange(side, device=numbers.device)
     return corner[:, :1] + span, corner[:, 1:] + span
@@ -173,17 +188,14 @@ def _unit(vectors: Tensor, order: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _bump(side: int, order: int) -> Tensor:
-    """Two pyramids of opposite sign above each other, of norm 1 in `order`; (side, side) float64.
-
-    The bump of eq. 2 (l2); for l1 its slopes are steeper.
-    """
+    """Two pyramids of opposite sign above each other (eq. 2), of norm 1 in `order`: (side, side) float64."""
     half = side // 2
     bump = torch.cat([_pyramid(half, side, order), -_pyramid(side - half, side, order)])
     return _unit(bump.flatten(), order).view_as(bump)
 
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:
-    """The sum of 1 / k^2 (l1: 1 / k^4) over the concentric squares k that a cell is inside of; of norm 1."""
+    """For each cell the sum of 1 / k^2 (l1: 1 / k^4) over the concentric squares k that contain it, of norm 1."""
     rows = (torch.arange(height) - height // 2).abs()
     columns = (torch.arange(width) - width // 2).abs()
     ring = torch.maximum(rows[:, None], columns[None, :])

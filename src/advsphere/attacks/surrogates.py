@@ -1,11 +1,11 @@
-"""Attacks that ascend a loss of other logits than the model's: the head is bypassed, and its view of the features taken
-instead. What fools is judged by the model itself.
+"""Attacks that ascend the loss of surrogate logits, computed from the features by another head.
+
+Success is still judged by the model itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.attacks.combine import attack_kind
-from advsphere.classifier import Classifier
-from advsphere.errors import UserError
+from advsphere.classifier import Classifier, head_inputs
 from advsphere.losses import Loss, log_odds, widen
 from advsphere.rng import Rng
 
 
 @dataclass(frozen=True)
 class Cosines:
-    """What a linear head sees of the angles alone: scale * cos between the features and the rows of its weights.
+    """Surrogate logits from the angles alone: scale * cos between the features and the rows of the head's weights.
 
-    head: a linear layer, plain or with features and weights normalised already. scale: the s of the attack, whatever
-    the model was trained with. constant_norm: the length of the features is divided out, but no gradient passes through
-    it, so that the attack may follow it too. No bias takes part.
+    Attributes:
+        head: A linear layer, plain or with normalised features and weights. Its bias is not used.
+        scale: The scale s of the surrogate logits, whatever the model was trained with.
+        constant_norm: Let no gradient pass through the division by the length of the features, so that the attack may
+            follow that length too.
     """
 
     head: nn.Module
@@ -52,37 +53,30 @@ def surrogate(
     loss: Loss = log_odds,
     rng: Rng | None = None,
 ) -> Tensor:
-    """`ascent` on the loss of `view(features)` in place of the model's logits; x: (B, C, H, W) -> x_adv of the same
-    shape.
+    """Run a gradient attack on the loss of surrogate logits.
 
-    ascent: an attack that takes `loss` as a keyword, such as a partial of `pgd` or `apgd`, and evaluates it right after
-    each forward. view: of the last layer of `model`. Success, with `until_fooled`, is still by the model's own logits.
-    Our own; after the adaptive attacks of Tramer et al. 2020 (arXiv 2002.08347), which also replace the part of a
-    defence that hides its gradient. Raises UserError for a head that the model does not run.
+    Ours, after the adaptive attacks of Tramer et al. 2020 (arXiv 2002.08347), which also replace the part of a defence
+    that hides its gradient.
+
+    Args:
+        model: Maps images to logits (B, K).
+        x: Clean images (B, C, H, W), within the bounds.
+        target: As in `ascent`.
+        ascent: An attack that takes `loss` as a keyword and evaluates it right after each forward, such as a partial of
+            `pgd` or `apgd`. With `until_fooled` it judges success by the model's own logits.
+        view: Computes the surrogate logits from the features that enter the model's head.
+        loss: The loss of the surrogate logits to raise.
+        rng: Random numbers for `ascent`.
+
+    Returns:
+        The adversarial images, same shape as `x`.
+
+    Raises:
+        UserError: If the model does not run `view.head`.
     """
-    with entering(view.head) as seen:
+    with head_inputs(view.head) as latest:
 
         def through_the_view(logits: Tensor, target: Tensor) -> Tensor:
-            if not seen:
-                raise UserError(
-                    f"the model under attack never runs the {type(view.head).__name__} that was given as its head; "
-                    "take split(network).head of the very network that is attacked"
-                )
-            return loss(view(seen[-1]), target)
+            return loss(view(latest().flatten(1)), target)
 
         return ascent(model, x, target, loss=through_the_view, rng=rng)
-
-
-@contextmanager
-def entering(head: nn.Module) -> Iterator[list[Tensor]]:
-    """While it lasts, the list holds the features (B, D) that entered the head in the last forward."""
-    seen: list[Tensor] = []
-
-    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[:] = [given[0].flatten(1)]
-
-    handle = head.register_forward_pre_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()

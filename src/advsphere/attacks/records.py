@@ -1,0 +1,71 @@
+"""What attacks keep per example: the state of those still attacked, and the smallest adversarial example found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from advsphere.threat import Norm, ThreatModel, over_pixels
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tensors with one row for each example that is still attacked."""
+
+    def take(self, rows: Tensor) -> Self:
+        """Keep a part of the examples; rows: (b,) bool."""
+        return self if rows.all() else replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+class Smallest:
+    """The smallest adversarial example of each image so far. All tensors are indexed by position in the batch.
+
+    Attributes:
+        threat: The norm and the bounds, with radius eps (0 without one).
+        x: Clean images (B, ...).
+        x_adv: The smallest adversarial example (B, ...) found, or the clean image.
+        distance: Its norm (B,), infinite where none was found.
+        done: (B,) bool, which examples need no more search: the clean image is adversarial, or one within eps is found.
+    """
+
+    def __init__(self, x: Tensor, *, norm: Norm, bounds: tuple[float, float], eps: float | None = None) -> None:
+        self.threat = ThreatModel(norm=norm, eps=0.0 if eps is None else eps, bounds=bounds)
+        self.eps = eps
+        self.x = x.detach()
+        self.x_adv = self.x.clone()
+        self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def offer_clean(self, adversarial: Tensor) -> None:
+        """Note which of the clean images are adversarial, (B,) bool."""
+        self.offer(torch.arange(len(self.x), device=self.x.device), self.x, adversarial)
+
+    def offer(self, index: Tensor, x_adv: Tensor, adversarial: Tensor) -> Tensor:
+        """Keep the candidates that are adversarial and smaller than before.
+
+        index: (b,) positions; x_adv: (b, ...); adversarial: (b,) bool. Returns the norms (b,) of the adversarial ones,
+        infinite for the others.
+        """
+        norms = torch.full((len(index),), torch.inf, dtype=self.x.dtype, device=self.x.device)
+        place, x_adv = index[adversarial], x_adv[adversarial]
+        x = self.x[place]
+        norms[adversarial] = distance = self.threat.distance(x_adv, x)
+        better, enough = distance < self.distance[place], distance == 0
+        if self.eps is not None:
+            enough |= self.threat.contains(x_adv, x)
+        self.x_adv[place[better]], self.distance[place[better]] = x_adv[better], distance[better]
+        self.done[place] |= better & enough
+        return norms
+
+    def open(self) -> Tensor:
+        """The positions that are not done."""
+        return (~self.done).nonzero().squeeze(1)
+
+    def result(self) -> Tensor:
+        """The images (B, ...) to return: `x_adv`, but with an eps only those within it, and clean images elsewhere."""
+        if self.eps is None:
+            return self.x_adv
+        return torch.where(over_pixels(self.done, self.x), self.x_adv, self.x)
