@@ -186,7 +186,7 @@ def test_move_is_a_function_of_progress() -> None:
     criterion = AngularMargin(sphere.attach(model), sphere.margin)
 
     def at(progress: float) -> tuple[float, float]:
-        sphere.move(criterion, progress)
+        sphere.set_progress(criterion, progress)
         return float(criterion.head.scale), criterion.margin
 
     forwards = [at(p) for p in (0.0, 0.25, 0.5, 1.0)]
@@ -200,7 +200,7 @@ def test_moving_between_steps_does_not_break_the_backward() -> None:
     sphere, model = HypersphereConfig(scale_schedule=Steps((0.5,))), conv_net()
     criterion = AngularMargin(sphere.attach(model), sphere.margin)
     for progress in (0.0, 0.5, 1.0):
-        sphere.move(criterion, progress)
+        sphere.set_progress(criterion, progress)
         criterion(model(images(4)), labels(4)).mean().backward()
     assert float(model[-1].scale) == pytest.approx(1.5)
 
@@ -219,7 +219,7 @@ def step(sphere: HypersphereConfig, objective: Objective, progress: float) -> tu
     """One training step: crafted images, loss, gradient of the head."""
     model, x, y = conv_net(), images(8), labels(8)
     criterion = AngularMargin(sphere.attach(model), sphere.margin)
-    sphere.move(criterion, progress)
+    sphere.set_progress(criterion, progress)
     shift = criterion.shift if sphere.margin_in_attack else None
     x_adv = objective.craft(model, x, y, Crafting(Rng.of(x), shift=shift))
     loss = objective.loss(model.train(), x, x_adv, y, criterion=criterion).total

@@ -1,8 +1,7 @@
-"""Hypersphere embedding (Pang et al., NeurIPS 2020, arXiv 2002.08619): the paper's idea, all of it and only it.
+"""Hypersphere embedding (Pang et al., NeurIPS 2020, arXiv 2002.08619).
 
-FN and WN live in the head, with the scale s, so that everything else sees ordinary logits s * cos. AM lives in the
-criterion. Training sets s and m from `HypersphereConfig`, a frozen config; nothing else asks whether a network has
-a sphere.
+The head normalises features and weights (FN, WN) and applies the scale s, so that everything else sees ordinary logits
+s * cos. The criterion applies the angular margin (AM). Training sets s and m from a `HypersphereConfig`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,21 @@ from advsphere.schedule import Constant, Linear, Schedule
 
 
 class HypersphereHead(nn.Module):
-    """The last layer, s * <W_k / ||W_k||, z / ||z||>: (B, D) features -> (B, K) logits in [-s, s].
+    """The last layer of a network: features (B, D) -> logits s * <W_k / ||W_k||, z / ||z||>, (B, K) in [-s, s].
 
-    scale: s > 0, a saved buffer. normalize_features, normalize_weights: FN and WN, each to be switched off. There is no
-    bias, as in the paper. Computes in float32 (or wider) also under autocast: bfloat16 has 3 digits, too few for an
-    angle. Raises UserError for a scale that is not positive and finite. Differs from the official code, which
-    overwrites W by its normalised rows in every forward: here the gradient passes through the normalisation.
+    It has no bias, as in the paper. It computes in at least float32, also under autocast, because bfloat16 has too few
+    digits for an angle. Differs from the official code, which overwrites W by its normalised rows in every forward:
+    here the gradient passes through the normalisation.
+
+    Args:
+        in_features: D.
+        num_classes: K.
+        scale: s, positive and finite. It is saved with the weights, as a buffer.
+        normalize_features: Divide the features by their norm (FN).
+        normalize_weights: Divide the rows of W by their norms (WN).
+
+    Raises:
+        UserError: If the scale is not positive and finite.
     """
 
     scale: Tensor
@@ -59,6 +67,7 @@ class HypersphereHead(nn.Module):
             return F.linear(z, weight) * self.scale
 
     def extra_repr(self) -> str:
+        """The settings, as `repr` shows them."""
         return (
             f"in_features={self.in_features}, num_classes={self.out_features}, scale={float(self.scale):g}, "
             f"normalize_features={self.normalize_features}, normalize_weights={self.normalize_weights}"
@@ -73,11 +82,23 @@ def attach_head(
     normalize_features: bool = True,
     normalize_weights: bool = True,
 ) -> nn.Module:
-    """Put a `HypersphereHead` in the place of a network's last linear layer; returns the same model.
+    """Replace the last linear layer of a network by a `HypersphereHead`.
 
-    Works for torchvision, timm, Hugging Face and own networks. The new head begins with the old layer's weights (its
-    bias is dropped), so attaching draws no random numbers and keeps what a pretrained head knows. head: the layer's
-    dotted name where `find_head` can't tell; its UserError says so.
+    Works for torchvision, timm, Hugging Face and your own networks. The new head starts with the old layer's weights,
+    without its bias. So it uses no random numbers and keeps what a pretrained head has learnt.
+
+    Args:
+        model: The network, changed in place.
+        scale: s, positive and finite.
+        head: Dotted name of the layer, where `find_head` can't tell.
+        normalize_features: Divide the features by their norm (FN).
+        normalize_weights: Divide the rows of W by their norms (WN).
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: If the head can't be told, or the scale is invalid.
     """
     name = find_head(model, head)
     if not name:
@@ -101,10 +122,13 @@ def attach_head(
 
 
 class AngularMargin:
-    """AM: the criterion -log softmax(s (cos - m 1_y))_y for each example, (B, K) logits s * cos and (B,) labels -> (B,)
-    (the paper's L_CE^m).
+    """The criterion with angular margin (AM): -log softmax(s (cos - m 1_y))_y, the paper's L_CE^m.
 
-    head: whose current scale turns m, in units of cosine, into logits. margin: m, may be changed between steps.
+    Called with logits s * cos, (B, K), and labels (B,), it returns losses (B,).
+
+    Args:
+        head: Its current scale converts m into logits.
+        margin: m, in units of cosine. It may be changed between steps.
     """
 
     def __init__(self, head: HypersphereHead, margin: float) -> None:
@@ -114,29 +138,44 @@ class AngularMargin:
         return cross_entropy(self.shift(logits, y), y)
 
     def shift(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Logits with s * m taken off the true class."""
+        """Subtract s * m from the logit of the true class.
+
+        Args:
+            logits: (B, K).
+            y: Labels (B,).
+
+        Returns:
+            The shifted logits (B, K).
+        """
         return logits - self.head.scale * self.margin * F.one_hot(y, logits.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class HypersphereConfig:
-    """Hypersphere embedding as a config."""
+    """Hypersphere embedding as a config.
+
+    Attributes:
+        scale: s, where its schedule is 1.
+        margin: m in units of cosine, where its schedule is 1.
+        normalize_features: FN.
+        normalize_weights: WN.
+        scale_schedule: Factor of the scale over training.
+        margin_schedule: Factor of the margin over training.
+        margin_in_attack: Craft training examples on the margin-shifted logits too. This changes nothing for
+            cross-entropy under a sign or normalised step, because the shift adds the constant s * m to `log_odds`. It
+            changes TRADES, whose KL is not a function of `log_odds` alone.
+
+    Raises:
+        UserError: If the scheduled scale is not positive and finite throughout.
+    """
 
     scale: float = 15.0
-    """s, where its schedule is 1."""
     margin: float = 0.2
-    """m, in units of cosine, where its schedule is 1."""
     normalize_features: bool = True
-    """FN."""
     normalize_weights: bool = True
-    """WN."""
     scale_schedule: Schedule = Constant()
     margin_schedule: Schedule = Constant()
     margin_in_attack: bool = False
-    """Craft training examples on the margin-shifted logits as well. For cross-entropy under a sign or normalised step
-    that changes nothing, by arithmetic: the shift adds the constant s * m to `log_odds`. It changes TRADES, whose KL is
-    no function of `log_odds` alone.
-    """
 
     def __post_init__(self) -> None:
         if not all(0 < self.scale * self.scale_schedule(i / 100) < float("inf") for i in range(101)):
@@ -145,7 +184,15 @@ class HypersphereConfig:
             )
 
     def attach(self, model: nn.Module, head: str | None = None) -> HypersphereHead:
-        """Give the model its head (`attach_head`) and return it."""
+        """Attach a head with these settings, see `attach_head`.
+
+        Args:
+            model: The network, changed in place.
+            head: Dotted name of the layer to replace, where `find_head` can't tell.
+
+        Returns:
+            The new head.
+        """
         name = find_head(model, head)
         attach_head(
             model,
@@ -158,18 +205,28 @@ class HypersphereConfig:
         assert isinstance(new, HypersphereHead)
         return new
 
-    def move(self, criterion: AngularMargin, progress: float) -> None:
-        """Set the head's s and the criterion's m to what the schedules say at `progress` in [0, 1]: a function of it,
-        so a resume is exact.
+    def set_progress(self, criterion: AngularMargin, progress: float) -> None:
+        """Set the scale of the head and the margin of the criterion to their scheduled values.
+
+        They depend on the progress alone, so a resumed run has the same values.
+
+        Args:
+            criterion: The criterion with its head.
+            progress: Fraction of training, in [0, 1].
         """
         criterion.head.scale.fill_(self.scale * self.scale_schedule(progress))
         criterion.margin = self.margin * self.margin_schedule(progress)
 
 
 def m_he(sphere: HypersphereConfig) -> HypersphereConfig:
-    """m-HE (our reading). The paper's Table 3 has rows named m-HE; neither it nor the released code says what is meant.
+    """m-HE, in our reading: the margin rises linearly over the first half of training and also applies while crafting.
 
-    We read it as HE whose margin is ramped up linearly over the first half of training, and applied while crafting as
-    well.
+    The paper's Table 3 has rows named m-HE, but neither the paper nor the released code defines it.
+
+    Args:
+        sphere: The settings of HE.
+
+    Returns:
+        The settings of m-HE.
     """
     return replace(sphere, margin_schedule=Linear(((0.0, 0.0), (0.5, 1.0))), margin_in_attack=True)

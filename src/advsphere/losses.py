@@ -1,7 +1,7 @@
-"""Per-sample losses: (B, K) logits and what they are compared with -> (B,), higher = better for the adversary.
+"""Losses per example: logits (B, K) and a target -> (B,), higher is better for the adversary.
 
-They run in float32 whatever the network computed in. None captures a batch tensor, so a batch can be compacted under
-them.
+They compute in at least float32, whatever the network uses. None captures a batch tensor, so attacks may drop examples
+from the batch.
 """
 
 from __future__ import annotations
@@ -15,38 +15,70 @@ from torch import Tensor
 from advsphere.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, K), target) -> losses (B,)."""
 
 
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
-    """l = logsumexp_{j != y} z_j - z_y, the log-odds against y; y: (B,) int64.
+    """The log-odds against the label, l = logsumexp_{j != y} z_j - z_y.
 
-    Cross-entropy is softplus(l): both rise in the same direction and have the same maximiser, but l never saturates.
-    Where a confident network's cross-entropy has a gradient of exactly zero (z_y 100 above the rest, as with a scale of
-    1000), the gradient of l is intact. Hence it is what attacks ascend by default wherever a paper says
-    "cross-entropy".
+    Cross-entropy is softplus(l). Both have the same gradient direction and the same maximiser, but l never saturates:
+    where a confident network's cross-entropy has a gradient of exactly zero (z_y 100 above the rest), that of l is
+    intact. Therefore attacks ascend it by default where a paper says cross-entropy.
+
+    Args:
+        logits: (B, K).
+        y: Labels (B,), int64.
+
+    Returns:
+        Losses (B,).
     """
     z = widen(logits)
     return _without(z, y).logsumexp(1) - z.gather(1, y[:, None]).squeeze(1)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of each example, -log softmax(z)_y; finite for any finite logits. y: (B,) int64."""
+    """Cross-entropy, -log softmax(z)_y; finite for any finite logits.
+
+    Args:
+        logits: (B, K).
+        y: Labels (B,), int64.
+
+    Returns:
+        Losses (B,).
+    """
     return F.softplus(log_odds(logits, y))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j != y} z_j - z_y: positive exactly where y is not predicted (Carlini & Wagner 2017, arXiv 1608.04644, f_6).
-    y: (B,) int64.
+    """The margin against the label, max_{j != y} z_j - z_y: positive exactly where y is not predicted.
+
+    Source: Carlini & Wagner 2017 (arXiv 1608.04644), f_6.
+
+    Args:
+        logits: (B, K).
+        y: Labels (B,), int64.
+
+    Returns:
+        Losses (B,).
     """
     z = widen(logits)
     return _without(z, y).amax(1) - z.gather(1, y[:, None]).squeeze(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)) (Croce & Hein 2020, arXiv 2003.01690, eq.
-    6). y: (B,) int64.
+    """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
 
-    Unchanged by shifting or scaling the logits. Raises UserError with fewer than three classes.
+    Source: Croce & Hein 2020 (arXiv 2003.01690, eq. 6). Shifting or scaling the logits does not change it.
+
+    Args:
+        logits: (B, K), K >= 3.
+        y: Labels (B,), int64.
+
+    Returns:
+        Losses (B,).
+
+    Raises:
+        UserError: With fewer than three classes.
     """
     if logits.shape[1] < 3:
         raise UserError(f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use the margin loss")
@@ -55,10 +87,20 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def dlr_targeted(logits: Tensor, pair: Tensor) -> Tensor:
-    """(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce & Hein 2020, eq. 7); pair: (B, 2) int64, the label y and the
-    target class t.
+    """Targeted difference of logits ratio, (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2).
 
-    Already points to the target: ascend it, also in a targeted attack. Raises UserError with fewer than four classes.
+    Source: Croce & Hein 2020 (arXiv 2003.01690, eq. 7). Raising it moves towards the target class, so ascend it also in
+    a targeted attack.
+
+    Args:
+        logits: (B, K), K >= 4.
+        pair: The label y and the target class t, (B, 2) int64.
+
+    Returns:
+        Losses (B,).
+
+    Raises:
+        UserError: With fewer than four classes.
     """
     if logits.shape[1] < 4:
         raise UserError(
@@ -71,17 +113,31 @@ def dlr_targeted(logits: Tensor, pair: Tensor) -> Tensor:
 
 
 def kl(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """KL(probabilities || softmax(z)) of each example; probabilities: (B, K), rows that sum to 1 (TRADES, Zhang et al.
-    2019, eq. 5).
+    """KL divergence KL(p || softmax(z)), as in TRADES (Zhang et al. 2019, arXiv 1901.08573, eq. 5).
+
+    Args:
+        logits: (B, K).
+        probabilities: p, (B, K) with rows that sum to 1.
+
+    Returns:
+        Losses (B,).
     """
     log_q = F.log_softmax(widen(logits), 1)
     p = probabilities.to(log_q.dtype)
-    # Not F.kl_div: where p underflows to 0 (a scale of 60 is enough) its gradient with respect to p is NaN.
+    # Not F.kl_div: its gradient with respect to p is NaN where p underflows to 0 (a scale of 60 is enough).
     return (p * (p.clamp(min=torch.finfo(p.dtype).tiny).log() - log_q)).sum(1)
 
 
 def at_scale(loss: Loss, factor: float) -> Loss:
-    """The loss on `factor` times the logits: 1 / s attacks a head of scale s on its bare cosines."""
+    """A loss of rescaled logits.
+
+    Args:
+        loss: The loss.
+        factor: Factor of the logits. 1 / s attacks a head of scale s on its bare cosines.
+
+    Returns:
+        The loss of `factor` times the logits.
+    """
 
     def scaled(logits: Tensor, target: Tensor) -> Tensor:
         return loss(widen(logits) * factor, target)
@@ -90,7 +146,14 @@ def at_scale(loss: Loss, factor: float) -> Loss:
 
 
 def widen(logits: Tensor) -> Tensor:
-    """Logits in at least float32: bfloat16 has too few digits for their differences."""
+    """Convert to at least float32, because bfloat16 has too few digits for differences of logits.
+
+    Args:
+        logits: A tensor of floats.
+
+    Returns:
+        The same numbers, in float32 or wider.
+    """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -1,9 +1,8 @@
-"""Training objectives: how examples are crafted and what is minimised. Each is a frozen dataclass of its
-hyperparameters, and so its own config.
+"""Training objectives: how training examples are crafted, and which loss is minimised.
 
-None knows of the hypersphere: the scale is in the model's logits, the angular margin in the criterion that is passed
-in. Crafting runs every step on every example (never `until_fooled`): stopping early would be another method, and a
-weaker one.
+Each objective is a frozen dataclass of its hyperparameters, so it is its own config. None knows about hypersphere
+embedding: the scale is in the model's logits, and the angular margin is in the criterion. Crafting runs every step on
+every example. Stopping at the first success would be another, weaker method.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -25,12 +25,16 @@ from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 Criterion = Loss
-"""(B, K) logits and (B,) labels -> (B,) losses to be minimised: `losses.cross_entropy`, or an `AngularMargin`."""
+"""(logits (B, K), labels (B,)) -> losses (B,) to minimise: `losses.cross_entropy`, or an `AngularMargin`."""
 
 
 class Losses(NamedTuple):
-    """Means over the batch. total is what is differentiated; clean and robust are its parts before weighting, None
-    where not computed.
+    """Means of the losses over a batch.
+
+    Attributes:
+        total: The loss to differentiate.
+        clean: Its part on clean images before weighting, None if not computed.
+        robust: Its part on crafted images before weighting, None if not computed.
     """
 
     total: Tensor
@@ -42,8 +46,12 @@ class Losses(NamedTuple):
 class Crafting:
     """What crafting needs besides the batch.
 
-    rng: its randomness. carry: what `after_backward` returned last. dtype, fold: how the model is seen, as in
-    `classifier.frozen`. shift: (logits, y) -> logits, e.g. `AngularMargin.shift`.
+    Attributes:
+        rng: Random numbers for the examples of the batch.
+        carry: What `after_backward` returned last.
+        dtype: How the model is seen, as in `classifier.frozen`.
+        fold: How the model is seen, as in `classifier.frozen`.
+        shift: (logits, y) -> logits to craft on, such as `AngularMargin.shift`.
     """
 
     rng: Rng
@@ -54,7 +62,16 @@ class Crafting:
 
     @contextmanager
     def view(self, model: nn.Module, y: Tensor, mode: Mode) -> Iterator[Classifier]:
-        """The frozen model, its logits shifted if asked; for the batch with labels y, in its order."""
+        """View the model as crafting should see it: frozen, with shifted logits if there is a shift.
+
+        Args:
+            model: The model.
+            y: Labels (B,) of the batch. The classifier takes the whole batch, in its order.
+            mode: The mode of the model while crafting.
+
+        Yields:
+            The classifier.
+        """
         with frozen(model, dtype=self.dtype, fold=self.fold, mode=mode) as classify:
             shift = self.shift
             yield classify if shift is None else lambda x: shift(classify(x), y)
@@ -62,42 +79,74 @@ class Crafting:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """What the training loop asks of a method. For each batch, `replays` times: craft, loss, backward, after_backward,
+    """A training method. For each batch the loop runs, `replays` times: craft, loss, backward, after_backward and an
     optimiser step.
+
+    A subclass may declare its name in tables and reports as a class variable `title`.
     """
 
     @property
     def replays(self) -> int:
-        """Optimiser steps for each batch."""
+        """Number of optimiser steps for each batch."""
         return 1
 
     @property
     def chosen_by(self) -> str:
-        """The validation metric that chooses the best checkpoint."""
+        """The validation metric that chooses the best checkpoint, "robust" or "clean"."""
         return "robust"
 
     @abstractmethod
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
-        """The images to train on: (B, C, H, W) in bounds, (B,) labels -> (B, C, H, W)."""
+        """Craft the images to train on.
+
+        Args:
+            model: The model, as the loop left it.
+            x: Clean images (B, C, H, W), within the bounds.
+            y: Labels (B,).
+            context: Random numbers and what else crafting needs.
+
+        Returns:
+            The images, same shape as `x`.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
-        """What is minimised, on a model in train mode."""
+        """Compute the loss to minimise.
+
+        Args:
+            model: The model, in train mode.
+            x: Clean images (B, C, H, W).
+            x_adv: The images that `craft` returned.
+            y: Labels (B,).
+            criterion: Loss of each example.
+
+        Returns:
+            Means over the batch.
+        """
 
     def after_backward(self, x: Tensor, x_adv: Tensor, carry: Tensor | None) -> Tensor | None:
-        """State for the next craft, indexed by position in the batch; most methods have none."""
+        """Compute the state for the next `craft`, after gradients are known. Most methods have none.
+
+        Args:
+            x: Clean images (B, C, H, W).
+            x_adv: The images that `craft` returned, with their gradient.
+            carry: The state so far.
+
+        Returns:
+            The state, indexed by position in the batch.
+        """
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standard(Objective):
-    """Training on clean images, the reference without defence."""
+    """Training on clean images, the undefended reference."""
 
     title: ClassVar[str] = "standard training"
 
     @property
     def chosen_by(self) -> str:
-        """Clean accuracy: what is left under attack is next to nothing, and says nothing."""
+        """Clean accuracy, because accuracy under attack is close to zero."""
         return "clean"
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
@@ -110,22 +159,26 @@ class Standard(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class PGDAT(Objective):
-    """PGD adversarial training (Madry et al. 2018, arXiv 1706.06083): minimise the criterion on PGD examples.
+    """PGD adversarial training: minimise the criterion on PGD examples.
 
-    Defaults are those of the paper's official code.
+    Source: Madry et al. 2018 (arXiv 1706.06083). The defaults are those of the official code of hypersphere embedding.
+
+    Attributes:
+        threat: The threat model to craft against.
+        steps: Steps of PGD, at least 1.
+        step_size: Length of a step in pixel units, above 0.
+        start: "uniform" in the ball, or "normal": x + 0.001 N(0, 1), as in the code of TRADES and of the paper.
+        mode: The network's mode while crafting. In train mode crafting also updates the running statistics of batch
+            norm.
     """
 
     title: ClassVar[str] = "PGD-AT"
 
     threat: ThreatModel = ThreatModel(norm="linf", eps=0.031)
-    """What is crafted against."""
     steps: int = 10
     step_size: float = 0.007
-    """In pixel units."""
     start: Literal["uniform", "normal"] = "normal"
-    """uniform in the ball, or normal: x + 0.001 N(0, 1), as in TRADES' and the paper's code."""
     mode: Mode = "eval"
-    """The network's mode while crafting; in train mode crafting also moves the running statistics of batch norm."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.step_size <= 0:
@@ -136,20 +189,11 @@ class PGDAT(Objective):
             return self._pgd(classify, x, y, context.rng)
 
     def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, rng: Rng, loss: Loss = log_odds) -> Tensor:
-        start: Start = (
-            "uniform" if self.start == "uniform" else x + 0.001 * rng.normal(x.shape[1:], "start").to(x.dtype)
-        )
-        return pgd(
-            classify,
-            x,
-            target,
-            threat=self.threat,
-            steps=self.steps,
-            step_size=self.step_size,
-            start=start,
-            rng=rng,
-            loss=loss,
-        )
+        start: Start = "uniform"
+        if self.start == "normal":
+            start = x + 0.001 * rng.normal(x.shape[1:], "start").to(x.dtype)
+        ascend = partial(pgd, threat=self.threat, steps=self.steps, step_size=self.step_size)
+        return ascend(classify, x, target, start=start, loss=loss, rng=rng)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         robust = criterion(model(x_adv), y).mean()
@@ -158,10 +202,16 @@ class PGDAT(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class FastAT(PGDAT):
-    """Fast adversarial training (Wong et al. 2020, arXiv 2001.03994): PGD-AT with one large step from a uniform start,
-    in train mode.
+    """Fast adversarial training: PGD-AT with one large step from a uniform start, in train mode.
 
-    Defaults are those of its official code: eps 8/255, step 10/255.
+    Source: Wong et al. 2020 (arXiv 2001.03994). The defaults are those of its official code.
+
+    Attributes:
+        threat: As in `PGDAT`.
+        steps: As in `PGDAT`.
+        step_size: As in `PGDAT`.
+        start: As in `PGDAT`.
+        mode: As in `PGDAT`.
     """
 
     threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
@@ -173,14 +223,17 @@ class FastAT(PGDAT):
 
 @dataclass(frozen=True, kw_only=True)
 class ALP(PGDAT):
-    """Adversarial logit pairing (Kannan et al. 2018, arXiv 1803.06373): half clean and half robust criterion, and
-    beta times the mean square of the logits' difference.
+    """Adversarial logit pairing: half clean and half robust criterion, plus beta times the mean squared difference of
+    the logits.
 
-    The paper's code with HE pairs bare cosines, so its beta is ours times scale^2 (`docs/fidelity.md`).
+    Source: Kannan et al. 2018 (arXiv 1803.06373). The code of hypersphere embedding pairs bare cosines, so its beta is
+    ours times scale^2 (`docs/fidelity.md`).
+
+    Attributes:
+        beta: Weight of the pairing.
     """
 
     beta: float = 0.5
-    """Weight of the pairing of ordinary logits."""
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits, logits_adv = model(x), model(x_adv)
@@ -191,15 +244,17 @@ class ALP(PGDAT):
 
 @dataclass(frozen=True, kw_only=True)
 class TRADES(PGDAT):
-    """TRADES (Zhang et al. 2019, arXiv 1901.08573, eq. 5): the criterion on clean images, beta * KL(clean ||
-    adversarial), crafted with that KL.
+    """TRADES: the criterion on clean images plus beta * KL(clean || adversarial), crafted with that KL.
 
-    The margin of a criterion acts on the clean term alone, as in the paper's code. Unlike TRADES' code, the clean
-    probabilities are computed once for a batch and not in every step; in eval mode they are the same.
+    Source: Zhang et al. 2019 (arXiv 1901.08573, eq. 5). The margin of a criterion acts on the clean term only, as in
+    the code of hypersphere embedding. Differs from the official code: the clean probabilities are computed once per
+    batch instead of in every step, which is the same in eval mode.
+
+    Attributes:
+        beta: Weight of the KL term.
     """
 
     beta: float = 6.0
-    """Weight of the KL term."""
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         with context.view(model, y, self.mode) as classify:
@@ -216,18 +271,20 @@ class TRADES(PGDAT):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeAT(Objective):
-    """Free adversarial training (Shafahi et al. 2019, arXiv 1904.12843, Algorithm 1): one backward serves the weights
-    and the perturbation.
+    """Free adversarial training: one backward serves both the weights and the perturbation.
 
-    The perturbation is carried from batch to batch by position. Unlike in the official codes, a carried perturbation is
-    put into the box of its new image at once.
+    Source: Shafahi et al. 2019 (arXiv 1904.12843, Algorithm 1). The perturbation is carried from batch to batch by
+    position. Differs from the official codes: a carried perturbation is clipped to the box of its new image at once.
+
+    Attributes:
+        threat: The threat model to craft against.
+        step_size: Step of the perturbation in pixel units, above 0; eps in both official codes.
+        repeats: Number of times that each batch is repeated (the paper's m), at least 1.
     """
 
     threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
     step_size: float = 8 / 255
-    """Of the perturbation's ascent, in pixel units; eps in both official codes."""
     repeats: int = 8
-    """How often each batch is repeated, the paper's m."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1 or self.step_size <= 0:

@@ -1,7 +1,6 @@
-"""Schedules: how a learning rate, a scale or a margin moves over a run. Each maps progress in [0, 1] to a factor of the
-base value.
+"""Schedules of a learning rate, a scale or a margin: progress in [0, 1] -> a factor of the base value.
 
-Progress is a fraction of the run, so that a schedule keeps its shape when `--epochs` changes; recipes write epochs as
+Progress is a fraction of the run, so that a schedule keeps its shape when `--epochs` changes. Recipes write epochs as
 fractions (74 / 77).
 """
 
@@ -24,10 +23,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """Straight lines through (progress, factor) points; flat before the first and after the last.
+    """Straight lines between points, constant before the first and after the last.
 
-    ((0, 0), (0.5, 1), (1, 0)) is the "cyclic" schedule of fast_adversarial; ((0, 0), (1, 1)) a ramp.
-    Raises UserError where the points are not in rising order of progress.
+    ((0, 0), (0.5, 1), (1, 0)) is the "cyclic" schedule of fast_adversarial, ((0, 0), (1, 1)) is a ramp.
+
+    Attributes:
+        points: Pairs (progress, factor).
+
+    Raises:
+        UserError: If the points are not in rising order of progress.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -47,20 +51,29 @@ class Linear:
 
 @dataclass(frozen=True)
 class Steps:
-    """The factor `gamma` once more at each fraction in `at`: the usual x0.1 decays."""
+    """Multiply by a factor at given moments, the usual step decay.
+
+    Attributes:
+        at: Moments, as progress in [0, 1].
+        gamma: The factor.
+    """
 
     at: tuple[float, ...]
     gamma: float = 0.1
 
     def __call__(self, progress: float) -> float:
-        # A step falls on the first batch of an epoch, whose progress is a quotient of integers: leave room for its
-        # rounding.
+        # Allow for rounding: progress is a quotient of integers.
         return self.gamma ** sum(progress >= at - 1e-9 for at in self.at)
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from `start` to `end`."""
+    """Half a cosine wave.
+
+    Attributes:
+        start: Factor at the beginning.
+        end: Factor at the end.
+    """
 
     start: float = 1.0
     end: float = 0.0

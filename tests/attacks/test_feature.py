@@ -144,7 +144,7 @@ def test_a_head_of_another_network_and_no_guide_at_all_are_refused() -> None:
         y = model(x).argmax(1)
     with pytest.raises(UserError, match="never runs the Linear"):
         attack(model, x, y, head=conv_net()[-1])
-    with pytest.raises(UserError, match="can't work with 0 guides"):
+    with pytest.raises(UserError, match="tries is 0"):
         attack(model, x, y, head=model[-1], tries=0)
 
 

@@ -141,7 +141,7 @@ def test_scale_and_margin_are_set_before_the_step_that_uses_them(tmp_path: Path)
         return criterion(logits, y)
 
     trainer = tiny_trainer(tmp_path, Standard(), model=net, criterion=watching)
-    trainer.hooks.before_step = lambda progress: sphere.move(criterion, progress)
+    trainer.hooks.before_step = lambda progress: sphere.set_progress(criterion, progress)
     trainer.fit()
     assert [scale for scale, _ in seen] == pytest.approx([5 + 5 * i / 6 for i in range(6)])
     assert [margin for _, margin in seen] == pytest.approx([0.4 * i / 6 for i in range(6)])

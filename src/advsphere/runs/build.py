@@ -126,7 +126,7 @@ def assemble(
     assert isinstance(head, HypersphereHead)
     criterion = AngularMargin(head, sphere.margin)
     shift = criterion.shift if sphere.margin_in_attack else None
-    return Parts(model, criterion, partial(sphere.move, criterion), shift)
+    return Parts(model, criterion, partial(sphere.set_progress, criterion), shift)
 
 
 def as_dataset(data: Any, name: str = "images", *, image_size: int | None = None, resize: int | None = None) -> Dataset:
