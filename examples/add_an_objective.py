@@ -1,30 +1,34 @@
-"""A training objective of one's own, beside the six that come along: MART (Wang et al., ICLR 2020), in a dozen lines.
+"""A training objective of your own: MART (Wang et al., ICLR 2020, arXiv 1906.04584), beside the six that come along.
 
-An objective says how examples are crafted and what is minimised. This one crafts as PGD-AT does, and weighs the KL term
-by how unsure the network is of the clean image. It works with and without the sphere, like every other.
+An objective says how examples are crafted and which loss is minimised. Its settings are the fields of a dataclass, so
+they are flags and lines of the run's config without further work:
+
+    advsphere train digits-pgd-at --objective examples.add_an_objective:MART --objective.beta 6
+    advsphere evaluate runs/digits-pgd-at-mart
 """
 
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
 import torch
 from torch import Tensor, nn
 
-from advsphere.data import load
+import advsphere as adv
 from advsphere.losses import kl
 from advsphere.objectives import PGDAT, Criterion, Losses
-from advsphere.recipes import recipe
-from advsphere.runs.build import assemble
-from advsphere.runs.train import Validation
-from advsphere.training import Hooks, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
 class MART(PGDAT):
-    """Boosted cross-entropy on the adversarial image, and beta * KL(clean || adversarial) * (1 - p_clean(y))."""
+    """Boosted cross-entropy on the adversarial image, and beta * KL(clean || adversarial) * (1 - p_clean(y)).
+
+    Examples are crafted as by PGD-AT, whose settings it inherits. It works with and without the sphere.
+    """
 
     beta: float = 5.0
+    """Weight of the KL term."""
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits, logits_adv = model(x), model(x_adv)
@@ -35,17 +39,10 @@ class MART(PGDAT):
         return Losses((boosted + self.beta * kl(logits_adv, clean) * unsure).mean(), robust=boosted.mean())
 
 
-config = recipe("digits-pgd-at")
-images, held_out = load("digits").train.split(200, seed=0)
-model, criterion, *_ = assemble(config, images)
-objective = MART(threat=config.threat, steps=5, step_size=0.08, start="uniform")
-trainer = Trainer(
-    model,
-    objective,
-    criterion,
-    images,
-    settings=replace(config.training, epochs=4),
-    folder=Path(mkdtemp()),
-    hooks=Hooks(validate=Validation(held_out, config.threat, None), on_epoch=print),
-)
-trainer.fit()
+if __name__ == "__main__":
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else mkdtemp()) / "mart"
+    threat = adv.ThreatModel(norm="linf", eps=0.2)
+    objective = MART(threat=threat, steps=5, step_size=0.08, start="uniform")
+    adv.train(folder=folder, data="digits", objective=objective, epochs=4, on_epoch=print)
+    model, images = adv.load_run(folder)[1:]
+    print(adv.evaluate(model, images.first(100), threat=threat).table())

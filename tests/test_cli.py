@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 
+import advsphere
 from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import number, seconds
 from advsphere.cli.diagnose import Options as DiagnoseOptions
@@ -24,6 +26,7 @@ from advsphere.cli.train import Options as TrainOptions
 from advsphere.cli.verify import Options as VerifyOptions
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.reproduce import results
+from advsphere.runs.folder import read_config
 from advsphere.runs.target import EvaluationTarget
 
 QUICK_TRAIN = ["train", "digits-fastat-he", "--epochs", "2", "--out"]
@@ -255,6 +258,38 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
             status = int(exit_.code or 0)
         shown = capsys.readouterr().out
         assert status == 0 and f"advsphere {name}" in shown
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"advsphere {version('advsphere')}\n"
+    assert advsphere.__version__ == version("advsphere")
+    assert set(dir(advsphere)) >= {*advsphere.__all__} and advsphere.train and advsphere.load_run
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained", "judged", "told"),
+    [
+        ([], ("linf", 0.2), ("linf", 0.2), False),
+        (["--threat.norm", "l2", "--threat.eps=0.5"], ("l2", 0.5), ("l2", 0.5), False),
+        (["--objective.threat.eps", "0.1"], ("linf", 0.1), ("linf", 0.2), True),
+        (["--threat.eps", "0.3", "--objective.threat.eps", "0.1"], ("linf", 0.1), ("linf", 0.3), True),
+    ],
+)
+def test_a_flag_for_the_threat_model_is_for_training_too(
+    flags: list[str],
+    trained: tuple[str, float],
+    judged: tuple[str, float],
+    told: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    few = ["--data.validation", "1200", "--epochs", "1", "--objective.steps", "1"]
+    assert main(["train", "digits-pgd-at", *flags, *few, "--out", str(tmp_path)]) == 0
+    config = read_config(tmp_path)
+    assert (config.objective.threat.norm, config.objective.threat.eps) == trained
+    assert (config.threat.norm, config.threat.eps) == judged
+    assert ("trained against linf, eps = 0.1; validated" in capsys.readouterr().out) == told
 
 
 def test_help_does_not_wait_for_torch() -> None:

@@ -242,11 +242,20 @@ def test_settings_without_effect_on_a_result_are_no_differences() -> None:
 def test_flags_say_what_a_recipe_was_changed_to() -> None:
     plain = recipe("digits-pgd-at")
     training = replace(plain.training, epochs=3, sync_bn=True, fold=False)
-    data = replace(plain.data, name="my.data:photos")
+    data = replace(plain.data, name="my.data:photos", arguments={"year": 2020, "kind": "cats"})
     changed = replace(plain, training=training, data=data, threat=replace(plain.threat, eps=0.1))
     words = flags(plain, changed)
     assert words == [
-        *("--data.name", "my.data:photos", "--epochs", "3", "--no-fold", "--sync-bn"),
+        *(
+            "--data.name",
+            "my.data:photos",
+            "--data.arguments",
+            '{"year": 2020, "kind": "cats"}',
+            "--epochs",
+            "3",
+            "--no-fold",
+            "--sync-bn",
+        ),
         *("--threat.eps", "0.1", "--objective.threat.eps", "0.2"),
     ]
     options = parse(Options, words, prog="", default=Options(config=plain))

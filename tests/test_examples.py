@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from advsphere.cli import COMMANDS
+from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import parse
 from advsphere.cli.train import Options
 from advsphere.recipes import recipe
@@ -20,7 +20,8 @@ from advsphere.recipes import recipe
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-PRINTED = {"attack_your_model": "verified", "add_an_objective": "'robust'", "add_a_report_metric": "report.html"}
+PRINTED = {"attack_your_model": "verified", "add_a_report_metric": "report.html"}
+PRINTED |= {"add_an_objective": "worst case", "add_a_data_set": "worst case"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -28,6 +29,25 @@ def test_an_example_runs(example: Path, tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert PRINTED.get(example.stem, "") in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("stem", "flags"),
+    [
+        ("add_an_objective", ["--objective", "examples.add_an_objective:MART", "--objective.beta", "6"]),
+        ("add_a_data_set", ["--data.name", "examples.add_a_data_set:shapes", "--threat.eps", "0.1"]),
+    ],
+)
+def test_the_commands_of_an_example(
+    stem: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert " ".join(flags) in (ROOT / "examples" / f"{stem}.py").read_text(), "as its docstring says"
+    monkeypatch.syspath_prepend(ROOT)
+    command = ["train", "digits-pgd-at", *flags, "--epochs", "1", "--out", str(tmp_path)]
+    assert main(command) == 0
+    assert main([*command, "--resume"]) == 0
+    assert main(["evaluate", str(tmp_path), "--n", "20"]) == 0
+    assert main(["verify", str(tmp_path)]) == 0
 
 
 def test_the_readme_s_python_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,21 +9,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advsphere.attacks import fgsm, mim, pgd, restarts, worst_case
+    from advsphere.attacks import apgd, auto_attack, fgsm, mim, pgd, restarts, worst_case
     from advsphere.classifier import PixelClassifier
+    from advsphere.data import load
     from advsphere.errors import UserError
     from advsphere.evaluation import evaluate, verify
     from advsphere.hypersphere import AngularMargin, HypersphereConfig, HypersphereHead, attach_head
+    from advsphere.recipes import recipe
     from advsphere.rng import Rng
+    from advsphere.runs.folder import load_run
+    from advsphere.runs.train import train
     from advsphere.threat import ThreatModel
 
+    __version__: str
+
 _HOMES = {
-    "advsphere.attacks": ("fgsm", "mim", "pgd", "restarts", "worst_case"),
+    "advsphere.attacks": ("apgd", "auto_attack", "fgsm", "mim", "pgd", "restarts", "worst_case"),
     "advsphere.classifier": ("PixelClassifier",),
-    "advsphere.rng": ("Rng",),
+    "advsphere.data": ("load",),
     "advsphere.errors": ("UserError",),
     "advsphere.evaluation": ("evaluate", "verify"),
-    "advsphere.hypersphere": ("AngularMargin", "HypersphereHead", "HypersphereConfig", "attach_head"),
+    "advsphere.hypersphere": ("AngularMargin", "HypersphereConfig", "HypersphereHead", "attach_head"),
+    "advsphere.recipes": ("recipe",),
+    "advsphere.rng": ("Rng",),
+    "advsphere.runs.folder": ("load_run",),
+    "advsphere.runs.train": ("train",),
     "advsphere.threat": ("ThreatModel",),
 }
 
@@ -35,19 +45,31 @@ __all__ = [
     "Rng",
     "ThreatModel",
     "UserError",
+    "apgd",
     "attach_head",
+    "auto_attack",
     "evaluate",
     "fgsm",
+    "load",
+    "load_run",
     "mim",
     "pgd",
+    "recipe",
     "restarts",
+    "train",
     "verify",
     "worst_case",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("advsphere")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"advsphere has no {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

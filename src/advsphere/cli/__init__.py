@@ -12,6 +12,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.markup import escape
 
+import advsphere
 from advsphere.errors import UserError
 
 COMMANDS = {
@@ -33,6 +34,7 @@ GO_ON = ("evaluate", "compare", "reproduce")
 """Commands that, given again, go on where they were interrupted."""
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]
+       advsphere --version
 
 {commands}
 
@@ -48,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())))
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"advsphere {advsphere.__version__}")
+        return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

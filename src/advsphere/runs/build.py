@@ -129,14 +129,16 @@ def assemble(
     return Parts(model, criterion, partial(sphere.set_progress, criterion), shift)
 
 
-def as_dataset(data: Any, name: str = "images", *, image_size: int | None = None, resize: int | None = None) -> Dataset:
+def as_dataset(
+    data: Any, name: str | None = None, *, image_size: int | None = None, resize: int | None = None
+) -> Dataset:
     """Training and test images from whatever holds them.
 
     Args:
         data: A `Dataset`; one set, a tenth of which is then held out for testing; or two sets: a pair (train, test), or
             a mapping with "train" and "test" or "validation". A set is anything that `advsphere.data.from_dataset`
             takes.
-        name: What reports call the images.
+        name: What reports call the images; by default the name of their type.
         image_size: The side to which PIL images are brought.
         resize: The length of their shorter side before the centre is cut out.
 
@@ -157,11 +159,13 @@ def as_dataset(data: Any, name: str = "images", *, image_size: int | None = None
         order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
         count = max(1, round(HELD_OUT * len(images)))
         train, test = images.take(order[count:].sort().values), images.take(order[:count].sort().values)
-        return Dataset(train, test, f"{name}: {count} of its {len(images)} images are held out as the test set")
+        return Dataset(train, test, f"{images.name}: {count} of its {len(images)} images are held out as the test set")
     train, test = map(convert, data)
     longer = max(train.classes, test.classes, key=len)  # tensors have as many as their highest label says
     if not all(longer[: len(part.classes)] == part.classes for part in (train, test)):
-        raise UserError(f"{name}: training and test images differ in their classes, {train.classes} and {test.classes}")
+        raise UserError(
+            f"{train.name}: training and test images differ in their classes, {train.classes} and {test.classes}"
+        )
     return Dataset(renamed(train, longer, train.labels), renamed(test, longer, test.labels))
 
 

@@ -5,10 +5,12 @@ folder keeps one.
 from __future__ import annotations
 
 import difflib
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -226,17 +228,21 @@ def flags(old: Config, new: Config) -> list[str] | None:
     changes = differences(old, new)
     changed = {change.path for change in changes}
     for path, _, value in changes:
-        group, dot, last = path.removeprefix("training.").replace("_", "-").rpartition(".")
+        head, arguments, _ = path.partition("arguments")
+        group, dot, last = (head + arguments).removeprefix("training.").replace("_", "-").rpartition(".")
+        flag = f"--{group}{dot}{last}"
         if path == "objective.kind":
             words[:0] = ["--objective", value]
         elif value is None and "objective.kind" in changed and group == "objective":
             continue  # a setting of the former objective
-        elif value is None or isinstance(value, tuple | list) or "arguments" in path:
+        elif arguments:
+            words += [] if flag in words else [flag, json.dumps(attrgetter(head + arguments)(new))]
+        elif value is None or isinstance(value, tuple | list):
             return None
         elif isinstance(value, bool):
             words.append(f"--{group}{dot}{'' if value else 'no-'}{last}")
         else:
-            words += [f"--{group}{dot}{last}", str(value)]
+            words += [flag, str(value)]
         if group == "threat" and f"objective.{path}" not in changed and hasattr(new.objective, "threat"):
             # --threat.* alone would set the objective's as well.
             words += [f"--objective.threat.{last}", str(getattr(new.objective.threat, last))]
