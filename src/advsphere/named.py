@@ -18,7 +18,14 @@ _LIBRARIES = ("timm", "torchvision")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text has the form `package.module:object`; `timm:NAME` and `torchvision:NAME` are no such names."""
+    """Whether a text has the form `package.module:object`.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        False also for `timm:NAME` and `torchvision:NAME`, which are networks of these libraries.
+    """
     module, colon, path = text.partition(":")
     return bool(colon) and module not in _LIBRARIES and all(p.isidentifier() for p in f"{module}.{path}".split("."))
 
@@ -122,10 +129,18 @@ def call(function: str | Callable[..., Any], arguments: Mapping[str, Any], offer
 
 
 def fitting(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the values for which a function has a parameter of that name."""
+    """Choose the values for which a function has a parameter of that name.
+
+    Args:
+        function: A function or a class.
+        values: Values by name.
+
+    Returns:
+        The chosen values; none for a built-in function that does not tell its parameters.
+    """
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # some built-in functions have no signature
+    except (TypeError, ValueError):
         return {}
     return {name: value for name, value in values.items() if name in parameters}
 

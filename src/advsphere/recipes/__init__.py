@@ -31,7 +31,17 @@ class Listing(NamedTuple):
 
 
 def recipe(name: str) -> Config:
-    """The config of that name. Raises UserError with the nearest names where there is none."""
+    """The config of a recipe.
+
+    Args:
+        name: Such as "digits-pgd-at-he"; `advsphere recipes` lists them.
+
+    Returns:
+        The config.
+
+    Raises:
+        UserError: If there is no such recipe; the nearest names are given.
+    """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
