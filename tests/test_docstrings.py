@@ -16,8 +16,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 PENDING = {
-    "analysis",
-    "corruption",
     "evaluation",
     "identity",
     "stats",

@@ -113,6 +113,9 @@ class Curve(AccuracyCurve):
         Args:
             path: The file.
 
+        Returns:
+            The curve.
+
         Raises:
             UserError: If the file is missing, is not a curve, or was changed after it was written.
         """

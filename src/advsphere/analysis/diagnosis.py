@@ -73,15 +73,6 @@ class Network:
     states: Mapping[str, nn.Module] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, float]] = ()
 
-    def criterion(self, model: nn.Module) -> Loss:
-        """The loss that one of its states was trained with: cross-entropy, with the margin if there is one.
-
-        Args:
-            model: The network or one of its states.
-        """
-        head = model.get_submodule(find_head(model, self.head))
-        return AngularMargin(head, self.margin) if isinstance(head, HypersphereHead) and self.margin else cross_entropy
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Examination:
@@ -289,10 +280,16 @@ def _gradients(
 
     A margin makes clean images hard as well, so the two ratios differ.
     """
-    views = [(state, model, network.criterion(model)) for state, model in network.states.items()]
+
+    def training_loss(model: nn.Module) -> Loss:
+        head = model.get_submodule(find_head(model, network.head))
+        spherical = isinstance(head, HypersphereHead) and network.margin
+        return AngularMargin(head, network.margin) if spherical else cross_entropy
+
+    views = [(state, model, training_loss(model)) for state, model in network.states.items()]
     if network.margin:
         views.append(("as judged, m = 0", network.model, cross_entropy))
-    views.append(("as judged", network.model, network.criterion(network.model)))
+    views.append(("as judged", network.model, training_loss(network.model)))
     found = {}
     for i, (state, model, criterion) in enumerate(views, 1):
         found[state] = layer_gradients(model, images, threat=threat, criterion=criterion, head=network.head, seed=seed)

@@ -100,6 +100,9 @@ class CorruptionRecord:
             name: The corruption.
             severity: 1 to 5.
 
+        Returns:
+            The predictions.
+
         Raises:
             UserError: If it was not measured.
         """
@@ -116,10 +119,13 @@ class CorruptionRecord:
         return mean_over_images(self.by_image())
 
     def error(self, name: str) -> float:
-        """1 - accuracy under a corruption, averaged over the severities.
+        """The error under a corruption, averaged over the severities.
 
         Args:
             name: The corruption.
+
+        Returns:
+            1 - accuracy, in [0, 1].
         """
         return 1 - fmean(self.cell(name, s).accuracy for s in SEVERITIES)
 
@@ -128,6 +134,9 @@ class CorruptionRecord:
 
         Args:
             reference: Another record of the same images, or errors by corruption, such as ALEXNET.
+
+        Returns:
+            The mCE; 1 where both models are equally good.
 
         Raises:
             UserError: For a record of other images, and for a reference without an error above 0 for a corruption.
@@ -145,6 +154,9 @@ class CorruptionRecord:
 
         Args:
             other: The record of the other model.
+
+        Returns:
+            This model's mCA minus the other's, with its interval.
 
         Raises:
             UserError: If the records are of different images.
@@ -181,6 +193,9 @@ class CorruptionRecord:
 
         Args:
             path: The file.
+
+        Returns:
+            The record.
 
         Raises:
             UserError: If the file is missing, is not a record, or was changed after it was written.

@@ -21,6 +21,7 @@ CORRUPTIONS = _NOISE + _BLUR + _WEATHER + _DIGITAL
 EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """The four corruptions that the benchmark keeps for validation."""
 SEVERITIES = (1, 2, 3, 4, 5)
+"""From mild to strong."""
 TABLES = {32: "CIFAR-10-C", 64: "Tiny-ImageNet-C", 224: "ImageNet-C"}
 """Image side for which a table was published, and the data set made with it."""
 
