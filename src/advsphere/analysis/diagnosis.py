@@ -283,8 +283,9 @@ def _gradients(
 
     def training_loss(model: nn.Module) -> Loss:
         head = model.get_submodule(find_head(model, network.head))
-        spherical = isinstance(head, HypersphereHead) and network.margin
-        return AngularMargin(head, network.margin) if spherical else cross_entropy
+        if isinstance(head, HypersphereHead) and network.margin:
+            return AngularMargin(head, network.margin)
+        return cross_entropy
 
     views = [(state, model, training_loss(model)) for state, model in network.states.items()]
     if network.margin:

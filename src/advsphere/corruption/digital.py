@@ -1,4 +1,4 @@
-"""Digital: contrast, elastic transform, pixelation, JPEG, saturation."""
+"""Digital corruptions: contrast, elastic transform, pixelation, JPEG, saturation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advsphere.rng import Rng
 
 
 def contrast(images: Tensor, rng: Rng, share: float) -> Tensor:
-    """Each channel drawn towards its mean."""
+    """Each channel is pulled towards its mean."""
     x = images.float()
     return x.mul_(share).add_(x.mean((2, 3), keepdim=True).mul_(1 / share - 1))
 
@@ -26,17 +26,17 @@ def saturate(images: Tensor, rng: Rng, factor: float, offset: float) -> Tensor:
     x = images.float()
     v, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     span = v - low
-    loss = (span / v.clamp(min=1)).mul_(factor).add_(offset).clamp_(0, 1).mul_(v)  # of V, where a channel is lowest
+    loss = (span / v.clamp(min=1)).mul_(factor).add_(offset).clamp_(0, 1).mul_(v)  # V minus lowest
     below = (v - x).div_(span.clamp(min=1))
     below[:, 1:] += (span < 1).float()
     return v - below.mul_(loss)
 
 
 def pixelate(images: Tensor, rng: Rng, share: float) -> Tensor:
-    """Shrunk to `share` of the side by averaging, and enlarged again by repeating pixels, as by Pillow's BOX filter.
+    """Shrunk to `share` of the side by averaging (Pillow's BOX filter), and enlarged again by repeating pixels.
 
-    Pillow shrinks all planes as one tall image: they meet where pixels of the small image meet, so that no average
-    crosses from one to the next. A mean of exactly half a grey level may then be rounded the other way.
+    All planes are shrunk as one tall image. Planes meet where pixels of the small image meet, so no average crosses
+    from one plane to the next. A mean of exactly half a grey level may be rounded the other way.
     """
     side, planes = images.shape[-1], images.shape[:2].numel()
     small = int(side * share)
@@ -47,10 +47,10 @@ def pixelate(images: Tensor, rng: Rng, share: float) -> Tensor:
 
 
 def jpeg_compression(images: Tensor, rng: Rng, quality: float) -> Tensor:
-    """Written and read as JPEG of this quality, with colours at half the resolution, by libjpeg."""
+    """Written and read by libjpeg as JPEG of this quality, with colours at half the resolution."""
     from torchvision.io import decode_jpeg, encode_jpeg
 
-    def through(image: Tensor) -> Tensor:  # (S, S, 3), which is how the codec has it
+    def through(image: Tensor) -> Tensor:  # (S, S, 3), the codec's layout
         return decode_jpeg(encode_jpeg(image.permute(2, 0, 1), int(quality))).permute(1, 2, 0)
 
     # Stacking channels is twice as fast as permuting them.
@@ -66,8 +66,9 @@ def jpeg_compression(images: Tensor, rng: Rng, quality: float) -> Tensor:
 def elastic_transform(images: Tensor, rng: Rng, amplitude: float, smoothness: float, jitter: float) -> Tensor:
     """A random affine map, then random smooth displacements, both with linear interpolation.
 
-    jitter: by how much three points of a square about the centre move at most. amplitude, smoothness: the displacements
-    are uniform noise under a Gaussian of width `smoothness`, times `amplitude`; the image is mirrored at its border.
+    The affine map moves three corners of a square about the centre by at most `jitter`. The displacements are uniform
+    noise, smoothed by a Gaussian of width `smoothness` and multiplied by `amplitude`. The image is mirrored at its
+    border.
     """
     x, side = images.float(), images.shape[-1]
     grid = torch.arange(side, device=x.device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Noise: Gaussian, shot, impulse, speckle. Every pixel of every image has draws of its own."""
+"""Noise (Gaussian, shot, impulse, speckle), drawn independently for every pixel of every image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def speckle_noise(images: Tensor, rng: Rng, sigma: float) -> Tensor:
 def impulse_noise(images: Tensor, rng: Rng, amount: float) -> Tensor:
     """A share `amount` of the values becomes black or white, half each.
 
-    Not every value is drawn for, but every way from one that changes to the next, which is geometrically distributed.
+    The draws are the distances from one changed value to the next, which are geometrically distributed. That takes far
+    fewer draws than one for each value.
     """
     size = images[0].numel()
     most = int(size * amount + 7 * math.sqrt(size * amount)) + 10  # more than this change with a chance below 1e-9
@@ -43,23 +44,23 @@ def shot_noise(images: Tensor, rng: Rng, photons: float) -> Tensor:
 
 
 def normal(rng: Rng, shape: tuple[int, ...] | torch.Size, purpose: str) -> Tensor:
-    """(B, *shape) float32, standard normal by the inverse of its distribution function at 65536 places, up to 4.3.
+    """(B, *shape) float32, standard normal: the inverse of the distribution function at 65536 points, up to 4.3.
 
-    What is drawn here ends as one of 256 grey levels; `Rng.normal` has more bits, and takes several times as long.
+    That is precise enough for 256 grey levels, and several times as fast as `Rng.normal`.
     """
     return _look_up(_normal_table(), rng.integers(shape, purpose))
 
 
 def symmetric(rng: Rng, shape: tuple[int, ...] | torch.Size, purpose: str) -> Tensor:
-    """(B, *shape) float32, uniform in the open interval (-1, 1), at 65536 places."""
+    """(B, *shape) float32, uniform on 65536 points of the open interval (-1, 1)."""
     return rng.integers(shape, purpose).float().add_(0.5).mul_(2.0**-15).sub_(1)
 
 
 def poisson(images: Tensor, rng: Rng, photons: float) -> Tensor:
-    """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) int32, with chances exact to 2^-16.
+    """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) int32, chances exact to 2^-16.
 
-    By Walker's aliases (1974): for each of the 256 means a table of 256 cells, each of which holds one count up to a
-    mark and another one from there on. Half of a draw's bits choose the cell, the others the side of the mark.
+    This is Walker's alias method (1974). Each of the 256 means has a table of 256 cells, and each cell has one count
+    below a mark and another count above it. Half of a draw's bits choose the cell, the other half the side of the mark.
     """
     draw = rng.integers(images.shape[1:], "shot_noise")
     cell = _look_up(_poisson_cells(photons), images.int().mul_(256).add_(draw >> 8))
@@ -73,14 +74,16 @@ def _look_up(table: Tensor, places: Tensor) -> Tensor:
 
 @cache
 def _normal_table() -> Tensor:
-    """(65536,) float32: as many quantiles, each in the middle of an equal part of the distribution."""
+    """(65536,) float32 quantiles, each in the middle of an equal part of the distribution."""
     return torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536).float()
 
 
 @cache
 def _poisson_cells(photons: float) -> Tensor:
-    """(256 * 256,) int32, 256 cells for each mean: in 9 bits how much of a cell is below its mark, of 256; in 10 bits
-    the count beyond it; in 10 bits where that differs from the count below.
+    """(256 * 256,) int32, 256 cells for each mean.
+
+    A cell has 9 bits for the size of its part below the mark (of 256), 10 bits for the count above the mark, and 10
+    bits for the exclusive or of the two counts.
     """
     mean = torch.arange(256, dtype=torch.float64)[:, None] * photons / 255
     k = torch.arange(int(photons + 7 * math.sqrt(photons) + 12), dtype=torch.float64)
@@ -90,7 +93,7 @@ def _poisson_cells(photons: float) -> Tensor:
     place = first + torch.arange(256)
     left = F.pad(chance, (0, 256)).gather(1, place)
     beyond, open_ = torch.zeros_like(place), torch.ones_like(place, dtype=torch.bool)
-    for _ in range(256):  # what the poorest lacks to a full cell, the richest gives
+    for _ in range(256):  # the fullest cell fills up the emptiest one
         poor = torch.where(open_, left, 1 << 20).argmin(1, keepdim=True)
         rich = torch.where(open_, left, -1).argmax(1, keepdim=True)
         left.scatter_add_(1, rich, left.gather(1, poor) - 256)
