@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -14,8 +15,11 @@ from torch.utils.data import Subset, TensorDataset
 
 from advsphere.data import Augment, ImageSet, from_dataset, images
 from advsphere.data.batching import batches
+from advsphere.data.encoded import View
+from advsphere.data.folders import scan_folder
 from advsphere.data.torch_datasets import DatasetImages
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -102,13 +106,18 @@ def test_a_large_data_set_is_read_when_a_batch_asks_for_it(monkeypatch: pytest.M
             assert torch.equal(ours[0].x, theirs[0].x) and torch.equal(ours[0].y, theirs[0].y)
 
 
-def test_pictures_of_any_size_are_resized_and_cropped_as_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [(Image.fromarray(PIXELS[0]).resize((20 + i, 30)), 0) for i in range(3)]
-    assert from_dataset(pictures, image_size=8).shape == (3, 8, 8)
-    monkeypatch.setattr(images, "MEMORY_LIMIT", 10)
-    lazy = from_dataset(pictures, image_size=8, resize=9)
-    (batch,) = batches(lazy, [torch.arange(3)], Augment(min_area=0.1), seed=0, epoch=0, workers=0)
-    assert batch.x.shape == (3, 3, 8, 8)
+def test_pictures_of_any_size_are_resized_and_cropped_as_files_are(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(PIXELS[i]).resize((20 + i, 30)) for i in range(4)]
+    for i, picture in enumerate(pictures):
+        (tmp_path / "train" / "ab"[i // 2]).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "train" / "ab"[i // 2] / f"{i}.png")
+    files = scan_folder(tmp_path / "train", View(8, 9))
+    items = [(picture, i // 2) for i, picture in enumerate(pictures)]
+    small, large = (from_dataset(items, image_size=8, resize=9, crops=crops) for crops in (False, True))
+    assert isinstance(small, ImageSet) and isinstance(large, DatasetImages)
+    index, drawn = torch.arange(4), Augment(min_area=0.1).crops(Rng(0, torch.arange(4)))
+    assert torch.equal(small.stored(index)[0], files.stored(index)[0])
+    assert torch.equal(large.stored(index, drawn)[0], files.stored(index, drawn)[0])
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
     rng = np.random.default_rng(0)
     files, shards = tmp_path / "files", tmp_path / "shards"
     (shards / "train").mkdir(parents=True)
+    (shards / "classes.txt").write_text("a\nb\n")
     for part in ("train", "val"):
         (shards / part).mkdir(exist_ok=True)
         for label, name in enumerate("ab"):

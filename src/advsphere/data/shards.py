@@ -15,6 +15,7 @@ import json
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -27,7 +28,7 @@ from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, requi
 from advsphere.data.folders import display_name
 from advsphere.data.images import with_progress
 from advsphere.errors import UserError
-from advsphere.files import write_atomically
+from advsphere.files import read_cache, write_cache
 
 CLASSES = "classes.txt"
 """A file beside the archives or their folders with the names of the classes, one on each line. Without it they are
@@ -132,16 +133,14 @@ def _index(files: Any, archive: str) -> Index:
     # `ukey` is a checksum of what the file system knows of a file: its size, its date, or the store's own tag.
     key = hashlib.sha256(f"{archive} {files.ukey(archive)}".encode()).hexdigest()[:40]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advsphere" / "shards" / f"{key}.json"
-    try:
-        return Index(**json.loads(cached.read_bytes()))
-    except (OSError, ValueError, TypeError):  # there is none, or it is damaged
-        pass
+    with suppress(UserError):  # there is none, or it is damaged
+        return Index(**read_cache(cached, "advsphere shard index"))
     try:
         with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             index = _scan_archive(archive, tar)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"cannot read the archive {archive} ({error}): replace or remove it") from error
-    write_atomically(cached, json.dumps(index._asdict()).encode())
+    write_cache(cached, "advsphere shard index", index._asdict())
     return index
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,8 +60,8 @@ def load(
         return read_digits()
     if name in LAYOUTS:
         return read_cifar(name, _cifar_folder(name, root))
-    train, test, note = _read_place(root, View.of(image_size, resize))
-    return Dataset(train if crops else in_memory_if_small(train), in_memory_if_small(test), note)
+    data = _read_place(root, View.of(image_size, resize))
+    return Dataset(data.train if crops else in_memory_if_small(data.train), in_memory_if_small(data.test), data.note)
 
 
 def load_test(
@@ -83,7 +84,7 @@ def load_test(
     if name != "imagefolder":
         return load(name, root, image_size=image_size, resize=resize).test
     _check(name, image_size, resize)
-    return in_memory_if_small(_read_place(root, View.of(image_size, resize), test_only=True)[1])
+    return in_memory_if_small(_read_place(root, View.of(image_size, resize), test_only=True).test)
 
 
 def read_digits() -> Dataset:
@@ -117,10 +118,10 @@ def _check(name: str, image_size: int | None, resize: int | None) -> None:
             raise UserError(f"{name} is {size}x{size}: leave out {option}={value}, which is for imagefolder")
 
 
-def _read_place(
-    root: Path | None, view: View | None, *, test_only: bool = False
-) -> tuple[EncodedImages, EncodedImages, str]:
-    """The training images, the test images and a note; nothing is decoded. With test_only the first are the second."""
+def _read_place(root: Path | None, view: View | None, *, test_only: bool = False) -> Dataset:
+    """Both parts of an image folder; nothing is decoded. With `test_only` the training images may be absent, and are
+    the test images.
+    """
     place = _place(root)
     parts = [f"{place}/{part}" for part in ("train", *TEST_FOLDERS)]
     sharded = any(map(archives_in, (place, *parts)))
@@ -133,29 +134,30 @@ def _read_place(
     train, *tests = (part if (archives_in(part) if sharded else Path(part).is_dir()) else None for part in parts)
     test = next(filter(None, tests), None)
     if test is None:
-        return _hold_out(scan(train or place))
+        return hold_out(scan(train or place), "val or test folder")
     if train is not None and not sharded:
         check_same_classes(Path(train), Path(test))
     if test_only:
         images = scan(test)
-        return images, images, ""
+        return Dataset(images, images)
     if train is None:
         kind = "archives" if sharded else "images"
         raise UserError(f"{test} has no train folder beside it: put the training {kind} into {place}/train")
     train_images, test_images = scan(train), scan(test)
     classes = max(train_images.classes, test_images.classes, key=len)
-    return replace(train_images, classes=classes), replace(test_images, classes=classes), ""
+    return Dataset(replace(train_images, classes=classes), replace(test_images, classes=classes))
 
 
-def _hold_out(images: EncodedImages) -> tuple[EncodedImages, EncodedImages, str]:
-    """Hold out a tenth of the images: the same on every machine, for the same number of images."""
+def hold_out(images: Images, missing: str = "test part") -> Dataset:
+    """Hold out a tenth of the images for testing: the same on every machine, for the same number of images."""
     order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
     count = max(1, round(HELD_OUT * len(images)))
-    train, test = images.take(order[count:].sort().values), images.take(order[:count].sort().values)
-    return (
+    train: Any = images.take(order[count:].sort().values)  # every set is a dataclass with a name
+    test: Any = images.take(order[:count].sort().values)
+    return Dataset(
         replace(train, name=f"{images.name} (train part)"),
         replace(test, name=f"{images.name} (held out)"),
-        f"{images.name} has no val or test folder: {count} of its {len(images)} images are held out as the test set",
+        f"{images.name} has no {missing}: {count} of its {len(images)} images are held out as the test set",
     )
 
 

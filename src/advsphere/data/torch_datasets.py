@@ -34,6 +34,7 @@ def from_dataset(
     name: str | None = None,
     image_size: int | None = None,
     resize: int | None = None,
+    crops: bool = False,
 ) -> Images:
     """Turn a data set of another library, or a pair of tensors, into an image set.
 
@@ -51,9 +52,11 @@ def from_dataset(
         image_size: Resize PIL images of any size to squares of this side, in RGB, as `load` does for image files. By
             default all images must have one shape, which is kept.
         resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
+        crops: Whether the images will be cropped at random. With `image_size` each batch then reads its items from the
+            data set, at their own resolution.
 
     Returns:
-        An `ImageSet`, or a `DatasetImages` if the images are too large for memory.
+        The images, in memory (an `ImageSet`) or not.
 
     Raises:
         UserError: If an image or a label has the wrong type, shape or range, or if an item changes between two reads.
@@ -80,7 +83,8 @@ def from_dataset(
     labels = _labels(source, name)
     names = _class_names(source, classes, labels)
     items = torch.arange(len(labels))
-    return in_memory_if_small(DatasetImages(labels, names, name, source, items, first, view))
+    images = DatasetImages(labels, names, name, source, items, first, view)
+    return images if crops and view is not None else in_memory_if_small(images)
 
 
 @dataclass(frozen=True, eq=False)

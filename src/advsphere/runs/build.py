@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from advsphere import named
 from advsphere.classifier import PixelClassifier, find_head, logits_of
 from advsphere.data import Dataset, Images, from_dataset, load, load_test
-from advsphere.data.sources import HELD_OUT
+from advsphere.data.sources import hold_out
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
 from advsphere.models import build, load_weights
 from advsphere.models.by_name import STATISTICS, Statistics
 from advsphere.objectives import Criterion
-from advsphere.rng import permutation
 from advsphere.runs.config import GIVEN, Config
 
 _TEST = ("test", "validation", "valid", "val")
@@ -130,7 +129,12 @@ def assemble(
 
 
 def as_dataset(
-    data: Any, name: str | None = None, *, image_size: int | None = None, resize: int | None = None
+    data: Any,
+    name: str | None = None,
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    crops: bool = False,
 ) -> Dataset:
     """Training and test images from whatever holds them.
 
@@ -141,6 +145,7 @@ def as_dataset(
         name: What reports call the images; by default the name of their type.
         image_size: The side to which PIL images are brought.
         resize: The length of their shorter side before the centre is cut out.
+        crops: Whether the training images will be cropped at random, from their own resolution.
 
     Returns:
         Both sets, with the same classes.
@@ -155,12 +160,8 @@ def as_dataset(
         test = next((data[key] for key in _TEST if key in data), None)
         data = data["train"] if test is None else (data["train"], test)
     if not (isinstance(data, tuple) and len(data) == 2) or isinstance(data[0], Tensor):
-        images = convert(data)
-        order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
-        count = max(1, round(HELD_OUT * len(images)))
-        train, test = images.take(order[count:].sort().values), images.take(order[:count].sort().values)
-        return Dataset(train, test, f"{images.name}: {count} of its {len(images)} images are held out as the test set")
-    train, test = map(convert, data)
+        return hold_out(convert(data, crops=crops))
+    train, test = convert(data[0], crops=crops), convert(data[1])
     longer = max(train.classes, test.classes, key=len)  # tensors have as many as their highest label says
     if not all(longer[: len(part.classes)] == part.classes for part in (train, test)):
         raise UserError(
@@ -188,7 +189,8 @@ def _user_data(config: Config, root: Path | None) -> Dataset:
             "pass them: train(data=...), load_run(folder, test=...)"
         )
     made = named.call(data.name, data.arguments, {"root": root or data.root})
-    return as_dataset(made, data.name, image_size=data.image_size, resize=data.resize)
+    crops = config.training.augment.min_area is not None
+    return as_dataset(made, data.name, image_size=data.image_size, resize=data.resize, crops=crops)
 
 
 def _statistics(config: Config, channels: int) -> Statistics:
