@@ -50,7 +50,7 @@ def _only_the_norms_that_an_attack_has(request):
 
 
 def public_functions():
-    names = set(advsphere.attacks.__all__) - {"attack_kind", "stages"}  # a decorator, and several attacks by name
+    names = set(advsphere.attacks.__all__) - {"attack_kind"}
     functions = {name: getattr(advsphere.attacks, name) for name in names}
     return {name: function for name, function in functions.items() if inspect.isfunction(function)}
 
@@ -179,7 +179,7 @@ def test_the_seed_decides(row, norm):
 
     assert torch.equal(run(7), run(7))
     assert torch.equal(run(7), run(8)) != row.random
-    assert torch.equal(row.make(threat)(model, x, y), run(0)), "without draws: seed 0 and the ids 0..B-1"
+    assert torch.equal(row.make(threat)(model, x, y), run(0)), "without rng: seed 0 and the ids 0 to B - 1"
 
 
 @attacks

@@ -1,4 +1,4 @@
-"""Draws are addressed, and look random along every coordinate of the address."""
+"""Random numbers are addressed, and look random along every coordinate of the address."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GOLDEN_SEED = 8428115116584716840
 
 
 @given(seed=st.integers(), ids=st.lists(INT64, min_size=1, max_size=6), data=st.data())
-def test_a_subset_of_the_batch_has_its_own_draws(seed: int, ids: list[int], data: st.DataObject) -> None:
+def test_a_subset_of_the_batch_has_its_own_numbers(seed: int, ids: list[int], data: st.DataObject) -> None:
     index = torch.tensor(data.draw(st.lists(st.integers(0, len(ids) - 1), max_size=6)), dtype=torch.long)
     whole = Rng(seed, torch.tensor(ids), restart=1, step=4)
     for draw in (lambda d: d.uniform((3, 2), "a"), lambda d: d.normal((3, 2), "a")):
@@ -156,7 +156,7 @@ def test_streams_are_independent(pair: tuple[dict[str, Any], dict[str, Any]]) ->
 
 
 def test_example_and_element_do_not_mix() -> None:
-    """Element i of example j and element j of example i are two draws."""
+    """Element i of example j and element j of example i are two numbers."""
     table = uniform(ids=torch.arange(400), size=400).double()
     a, b = table[*torch.triu_indices(400, 400, 1)], table.T[*torch.triu_indices(400, 400, 1)]
     assert abs(np.corrcoef(a, b)[0, 1]) < 5 / len(a) ** 0.5 and (a == b).double().mean() < 1e-4

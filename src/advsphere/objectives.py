@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advsphere.attacks import Start, pgd
+from advsphere.attacks.gradient import Start, pgd
 from advsphere.classifier import Classifier, Mode, frozen
 from advsphere.errors import UserError
 from advsphere.losses import Loss, kl, log_odds, widen

@@ -74,7 +74,7 @@ def test_an_answer_that_is_no_number_counts_as_a_success() -> None:
     assert x_adv.isnan().all(), "to be judged by the threat model, not hidden"
 
 
-def test_restarts_have_draws_of_their_own_also_when_nested() -> None:
+def test_restarts_use_different_numbers_also_when_nested() -> None:
     log: list[tuple[float, list[int], int]] = []
     x, y = flat(0.1)
     restarts(adds(0.0, log), 3)(brightness, x, y)

@@ -70,7 +70,7 @@ def test_more_steps_and_more_starts_never_lose(norm: Norm) -> None:
     assert (long < short).any()
 
 
-def test_starts_differ_by_their_draws_and_are_inside_half_the_radius() -> None:
+def test_starts_differ_by_their_numbers_and_are_inside_half_the_radius() -> None:
     model, x, y = model_and_batch()
     seen: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))

@@ -40,10 +40,10 @@ def batch_mean_kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def near(x: Tensor, seed: int) -> Tensor:
-    """x + 0.001 N(0, 1), with the numbers that ours draws."""
+    """x + 0.001 N(0, 1), with the random numbers that ours uses."""
     return x + 0.001 * Rng.of(x, seed).normal(x.shape[1:], "start").to(x.dtype)
 
 
 def uniform_noise(x: Tensor, rng: Rng, eps: float) -> Tensor:
-    """Uniform in [-eps, eps], with the numbers that ours draws."""
+    """Uniform in [-eps, eps], with the random numbers that ours uses."""
     return (2 * rng.uniform(x.shape[1:], "start").to(x.dtype) - 1) * eps

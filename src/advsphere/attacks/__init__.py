@@ -1,12 +1,10 @@
-"""Attacks: pure functions (model, x, target) -> x_adv, one file per family, and the combinators that make attacks of
-attacks.
-"""
+"""Attacks: functions (model, x, target) -> x_adv, one module per family, and combinators of attacks."""
 
 from advsphere.attacks.auto_pgd import apgd, apgd_targeted
 from advsphere.attacks.carlini_wagner import cw
 from advsphere.attacks.combine import Attack, AttackKind, attack_kind, restarts, worst_case
 from advsphere.attacks.deep_fool import deepfool
-from advsphere.attacks.ensemble import auto_attack, expected, stages
+from advsphere.attacks.ensemble import auto_attack, expected
 from advsphere.attacks.fast_adaptive_boundary import fab, fab_targeted
 from advsphere.attacks.feature import Guides, feature_attack
 from advsphere.attacks.gradient import Keep, Start, fgsm, mim, pgd
@@ -37,7 +35,6 @@ __all__ = [
     "rays",
     "restarts",
     "square",
-    "stages",
     "surrogate",
     "worst_case",
 ]

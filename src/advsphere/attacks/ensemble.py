@@ -25,16 +25,25 @@ Version = Literal["standard", "plus", "rand"]
 def auto_attack(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> Attack:
-    """AutoAttack: the worst case of its `stages`.
+    """AutoAttack: the worst case of a fixed ensemble of attacks, each on the examples that still resist.
 
-    Source: Croce & Hein 2020 (arXiv 2003.01690); for l1 Croce & Hein 2021 (arXiv 2103.01208). The settings are those
-    of the official code (github.com/fra31/auto-attack). Each attack documents where it differs.
+    - standard: APGD-CE, APGD-T (9 targets), FAB-T (9 targets) and Square. For l1, APGD-CE has 5 restarts, APGD-T has 5
+      targets, and both use `multi_eps`.
+    - plus: APGD-CE and APGD-DLR with 5 restarts each, FAB with 5 starts, Square, APGD-T and FAB-T.
+    - rand, for randomised models: APGD-CE and APGD-DLR on the mean gradient of several forwards.
+
+    Source: Croce & Hein 2020 (arXiv 2003.01690); for l1 Croce & Hein 2021 (arXiv 2103.01208). The settings are those of
+    the official code (github.com/fra31/auto-attack). With other numbers of steps or queries it is not AutoAttack.
+
+    Differs from the official code, which fails with few classes: there are at most K - 1 targets, DLR becomes the
+    margin for K < 3, and the targeted DLR becomes a difference of logits for K < 4. FAB, in "plus", linearises only the
+    10 most likely classes. Each attack documents its own differences.
 
     Args:
         threat: Norm, radius and bounds.
         version: "standard", "plus" or "rand".
-        steps: Steps of APGD and FAB. With another number than 100 it is not AutoAttack.
-        queries: Queries of Square. With another number than 5000 it is not AutoAttack.
+        steps: Steps of APGD and FAB.
+        queries: Queries of Square.
         passes: Forwards per gradient in version "rand".
 
     Returns:
@@ -49,30 +58,7 @@ def auto_attack(
 def stages(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> dict[str, Attack]:
-    """The attacks of AutoAttack by name, in their order. Each attacks the examples that still resist.
-
-    - standard: APGD-CE, APGD-T (9 targets), FAB-T (9 targets) and Square. For l1, APGD-CE has 5 restarts, APGD-T has 5
-      targets, and both use `multi_eps`.
-    - plus: APGD-CE and APGD-DLR with 5 restarts each, FAB with 5 starts, Square, APGD-T and FAB-T.
-    - rand, for randomised models: APGD-CE and APGD-DLR on the mean gradient of several forwards.
-
-    Differs from the official code, which fails with few classes: there are at most K - 1 targets, DLR becomes the
-    margin for K < 3, and the targeted DLR becomes a difference of logits for K < 4. FAB, in "plus", linearises only the
-    10 most likely classes.
-
-    Args:
-        threat: As in `auto_attack`.
-        version: As in `auto_attack`.
-        steps: As in `auto_attack`.
-        queries: As in `auto_attack`.
-        passes: As in `auto_attack`.
-
-    Returns:
-        The attacks by their usual names.
-
-    Raises:
-        UserError: If the version is unknown.
-    """
+    """The attacks of `auto_attack` by name, in their order."""
     if version not in get_args(Version):
         raise UserError(f"AutoAttack has no version {version!r}; choose one of {', '.join(get_args(Version))}")
     l1 = threat.norm == "l1"

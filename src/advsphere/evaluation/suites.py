@@ -28,10 +28,9 @@ from advsphere.attacks import (
     mim,
     pgd,
     rays,
-    stages,
     surrogate,
 )
-from advsphere.attacks.ensemble import dlr_or_margin
+from advsphere.attacks.ensemble import dlr_or_margin, stages
 from advsphere.errors import UserError
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.identity import home
