@@ -19,7 +19,8 @@ import torch
 from comparison import Options, Seconds, Target, misclassified, peer, ratio, show, timed
 from torch import Tensor
 
-from advsphere.attacks import Attack, stages
+from advsphere.attacks import Attack
+from advsphere.attacks.ensemble import stages
 from advsphere.classifier import frozen
 from advsphere.cli.arguments import parse
 from advsphere.evaluation.judge import exact_float32, judge_attack

@@ -16,7 +16,7 @@ from math import comb
 import torch
 from comparison import Options, Target, ratio, show, timed
 
-from advsphere.attacks import stages
+from advsphere.attacks.ensemble import stages
 from advsphere.cli.arguments import parse
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.specs import AttackSpec

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from comparison import Options, show
 
-from advsphere.attacks import stages
+from advsphere.attacks.ensemble import stages
 from advsphere.cli.arguments import parse
 from advsphere.evaluation import AttackSpec, evaluate
 from advsphere.provenance import processor

@@ -100,7 +100,7 @@ class Objective(ABC):
         """Craft the images to train on.
 
         Args:
-            model: The model, as the loop left it.
+            model: The model. Leave it as it was; `context.view` does.
             x: Clean images (B, C, H, W), within the bounds.
             y: Labels (B,).
             context: Random numbers and what else crafting needs.

@@ -92,7 +92,7 @@ def feature_attack(
 
     Differs from the official code (eps 8/255, steps of 1/255, 20 or 50 steps, 100 to 1000 guides; the paper's settings
     are not published): there all guides of an image form one batch. Here few are tried first, because one often
-    succeeds. Whether an example is fooled means the same.
+    succeeds. Either way an example is fooled if any guide succeeds.
 
     Args:
         model: Maps images to logits (B, K). It may be any view of the network, such as a frozen one.
