@@ -208,13 +208,16 @@ class CorruptionRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read what `to_dict` gave, unchecked.
+        """Read the values of `to_dict` without checking them.
 
-        The outcomes on clean images, pixels and seconds are None in results from before they were stored; such outcomes
-        read as "", as if not measured.
+        Old results have None for the outcomes on clean images, for pixels and for seconds. Such outcomes become "", as
+        if they were not measured.
 
         Args:
             data: The JSON-able values.
+
+        Returns:
+            The record.
         """
         clean = data["clean"]
         return cls(
