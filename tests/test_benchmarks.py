@@ -21,7 +21,7 @@ from advsphere.losses import margin
 from advsphere.models.networks import WideResNet
 from advsphere.recipes import recipe
 from advsphere.threat import ThreatModel
-from tests.data.corruptions.pictures import pictures
+from tests.corruption.pictures import pictures
 from tests.laws import RADII, conv_net, images
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from advsphere.cli import main
 from advsphere.corruption.result import CorruptionRecord
-from tests.data.corruptions.pictures import pictures
+from tests.corruption.pictures import pictures
 
 MODEL = """
 import torch

@@ -16,7 +16,7 @@ from advsphere.reproduce.listing import listing
 from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.sections import TITLES
 from advsphere.stats import paired, wilson
-from tests.evaluation.test_corruption import of_errors
+from tests.corruption.test_evaluate import of_errors
 from tests.reproduce.made import run_block, stored
 
 COMMITTED = sorted((Path(__file__).parents[1] / "results").glob("*.jsonl"))

@@ -1,4 +1,4 @@
-"""Claims 3 and 4, and the rules by which any claim is answered. Claims 1 and 2: test_few_steps and test_hardness."""
+"""Claims 3 and 4, and the rules for the answers. Claims 1 and 2: test_feature_normalization, test_hard_examples."""
 
 from __future__ import annotations
 

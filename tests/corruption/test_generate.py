@@ -12,7 +12,7 @@ from advsphere.corruption import CORRUPTIONS, EXTRA, SEVERITIES, corrupt, genera
 from advsphere.corruption.severity import strength, table_for
 from advsphere.errors import UserError
 from advsphere.rng import Rng
-from tests.data.corruptions.pictures import pictures
+from tests.corruption.pictures import pictures
 
 ALL = (*CORRUPTIONS, *EXTRA)
 CERTAIN = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur"}

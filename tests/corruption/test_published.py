@@ -13,7 +13,7 @@ from PIL import Image
 from advsphere.corruption import SEVERITIES, Corrupted, generated, read_published, save_arrays, save_folders
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from tests.data.corruptions.pictures import pictures
+from tests.corruption.pictures import pictures
 
 LABELS = torch.tensor([2, 0, 1, 2, 0])
 CLEAN = ImageSet(pictures(5, 32), LABELS, ("ant", "bee", "cow"), "pets")

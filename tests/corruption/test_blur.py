@@ -13,7 +13,7 @@ from torch import Tensor
 from advsphere.corruption import blur, corrupt
 from advsphere.corruption.severity import strength
 from advsphere.rng import Rng
-from tests.data.corruptions.pictures import pictures
+from tests.corruption.pictures import pictures
 
 X = pictures(3, 32)
 DRAWS = Rng(1, torch.arange(3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from advsphere.corruption.result import corruption_figure
-from tests.evaluation.test_corruption import of_errors
+from tests.corruption.test_evaluate import of_errors
 
 
 def test_every_number_is_in_its_place() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from advsphere.corruption import corrupt, weather
-from tests.data.corruptions.pictures import pictures
+from tests.corruption.pictures import pictures
 
 
 def shortest_ways(edge: np.ndarray) -> np.ndarray:

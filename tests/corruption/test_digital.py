@@ -15,8 +15,8 @@ from advsphere.corruption import corrupt
 from advsphere.corruption.noise import symmetric
 from advsphere.corruption.severity import strength
 from advsphere.rng import Rng
-from tests.data.corruptions.pictures import pictures
-from tests.data.corruptions.test_blur import close
+from tests.corruption.pictures import pictures
+from tests.corruption.test_blur import close
 
 X = pictures(3, 32)
 

@@ -17,8 +17,8 @@ from advsphere.corruption.noise import normal, symmetric
 from advsphere.corruption.severity import strength
 from advsphere.errors import UserError
 from advsphere.rng import Rng
-from tests.data.corruptions.pictures import pictures
-from tests.data.corruptions.test_blur import close, smeared
+from tests.corruption.pictures import pictures
+from tests.corruption.test_blur import close, smeared
 
 X = pictures(3, 32)
 DRAWS = Rng(0, torch.arange(3))
