@@ -164,7 +164,7 @@ def notes_of_a_resume(config: Config, folder: Path) -> list[str]:
 
 def test_a_resume_elsewhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder, threads = tiny_config("standard"), tmp_path / "run", torch.get_num_threads()
-    with pytest.raises(Stopped, match="stopped in epoch 1 after batch 1 of 2; go on with --resume"):
+    with pytest.raises(Stopped, match="stopped in epoch 1 after batch 1 of 2; continue with --resume"):
         train(config, folder, stop=stopping_after(1))
     shutil.copytree(folder, tmp_path / "same")
     shutil.copytree(folder, tmp_path / "other processor")

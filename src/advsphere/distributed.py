@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from advsphere.errors import UserError
 
-__all__ = ["World", "cut", "joined", "leave"]
+__all__ = ["World", "joined"]
 
 POLL_SECONDS = 0.5
 """How often a process checks whether another one failed."""
@@ -122,15 +122,7 @@ class World:
 
 
 def cut(n: int, parts: int) -> list[slice]:
-    """Cut a row of things into contiguous parts whose sizes differ by at most 1, larger ones first.
-
-    Args:
-        n: The number of things.
-        parts: The number of parts.
-
-    Returns:
-        The parts, as slices of 0..n-1.
-    """
+    """Cut a row of n things into contiguous parts whose sizes differ by at most 1, larger ones first."""
     size, rest = divmod(n, parts)
     starts = [part * size + min(part, rest) for part in range(parts + 1)]
     return [slice(*pair) for pair in pairwise(starts)]
@@ -197,13 +189,10 @@ def joined() -> Iterator[World]:
 
 
 def leave(status: int) -> None:
-    """End this process at once if it is one of several; otherwise do nothing.
+    """End this process at once if it is one of several; otherwise do nothing. To be called last of all.
 
-    To be called last of all. About one in fifty of several processes that end in the ordinary way is aborted by torch's
-    own threads (torch 2.11, gloo), and torchrun would take that for a failure of the run.
-
-    Args:
-        status: The exit status.
+    Of several processes that end in the ordinary way about one in fifty is aborted by torch's own threads (torch 2.11,
+    gloo), and torchrun would take that for a failure of the run.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
@@ -275,7 +264,7 @@ def _message(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, dist.DistError) or "gloo" in str(error):
         return (
-            "another process of this run is gone (killed, or out of memory); go on from what was kept by the same "
-            "command, or let torchrun do so with --max-restarts"
+            "another process of this run is gone (killed, or out of memory); run the same command again to continue, "
+            "or let torchrun restart it with --max-restarts"
         )
     return "".join(traceback.format_exception(error)).rstrip()

@@ -90,7 +90,7 @@ def test_another_network_is_refused_with_the_first_names(tmp_path: Path) -> None
     other = build("wrn-10-1", num_classes=10, in_channels=1, image_size=8, mean=MEAN, std=STD).network
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(UserError, match=r"it lacks bn1.weight, .* and \d+ more; it has besides group1.*") as caught:
+    with pytest.raises(UserError, match=r"it lacks bn1.weight, .* and \d+ more; it also has group1.*") as caught:
         load_weights(model, _saved(other, tmp_path), head="network.fc")
     assert "\n" not in str(caught.value) and same(model.state_dict(), before)
 

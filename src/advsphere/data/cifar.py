@@ -25,7 +25,6 @@ class Layout:
 
     title: str
     folder: str
-    archive: str
     train: dict[str, str]
     test: dict[str, str]
     meta: dict[str, str]
@@ -35,8 +34,8 @@ class Layout:
     @property
     def cure(self) -> str:
         """How to get the folder."""
-        loader = self.title.replace("-", "")
-        return f'torchvision.datasets.{loader}("data", download=True) fetches {self.archive} and unpacks it there'
+        loader, archive = self.title.replace("-", ""), f"{self.title.lower()}-python.tar.gz"
+        return f'torchvision.datasets.{loader}("data", download=True) fetches {archive} and unpacks it there'
 
     def find(self, place: Path) -> Path | None:
         """The folder, if `place` is it or holds it."""
@@ -50,7 +49,6 @@ LAYOUTS = {
     "cifar10": Layout(
         title="CIFAR-10",
         folder="cifar-10-batches-py",
-        archive="cifar-10-python.tar.gz",
         train={
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -66,7 +64,6 @@ LAYOUTS = {
     "cifar100": Layout(
         title="CIFAR-100",
         folder="cifar-100-python",
-        archive="cifar-100-python.tar.gz",
         train={"train": "16019d7e3df5f24257cddd939b257f8d"},
         test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
         meta={"meta": "7973b15100ade9c7d40fb424638fde48"},

@@ -18,7 +18,7 @@ from advsphere.errors import UserError
 from advsphere.rng import permutation
 
 MEMORY_LIMIT = 4 * 2**30
-"""Sets of at most so many bytes of pixels are kept in memory."""
+"""Sets of up to this many bytes of pixels are kept in memory."""
 
 T = TypeVar("T")
 
@@ -133,7 +133,7 @@ class Images(ABC):
 
         Args:
             validation: How many, from 1 to N - 1.
-            seed: Decides, with N alone, which ones.
+            seed: Decides which ones, together with N.
 
         Returns:
             The training and the validation images, both in the original order.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View, check_depth, square
@@ -70,7 +70,8 @@ def from_dataset(
         pixels, labels = source
         labels = labels if labels.is_floating_point() else labels.long()
         return ImageSet(pixels, labels, _class_names(source, classes, labels), "tensors" if name == "tuple" else name)
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+    map_style = hasattr(source, "__len__") and hasattr(source, "__getitem__")
+    if not map_style or isinstance(source, IterableDataset):
         raise UserError(f"{name} is no map-style data set: give an object with len() whose items are (image, label)")
     if not len(source):
         raise UserError(f"{name}: there are no images")
@@ -227,7 +228,7 @@ def _class_names(source: Any, classes: Sequence[str] | None, labels: Tensor) -> 
         of_label = features.get("label") if isinstance(features, Mapping) else None
         found = getattr(source, "classes", None) or getattr(of_label, "names", None)
         classes = found if isinstance(found, Sequence) else None
-    if classes is None:  # at most so many that a wrong label is told by `check_labels`, not by a lack of memory
+    if classes is None:  # a label beyond the cap is an error of `check_labels`, not a lack of memory
         highest = int(labels.max()) if labels.numel() else 0
         classes = list(map(str, range(min(max(highest, 0), 100_000) + 1)))
     return tuple(map(str, classes))

@@ -66,7 +66,7 @@ def build(
         The network, on the CPU and in train mode.
 
     Raises:
-        UserError: If the name is unknown (the message has the nearest ones), if the weights can't be had, or if the
+        UserError: If the name is unknown (the message has the nearest ones), if the weights can't be downloaded, or if the
             network does not take these channels or this size.
     """
     if not len(mean) == len(std) == in_channels:
@@ -119,7 +119,7 @@ def _timm(name: str, num_classes: int, in_channels: int, image_size: int, pretra
         network: nn.Module = timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_channels, **size)
         return network
     except (OSError, RuntimeError) as error:  # no connection; no such weights
-        raise UserError(f"timm can't give {name} (pretrained={pretrained}): {_first_line(error)}") from error
+        raise UserError(f"timm can't build {name} (pretrained={pretrained}): {_first_line(error)}") from error
     except AssertionError as error:
         raise UserError(f"{name} can't be built for {image_size}x{image_size} images: {_first_line(error)}") from error
 
@@ -135,7 +135,7 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT")
     except (OSError, RuntimeError) as error:
-        raise UserError(f"torchvision can't give the weights of {name}: {_first_line(error)}") from error
+        raise UserError(f"the weights of torchvision's {name} can't be downloaded: {_first_line(error)}") from error
     head_name = find_head(network)
     head: Any = network.get_submodule(head_name)
     if head.out_features != num_classes:
@@ -179,7 +179,7 @@ def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -
         ) from error
     if logits.shape != (1, num_classes):
         raise UserError(
-            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); it is no classifier"
+            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); it is not a classifier of these classes"
         )
     model.train()
 

@@ -102,5 +102,5 @@ def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str
         for name, value in theirs.items()
         if name in own and value.shape != own[name].shape
     ]
-    kinds = {"it lacks": missing, "it has besides": unknown, "of another shape are": reshaped}
+    kinds = {"it lacks": missing, "it also has": unknown, "of another shape are": reshaped}
     return "; ".join(f"{kind} {some(names, 3)}" for kind, names in kinds.items() if names)

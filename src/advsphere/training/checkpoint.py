@@ -34,7 +34,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: The file.
 
     Returns:
-        The tensors by name, and what was saved with them.
+        The tensors by name, and the other values that were saved.
 
     Raises:
         UserError: If the file is missing, truncated, altered or no checkpoint.

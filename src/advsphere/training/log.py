@@ -49,7 +49,7 @@ def read_metrics(folder: Path) -> list[Metrics]:
         folder: The folder of the run.
 
     Returns:
-        The metrics of each finished epoch, which may be none.
+        The metrics of each finished epoch; an empty list before the first.
     """
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -240,7 +240,7 @@ class Trainer:
                 if stopping:
                     self.save()
                     raise Stopped(
-                        f"stopped in epoch {epoch + 1} after batch {b + 1} of {len(batches)}; go on with --resume"
+                        f"stopped in epoch {epoch + 1} after batch {b + 1} of {len(batches)}; continue with --resume"
                     )
             if self.world.first and now - ticked > 0.5:
                 images = sum(len(batch) for batch in batches[: b + 1])
