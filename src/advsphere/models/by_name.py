@@ -66,8 +66,8 @@ def build(
         The network, on the CPU and in train mode.
 
     Raises:
-        UserError: If the name is unknown (the message has the nearest ones), if the weights can't be downloaded, or if the
-            network does not take these channels or this size.
+        UserError: If the name is unknown (the message has the nearest ones), if the weights can't be downloaded, or if
+            the network does not take these channels or this size.
     """
     if not len(mean) == len(std) == in_channels:
         raise UserError(
@@ -179,7 +179,7 @@ def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -
         ) from error
     if logits.shape != (1, num_classes):
         raise UserError(
-            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); it is not a classifier of these classes"
+            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); it does not fit these classes"
         )
     model.train()
 
