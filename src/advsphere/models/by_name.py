@@ -179,7 +179,7 @@ def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -
         ) from error
     if logits.shape != (1, num_classes):
         raise UserError(
-            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); it does not fit these classes"
+            f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); use a classifier"
         )
     model.train()
 
