@@ -131,4 +131,3 @@ def test_padding_cannot_be_negative() -> None:
 def test_a_crop_is_a_share_of_the_image(min_area: float) -> None:
     with pytest.raises(UserError, match=r"give a share in \(0, 1\]"):
         Augment(min_area=min_area)
-    assert Augment().crops(Rng(0, torch.arange(2))) is None

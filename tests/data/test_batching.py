@@ -16,6 +16,7 @@ from PIL import Image
 
 from advsphere.data import Augment, Images, ImageSet, load
 from advsphere.data.batching import Batch, batches, epoch_batches
+from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import Encoded
 from advsphere.data.folders import FolderImages
 from advsphere.errors import UserError
@@ -63,8 +64,7 @@ def test_a_batch_is_cropped_from_the_files_then_augmented(photos: FolderImages) 
     ids = epoch_batches(len(photos), 4, seed=0, epoch=2)[1]
     rng = Rng(0, ids, step=2)
     assert torch.equal(batch.rng.ids, ids) and (batch.rng.seed, batch.rng.step) == (0, 2)
-    crops = AUGMENT.crops(rng)
-    assert crops is not None
+    crops = ResizedCrops.of(rng, 0.2)
     pixels, y = photos.stored(ids, crops)
     assert torch.equal(batch.x, AUGMENT(pixels, rng)) and torch.equal(batch.y, y)
     for i, (path, found) in enumerate(zip([photos.paths[i] for i in ids], pixels, strict=True)):
@@ -88,8 +88,7 @@ def test_images_in_memory_are_cropped_too() -> None:
     images = load("digits").train.first(20)
     augment = Augment(min_area=0.08)
     for batch, ids in zip(epoch(images, augment), epoch_batches(20, 4, seed=0, epoch=2), strict=True):
-        crops = augment.crops(Rng(0, ids, step=2))
-        assert crops is not None
+        crops = ResizedCrops.of(Rng(0, ids, step=2), 0.08)
         assert torch.equal(batch.x, crops(images.stored(ids)[0]).float() / 255)
         assert not torch.equal(batch.x, images.batch(ids)[0])
 

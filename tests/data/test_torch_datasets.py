@@ -15,6 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from advsphere.data import Augment, ImageSet, from_dataset, images
 from advsphere.data.batching import batches
+from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View
 from advsphere.data.folders import scan_folder
 from advsphere.data.torch_datasets import DatasetImages
@@ -115,7 +116,7 @@ def test_pictures_of_any_size_are_resized_and_cropped_as_files_are(tmp_path: Pat
     items = [(picture, i // 2) for i, picture in enumerate(pictures)]
     small, large = (from_dataset(items, image_size=8, resize=9, crops=crops) for crops in (False, True))
     assert isinstance(small, ImageSet) and isinstance(large, DatasetImages)
-    index, drawn = torch.arange(4), Augment(min_area=0.1).crops(Rng(0, torch.arange(4)))
+    index, drawn = torch.arange(4), ResizedCrops.of(Rng(0, torch.arange(4)), 0.1)
     assert torch.equal(small.stored(index)[0], files.stored(index)[0])
     assert torch.equal(large.stored(index, drawn)[0], files.stored(index, drawn)[0])
 

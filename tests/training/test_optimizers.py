@@ -16,6 +16,7 @@ from advsphere.recipes import recipe
 from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.schedule import Linear
 from advsphere.training import Hooks, Stopped, TrainSettings
+from advsphere.training.settings import make_optimizer
 from tests.laws import conv_net
 from tests.training.tiny import kept, same, stopping_after, tiny_trainer
 
@@ -25,14 +26,14 @@ ADAMW: dict[str, Any] = {"optimizer": "torch.optim:AdamW", "optimizer_arguments"
 
 def test_an_optimizer_by_name_is_given_the_settings_that_it_has() -> None:
     weights = [nn.Parameter(torch.zeros(2))]
-    made = TrainSettings(lr=0.3, weight_decay=0.02, **ADAMW).make_optimizer(weights)
+    made = make_optimizer(TrainSettings(lr=0.3, weight_decay=0.02, **ADAMW), weights)
     assert type(made) is optim.AdamW
     assert (
         made.defaults["lr"] == 0.3
         and made.defaults["weight_decay"] == 0.02
         and tuple(made.defaults["betas"]) == (0.8, 0.9)
     )
-    other = TrainSettings(optimizer="torch.optim:RMSprop", momentum=0.7).make_optimizer(weights)
+    other = make_optimizer(TrainSettings(optimizer="torch.optim:RMSprop", momentum=0.7), weights)
     assert other.defaults["momentum"] == 0.7
 
 
@@ -57,7 +58,7 @@ def test_the_settings_are_kept_in_a_config() -> None:
 )
 def test_what_does_not_fit_is_said(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TrainSettings(**settings).make_optimizer([nn.Parameter(torch.zeros(2))])
+        make_optimizer(TrainSettings(**settings), [nn.Parameter(torch.zeros(2))])
 
 
 def test_the_schedule_moves_every_group_from_its_own_rate(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advsphere.data.crops import ResizedCrops
 from advsphere.data.images import as_float
 from advsphere.errors import UserError
 from advsphere.rng import Rng
@@ -35,7 +34,7 @@ class Augment:
             raise UserError(f"a crop is padded by {self.padding} pixels; give 0 for none, 4 is usual at 32 pixels")
 
     def __call__(self, pixels: Tensor, rng: Rng) -> Tensor:
-        """Pad, crop and flip a batch, after the crops by `min_area`, which `crops` gives.
+        """Pad, crop and flip a batch, after the random crops by `min_area`, which `Images.stored` makes.
 
         All (2 padding + 1)^2 places are equally likely. The variation of an example depends on its seed, id, restart
         and step, not on its batch. Its crop is the same with and without flips.
@@ -60,17 +59,6 @@ class Augment:
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
                 pixels = torch.where(mirrored[:, :, None, None], pixels.flip(-1), pixels)
         return as_float(pixels).contiguous(memory_format=torch.channels_last)
-
-    def crops(self, rng: Rng) -> ResizedCrops | None:
-        """Draw the random resized crops of a batch.
-
-        Args:
-            rng: The generator of its examples.
-
-        Returns:
-            The crops; None without `min_area`.
-        """
-        return None if self.min_area is None else ResizedCrops.of(rng, self.min_area)
 
 
 def _windows(pixels: Tensor, offset: Tensor, mirrored: Tensor, *, height: int, width: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from advsphere.data.augmentation import Augment
+from advsphere.data.crops import ResizedCrops
 from advsphere.data.images import Images
 from advsphere.errors import UserError
 from advsphere.rng import Rng, permutation
@@ -77,7 +78,8 @@ class _Reading(Dataset["Tensor | UserError"]):
 
     def __getitem__(self, b: int) -> Tensor | UserError:
         ids = self.ids[b]
-        crops = self.augment.crops(Rng(self.seed, ids.cpu(), step=self.epoch))
+        area = self.augment.min_area
+        crops = None if area is None else ResizedCrops.of(Rng(self.seed, ids.cpu(), step=self.epoch), area)
         try:
             return self.images.stored(ids, crops)[0]
         except UserError as error:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from advsphere.classifier import low_precision
 from advsphere.data.batching import batches as load_batches
 from advsphere.data.batching import epoch_batches
 from advsphere.data.images import Images
@@ -34,7 +36,7 @@ from advsphere.training.checkpoint import (
     section,
 )
 from advsphere.training.recomputation import recompute_blocks
-from advsphere.training.settings import TrainSettings
+from advsphere.training.settings import TrainSettings, make_optimizer
 from advsphere.training.step import BatchGradient, Division
 
 Metrics = dict[str, float]
@@ -138,8 +140,10 @@ class Trainer:
         self.gradient = BatchGradient(model, objective, criterion, self.division)
         self.writer = CheckpointWriter()
         self.device = images.labels.device
-        self.dtype = settings.dtype(self.device)
-        self.optimizer = (optimizer or settings.make_optimizer)(model.parameters())
+        automatic = low_precision(self.device) if settings.precision == "auto" else None
+        self.dtype = torch.bfloat16 if settings.precision == "bfloat16" else automatic
+        make = optimizer or partial(make_optimizer, settings)
+        self.optimizer = make(model.parameters())
         self.rates = [group.get("lr") for group in self.optimizer.param_groups]
         averaging = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None

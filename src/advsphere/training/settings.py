@@ -9,12 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-import torch
 import yaml
 from torch import nn, optim
 from tyro.constructors import PrimitiveConstructorSpec
 
-from advsphere.classifier import low_precision
 from advsphere.data.augmentation import Augment
 from advsphere.errors import UserError
 from advsphere.named import call
@@ -106,38 +104,16 @@ class TrainSettings:
         # As they are read back from a config.yaml, so that a resume finds no difference.
         object.__setattr__(self, "optimizer_arguments", _plain(self.optimizer_arguments))
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-        """Build the optimizer of these parameters.
 
-        Args:
-            parameters: The parameters to train.
-
-        Returns:
-            The optimizer, with the learning rate `lr`.
-
-        Raises:
-            UserError: If its class can't be imported, or refuses its arguments.
-        """
-        known: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
-        if self.optimizer == "sgd":
-            return optim.SGD(parameters, **known)
-        made = call(self.optimizer, {"params": parameters, **self.optimizer_arguments}, known)
-        if not isinstance(made, optim.Optimizer):
-            raise UserError(f"{self.optimizer} made a {type(made).__name__}, not a torch.optim.Optimizer")
-        return made
-
-    def dtype(self, device: torch.device) -> torch.dtype | None:
-        """The precision on a device.
-
-        Args:
-            device: Where the network runs.
-
-        Returns:
-            The type to autocast to; None for plain float32.
-        """
-        if self.precision == "auto":
-            return low_precision(device)
-        return torch.bfloat16 if self.precision == "bfloat16" else None
+def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+    """The optimizer that the settings name. Raises UserError if it can't be imported or refuses its arguments."""
+    known: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return optim.SGD(parameters, **known)
+    made = call(settings.optimizer, {"params": parameters, **settings.optimizer_arguments}, known)
+    if not isinstance(made, optim.Optimizer):
+        raise UserError(f"{settings.optimizer} made a {type(made).__name__}, not a torch.optim.Optimizer")
+    return made
 
 
 def _plain(value: Any) -> Any:
