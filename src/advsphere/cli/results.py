@@ -17,6 +17,7 @@ from advsphere.reproduce.check import Status, check
 from advsphere.reproduce.collecting import diagnosed, evaluated
 from advsphere.reproduce.listing import listing
 from advsphere.reproduce.results import StoredResult
+from advsphere.reproduce.tables import table as find_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Options:
     table of all objectives."""
     pages: Path | None = None
     """A folder to write a page for each of the paper's tables into, with its figures."""
+    table: tuple[str, ...] = ()
+    """With --pages: user-defined tables that get a page too, as package.module:object."""
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Recompute the results whose evidence is below the runs, and name the others."""
 
@@ -65,7 +68,7 @@ def main(arguments: list[str]) -> int:
         if options.runs:
             raise UserError("--pages shows stored results; add those of runs first, in a call without it")
         stored = {file: results.read(file) for file in _files(options.file)}
-        print("\n".join(map(str, pages.write(stored, options.pages, options.into))))
+        print("\n".join(map(str, pages.write(stored, options.pages, options.into, [*map(find_table, options.table)]))))
         return 0
     if options.file.is_dir():
         raise UserError(f"{options.file} is a folder; name a file of it, or say --pages or --check")

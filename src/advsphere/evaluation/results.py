@@ -19,6 +19,7 @@ from advsphere.stats import PairedDifference, paired
 from advsphere.threat import radius
 
 WORST = "worst case"
+"""Name of the row of the worst case over all attacks."""
 
 FORMAT = "advsphere evaluation 3"
 

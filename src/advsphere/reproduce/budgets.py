@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
+from advsphere.named import is_name
 from advsphere.recipes import recipe
 from advsphere.reproduce.tables import ABLATION, HEADLINE, Data, Method, Table
-from advsphere.runs.config import Config
+from advsphere.runs.config import Config, objective_like
 
 WEIGHT_DECAYS: Mapping[Data, tuple[float, ...]] = {"cifar10": (5e-4, 2e-4), "imagenet": (5e-4, 2e-4)}
 """The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
@@ -76,15 +77,18 @@ class Budget:
         ablated = method.variant in ABLATION
         recipes = {name: which for of_table in self.networks.values() for name, which in of_table.items()}
         named = recipes.get(method.network, getattr(self, method.data))
-        ending = _ENDINGS["HE" if ablated else method.variant]
-        base = recipe(method.recipe or named.format(method.objective + ending))
+        user_defined = is_name(method.objective)
+        objective = method.like if user_defined else method.objective
+        base = recipe(named.format(objective + _ENDINGS["HE" if ablated else method.variant]))
+        if user_defined:
+            base = replace(base, objective=objective_like(method.objective, base.objective))
         config = replace(
             base,
             data=replace(base.data, validation=self.validation.get(method.data, base.data.validation)),
             model=replace(base.model, name=self.network.get(method.data, base.model.name)),
             training=replace(
                 base.training,
-                epochs=self.epochs.get(f"{method.data} {method.objective}", base.training.epochs),
+                epochs=self.epochs.get(f"{method.data} {objective}", base.training.epochs),
                 weight_decay=weight_decay,
                 seed=seed,
             ),

@@ -23,11 +23,8 @@ _OF_THE_METHOD = ("sphere", "objective.beta")
 """Settings that define a method; ALP's beta weighs logits, which HE scales by s."""
 
 
-def method_name(run: Mapping[str, Any], table: Table | None = None) -> str:
+def method_name(run: Mapping[str, Any]) -> str:
     """What the paper's tables call the method of a run: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
-    for method in () if table is None else table.shown_methods:
-        if method.recipe and method.recipe == run["recipe"]:
-            return method.name
     name = _TITLES.get(run["objective"], run["objective"])
     if run["scale"] is None:
         return name
@@ -118,10 +115,10 @@ def groups(results: Iterable[StoredResult], table: Table, *, suite: str) -> list
     """
     wanted = {(method.name, method.data == "imagenet"): place for place, method in enumerate(table.shown_methods)}
     every = list(results)
-    tried = _tried(every, table)
+    tried = _tried(every)
     found: dict[Group, dict[str, list[StoredResult]]] = {}
     for one in every:
-        name = method_name(one.run, table)
+        name = method_name(one.run)
         if one.kind == "evaluation" and one.suite == suite and (name, on_imagenet(one.run)) in wanted:
             found.setdefault(_question(one), {}).setdefault(name, []).append(one)
     made = []
@@ -132,7 +129,7 @@ def groups(results: Iterable[StoredResult], table: Table, *, suite: str) -> list
         ordered = sorted(arms, key=lambda name: wanted[name, on_imagenet(arms[name][0].run)])
         kept = {name: tuple(sorted(arms[name], key=lambda one: int(one.run["seed"]))) for name in ordered}
         if not table.required or {method.name for method in table.required} & kept.keys():
-            of_arms = {name: tried.get(_arm(arm[0], table), {}) for name, arm in kept.items()}
+            of_arms = {name: tried.get(_arm(arm[0]), {}) for name, arm in kept.items()}
             made.append(replace(question, arms=kept, tried=of_arms))
     return [*made, *_at_their_best(made)]
 
@@ -159,23 +156,23 @@ def _question(result: StoredResult) -> Group:
     )
 
 
-def _arm(result: StoredResult, table: Table) -> tuple[str, ...]:
+def _arm(result: StoredResult) -> tuple[str, ...]:
     """What the runs of an arm have in common, whatever their weight decay."""
     run = result.run
     return (
-        method_name(run, table),
+        method_name(run),
         run["network"],
         run["data"],
         *confounders(run, without=(SEED, WEIGHT_DECAY)).values(),
     )
 
 
-def _tried(results: Iterable[StoredResult], table: Table) -> dict[tuple[str, ...], dict[float, dict[int, float]]]:
+def _tried(results: Iterable[StoredResult]) -> dict[tuple[str, ...], dict[float, dict[int, float]]]:
     """The robust accuracy of each run's best checkpoint on held-out training images, by arm."""
     found: dict[tuple[str, ...], dict[float, dict[int, float]]] = {}
     for one in results:
         if "validated" in one.run and one.run["checkpoint"] == "best":
-            of_seeds = found.setdefault(_arm(one, table), {}).setdefault(one.run["weight_decay"], {})
+            of_seeds = found.setdefault(_arm(one), {}).setdefault(one.run["weight_decay"], {})
             of_seeds[one.run["seed"]] = one.run["validated"]["robust"]
     return found
 

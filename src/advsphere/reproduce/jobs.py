@@ -107,7 +107,7 @@ def _measurement(
 ) -> Job:
     """A job that measures a trained run, in a folder of the run that is named by what was asked."""
     folder = trained.made.parent
-    name = "-".join(word.strip("-") for word in words)
+    name = "-".join(word.strip("-").replace(":", ".") for word in words)
     out = folder / kind / name
     where = [] if data_root is None else ["--data", str(data_root)]
     return Job(

@@ -36,8 +36,8 @@ _SHOWS = "What HE gains with each objective, and keeps"
 
 
 def overview(every: Sequence[Comparison]) -> list[str]:
-    """Every pair of every table in a line: what it gains under the headline's attack, and in the worst case; then the
-    mean over the objectives of each network.
+    """A line for each pair of each table with its gain under the headline's attack and in the worst case, and the mean
+    over the objectives of each network.
     """
     heads = ["table", "pair", "network, images", "weight decay", "seeds", "n", "gain under the headline",
              "in the worst case", "share left", "verdict"]  # fmt: skip
@@ -47,12 +47,12 @@ def overview(every: Sequence[Comparison]) -> list[str]:
 
 
 def summary(family: Family, pages: Path, folder: Path) -> str:
-    """A family in a table, both arms and their difference, for a page in a folder; pages: where the picture is."""
+    """A family as a table of both arms and their difference, for a page in `folder`; the picture is in `pages`."""
     heads = ["objective", "test images", "threat", "seeds", "clean", "bare cosines", "gain", "worst case", "gain"]
     lines = [
-        f"{family.network}, weight decay {family.weight_decay}. Accuracy in %, without HE and with it, the mean over "
-        "seeds. The gain in points, with its 95 % interval: over images alone with one seed or two, over seeds too "
-        "from three on, over pairs and images for all together.",
+        f"{family.network}, weight decay {family.weight_decay}. Accuracy in % without HE → with it, the mean "
+        "over seeds, and the gain in points with its 95 % interval. The interval is over images with one or two seeds, "
+        "over seeds as well with three or more, and over pairs and images for all together.",
         "",
         *head(heads),
     ]
@@ -84,9 +84,9 @@ def _told(one: Comparison) -> list[str]:
 
 def _together(found: Sequence[Family]) -> list[str]:
     told = (
-        "The mean over pairs: an objective with HE less that without, on a set of images. Each counts once, with the "
-        "mean of its seeds in the first table above that has it, the headline's PGD and the worst case of that table's "
-        "attacks. The intervals are over pairs and over images (Student's t)."
+        "The mean over pairs. A pair is an objective with HE less the same without, on one set of images. Each counts "
+        "once, with the mean of its seeds, under the headline's PGD and in the worst case of the first table above "
+        "that has it. The intervals are over pairs and over images (Student's t)."
     )
     lines = [
         line([
@@ -115,21 +115,26 @@ def _points(gain: Gain) -> str:
 
 
 INTRODUCTION = (
-    "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it, the "
-    "paper's number for its own, larger networks, and what ours is less that. An interval of one or two seeds is over "
-    'images alone, and speaks of these checkpoints; from three on, of the method. Attacks "(s = 1)" see bare cosines, '
-    "as the paper's official evaluators do; what follows them is the same attack on the logits as they are. "
-    '"Cannot tell" stands where the interval holds 0, or would after Holm\'s correction for so many attacks. '
-    "Minutes are of training, by the clock."
+    "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it stands "
+    "the paper's number for its own, larger networks, and ours less that. With one or two seeds an interval is over "
+    'images alone and speaks of these checkpoints; with three or more it speaks of the method. Attacks marked "(s = 1)" '
+    "see bare cosines, as in the paper's official evaluators; the next column is the same attack on the logits as they "
+    "are. "
+    '"Cannot tell" means that the interval contains 0, or would after Holm\'s correction for the number of attacks. '
+    "Minutes are training time by the clock."
 )
 
 
-def write(files: Mapping[Path, Sequence[StoredResult]], folder: Path, into: Path | None = None) -> list[Path]:
-    """Write a page for each table with its figures, and README.md, which lists them and every pair. files: rows by the
-    file that they are in. into: a page that gets what all say together, between the markers of `replace_between`.
+def write(
+    files: Mapping[Path, Sequence[StoredResult]], folder: Path, into: Path | None = None, more: Sequence[Table] = ()
+) -> list[Path]:
+    """Write a page for each table with its figures, and README.md, which lists them and every pair.
+
+    `files` holds the results by their file, `more` user-defined tables. `into` is a page that gets the table of all
+    objectives, between the markers of `replace_between`.
     """
-    written, index = [], ["# Results", "", "Generated from the rows in `results/` by `make pages`.", ""]
-    for table in TABLES.values():
+    written, index = [], ["# Results", "", "Generated from `results/` by `make pages`.", ""]
+    for table in (*TABLES.values(), *more):
         path = folder / f"{table.name}.md"
         text, measured = page(table, files, folder)
         write_atomically(path, text.encode())
@@ -147,29 +152,27 @@ def write(files: Mapping[Path, Sequence[StoredResult]], folder: Path, into: Path
 
 
 def page(table: Table, files: Mapping[Path, Sequence[StoredResult]], folder: Path | None = None) -> tuple[str, bool]:
-    """The text of a table's page, and whether anything is measured. folder: where its figures are written; none are
-    made without it.
-    """
+    """The text of a table's page, and whether anything is measured. Figures are written into `folder`, if given."""
     parts = []
     for file, results in files.items():
         for number, group in enumerate(groups_of(table, results)):
             parts.append(_section(group, table, file, folder, f"{table.name}-{file.stem}-{number}.svg"))
         if table.measure != "attacks":
             parts += sections(table, results, file, folder)
-    command = f"    advsphere reproduce {table.name} --budget cpu\n    advsphere results --pages docs/results"
-    told = _introduction(table)
-    body = "\n\n".join(parts) or "Not measured yet."
-    return f"# {table.title}\n\n{told}\n\n{command}\n\n{body}\n", bool(parts)
+    command = f"    advsphere reproduce {table.name} --budget cpu\n    advsphere results results --pages docs/results"
+    commands = [command] if table.name in TABLES else []
+    blocks = [f"# {table.title}", _introduction(table), *commands, *(parts or ["Not measured yet."])]
+    return "\n\n".join(blocks) + "\n", bool(parts)
 
 
 def _introduction(table: Table) -> str:
-    """What the cells are, and what the paper's own numbers say of the worst case."""
+    """What the page shows, and the paper's own gains in the worst case."""
     if table.introduction:
         return table.introduction
     told = INTRODUCTION
     if table.network:
         told += f" The paper's numbers are those of its {table.network}, or of our own network where the paper has it."
-    told += " m-HE is our reading of it." if any(arm.variant == "m-HE" for arm in table.methods) else ""
+    told += " m-HE is our reading of the paper." if any(arm.variant == "m-HE" for arm in table.methods) else ""
     worst = "; ".join(paper_survival(table))
     return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")
 
@@ -194,7 +197,7 @@ def _section(group: Group, table: Table, file: Path, folder: Path | None, figure
 
 
 def _choice(group: Group, best: Sequence[str]) -> str:
-    """Which arms have the weight decay that was chosen, and by what."""
+    """Which arms have the weight decay that held-out images preferred."""
     told = []
     for name in best:
         means = mean_by_decay(group.tried[name])
@@ -223,7 +226,7 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
 
 
 def shown(found: Entry | None) -> str:
-    """A cell: the mean and its interval, each seed where there are several, and the paper's."""
+    """An entry as text: the mean and its interval, each seed if there are several, and the paper's number."""
     if found is None:
         return ""
     parts = [percent(found.value, found.low, found.high)]

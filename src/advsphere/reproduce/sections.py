@@ -27,7 +27,7 @@ def sections(table: Table, results: Sequence[StoredResult], file: Path, folder: 
     """The sections of a table's page from one file of results; figures are written into `folder`, if given."""
     wanted = {(method.name, method.data == "imagenet") for method in table.shown_methods}
     kind, write = _MEASURES[table.measure]
-    own = [one for one in results if one.kind == kind and (method_name(one.run, table), on_imagenet(one.run)) in wanted]
+    own = [one for one in results if one.kind == kind and (method_name(one.run), on_imagenet(one.run)) in wanted]
     return [
         "\n".join([f"## {title}", *write(table, group, folder, f"{table.name}-{file.stem}-{number}.svg"), "",
                    provenance(group, file)])
@@ -51,7 +51,7 @@ def _corruptions(table: Table, group: Sequence[StoredResult], folder: Path | Non
     yield from ["", *head(["method", "seed", "epochs", "clean", "mCA", *(TITLES[name] for name in names)])]
     arms: dict[str, dict[int, StoredResult]] = {}
     for one in group:
-        arms.setdefault(method_name(one.run, table), {})[one.run["seed"]] = one
+        arms.setdefault(method_name(one.run), {})[one.run["seed"]] = one
     for name, arm in arms.items():
         theirs = table.paper.get(name, {})
         for seed, one in sorted(arm.items()):
@@ -105,7 +105,7 @@ def _with_paper(cell: str, paper: float | None) -> str:
 def _fn_in_the_attack(table: Table, group: Sequence[StoredResult], folder: Path | None, figure: str) -> Iterator[str]:
     yield from ["", *head(["network", "seed", "FN in the attack", "PGD-1", "PGD-2"])]
     for one in group:
-        name = method_name(one.run, table)
+        name = method_name(one.run)
         for fn in (False, True):
             theirs = table.paper.get(name + ", FN in the attack" * fn, {})
             found = {cell["steps"]: cell for cell in one.document["table 7"]["cells"] if cell["FN"] == fn}
@@ -117,19 +117,19 @@ def _fn_in_the_attack(table: Table, group: Sequence[StoredResult], folder: Path 
 
 
 def _gradients(table: Table, group: Sequence[StoredResult], folder: Path | None, figure: str) -> Iterator[str]:
-    networks = {f"{method_name(one.run, table)}, seed {one.run['seed']}": one.document["gradients"] for one in group}
+    networks = {f"{method_name(one.run)}, seed {one.run['seed']}": one.document["gradients"] for one in group}
     if folder is not None:
         save(gradients_figure(networks), folder / figure)
     yield from ["", f"![Gradient-norm ratios by layer]({figure})", ""]
     yield from head(["network", "seed", "median ratio of the layers"])
     for one in group:
         ratios = sorted(one.document["gradients"]["ratio"])
-        yield line([method_name(one.run, table), str(one.run["seed"]), f"{ratios[len(ratios) // 2]:.2f}"])
+        yield line([method_name(one.run), str(one.run["seed"]), f"{ratios[len(ratios) // 2]:.2f}"])
 
 
 def _perturbations(table: Table, group: Sequence[StoredResult], folder: Path | None, figure: str) -> Iterator[str]:
     for one in group:
-        name = method_name(one.run, table)
+        name = method_name(one.run)
         picture = f"![{name}](../../results/{one.picture})"
         yield from ["", f"### {name}, seed {one.run['seed']}", "", picture]
 

@@ -127,23 +127,24 @@ class Method:
     """An objective, plain or with HE.
 
     Attributes:
-        objective: The end of its recipes' names, such as "pgd-at". Of a user-defined method, its name in tables.
+        objective: The end of its recipes' names, such as "pgd-at"; or a user-defined one as `package.module:Class`.
         variant: "" for the plain objective, "HE", "m-HE" or an ablation of HE.
         data: The paper's data that it is trained on; the budget decides which images stand for it.
         network: The paper's name of the network, if a table has rows of several and the budget trains them.
-        recipe: Recipe of a user-defined method, in place of the budget's.
+        like: Of a user-defined objective, the objective whose recipes and epochs it takes.
     """
 
     objective: str
     variant: Variant = ""
     data: Data = "cifar10"
     network: str = ""
-    recipe: str = ""
+    like: str = "pgd-at"
 
     @property
     def name(self) -> str:
         """The method's name in the paper's tables."""
-        return OBJECTIVES.get(self.objective, self.objective) + (f"+{self.variant}" if self.variant else "")
+        objective = OBJECTIVES.get(self.objective, self.objective.rpartition(":")[2])
+        return objective + (f"+{self.variant}" if self.variant else "")
 
     @property
     def plain(self) -> Method:
