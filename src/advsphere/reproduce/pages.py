@@ -117,11 +117,10 @@ def _points(gain: Gain) -> str:
 INTRODUCTION = (
     "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it stands "
     "the paper's number for its own, larger networks, and ours less that. With one or two seeds an interval is over "
-    'images alone and speaks of these checkpoints; with three or more it speaks of the method. Attacks marked "(s = 1)" '
-    "see bare cosines, as in the paper's official evaluators; the next column is the same attack on the logits as they "
-    "are. "
-    '"Cannot tell" means that the interval contains 0, or would after Holm\'s correction for the number of attacks. '
-    "Minutes are training time by the clock."
+    "images alone and speaks of these checkpoints; with three or more it speaks of the method. Attacks marked "
+    '"(s = 1)" see bare cosines, as in the paper\'s official evaluators; the next column is the same attack on the '
+    'logits as they are. "Cannot tell" means that the interval contains 0, or would after Holm\'s correction for the '
+    "number of attacks. Minutes are training time by the clock."
 )
 
 
