@@ -16,7 +16,6 @@ from advsphere.analysis.perturbations import Picture
 from advsphere.corruption.result import CorruptionCell, CorruptionRecord
 from advsphere.evaluation import WORST, Evaluation, Finding, Row, Sign
 from advsphere.report.collect import ModelReport, Pictures
-from advsphere.report.document import CommandLine
 
 N = 200
 COUNTS = {"clean": 190, "FGSM": 150, "PGD-20": 121, WORST: 119}
@@ -161,4 +160,4 @@ def pictures(count: int) -> Pictures:
     return Pictures("PGD-20", [picture(7 + 2 * i) for i in range(count)])
 
 
-COMMANDS = [CommandLine("Check it", "advsphere verify runs/a")]
+COMMANDS = [("Check it", "advsphere verify runs/a")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 
@@ -65,3 +67,12 @@ def parse(html: str) -> Node:
     reader.close()
     assert reader.open == [reader.root]
     return reader.root
+
+
+def texts(image: Node) -> list[str]:
+    """The text that an embedded figure shows."""
+    head, _, data = str(image.attributes["src"]).partition(",")
+    if head != "data:image/svg+xml;base64":
+        return []
+    drawn = ElementTree.fromstring(base64.b64decode(data)).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(element.itertext()) for element in drawn]

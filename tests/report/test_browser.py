@@ -105,7 +105,7 @@ def test_pictures_page_by_mouse_and_keyboard_and_all_load(seen: Seen) -> None:
     assert shown == [first, second, last, last, second, first, first, last, last]
     assert seen.found["pages"][1]["text"] == "7\u201312 of 14"
     assert seen.found["pages"][0]["ends"] == ["true", "false"] and seen.found["pages"][2]["ends"] == ["false", "true"]
-    assert len(seen.found["images"]) == 14 * 6 + 8 and all(seen.found["images"])
+    assert len(seen.found["images"]) == 14 * 6 + 10 and all(seen.found["images"])
 
 
 def test_it_fits_small_screens_and_has_a_dark_side(html: str, seen: Seen, tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from advsphere.report import page
 from tests.report import made
-from tests.report.parsed import Node, parse
+from tests.report.parsed import Node, parse, texts
 
 
 def tables(*records: object) -> list[Node]:
@@ -14,14 +12,13 @@ def tables(*records: object) -> list[Node]:
     return parse(page(models)).one("corruptions").all("table")
 
 
-def test_every_accuracy_is_in_the_heat_map_and_the_tint_follows_it() -> None:
-    heat = tables(made.corruption())[1]
-    rows = {row.all("th")[0].text: row.all("td") for row in heat.all("tbody")[0].all("tr")}
-    assert list(rows) == ["fog", "contrast", "(spatter)"]  # the last does not enter mCA
-    assert [cell.text for cell in rows["fog"]] == ["60.0", "55.0", "50.0", "45.0", "40.0", "50.0"]
-    assert [cell.text for cell in rows["(spatter)"]] == ["40.0", "35.0", "30.0", "25.0", "20.0", "30.0"]
-    tints = [int(re.findall(r"\d+", str(cell.attributes["style"]))[0]) for cell in rows["fog"]]
-    assert tints == [30, 28, 25, 22, 20, 25]  # of 45 at the clean accuracy, 90 %
+def test_every_accuracy_is_in_the_heat_map() -> None:
+    (image,) = parse(page([made.model("A", corruption=made.corruption())])).one("corruptions").all("img")
+    drawn = texts(image)
+    for first in (60, 50, 40):  # fog, contrast, spatter
+        row = [f"{first - 5 * i}.0" for i in range(5)] + [f"{first - 10}.0"]
+        assert any(drawn[i : i + 6] == row for i in range(len(drawn)))
+    assert {"fog", "contrast", "spatter"} <= set(drawn)
 
 
 def test_means_and_paired_differences() -> None:

@@ -8,7 +8,6 @@ from advsphere.comparison.gain import survival
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST
 from advsphere.report import ModelReport, page
-from advsphere.report.collect import SeedEvaluation
 from advsphere.report.robustbench import rows
 from advsphere.report.verdict import cautions, conclusions
 from tests.report import made
@@ -21,7 +20,7 @@ def arm(name: str, pgd: list[int], worst: list[int]) -> ModelReport:
         made.evaluation({"clean": 190, "PGD-20": p, WORST: w}, shift=i, model=f"{name}{i}".ljust(64, "m"))
         for i, (p, w) in enumerate(zip(pgd, worst, strict=True))
     ]
-    seeds = [SeedEvaluation(i + 4, evaluation) for i, evaluation in enumerate(found)] if len(found) > 1 else []
+    seeds = [(i + 4, evaluation) for i, evaluation in enumerate(found)] if len(found) > 1 else []
     return made.model(name, found[0], seeds=seeds)
 
 
@@ -33,7 +32,7 @@ def test_three_seeds_speak_of_the_method() -> None:
     assert conclusion.headline == "In the worst case method's gain over base survives."
     said = " ".join([*cautions(THREE), conclusion.detail])
     assert "these methods" in said and "three seeds" in said and "checkpoints" not in said
-    found = survival(*([seed.evaluation for seed in model.seeds] for model in THREE))
+    found = survival(*([found for _, found in model.seeds] for model in THREE))
     assert conclusion.numbers[1].value == f"{100 * found.gain(WORST).difference:+.1f}"
     assert (
         "three seeds of each" in conclusion.detail and "74.3 %" in conclusion.detail and "49.5 %" in conclusion.detail
@@ -62,8 +61,8 @@ def test_the_page_shows_every_seed() -> None:
     text = first.text
     assert "seeds 4, 5, 6" in text
     for model in THREE:
-        for seed in model.seeds:
-            assert f"{100 * seed.evaluation.worst.accuracy:.1f}" in text
+        for _, found in model.seeds:
+            assert f"{100 * found.worst.accuracy:.1f}" in text
     worst = next(row for row in first.all("tr") if "worst case" in row.text)
     assert "49.5" in worst.text and "74.3" in worst.text and "+24.8" in worst.text
     assert "ledger of seed 5" in tree.one("provenance").text
@@ -75,4 +74,4 @@ def test_the_same_checkpoint_again_is_no_other_seed() -> None:
     with pytest.raises(UserError, match="twice"):
         survival([again, again], [again])
     with pytest.raises(UserError, match="same checkpoint"):
-        made.model("base", again, seeds=[SeedEvaluation(0, again), SeedEvaluation(1, again)])
+        made.model("base", again, seeds=[(0, again), (1, again)])

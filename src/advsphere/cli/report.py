@@ -21,7 +21,7 @@ from advsphere.evaluation import Effort
 from advsphere.evaluation.checks import usual_batch_size
 from advsphere.recipes import recipe
 from advsphere.report.collect import SAMPLE, ModelReport, collect, warnings_on
-from advsphere.report.document import CommandLine, report
+from advsphere.report.document import report
 from advsphere.report.sections import load_section
 from advsphere.report.verdict import cautions, conclusions
 from advsphere.runs.config import flags
@@ -110,23 +110,23 @@ def _of_the_data(subject: EvaluationTarget) -> list[str]:
     return [f"{note}."] if note else []
 
 
-def commands(options: Options, arms: Sequence[Sequence[Finished]]) -> list[CommandLine]:
+def commands(options: Options, arms: Sequence[Sequence[Finished]]) -> list[tuple[str, str]]:
     """The commands that lead from training to this page; each arm is one run, or several seeds."""
     lines = []
     for one in (one for arm in arms for one in arm):
         run = one.subject.run
         if run is not None and (trained := _train(run)) is not None:
-            lines.append(CommandLine(f"Train {run.name}", trained))
-        lines.append(CommandLine(f"Evaluate {(run or one.folder).name}", _evaluate(one)))
-        lines.append(CommandLine("Check its numbers", _line("verify", one.folder)))
+            lines.append((f"Train {run.name}", trained))
+        lines.append((f"Evaluate {(run or one.folder).name}", _evaluate(one)))
+        lines.append(("Check its numbers", _line("verify", one.folder)))
     runs = [[one.subject.run for one in arm if one.subject.run is not None] for arm in arms]
     if len(arms) == 2 and list(map(len, runs)) == list(map(len, arms)):
         places = [",".join(map(str, arm)) for arm in runs]
-        lines.append(CommandLine("Compare the two under the attacks of the survival suite", _line("compare", *places)))
-    lines += [CommandLine(f"Diagnose {run.name}", _line("diagnose", run)) for run in runs[-1][:1]]
+        lines.append(("Compare the two under the attacks of the survival suite", _line("compare", *places)))
+    lines += [(f"Diagnose {run.name}", _line("diagnose", run)) for run in runs[-1][:1]]
     suite = arms[0][0].evaluation.identity["suite"]["name"]
     sections = [word for name in options.section for word in ("--section", name)]
-    return [*lines, CommandLine("Write this page again", _line("report", *options.runs, "--suite", suite, *sections))]
+    return [*lines, ("Write this page again", _line("report", *options.runs, "--suite", suite, *sections))]
 
 
 def _train(run: Path) -> str | None:

@@ -56,7 +56,7 @@ def seeds(models: Sequence[ModelReport]) -> Markup | None:
         ]
         for name, _ in rows_of(models)
     ]
-    numbers = [", ".join(str(seed.number) for seed in model.seeds) for model in models]
+    numbers = [", ".join(str(seed) for seed, _ in model.seeds) for model in models]
     below = [f"seed{'s' * (',' in text)} {text}" if text else "" for text in numbers]
     enough = min(len(model.seeds) for model in models) >= ENOUGH_SEEDS
     return render("seeds", models=models, of_the_methods=enough, columns=_columns(models, below), rows=rows)

@@ -44,13 +44,6 @@ PICTURE_BYTES = 3_000_000
 Part = TypeVar("Part", Curve, Spread)
 
 
-class SeedEvaluation(NamedTuple):
-    """The evaluation of one of several trainings that differ only in their seed."""
-
-    number: int
-    evaluation: Evaluation
-
-
 class Pictures(NamedTuple):
     """Examples that an attack fooled a model with; the models of a report have the same examples."""
 
@@ -94,7 +87,7 @@ class ModelReport:
         metrics: What the run logged after each epoch.
         training: The settings of the run.
         pictures: Examples that an attack fooled the model with.
-        seeds: The evaluations of all seeds, this one first; empty where there is one training.
+        seeds: (seed, evaluation) for each of several trainings, this one first; empty where there is one.
         source: The network, its images and files; None for a report that was put together by hand.
 
     Raises:
@@ -112,11 +105,11 @@ class ModelReport:
     metrics: Sequence[Mapping[str, float]] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     pictures: Pictures | None = None
-    seeds: Sequence[SeedEvaluation] = ()
+    seeds: Sequence[tuple[int, Evaluation]] = ()
     source: Source | None = None
 
     def __post_init__(self) -> None:
-        if len({seed.evaluation.identity["model"]["checksum"] for seed in self.seeds}) < len(self.seeds):
+        if len({found.identity["model"]["checksum"] for _, found in self.seeds}) < len(self.seeds):
             raise UserError(f"two seeds of {self.name} have the same checkpoint; name each training run once")
         for what, part in (("curve is", self.curve), ("angles are", self.spread)):
             if part is not None and not _same(part, self.evaluation):
@@ -136,8 +129,7 @@ class ModelReport:
     @property
     def checkpoints(self) -> dict[str, Evaluation]:
         """The evaluations of all seeds, each with its own name."""
-        every = {f"{self.name}, seed {seed.number}": seed.evaluation for seed in self.seeds}
-        return every or {self.name: self.evaluation}
+        return {f"{self.name}, seed {seed}": found for seed, found in self.seeds} or {self.name: self.evaluation}
 
 
 def collect(
@@ -255,7 +247,7 @@ def _collect_model(
         metrics=[] if run is None else read_metrics(run),
         training={} if run is None else _training(run, subject.checkpoint),
         pictures=shown,
-        seeds=[SeedEvaluation(config.training.seed, found.evaluation) for config, found in several],
+        seeds=[(config.training.seed, found.evaluation) for config, found in several],
         source=source,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
@@ -19,18 +18,11 @@ from advsphere.report.verdict import cautions, conclusions
 FORMAT = "advsphere report 1"
 
 
-class CommandLine(NamedTuple):
-    """A command to type, and what it does."""
-
-    what: str
-    line: str
-
-
 def report(
     models: Sequence[ModelReport],
     path: Path,
     *,
-    commands: Sequence[CommandLine] = (),
+    commands: Sequence[tuple[str, str]] = (),
     warnings: Sequence[str] = (),
 ) -> None:
     """Write a report on one model, or on several that are compared with the first, as one HTML file.
@@ -40,7 +32,7 @@ def report(
     Args:
         models: The models, each with its own name; the first is the baseline.
         path: The HTML file.
-        commands: Commands that reproduce the numbers.
+        commands: Commands that reproduce the numbers, each after a description.
         warnings: Sentences that limit the conclusions, e.g. on confounders.
 
     Raises:
@@ -51,7 +43,9 @@ def report(
     write_atomically(path.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())
 
 
-def page(models: Sequence[ModelReport], *, commands: Sequence[CommandLine] = (), warnings: Sequence[str] = ()) -> str:
+def page(
+    models: Sequence[ModelReport], *, commands: Sequence[tuple[str, str]] = (), warnings: Sequence[str] = ()
+) -> str:
     """The HTML of a report; the same arguments give the same text.
 
     Args:
@@ -65,8 +59,8 @@ def page(models: Sequence[ModelReport], *, commands: Sequence[CommandLine] = (),
     names = [model.name for model in models]
     if not models or len({*names}) < len(names):
         raise UserError(f"a report needs models with different names; it was given: {', '.join(names) or 'none'}")
-    ordered = sorted(SECTIONS.values(), key=lambda section: section.order)
-    contents = [(section.id, section.title, section.function(models)) for section in ordered]
+    ordered = sorted(SECTIONS.items(), key=lambda item: item[1].order)
+    contents = [(id_, section.title, section.function(models)) for id_, section in ordered]
     if commands:
         contents.append(("reproduce", "Reproduce and verify", render("reproduce", commands=commands)))
     code = asset("page.js")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
-from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -12,7 +10,7 @@ from advsphere.analysis.agreement import Agreement, agreement_figure
 from advsphere.analysis.angles import Spread, spread_figure
 from advsphere.analysis.classwise import class_figure, weakest
 from advsphere.analysis.gradients import ratio_figure, ratio_history_figure, recorded_ratios
-from advsphere.corruption.result import ALEXNET, CorruptionRecord
+from advsphere.corruption.result import ALEXNET, CorruptionRecord, corruption_figure
 from advsphere.errors import UserError
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, table
@@ -21,16 +19,6 @@ from advsphere.threat import radius
 
 NARROW = 10
 """Figures of up to this many attacks are shown side by side."""
-
-DEEPEST = 45
-"""Tint in % of a field as accurate as without corruption; numbers in it stay legible in light and dark mode."""
-
-
-class HeatField(NamedTuple):
-    """A field of a heat map: an accuracy, and its tint in %."""
-
-    number: str
-    tint: int
 
 
 @section("Accuracy under common corruptions", order=50)
@@ -54,8 +42,11 @@ def corruptions(models: Sequence[ModelReport]) -> Markup | None:
         "corruptions",
         columns=["model", "clean", "mCA", *difference],
         rows=rows,
-        maps=[(name, _heat_map(record)) for name, record in zip(key(list(known)), known.values(), strict=True)],
-        severities=_severities(first),
+        maps=[
+            (name, figure(corruption_figure(record), f"Accuracy of {name} under each corruption at each severity."))
+            for name, record in known.items()
+        ],
+        severities=len({cell.severity for cell in first.cells}),
         n=first.clean.n,
         counted=[name.replace("_", " ") for name in first.counted],
         all_of_them=first.counted == tuple(ALEXNET),
@@ -107,16 +98,7 @@ def agreement(models: Sequence[ModelReport]) -> Markup | None:
         alone = {attack: found.alone(i) for i, attack in enumerate(found.names) if found.alone(i)}
         adds = ", ".join(f"{attack} {count}" for attack, count in alone.items()) or "none"
         alt = f"Images on which one attack fools {name} and another does not. Fooled by one attack alone: {adds}."
-        rows = [
-            [f"{found.names[i]}, {found.names[j]}", f"{found.both(i, j)}", f"{found.only(i, j)}", f"{found.only(j, i)}"]
-            for i, j in combinations(range(len(found.names)), 2)
-        ]
-        pairs = table(
-            "Images that both attacks fool, and images that only one of them fools.",
-            ["attacks", "both", "only the first", "only the second"],
-            rows,
-        )
-        drawings.append((name, found, figure(agreement_figure(found), alt), pairs))
+        drawings.append((name, found, figure(agreement_figure(found), alt)))
     narrow = max(len(found.names) for found in known.values()) <= NARROW
     return render("agreement", drawings=drawings, narrow=narrow)
 
@@ -159,12 +141,11 @@ def gradients(models: Sequence[ModelReport]) -> Markup | None:
         for name, values in ratios.items()
         if values
     ]
-    layers, epochs = (f"Gradient-norm ratios of {', '.join(those)}, by {by}." for those, by in
-                      ((measured, "layer"), (logged, "epoch")))  # fmt: skip
     return render(
         "gradients",
-        layers=measured and figure(ratio_figure(measured), layers),
-        epochs=logged and figure(ratio_history_figure(logged), epochs),
+        layers=measured and figure(ratio_figure(measured), f"Gradient-norm ratios of {', '.join(measured)}, by layer."),
+        epochs=logged
+        and figure(ratio_history_figure(logged), f"Gradient-norm ratios of {', '.join(logged)}, by epoch."),
         table=rows and table("Gradient-norm ratios.", ["model", "smallest", "median", "largest", "layers"], rows),
     )
 
@@ -208,21 +189,6 @@ def _mca_difference(record: CorruptionRecord, first: CorruptionRecord) -> str | 
         return "not comparable"
     told = ", cannot tell" if d.cannot_tell else ""
     return TableCell(points(d.value), f"{points(d.low)} to {points(d.high)}{told}")
-
-
-def _heat_map(record: CorruptionRecord) -> list[tuple[str, bool, list[HeatField]]]:
-    """For each corruption its name, whether mCA counts it, and a field for each severity and for their mean."""
-    top = max(record.clean.accuracy, 1e-9)
-    rows = []
-    for name in record.names:
-        shares = [*(record.cell(name, severity).accuracy for severity in _severities(record)), 1 - record.error(name)]
-        fields = [HeatField(percent(share), round(DEEPEST * min(1.0, share / top))) for share in shares]
-        rows.append((name.replace("_", " "), name in record.counted, fields))
-    return rows
-
-
-def _severities(record: CorruptionRecord) -> list[int]:
-    return sorted({cell.severity for cell in record.cells})
 
 
 def _source(record: CorruptionRecord) -> str:

@@ -102,7 +102,7 @@ def provenance(models: Sequence[ModelReport]) -> Markup:
         parts = {k: v for k, v in evaluation.identity.items() if isinstance(v, Mapping) and k != "attacks"}
         settings = {k: v for k, v in evaluation.identity.items() if not isinstance(v, Mapping)}
         environments = {f"environment {i}": e for i, e in enumerate(evaluation.environments, 1)}
-        ledgers = {f"ledger of seed {seed.number}": {"checksum": seed.evaluation.ledger} for seed in model.seeds}
+        ledgers = {f"ledger of seed {seed}": {"checksum": found.ledger} for seed, found in model.seeds}
         ledgers = ledgers or {"ledger": {"checksum": evaluation.ledger}}
         return {**parts, "evaluation": settings, **environments, **ledgers}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -15,16 +14,15 @@ F = TypeVar("F", bound=SectionFunction)
 
 
 class Section(NamedTuple):
-    """A registered section; its id is the target of links."""
+    """A registered section."""
 
-    id: str
     title: str
     order: float
     function: SectionFunction
 
 
 SECTIONS: dict[str, Section] = {}
-"""Every registered section by its id."""
+"""Every registered section by its id, the target of links."""
 
 
 def section(title: str, *, order: float = 105) -> Callable[[F], F]:
@@ -39,34 +37,26 @@ def section(title: str, *, order: float = 105) -> Callable[[F], F]:
             60 (classes), 70 (agreement), 80 (angles), 90 (gradients), 100 (pictures), 110 (counts), 120 (training),
             130 (attacks), 140 (checks) and 150 (provenance).
 
+    Returns:
+        The decorator.
+
     Raises:
-        UserError: Another section has the same id.
+        UserError: Another module has registered a section with the same id.
     """
 
     def register(function: F) -> F:
-        id_ = re.sub(r"\W+", "-", function.__name__)
-        known = SECTIONS.get(id_)
-        if known is not None and _origin(known.function) != _origin(function):
-            raise UserError(f"the report has a section {id_!r} from {_origin(known.function)}; rename the function")
-        SECTIONS[id_] = Section(id_, title, order, function)
+        id_ = function.__name__
+        owner = SECTIONS[id_].function.__module__ if id_ in SECTIONS else function.__module__
+        if owner != function.__module__:
+            raise UserError(f"{owner} has registered a section called {id_!r}; rename {function.__module__}:{id_}")
+        SECTIONS[id_] = Section(title, order, function)
         return function
 
     return register
 
 
 def load_section(name: str) -> None:
-    """Import the section with that name, which registers it.
-
-    Args:
-        name: `package.module:function`.
-
-    Raises:
-        UserError: There is no such function, or it is not registered.
-    """
+    """Import the section named package.module:function, which registers it. Raises UserError where it is no section."""
     function = load(name)
     if not any(known.function is function for known in SECTIONS.values()):
         raise UserError(f"{name} is no section of the report; decorate it with advsphere.report.section('A title')")
-
-
-def _origin(function: SectionFunction) -> str:
-    return f"{function.__module__}:{function.__qualname__}"
