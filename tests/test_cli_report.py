@@ -15,12 +15,12 @@ import torch
 
 from advsphere.analysis.curves import Curve
 from advsphere.cli import main
-from advsphere.comparison.find import common
+from advsphere.comparison.find import Finished, common
 from advsphere.corruption.result import RECORD
 from advsphere.data import load_test
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
-from advsphere.report.collect import ModelReport, unique_names
+from advsphere.report.collect import ModelReport, model_name, unique_names
 from advsphere.report.sections import SECTIONS, section
 from advsphere.runs.target import EvaluationTarget
 from tests.report import made
@@ -214,6 +214,14 @@ def test_a_section_does_not_replace_another(own: None) -> None:
 
     with pytest.raises(UserError, match="rename"):
         section("Accuracy")(accuracy)
+
+
+def test_a_user_s_model_has_the_name_that_it_was_given_by() -> None:
+    def named(**target: Path) -> str:
+        return model_name(Finished(Path(), made.evaluation(), EvaluationTarget(model="mine.nets:build", **target)))
+
+    assert named() == "mine.nets:build"
+    assert named(weights=Path("weights/robust-net.safetensors")) == "robust-net"
 
 
 def test_models_of_one_name_are_told_apart() -> None:

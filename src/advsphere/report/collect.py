@@ -156,7 +156,7 @@ def collect(
     for one in (one for arm in arms if len(arm) > 1 for one in arm):
         if one.subject.run is None:
             raise UserError(f"{one.folder} belongs to no training run, so it has no seed; separate it by a space")
-    names = unique_names([_called(arm[0]) for arm in arms], [arm[0].subject.run or arm[0].folder for arm in arms])
+    names = unique_names([model_name(arm[0]) for arm in arms], [arm[0].subject.run or arm[0].folder for arm in arms])
     sources = [Source(arm, *arm[0].subject.at(data).load()) for arm in arms]
     shown = _shared_pictures(sources)
     return [
@@ -165,7 +165,7 @@ def collect(
     ]
 
 
-def _called(found: Finished) -> str:
+def model_name(found: Finished) -> str:
     """The method of a run; of a user-defined model the file of its weights, or its module and function."""
     subject = found.subject
     if subject.run is not None:

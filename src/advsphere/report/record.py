@@ -32,7 +32,7 @@ def flags(models: Sequence[ModelReport]) -> Markup:
         for name, evaluation in every.items()
         for sign in evaluation.raised
     ]
-    looked = [(name, evaluation.looked_for) for name, evaluation in every.items()]
+    looked = _fact("", list(every), {name: evaluation.looked_for for name, evaluation in every.items()})
     return render("flags", flags=found, looked=looked)
 
 

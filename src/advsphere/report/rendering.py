@@ -119,7 +119,7 @@ def key(names: Sequence[str]) -> list[str]:
 def typographic(text: str) -> str:
     """Plain text with typographic minus signs, apostrophes and percents; hyphens in names stay."""
     changed = re.sub(r"(?<![\w.-])-(?=\d)", "\u2212", text)
-    changed = re.sub(r"(?<=\w)'(?=\w)", "\u2019", changed)
+    changed = re.sub(r"(?<=[\w)])'(?=\w)", "\u2019", changed)
     changed = re.sub(r"\bp ([<=]) ", "p\u00a0\\1\u00a0", changed)
     return type(text)(re.sub(r"(?<=\d) %", "\u00a0%", changed))
 
@@ -128,7 +128,7 @@ def unbroken(text: str) -> Markup:
     """Text in which "PGD-AT+HE" and "s = 1" are not broken at the end of a line."""
     if isinstance(text, Markup):
         return text
-    parts = re.split(r"(\S+ = \S+|\S*-\S*)", text)
+    parts = re.split(r"(\S+ = \S+|\S*[-\u2013]\S*)", text)
     keep = Markup('<span class="keep">{}</span>')
     return Markup("").join(keep.format(part) if i % 2 else part for i, part in enumerate(parts))
 
