@@ -24,7 +24,7 @@ from advsphere.report.collect import ModelReport, model_name, unique_names
 from advsphere.report.sections import SECTIONS, section
 from advsphere.runs.target import EvaluationTarget
 from tests.report import made
-from tests.report.parsed import parse
+from tests.report.parsed import parse, texts
 
 QUICK = ["--suite", "quick", "--steps", "2", "--n", "60"]
 
@@ -130,8 +130,10 @@ def test_the_largest_complete_record_of_this_checkpoint_is_shown(runs: list[Path
         replace(record, identity=record.identity | {"model": model}).save(run / "corruptions" / name / RECORD)
     made.corruption(20, names=("fog", "frost", "contrast", "snow")).save(run / "corruptions" / "another" / RECORD)
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
-    shown = parse((tmp_path / "page.html").read_text()).one("corruptions").text
-    assert "2 of 15 corruptions (fog, contrast)" in shown and "(spatter)" in shown
+    shown = parse((tmp_path / "page.html").read_text()).one("corruptions")
+    assert "2 of 15 corruptions (fog, contrast)" in shown.text
+    (drawn,) = shown.all("img")
+    assert "spatter" in texts(drawn)
 
 
 def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: 
     old = tmp_path / "evaluations" / "quick-old"
     old.mkdir(parents=True)
     (old / "evaluation.json").write_text('{"format": "advsphere evaluation 1"}')
-    with pytest.raises(UserError, match="passed over"):
+    with pytest.raises(UserError, match="left out"):
         common([tmp_path], None)
 
 

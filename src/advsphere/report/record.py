@@ -41,7 +41,7 @@ def counts(models: Sequence[ModelReport]) -> Markup:
     """How many examples are behind each number, and what it cost to compute."""
 
     def counted(row: Row | None) -> list[str]:
-        return [f"{row.k}", f"{row.forwards:,}", f"{row.seconds:.1f}"] if row else [""] * 3
+        return [f"{row.k}", f"{row.forwards or 0:,}", f"{row.seconds:.1f}"] if row else [""] * 3
 
     def discordant(d: PairedDifference | None) -> list[str]:
         return [f"{d.only_first}", f"{d.only_second}", probability(d.p_value)] if d else [""] * 3
