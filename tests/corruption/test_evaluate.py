@@ -141,6 +141,29 @@ def test_a_record_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
         measured(tmp_path, Bright(0.4))
 
 
+def test_a_model_with_other_code_or_attributes_is_another_model(tmp_path: Path) -> None:
+    """Their weights are the same, and so is the checksum of the weights."""
+
+    class Inverted(Bright):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(1 - x)
+
+    class Steep(Bright):
+        sign = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sign * super().forward(x)
+
+    measured(tmp_path / "a")
+    with pytest.raises(UserError, match="of another evaluation"):
+        measured(tmp_path / "a", Inverted())
+    measured(tmp_path / "b", Steep())
+    other = Steep()
+    other.sign = -1.0
+    with pytest.raises(UserError, match="answers differently"):
+        measured(tmp_path / "b", other)
+
+
 def test_a_changed_record_is_no_evidence(tmp_path: Path) -> None:
     record = measured(tmp_path)
     path = tmp_path / "r.json"

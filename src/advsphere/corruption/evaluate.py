@@ -25,7 +25,7 @@ from advsphere.evaluation.checks import device_of, preflight
 from advsphere.evaluation.judge import exact_float32, predict
 from advsphere.evaluation.work import Progress
 from advsphere.files import differences
-from advsphere.identity import data_checksum, model_checksum
+from advsphere.identity import answer_alike, data_checksum, model_answers, model_checksum, model_record, unknowns
 from advsphere.provenance import environment
 
 
@@ -104,7 +104,7 @@ def recheck(
 def _begin(model: nn.Module, images: Images, corrupted: Corrupted, record: Path, batch_size: int) -> CorruptionRecord:
     """The record so far, or a new one without outcomes."""
     identity = {
-        "model": {"type": type(model).__name__, "checksum": model_checksum(model)},
+        "model": model_record(model),
         "data": {
             "name": images.name,
             "n": len(images),
@@ -114,11 +114,15 @@ def _begin(model: nn.Module, images: Images, corrupted: Corrupted, record: Path,
         "corruptions": {"names": list(corrupted.names), **corrupted.source},
         "batch_size": batch_size,
     }
-    here = environment(device_of(model))
+    here, answers = environment(device_of(model)), model_answers(model, images.shape)
     if not record.exists():
-        return CorruptionRecord(identity=identity, environments=(here,))
+        return CorruptionRecord(identity=identity, environments=(here,), answers=answers)
     begun = CorruptionRecord.load(record)
-    if changed := differences(begun.identity, identity):
+    changed = [str(change) for change in differences(begun.identity, identity)]
+    changed += [f"it can't be known whether the model is the same: {reason}" for reason in unknowns(identity)]
+    if begun.answers is not None and not answer_alike(begun.answers, answers):
+        changed.append("the model answers differently on the same images")
+    if changed:
         raise UserError(f"{record} is of another evaluation ({changed[0]}); name another folder, or remove it")
     known = begun.complete or any(not differences(there, here) for there in begun.environments)
     return begun if known else replace(begun, environments=(*begun.environments, here))

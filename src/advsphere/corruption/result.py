@@ -70,12 +70,14 @@ class CorruptionRecord:
         clean: The predictions on the clean images.
         cells: One for each corruption and severity measured so far.
         environments: The machines and library versions it was measured with.
+        answers: The model's answers on a few fixed images, by `identity.model_answers`; None in old records.
     """
 
     identity: Mapping[str, Any]
     clean: CorruptionCell = CorruptionCell(corruption="clean", severity=0)
     cells: tuple[CorruptionCell, ...] = ()
     environments: tuple[Mapping[str, Any], ...] = ()
+    answers: Mapping[str, Any] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,6 +169,8 @@ class CorruptionRecord:
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-able values, with the printed numbers and a checksum over everything."""
         content: dict[str, Any] = {"format": FORMAT, **asdict(self), "complete": self.complete}
+        if self.answers is None:
+            del content["answers"]
         if self.complete and self.counted:
             content["numbers"] = {
                 "clean": self.clean.accuracy,
@@ -225,6 +229,7 @@ class CorruptionRecord:
             clean=CorruptionCell(**clean | {"outcomes": clean["outcomes"] or ""}),
             cells=tuple(CorruptionCell(**cell) for cell in data["cells"]),
             environments=tuple(data["environments"]),
+            answers=data.get("answers"),
         )
 
     def by_image(self) -> list[float]:
