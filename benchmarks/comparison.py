@@ -65,7 +65,7 @@ class Target(NamedTuple):
         x, y = run.test.batch(torch.arange(min(options.n, len(run.test)), device=run.test.labels.device))
         own = run.config.threat
         threat = own if options.eps is None else ThreatModel(norm=own.norm, eps=options.eps, bounds=own.bounds)
-        plain = copy.deepcopy(run.model).to(memory_format=torch.contiguous_format)
+        plain = copy.deepcopy(run.model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return cls(run.model, plain, x, y, threat, None if options.float32 else low_precision(x.device))
 
     def right(self) -> Tensor:

@@ -110,7 +110,7 @@ def cost(config: Config) -> Cost:
     parts, dtype = assemble(config, blank), low_precision(x.device)
     loss(parts, config, x, x, y, dtype).backward()  # libraries prepare themselves
     began = time.process_time()
-    with Operations() as counted:
+    with Operations() as counted:  # type: ignore[no-untyped-call]
         step(parts, config, x, y, dtype)
     seconds = time.process_time() - began
     replays = config.objective.replays

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from comparison import show
@@ -72,7 +72,7 @@ def torchvisions(folder: Path, options: Arguments, workers: int) -> Iterable[Ten
     from torchvision import datasets, transforms
 
     view = [transforms.RandomResizedCrop(options.size), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
-    images = torch.utils.data.ConcatDataset(
+    images: Any = torch.utils.data.ConcatDataset(
         [datasets.ImageFolder(str(folder), transforms.Compose(view))] * options.epochs
     )
     loader = torch.utils.data.DataLoader(images, options.batch_size, shuffle=True, num_workers=workers)

@@ -74,7 +74,7 @@ def _glass(rng: Rng, side: int) -> Iterator[Callable[[int], Any]]:
         h = w = 0
         while True:
             # The first call tells the reach, and with it where a pass begins and ends.
-            yield lambda d, h=h, w=w: offsets(d, h or side - d, w or side - d)
+            yield lambda d, h=h, w=w: offsets(d, h or side - d, w or side - d)  # type: ignore[misc]
             h, w = h or side - reach, (w or side - reach) - 1
             if w == reach:
                 h, w = h - 1, side - reach

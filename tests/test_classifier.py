@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -77,7 +77,8 @@ def test_frozen_restores_after_an_exception_while_it_sets_up(monkeypatch: pytest
     """The second of two foldings fails: the first one is undone, modes and gradients too."""
     import advsphere.classifier
 
-    fuse, calls = advsphere.classifier.fuse_conv_bn_eval, []
+    fuse: Any = vars(advsphere.classifier)["fuse_conv_bn_eval"]
+    calls: list[Any] = []
 
     def fail_at_second(*pair: Any) -> nn.Module:
         calls.append(pair)
@@ -95,7 +96,7 @@ def test_frozen_restores_after_an_exception_while_it_sets_up(monkeypatch: pytest
 
 def test_frozen_restores_modes_of_modules_that_have_their_own_idea_of_train() -> None:
     class AlwaysEval(nn.BatchNorm2d):
-        def train(self, mode: bool = True) -> nn.Module:
+        def train(self, mode: bool = True) -> Self:
             return super().train(False)
 
     model = nn.Sequential(nn.Conv2d(3, 4, 1), AlwaysEval(4), nn.Flatten(), nn.Linear(256, 4))

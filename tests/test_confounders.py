@@ -44,7 +44,7 @@ def test_the_runs_of_an_arm_differ_in_their_seed_alone() -> None:
 
 def test_another_radius_in_training_is_said() -> None:
     plain = recipe("digits-pgd-at")
-    assert trained_elsewhere("baseline", plain, plain.objective.threat.eps) == []  # type: ignore[union-attr]
+    assert trained_elsewhere("baseline", plain, plain.objective.threat.eps) == []  # type: ignore[attr-defined]
     assert trained_elsewhere("method", plain, 0.1) == ["the method was trained at eps 0.2 and is judged at 0.1"]
     assert trained_elsewhere("method", recipe("digits-standard"), 0.1) == []
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_the_readme_s_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with torch.no_grad():
         nn.init.normal_(network[0].weight, generator=generator)
         nn.init.normal_(network[3].weight, generator=generator)
-    given = {"my_network": network, "x": images[:4], "y": torch.arange(4), "images": images}
+    given: dict[str, Any] = {"my_network": network, "x": images[:4], "y": torch.arange(4), "images": images}
     # Labels that an untrained network gets right, so that there is something to attack.
     with torch.no_grad():
         nn.init.zeros_(network[3].bias)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ pytestmark = pytest.mark.usefixtures("few")
 
 
 def test_a_run_s_folder(tmp_path: Path) -> None:
-    config, said = tiny_config("pgd-at-he"), []
+    config = tiny_config("pgd-at-he")
+    said: list[str] = []
     model = train(config, tmp_path / "run", on_epoch=said.append)
     assert names_in(tmp_path / "run") == FILES
     assert read_config(tmp_path / "run") == config
@@ -112,7 +114,7 @@ def test_the_seed_decides_the_initial_weights() -> None:
 
 def test_the_sphere_s_schedules_and_its_margin_in_the_attack_reach_the_loop(tmp_path: Path) -> None:
     config = tiny_config("trades-m-he")
-    assert config.sphere.margin_in_attack
+    assert config.sphere is not None and config.sphere.margin_in_attack
     moving = replace(config.sphere, scale_schedule=Linear(((0.0, 0.4), (1.0, 1.0))))
     for name, sphere in {
         "m-he": config.sphere,
@@ -144,7 +146,7 @@ def test_the_test_set_chooses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_validation_images_are_never_trained_on(tmp_path: Path) -> None:
-    seen: dict[str, ImageSet] = {}
+    seen: dict[str, Any] = {}
 
     def note(trainer: Trainer, notes: list[str]) -> None:
         seen["train"], seen["validation"] = trainer.images, trainer.hooks.validate.images

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_all_is_on_the_disk_before_the_name_changes(tmp_path: Path, monkeypatch:
 class FullFile:
     """An open file on a disk that is full."""
 
-    def __init__(self, file: object) -> None:
+    def __init__(self, file: Any) -> None:
         self.file = file
 
     def __enter__(self) -> FullFile:

@@ -20,14 +20,12 @@ from tests.laws import global_randomness_untouched
 def hugging_face(kind: str) -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
+    classes: dict[str, Any] = {"num_labels": 5}
     if kind == "vit":
-        config = ViTConfig(
-            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=32,
-            patch_size=8, num_labels=5,
-        )  # fmt: skip
-        return ViTForImageClassification(config)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5)
-    return ResNetForImageClassification(config)
+        tiny = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "patch_size": 8}
+        return ViTForImageClassification(ViTConfig(hidden_size=16, image_size=32, **tiny, **classes))
+    layers: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    return ResNetForImageClassification(ResNetConfig(**layers, **classes))
 
 
 class TwoHeads(nn.Module):

@@ -226,7 +226,7 @@ def step(sphere: HypersphereConfig, objective: Objective, progress: float) -> tu
     loss.backward()
     grad = model[-1].weight.grad
     assert grad is not None
-    return x_adv.detach(), loss.detach(), grad
+    return x_adv.detach(), loss.detach(), grad  # type: ignore[return-value]
 
 
 def test_m_he_is_he_with_a_ramp_and_the_margin_in_the_attack() -> None:

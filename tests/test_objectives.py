@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -34,14 +35,14 @@ from tests.laws import (
 rows = pytest.mark.parametrize("row", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 
 
-def with_norm(objective: Objective, norm: str) -> Objective:
+def with_norm(objective: Any, norm: str) -> Objective:
     """The objective against another ball, with a step that fits it."""
     if isinstance(objective, Standard):
         return objective
     return replace(objective, threat=ThreatModel(norm=norm, eps=RADII[norm]), step_size=RADII[norm] / 2)
 
 
-def in_eval_mode(objective: Objective) -> Objective:
+def in_eval_mode(objective: Any) -> Any:
     return replace(objective, mode="eval") if isinstance(objective, PGDAT) else objective
 
 
@@ -226,7 +227,8 @@ def test_crafted_images_are_harder_than_clean_ones() -> None:
 def test_fast_at_crafts_in_train_mode_and_the_others_in_eval_mode() -> None:
     """Seen from inside: the statistics by which batch norm normalises while crafting."""
     for name, row in OBJECTIVES.items():
-        model, modes = conv_net(), set()
+        model = conv_net()
+        modes: set[bool] = set()
         model[1].register_forward_pre_hook(lambda module, _, modes=modes: modes.add(module.training))
         x = images(4)
         row.objective.craft(model, x, labels(4), context(x))

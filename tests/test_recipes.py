@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ WEIGHTS = {
 # fmt: on
 
 
-def settings(config: Config) -> dict[str, object]:
+def settings(config: Config) -> dict[str, Any]:
     """The numbers of a config, flat, and under the names of the table above."""
     objective, training, sphere = config.objective, config.training, config.sphere
     found = {
@@ -120,11 +121,8 @@ def settings(config: Config) -> dict[str, object]:
 
 def rates(config: Config, batches: int = 391) -> list[tuple[float, float]]:
     """The learning rate at the first and at the last batch of each epoch."""
-    n, schedule = config.training.epochs, config.training.lr_schedule
-    return [
-        tuple(config.training.lr * schedule((epoch + at / batches) / n) for at in (0, batches - 1))
-        for epoch in range(n)
-    ]
+    n, lr, schedule = config.training.epochs, config.training.lr, config.training.lr_schedule
+    return [(lr * schedule(epoch / n), lr * schedule((epoch + (batches - 1) / batches) / n)) for epoch in range(n)]
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_stopped_in_the_middle_of_replays(name: str, steps: int, tmp_path: Path)
 
 
 def test_with_dropout_in_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build = building.build
+    build: Any = vars(building)["build"]
 
     def with_dropout(*arguments: object, **settings: object) -> nn.Module:
         model = build(*arguments, **settings)
@@ -98,7 +99,7 @@ def test_checkpoints_within_an_epoch_change_nothing(tmp_path: Path) -> None:
     train(config, tmp_path / "rarely")
     often = replace(config, training=replace(config.training, checkpoint_minutes=0.0))
     cursors = []
-    writers = []
+    writers: list[Any] = []
 
     def look() -> bool:
         writers[0].wait()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import get_ident
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_run_that_never_reached_a_checkpoint_gives_way(tmp_path: Path) -> None
     """With other settings too: nothing is lost. What is said of its provenance is then the new one's."""
     folder = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
-        train(tiny_config("fastat"), folder, stop=lambda: 1 // 0)
+        train(tiny_config("fastat"), folder, stop=lambda: bool(1 // 0))
     assert names_in(folder) == FILES - {"last.safetensors", "best.safetensors"}
     (folder / "provenance.json").write_text("{}")
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
@@ -114,7 +115,8 @@ def test_folders_without_a_run_and_broken_ones(tmp_path: Path) -> None:
 
 def test_a_run_is_read_back_with_images_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tiny_config("standard"), tmp_path / "run")
-    asked, found = [], building.load_test
+    asked: list[Any] = []
+    found: Any = vars(building)["load_test"]
     monkeypatch.setattr(building, "load_test", lambda name, root, **_: asked.append((name, root)) or found(name))
     load_run(tmp_path / "run", data_root=Path("elsewhere"))
     assert asked == [("digits", Path("elsewhere"))]
@@ -126,7 +128,8 @@ def test_a_disk_that_fills_up_costs_nothing_already_written(
     which: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once there is room again, a resume ends where an undisturbed run does."""
-    config, folder, writes = tiny_config("freeat", ema=0.5), tmp_path / "run", Counter()
+    config, folder = tiny_config("freeat", ema=0.5), tmp_path / "run"
+    writes: Counter[str] = Counter()
 
     def full(path: Path, data: bytes, *, write: object = write_atomically) -> None:
         writes[path.name.split(".")[0]] += bool(data)

@@ -298,4 +298,4 @@ def test_a_threat_model_is_a_value() -> None:
     threat = ThreatModel(norm="l2", eps=0.5)
     assert threat == ThreatModel(norm="l2", eps=0.5) and hash(threat) == hash(ThreatModel(norm="l2", eps=0.5))
     with pytest.raises((FrozenInstanceError, AttributeError)):
-        threat.eps = 1.0
+        threat.eps = 1.0  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from advsphere.analysis.classwise import by_class, class_figure, weakest
@@ -45,6 +46,6 @@ def test_the_figure_places_a_row_for_each_class() -> None:
     figure = class_figure({"a": by_class(evaluation(), LABELS, CLASSES)})
     (axes,) = figure.axes
     assert [t.get_text() for t in axes.get_yticklabels()] == ["cat", "$dog$"]
-    filled, hollow = (collection.get_offsets() for collection in axes.collections[-2:])
+    filled, hollow = (np.asarray(collection.get_offsets()) for collection in axes.collections[-2:])
     assert [round(float(x), 1) for x, _ in filled] == [33.3, 50.0]
     assert [round(float(x), 1) for x, _ in hollow] == [100.0, 50.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +106,8 @@ def test_the_figure_draws_accuracies_and_differences() -> None:
     left, right = few_steps_figure({"spiral": found}).axes
     drawn = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     assert drawn["PGD-1 with FN"] == [100 * found.attack(1, fn=True, factor=f).accuracy for f in found.factors]
-    assert [list(c.lines[0].get_ydata()) for c in right.containers] == [
+    containers: list[Any] = right.containers
+    assert [list(c.lines[0].get_ydata()) for c in containers] == [
         [100 * found.gain(k, factor=f).difference for f in found.factors] for k in (1, 2)
     ]
 

@@ -94,7 +94,7 @@ def test_elastic_is_an_affine_map_and_smooth_displacements(severity: int, side: 
         image = np.stack([ndimage.map_coordinates(p, (at[..., 1], at[..., 0]), order=1, mode="mirror") for p in image])
         if amplitude:
             dx, dy = (amplitude * ndimage.gaussian_filter(s, smoothness, mode="reflect", truncate=3.0) for s in shift)
-            at = (grid[0] + dy, grid[1] + dx)
+            at = np.stack([grid[0] + dy, grid[1] + dx])
             image = np.stack([ndimage.map_coordinates(p, at, order=1, mode="reflect") for p in image])
         theirs.append(image)
     assert close(corrupt(x, "elastic_transform", severity, rng=base), np.array(theirs))

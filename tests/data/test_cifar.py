@@ -135,6 +135,7 @@ def test_the_real_images_are_those_that_were_published(tmp_path: Path) -> None:
     assert torch.equal(x, published / 255)
     assert y.tolist() == originals["test_batch_labels"][: len(published)].tolist()
     # The means that every CIFAR-10 recipe has; JPEG moves them by less than a thousandth.
+    assert isinstance(data.train, ImageSet)
     mean = torch.stack([data.train.pixels[:, c].sum() / (50000 * 1024 * 255) for c in range(3)])
     assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-3)
 

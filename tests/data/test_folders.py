@@ -27,6 +27,7 @@ def test_train_and_val_are_read_in_the_order_of_names(folder: Path) -> None:
     assert data.train.classes == data.test.classes == ("cat", "dog")
     assert reds(data.train) == [0, 1, 2, 10, 11, 12] and data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert reds(data.test) == [0, 1, 10, 11] and data.test.labels.tolist() == [0, 0, 1, 1]
+    assert isinstance(data.test, ImageSet)
     assert bool((data.train.pixels[:, 2] == 100).all()) and not data.test.pixels[:, 1:].any()
     assert (data.train.name, data.test.name, data.note) == ("pets train", "pets val", "")
 
@@ -158,8 +159,8 @@ def test_sets_too_large_for_memory_are_decoded_on_access(folder: Path, monkeypat
     assert lazy.train.shape == in_memory.train.shape and lazy.train.classes == in_memory.train.classes
     assert reds(lazy.train.take(index)) == [12, 0, 10] and lazy.train.take(index).labels.tolist() == [1, 0, 1]
     assert reds(lazy.train.first(2)) == [0, 1]
-    for ours, theirs in zip(lazy.train.split(2, seed=0), in_memory.train.split(2, seed=0), strict=True):
-        assert reds(ours) == reds(theirs)
+    for a, b in zip(lazy.train.split(2, seed=0), in_memory.train.split(2, seed=0), strict=True):
+        assert reds(a) == reds(b)
     assert torch.equal(lazy.train.in_memory().pixels, in_memory.train.stored(torch.arange(6))[0])
     assert lazy.train.to("cpu").paths == lazy.train.paths
 

@@ -60,7 +60,7 @@ def test_tensors_and_modules_are_told_by_their_values() -> None:
     before = describe(layer)
     assert before["module"] == "Linear"
     with torch.no_grad():
-        layer.bias += 1
+        layer.bias.add_(1)
     assert describe(layer) != before
 
 

@@ -24,7 +24,8 @@ class Place:
     """Where jobs end when they are told to."""
 
     def __init__(self, failing: str = "") -> None:
-        self.failing, self.begun = failing, []
+        self.failing = failing
+        self.begun: list[str] = []
         self.running: list[tuple[Job, Future[int]]] = []
 
     def start(self, one: Job) -> Future[int]:

@@ -95,7 +95,7 @@ def test_a_file_with_more_at_its_end(file: Path) -> None:
 
 
 class Shell:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Path.touch, (Path("ran"),)
 
 
@@ -171,7 +171,7 @@ class Counting(optim.SGD):
         super().__init__(parameters, lr=lr)
         self.param_groups[0]["taken"] = 0
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         (group,) = self.param_groups
         group["taken"] += 1
         for p in group["params"]:
@@ -193,7 +193,7 @@ class Counting(optim.SGD):
 def test_an_optimiser_goes_on_as_if_it_had_never_stopped(make: object, file: Path) -> None:
     def fresh() -> tuple[nn.Module, optim.Optimizer]:
         torch.default_generator.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).to(memory_format=torch.channels_last)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net, make(net.parameters())
 
     with torch.random.fork_rng():
@@ -299,7 +299,9 @@ def test_the_time_between_checkpoints_may_be_a_fraction_of_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of an epoch's five batches takes 3 s, and a checkpoint is due after 4.5 s."""
-    trainer, clock, cursors = tiny_trainer(tmp_path, Standard(), batch_size=5, checkpoint_minutes=4.5 / 60), [], []
+    trainer = tiny_trainer(tmp_path, Standard(), batch_size=5, checkpoint_minutes=4.5 / 60)
+    clock: list[Any] = []
+    cursors: list[Any] = []
     monkeypatch.setattr("advsphere.training.loop.time.monotonic", lambda: 3.0 * len(clock))
     trainer.optimizer.register_step_post_hook(lambda *_: clock.append(None))
     monkeypatch.setattr(checkpoint, "save", lambda path, _, meta: cursors.append(meta.get("cursor")))

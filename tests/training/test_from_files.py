@@ -49,7 +49,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]
 def few_photos(root: Path, workers: int) -> Config:
     """Two epochs of four batches of FreeAT with two replays, on random crops of 16 pixels."""
     config = recipe("folder-fastat")
-    free = replace(recipe("digits-freeat").objective, repeats=2)
+    free = replace(recipe("digits-freeat").objective, repeats=2)  # type: ignore[call-arg]
     training = replace(
         config.training, epochs=2, batch_size=8, workers=workers, augment=Augment(min_area=0.3, flip=True)
     )

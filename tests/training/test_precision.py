@@ -21,7 +21,7 @@ def test_bfloat16_sees_the_same_data_and_learns_the_same(tmp_path: Path) -> None
     for precision in ("float32", "bfloat16"):
         losses = found[precision] = []
         net = build("small-cnn", num_classes=4, image_size=8, mean=(0.4,) * 3, std=(0.25,) * 3)
-        hooks = Hooks(on_epoch=lambda metrics, losses=losses: losses.append(metrics["loss"]))
+        hooks = Hooks(on_epoch=lambda metrics, to=losses: to.append(metrics["loss"]))  # type: ignore[misc]
         settings = {"precision": precision, "epochs": 3, "lr": 0.05}
         tiny_trainer(tmp_path / precision, PGDAT(steps=3), model=net, hooks=hooks, **settings).fit()
     assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02) and found["bfloat16"] != found["float32"]

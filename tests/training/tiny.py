@@ -68,7 +68,7 @@ def tiny_trainer(
 def tiny_config(name: str, **settings: Any) -> Config:
     """A digits recipe for the images of `few_digits`: two epochs of two batches (16 and 9 images), short attacks."""
     config = recipe(f"digits-{name}")
-    objective = config.objective
+    objective: Any = config.objective
     if hasattr(objective, "steps"):
         objective = replace(objective, steps=min(objective.steps, 2))
     if hasattr(objective, "repeats"):
