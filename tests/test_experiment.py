@@ -149,7 +149,8 @@ def test_validation_images_are_never_trained_on(tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
     def note(trainer: Trainer, notes: list[str]) -> None:
-        seen["train"], seen["validation"] = trainer.images, trainer.hooks.validate.images
+        validate: Any = trainer.hooks.validate
+        seen["train"], seen["validation"] = trainer.images, validate.images
 
     train(tiny_config("standard"), tmp_path / "run", on_start=note)
     rows = [{tuple(row) for row in part.pixels.flatten(1).tolist()} for part in seen.values()]

@@ -78,6 +78,6 @@ def test_the_model_is_left_as_it_was_and_too_few_are_refused() -> None:
 def test_the_figure_draws_the_shares() -> None:
     found = hardness(*arrows(SHORT_WHEN_HARD))
     left, _ = hardness_figure({"arrows": found}).axes
-    bars: list[Any] = left.patches
+    bars: Any = left.patches
     heights = [bar.get_height() for bar in bars]
     assert heights == pytest.approx([100 * found.share(q, fn=fn) for fn in (False, True) for q in range(5)])

@@ -97,7 +97,7 @@ def test_models_that_differ_in_a_plain_attribute_answer_otherwise(kind: type[Shi
     assert records[0][0] == records[1][0] and not answer_alike(records[0][1], records[1][1])
     if kind is Switched:
         logits = [torch.tensor(answers["logits"]) for _, answers in records]
-        assert torch.allclose(*logits, atol=1e-5)
+        assert torch.allclose(logits[0], logits[1], atol=1e-5)
 
 
 def test_rounding_is_no_other_answer() -> None:
