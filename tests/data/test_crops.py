@@ -67,7 +67,9 @@ def test_a_crop_is_resized_as_torchvision_does() -> None:
     crops = ResizedCrops.of(Rng(1, torch.arange(5)), 0.08)
     for i, found in enumerate(crops(pixels)):
         left, top, width, height = crops.box(i, 40, 40)
-        assert torch.equal(found, reference.resized_crop(pixels[i], top, left, height, width, [40, 40], antialias=True))
+        expected = reference.resized_crop(pixels[i], top, left, height, width, [40, 40], antialias=True)
+        # Without AVX2 torchvision resizes in floating point, and rounds in its own way.
+        assert int((found.int() - expected.int()).abs().max()) <= 1
 
 
 def test_a_crop_is_a_function_of_seed_id_and_epoch() -> None:
