@@ -120,6 +120,7 @@ def test_a_file_holds_one_idea_and_is_named_for_it(file: Path) -> None:
 
 
 def test_importing_the_package_is_quick_and_silent() -> None:
-    show = f"import advsphere, advsphere.data, advsphere.models, advsphere.training, sys; print(sorted(sys.modules.keys() & set({SLOW_TO_IMPORT})))"
+    imports = "import advsphere, advsphere.data, advsphere.models, advsphere.training, sys"
+    show = f"{imports}; print(sorted(sys.modules.keys() & set({SLOW_TO_IMPORT})))"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
