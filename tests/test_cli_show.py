@@ -124,7 +124,7 @@ def test_a_changed_outcome_is_found_out(run: Path, capfd: pytest.CaptureFixture[
     assert code == 1 and "ANOTHER outcome" in shown
 
 
-def test_a_run_tells_the_story_over_all_its_evaluations(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_shows_the_example_in_all_its_evaluations(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     both = [str(evaluation(run, suite)) for suite in ("paper", "quick")]
     code, shown = show(capfd, run, 3)
     assert code == 0 and [text for text in shown.splitlines() if text in both] == both
@@ -149,14 +149,14 @@ def test_without_an_example_a_few_are_named_and_can_be_copied(run: Path, capfd: 
     assert code == 0 and "picture: " in shown
 
 
-def test_an_evaluation_that_is_not_finished_has_stories_too(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_that_is_not_finished_can_be_shown_too(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = evaluation(run)
     (folder / "evaluation.json").unlink()
     change(folder / "ledger.sqlite", "DELETE FROM cells WHERE attack = 'PGD-100' AND example >= 20")
     with Ledger.read(folder / "ledger.sqlite") as book:
         example = next(i for i, mark in enumerate(book.outcomes()) if mark == "1" and i >= 20)
     code, shown = show(capfd, folder, example)
-    assert code == 0 and "not reached" in shown and "nothing fooled it so far" in shown
+    assert code == 0 and "not reached" in shown and "no attack fooled it so far" in shown
     code, shown = show(capfd, folder, example, "--replay", "PGD-100")
     assert code == 0 and "nothing is recorded to compare it with" in shown
     assert main(["verify", str(folder)]) == 1
@@ -212,4 +212,4 @@ def test_other_images_are_refused(run: Path, capfd: pytest.CaptureFixture[str]) 
     folder = evaluation(run)
     change(folder / "ledger.sqlite", "UPDATE examples SET label = 9 - label WHERE example = 0")
     code, shown = show(capfd, folder, 0)
-    assert code == 1 and "is of other images than" in shown and len(shown.splitlines()) == 1
+    assert code == 1 and "an evaluation of other images than" in shown and len(shown.splitlines()) == 1
