@@ -153,6 +153,14 @@ def test_evaluate_refuses_what_does_not_fit(run: Path, capfd: pytest.CaptureFixt
         assert says in shown and "Traceback" not in shown
 
 
+def test_another_threat_than_the_trained_one_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["evaluate", str(run), "--n", "10", "--steps", "2"]
+    assert main([*asked, "--norm", "l2", "--eps", "0.5"]) == 0
+    said = "trained against linf, eps = 0.2; judged against l2, eps = 0.5"
+    assert said in capsys.readouterr().out.replace("\n", " ")
+    assert main(asked) == 0 and "judged against" not in capsys.readouterr().out
+
+
 def test_a_second_run_does_not_overwrite_the_first(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (run / "last.safetensors").read_bytes()
     assert main([*QUICK_TRAIN, str(run)]) == 1

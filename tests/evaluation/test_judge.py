@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,3 +125,16 @@ def test_float32_precision_is_put_back() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_float32_precision_may_be_chosen_in_the_newer_way() -> None:
+    """In a process of its own, since PyTorch does not forget the choice."""
+    code = """
+import torch
+from advsphere.evaluation.judge import exact_float32
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+with exact_float32():
+    assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cudnn.conv.fp32_precision == "ieee"
+assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,10 @@ from advsphere.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model in float32 says of an attack's results; x_adv: (B, C, H, W) float32, the others (B,).
+    """The judgement of the model in float32 on an attack's results. x_adv: (B, C, H, W) float32, the others (B,).
 
-    valid: it keeps to the box, and to the ball unless the attack looks for the smallest norm. fooled: inside ball and
-    box, and misclassified. prediction: the class, -1 for NaN logits; the label where nothing was found. distance: from
+    valid: inside the pixel range, and inside the ball unless the attack looks for the smallest norm. fooled: inside
+    both and misclassified. prediction: the class, -1 for NaN logits; the label where nothing was found. distance: from
     the clean image. forwards: images that the search sent through the model.
     """
 
@@ -37,7 +38,7 @@ class Verdict:
     forwards: int = 0
 
     def cells(self, examples: Tensor, y: Tensor) -> list[Cell]:
-        """The ledger's cells; examples: (B,) their numbers, y: (B,) their labels."""
+        """The ledger's cells. examples: (B,) their numbers; y: (B,) their labels."""
         rows = zip(
             examples.tolist(),
             y.tolist(),
@@ -57,7 +58,7 @@ class Verdict:
 
 
 class OutOfTime(Exception):
-    """The search has reached its deadline; what was under way is lost."""
+    """The search has reached its deadline; the batch that was under way is lost."""
 
 
 def judge_attack(
@@ -73,12 +74,12 @@ def judge_attack(
 ) -> Verdict:
     """Run one attack on a batch and judge it.
 
-    dtype: search in this precision, batch norms folded, unless the attack looks for the smallest norm. Where that
-    search believes itself successful and float32 disagrees, it stopped too early; where it ended so close to the
-    boundary that its precision could hide a success, it may have missed one. Those examples are attacked again in
-    float32. deadline: a time of `time.monotonic()`; a forward after it raises OutOfTime.
+    dtype: the precision of the search, with batch norms folded; attacks that look for the smallest norm always search
+    in float32. Examples are attacked again in float32 where the search claims a success that float32 denies, since it
+    stopped too early, and where it ended so close to the boundary that its precision may hide a success. deadline: a
+    time of `time.monotonic()`; a forward after it raises OutOfTime.
     """
-    low = dtype is not None and not spec.minimal  # at the boundary itself, its rounding decides too much
+    low = dtype is not None and not spec.minimal  # at the boundary itself, rounding decides too much
     with frozen(model, dtype=dtype if low else None, fold=low) as view:
         counted = _Counted(view, deadline)
         x_adv = _returned(spec, counted, x, y, rng)
@@ -98,10 +99,10 @@ def judge(
     exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool = False
 ) -> Verdict:
     """Check the ball first, then predict again. exact: the model in float32; x, x_adv: (B, C, H, W); y: (B,). minimal:
-    what lies outside the ball is predicted too, and resisted.
+    predict images outside the ball too; they count as resisted.
 
-    An example close to the boundary may fool in one batch and not in another, by rounding. So the fooling ones are
-    predicted until all of a batch of them fool: that batch is what the ledger holds, and what anyone can predict again.
+    By rounding, an example close to the boundary may fool in one batch and not in another. So the fooling ones are
+    predicted until all of a batch of them fool: the ledger holds that batch, and anyone can predict it again.
     """
     x_adv = x_adv.detach().float()
     inside = threat.contains(x_adv, x)
@@ -133,14 +134,32 @@ def predict(classify: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No TF32 and no choice of kernels by their speed, on a GPU: float32 means float32, and the same bits each time."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Compute in true float32, without TF32, and with kernels that give the same bits each time."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    places: list[Any] = []
+    precision: str | None = None
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        precision, _ = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # the user chose fp32_precision somewhere, and PyTorch refuses to mix the two ways
+        places = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+    before = [(place, place.fp32_precision) for place in places]
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.benchmark, cudnn.deterministic = False, True
+        for place in places:
+            place.fp32_precision = "ieee"
+        if precision is None:
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+        for place, value in before:
+            place.fp32_precision = value
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
 
 
 class _Counted:
