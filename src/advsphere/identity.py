@@ -51,19 +51,13 @@ TOLERANCE = 1e-3
 
 
 def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
-    """Say what a setting is, as JSON-able data.
+    """JSON-able data that tells an attack, a loss or any argument of one from others.
 
     A partial becomes its function's name and every parameter, defaults included. A function that another one made
     becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
     "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. What is
-    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file, or its package's version) as well.
-
-    Args:
-        value: An attack, a loss, or any argument of one.
-        deepest: How many levels of arguments are followed.
-
-    Returns:
-        The record. It has an entry "unknown" wherever it does not tell the value from others, as for a lambda.
+    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file, or its package's version) as well. An
+    entry "unknown" stands wherever the record does not tell the value from others, as for a lambda.
     """
     again = partial(describe, deepest=deepest - 1)
     if deepest < 0:
@@ -111,13 +105,8 @@ def unknowns(record: Any) -> Iterator[str]:
 
 
 def model_checksum(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of a model's state, wherever it lives.
-
-    Args:
-        model: Any network. Parameters, saved buffers, packed weights of quantised layers and extra state all count.
-
-    Returns:
-        The checksum in hexadecimal.
+    """SHA-256 over names, types, shapes and values of a model's state, wherever it lives: parameters, saved buffers,
+    packed weights of quantised layers, and extra state.
     """
     tensors: dict[str, Tensor] = {}
     words: list[str] = []
@@ -140,17 +129,9 @@ def model_record(model: nn.Module) -> dict[str, Any]:
 
 
 def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
-    """What a model answers on a few fixed images, and how steep it is there.
-
-    This tells models apart whose code or plain attributes differ while their weights are the same. Another processor
-    gives nearly the same numbers, so they are compared by `answer_alike` and enter no checksum.
-
-    Args:
-        model: Pixels in [0, 1] -> logits.
-        shape: (C, H, W) of an image.
-
-    Returns:
-        "logits": (B, K) numbers, and "slopes": (B,) norms of the log-odds' gradients, None where there are none.
+    """A model's logits on a few fixed images of this shape (C, H, W), and the norms of its gradients there (None if it
+    has none). They tell models apart whose code or plain attributes differ while their weights are the same. Another
+    processor gives nearly the same numbers, so `answer_alike` compares them, and they enter no checksum.
     """
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     rng = Rng(0, torch.arange(PROBE_IMAGES))
@@ -167,7 +148,7 @@ def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
 
 
 def answer_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two records of `model_answers` agree within what another processor may change."""
+    """Whether two results of `model_answers` agree within what another processor may change."""
     a, b = (np.nan_to_num(np.array(one["logits"], dtype=float)) for one in (first, second))
     if a.shape != b.shape or (first["slopes"] is None) != (second["slopes"] is None):
         return False
@@ -191,18 +172,8 @@ def refuse_another(
     held_answers: Mapping[str, Any] | None,
     answers: Mapping[str, Any] | None,
 ) -> None:
-    """Compare the evaluation that a ledger holds with the one that is to be continued.
-
-    Args:
-        place: The ledger's file.
-        held: The identity in the ledger.
-        given: The identity of the evaluation that is asked for.
-        held_answers: The answers of the model in the ledger; None if it has none.
-        answers: The answers of the model that is asked for.
-
-    Raises:
-        AnotherModelError: If the evaluations differ, and that follows from the model alone.
-        UserError: If they differ in anything else; it names what differs.
+    """Raise UserError if the evaluation that a ledger holds differs from the one that is asked for, naming what
+    differs; AnotherModelError if all of it follows from the model.
     """
     changed = [str(change) for change in differences(held, json.loads(canonical(given)))]
     if held_answers is not None and answers is not None and not answer_alike(held_answers, answers):
@@ -223,15 +194,7 @@ def refuse_another(
 
 
 def data_checksum(images: Images, batch_size: int) -> str:
-    """SHA-256 over the shape, the float32 pixels and the labels of all images, in order.
-
-    Args:
-        images: The set.
-        batch_size: How many images are read at a time. It does not change the checksum.
-
-    Returns:
-        The checksum in hexadecimal.
-    """
+    """SHA-256 over the shape, the float32 pixels and the labels of all images, in order, `batch_size` at a time."""
     digest = hashlib.sha256(f"{len(images)} {images.shape}".encode())
     for index in torch.arange(len(images)).split(batch_size):
         digest.update(images.batch(index)[0].cpu().contiguous().numpy().tobytes())

@@ -32,16 +32,10 @@ BARE = " (s = 1)"
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """The method's accuracy minus the baseline's under one attack, in [-1, 1].
+    """The method's accuracy minus the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
 
-    Attributes:
-        name: The attack.
-        baseline: Mean accuracy of the baseline's checkpoints.
-        method: Mean accuracy of the method's checkpoints.
-        low: Lower end of the 95 % interval of the difference.
-        high: Upper end of the interval.
-        p_value: Of the hypothesis that there is no difference.
-        adjusted: The same after Holm's correction (1979) for several attacks.
+    baseline, method: mean accuracies of the arms. p_value: of no difference. adjusted: the same after Holm's correction
+    (1979) for several attacks.
     """
 
     name: str
@@ -69,17 +63,12 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Survival:
-    """What `survival` found.
+    """How much of a gain survives; see `survival`.
 
-    Attributes:
-        n: Number of examples.
-        seeds: (of the baseline, of the method).
-        gains: Under each attack, the worst case last.
-        pgd: The name of the attack whose gain is to survive.
-        share: Of that gain in the worst case, with its bootstrap interval (share, low, high); None where the gain
-            itself is not significant.
-        verdict: From the intervals alone.
-        n_for_a_point: Examples that would give the worst case's gain an interval of +- 1 point.
+    n: number of examples. seeds: of the baseline and of the method. gains: under each attack, the worst case last. pgd:
+    the attack whose gain is to survive. share: of that gain in the worst case (share, low, high); None where the gain
+    itself is not significant. verdict: from the intervals alone. n_for_a_point: examples that would give the worst
+    case's gain an interval of +- 1 point.
     """
 
     n: int
@@ -125,17 +114,9 @@ class Survival:
 def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Survival:
     """Compare two arms, each of one evaluation or one for each seed, by the same suite.
 
-    Args:
-        baseline: Evaluations of the baseline.
-        method: Evaluations of the method.
-        pgd: The row whose gain is to survive. By default the first PGD on cross-entropy at s = 1, as the paper's
-            official code evaluates, else the first PGD. A plain head's s is 1, so its rows stand for those "(s = 1)".
-
-    Returns:
-        Gains, share and verdict.
-
-    Raises:
-        UserError: If images, threat or rows differ, or a checkpoint is twice in an arm.
+    pgd: the row whose gain is to survive. By default the first PGD on cross-entropy at s = 1, as the paper's official
+    code evaluates, else the first PGD. A plain head's s is 1, so its rows stand for those "(s = 1)". Raises UserError
+    if images, threat or rows differ, or a checkpoint is twice in an arm.
     """
     everything = [*baseline, *method]
     for arm in (baseline, method):

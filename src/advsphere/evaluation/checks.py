@@ -1,8 +1,8 @@
-"""Before any attack: is this a model, and are these images and labels, of which robust accuracy means anything?
+"""Checks before any attack: does robust accuracy mean anything for this model with these images and labels?
 
-Each check refuses with the cause and the cure, or puts the matter right and says so; none only warns where the numbers
-would be wrong. The list is that of Carlini et al. 2019 (arXiv 1902.06705) and of AutoAttack's checks, extended by what
-users of the field's libraries stumble over.
+A check refuses with the cause and the cure, or puts the matter right and says so; none only warns where the numbers
+would be wrong. The list is that of Carlini et al. 2019 (arXiv 1902.06705) and of AutoAttack's checks, extended by other
+common mistakes.
 """
 
 from __future__ import annotations
@@ -43,12 +43,22 @@ def preflight(
     batch_size: int | None = None,
     attacks: Sequence[AttackSpec] = (),
 ) -> tuple[Finding, ...]:
-    """Check model, images and labels on up to `batch_size` images drawn from all of them, and the attacks at eps = 0.
+    """Check model, images and labels on a batch drawn from all images, and the attacks at eps = 0.
 
-    images, labels, batch_size: as in `evaluate`. Raises UserError for: images outside [0, 1]; a model that can't take
-    them, that returns probabilities, NaN or another shape, that answers differently each time or by what else is in the
-    batch; labels that don't map to its outputs; an attack that can't run on it or does harm at eps = 0. Findings say
-    what was checked, fixed ("fixed": train mode) and to be known ("noted").
+    Args:
+        model: The model, as in `evaluate`.
+        images: The images, as in `evaluate`.
+        labels: (N,) int64, with a tensor of images.
+        batch_size: How many images are drawn; as in `evaluate` by default.
+        attacks: The attacks to check; each must leave the images as they are at eps = 0.
+
+    Returns:
+        Findings of what was checked, fixed (a model in train mode), and to be known by the reader ("noted").
+
+    Raises:
+        UserError: For images outside [0, 1]; a model that can't take them, returns probabilities, NaN or another shape,
+            or answers differently each time or by what else is in the batch; labels that don't map to its outputs;
+            an attack that can't run on the model or does harm at eps = 0.
     """
     images, device = images_of(images, labels), device_of(model)
     if batch_size is None:

@@ -135,13 +135,14 @@ def predict(classify: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute in true float32, without TF32, and with kernels that give the same bits each time."""
-    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
     places: list[Any] = []
     precision: str | None = None
     try:
         precision, _ = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # the user chose fp32_precision somewhere, and PyTorch refuses to mix the two ways
-        places = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+        places = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
     before = [(place, place.fp32_precision) for place in places]
     benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
     try:

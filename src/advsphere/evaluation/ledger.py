@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from torch import Tensor
@@ -60,6 +59,7 @@ class Cost:
 
 
 CLEAN = "clean"
+"""The name of the clean images among the attacks."""
 
 
 _FORMAT = "advsphere ledger 2"
@@ -105,7 +105,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class Ledger:
             cells: One for each example.
             cost: What the batch took.
         """
-        rows = [(attack, c.example, c.status, c.prediction, c.distance, packed(c.x_adv)) for c in cells]
+        rows = [(attack, *c[:4], packed(c.x_adv)) for c in cells]
         with self._transaction():
             self._db.executemany("INSERT INTO main.cells VALUES (?, ?, ?, ?, ?, ?)", rows)
             self._db.execute("INSERT INTO main.batches VALUES (?, ?, ?, ?)", (attack, batch, *astuple(cost)))
@@ -315,7 +315,7 @@ class Ledger:
 
         Args:
             attack: The attack's name.
-            example: The example's number.
+            example: Its number.
 
         Returns:
             (C, H, W) float32; None where no image is stored.

@@ -1,9 +1,12 @@
-"""Signs of gradient masking: what makes attacks fail on a model that is not robust, read from what the ledger holds.
+"""Signs of gradient masking: what makes attacks fail on a model that is not robust.
 
 The checklists are those of Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705),
 Tramer et al. 2020 (arXiv 2002.08347), Pintor et al. 2021 (arXiv 2106.09947) and AutoAttack's flags (flags_doc.md of the
-official code). Each tolerance below is the share that an honest model may show. A sign is raised where what was seen
-exceeds it with 97.5 % confidence, so that neither chance nor a small sample raises one.
+official code). Each tolerance below is a share that an honest model may show. A sign is raised where the observed share
+exceeds it with 97.5 % confidence, so neither chance nor a small sample raises one.
+
+Signs are read from the attacks' rows and from two probes: measurements on a few images that take seconds, are the same
+each time, and are kept in the ledger.
 """
 
 from __future__ import annotations
@@ -27,25 +30,25 @@ from advsphere.stats import PairedDifference, more_than, paired, wilson
 from advsphere.threat import ThreatModel
 
 OUTDONE = 0.002
-"""Examples that a better attack may leave to a worse one: 0.2 points, as AutoAttack tolerates of Square."""
+"""Share of examples that a weaker attack may find alone: 0.2 points, as AutoAttack tolerates of Square."""
 
 LONE_IMAGES = 0.01
-"""Images of a probe on which even an honest model may have no gradient, or resist for another reason."""
+"""Share of a probe's images on which an honest model may have no gradient, or resist for another reason."""
 
 STILL_FALLING = 0.01
-"""What more steps, or the trained scale, may take away before it matters: a point of accuracy."""
+"""Accuracy that more steps, or the trained scale, may take away: a point."""
 
 ONE_LOSS = 0.05
-"""Examples that only one loss may find. Adversarially trained networks lose 2 to 4 points from APGD-CE to APGD-T;
-those whose numbers did not survive lost 6 and more (logit pairing, TRADES with hypersphere embedding).
+"""Share of examples that only one loss may find. Adversarially trained networks lose 2 to 4 points from APGD-CE to
+APGD-T; those whose numbers did not survive lost 6 and more (logit pairing, TRADES with hypersphere embedding).
 """
 
 _DIRECT = ("cross-entropy", "margin", "DLR", "targeted DLR")
-"""Losses of the logits themselves, of which an honest model has no favourite."""
+"""Losses of the logits, which are about equally strong on an honest model."""
 
 
 def signs(rows: Sequence[Row], probes: Mapping[str, Any], scale: float) -> tuple[Sign, ...]:
-    """Every sign that is looked for, raised or not. rows: of the attacks; probes: of the ledger; scale: of the head."""
+    """Every sign, raised or not. rows: of the attacks; probes: from the ledger; scale: the head's."""
     return (
         _vanishing(probes.get("gradients")),
         _large_radius(probes.get("large radius")),
@@ -80,8 +83,9 @@ def _vanishing(probe: Mapping[str, Any] | None) -> Sign:
 
 
 def _large_radius(probe: Mapping[str, Any] | None) -> Sign:
-    """Unbounded attacks that do not reach 100 % (Athalye et al.; Carlini et al.; "unconstrained
-    attack failure" of Pintor et al.)."""
+    """Unbounded attacks that do not reach 100 % (Athalye et al.; Carlini et al.; "unconstrained attack failure" of
+    Pintor et al.).
+    """
     name = "no fall at a large radius"
     if not probe or not probe["n"]:
         return Sign(name, "unjudged", _NO_IMAGES)
@@ -123,7 +127,7 @@ def _one_step(rows: Sequence[Row]) -> Sign:
 
 
 def _outdone(name: str, worse: Sequence[Row], better: Sequence[Row], advice: str) -> Sign:
-    """Examples that the worse kind of attacks fooled and none of the better ones."""
+    """Examples that the weaker kind of attacks fooled and none of the stronger ones."""
     if any(row.unreached for row in better):
         return Sign(name, "unjudged", _NO_TIME)
     n, k = better[0].n, found_alone(worse, better)
@@ -204,7 +208,7 @@ def _one_loss(rows: Sequence[Row]) -> Sign:
     return _sign(name, more_than(alone[loss], n, ONE_LOSS), detail, advice)
 
 
-_NO_IMAGES = "it was not measured, for want of images to measure it on"
+_NO_IMAGES = "not measured, since there are no suitable images"
 _NO_TIME = "time was over before every image was attacked"
 
 
@@ -229,17 +233,12 @@ def _points(d: PairedDifference) -> str:
     return f"{100 * d.difference:.1f} points ({100 * d.low:.1f} to {100 * d.high:.1f}) on {d.n} images"
 
 
-# FOLDED probes: Measurements beside the attacks, on a few of the images: what the signs of gradient masking
-# FOLDED probes: need and no attack tells.
-# FOLDED probes: They take seconds, are the same each time, and are written into the ledger, so that what is
-# FOLDED probes: printed follows from it.
-
 SAMPLE = 100
-"""Images that a probe looks at: enough to see that a share of 4 % is no accident."""
+"""Images of a probe: enough to tell a share of 4 % from an accident."""
 STEPS = 20
 
 Probe = Callable[[Classifier, ThreatModel, Tensor, Tensor], dict[str, Any]]
-"""(model in float32, threat, x: (B, C, H, W), y: (B,)) -> what was counted, JSON-able."""
+"""(model in float32, threat, x: (B, C, H, W), y: (B,)) -> counts, JSON-able."""
 
 
 def sample(outcomes: str, *, seed: int, most: int) -> Tensor:
@@ -249,20 +248,19 @@ def sample(outcomes: str, *, seed: int, most: int) -> Tensor:
 
 
 def gradients(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """On how many of the images there is no gradient to follow: zero, denormal, or not finite.
-
-    Of the softmax cross-entropy in float32 that other libraries ascend, and of the log-odds that ours do.
+    """Count the images without a usable gradient (zero, denormal or not finite), for the softmax cross-entropy in
+    float32 that other libraries ascend, and for the log-odds that ours ascend.
     """
     losses: dict[str, Loss] = {"cross_entropy": partial(F.cross_entropy, reduction="none"), "log_odds": log_odds}
     return {"n": len(x)} | {name: _without_gradient(model, x, y, loss) for name, loss in losses.items()}
 
 
 def large_radius(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """How many images a short PGD leaves in the smallest ball that holds uniform grey, whatever the image.
+    """Count the images that a short PGD leaves in a ball so large that it holds uniform grey.
 
     That is eps = 0.5 in linf, 0.5 sqrt(D) in l2, 0.5 D in l1 for D values in [0, 1]. Only images that grey itself fools
-    are counted (n), so each one left is a failure of the search and not a strength of the model. It begins at the image
-    itself: random noise of this size would fool a network without any gradient. left: None where it can't be run.
+    are counted (n), so each one left is a failure of the search and not a strength of the model. PGD starts at the
+    image, since random noise of this size would fool a network without any gradient. left: None if PGD can't run.
     """
     low, high = threat.bounds
     grey = torch.full_like(x[:1], (low + high) / 2)
@@ -289,7 +287,7 @@ PROBES: dict[str, Probe] = {"gradients": gradients, "large radius": large_radius
 def _without_gradient(model: Classifier, x: Tensor, y: Tensor, loss: Loss) -> int:
     try:
         _, _, grad = input_gradient(model, x, y, loss)
-    except RuntimeError:  # none reaches the images at all
+    except RuntimeError:  # no gradient reaches the images
         return len(x)
     largest = grad.flatten(1).abs().amax(1)
     return int((~((largest >= torch.finfo(grad.dtype).tiny) & largest.isfinite())).sum())

@@ -133,16 +133,8 @@ def suite(*, rank: float) -> Callable[[Suite], Suite]:
 
 
 def find_suite(name: str) -> tuple[dict[str, Any], Suite]:
-    """A suite with its record: its name, and for a user-defined one its rank, which is 0 unless declared.
-
-    Args:
-        name: Of a registered suite, or `package.module:function`.
-
-    Returns:
-        The record and the suite.
-
-    Raises:
-        UserError: If there is no such suite; it names the nearest known one.
+    """The record of a suite (its name, and for a user-defined one its rank, which is 0 unless declared) and the suite.
+    Raises UserError with the nearest known name if there is none.
     """
     if name not in SUITES and is_name(name):
         function: Suite = load(name)
@@ -164,17 +156,9 @@ def rank_of(record: Mapping[str, Any]) -> float:
 
 
 def attacks_of(name: str, context: SuiteContext) -> tuple[AttackSpec, ...]:
-    """The attacks of a named suite; attacks that `effort.steps` makes equal are listed once.
-
-    Args:
-        name: As in `find_suite`.
-        context: What is attacked, and how hard.
-
-    Returns:
-        The attacks in order.
-
-    Raises:
-        UserError: If there is no such suite, it needs more than the context has, or it returns anything but attacks.
+    """The attacks of a suite, called by its name or as `package.module:function`; attacks that `effort.steps` makes
+    equal are listed once. Raises UserError if there is no such suite, it needs more than the context has, or it returns
+    anything but attacks.
     """
     found = find_suite(name)[1](context)
     if not isinstance(found, Sequence) or not all(isinstance(spec, AttackSpec) for spec in found):

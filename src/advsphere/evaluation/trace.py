@@ -261,55 +261,31 @@ def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) ->
     """A few examples of each kind: broken only by a late attack, broken by a single attack, closest to the boundary. An
     example is listed once.
     """
-    late, alone = _late(book), _alone(book)
-    alone = {i: name for i, name in alone.items() if i not in list(late)[:most]}
+    attacks = list(book.attacks)
+    status = [{cell.example: cell.status for cell in book.cells(name)} for name in attacks]
+    outcomes = {i: [one.get(i, "not_run") for one in status] for i in range(len(book.labels))}
+    breaker = {i: found.index("fooled") for i, found in outcomes.items() if "fooled" in found}
+    last = max(breaker.values(), default=0)
+    late = [i for i in breaker if breaker[i] == last > 0][:most]
+    tried = [i for i, found in outcomes.items() if found and "not_run" not in found]
+    single = [i for i in tried if len(attacks) > 1 and outcomes[i].count("fooled") == 1 and i not in late][:most]
+    margins = _margins(book, model, images, [i for i in tried if i not in breaker][:MOST_MARGINS])
+    closest = sorted(margins, key=lambda i: margins[i])[:most]
     kinds = {
         "broken by a late attack, after all earlier ones had failed": late,
-        "broken by a single attack, while every other failed": alone,
-        "resisted every attack, and closest to the boundary": _close(book, model, images, most),
+        "broken by a single attack, while every other failed": single,
     }
-    return tuple(Notable(kind, dict(list(found.items())[:most])) for kind, found in kinds.items() if found)
+    groups = [Notable(kind, {i: f"broken by {attacks[breaker[i]]}" for i in found}) for kind, found in kinds.items()]
+    resisting = {i: f"margin of the clean image {margins[i]:.3g}" for i in closest}
+    groups.append(Notable("resisted every attack, and closest to the boundary", resisting))
+    return tuple(group for group in groups if group.examples)
 
 
-def _late(book: Ledger) -> dict[int, str]:
-    """Examples of the last attack that broke any for the first time; none if that is the first attack."""
-    known: set[int] = set()
-    late: dict[int, str] = {}
-    for position, name in enumerate(book.attacks):
-        new = _fooled(book, name) - known
-        if new and position:
-            late = {i: f"broken by {name}" for i in sorted(new)}
-        known |= new
-    return late
-
-
-def _alone(book: Ledger) -> dict[int, str]:
-    """Examples that all attacks tried, at least two, and only one broke."""
-    tried: dict[int, list[str]] = {}
-    by: dict[int, list[str]] = {}
-    for name in book.attacks:
-        for cell in book.cells(name):
-            if cell.status != "not_run":
-                tried.setdefault(cell.example, []).append(name)
-            if cell.status == "fooled":
-                by.setdefault(cell.example, []).append(name)
-    everything = max(2, len(book.attacks))
-    return {i: f"broken by {by[i][0]}" for i in sorted(by) if len(by[i]) == 1 and len(tried[i]) == everything}
-
-
-def _close(book: Ledger, model: nn.Module, images: Images, most: int) -> dict[int, str]:
-    """Examples that every attack tried and none broke, sorted by the margin of the clean image."""
-    resisted = set(range(len(book.labels))) - _fooled(book, CLEAN)
-    for name in book.attacks:
-        resisted &= {c.example for c in book.cells(name) if c.status in ("resisted", "invalid")}
-    lead: dict[int, float] = {}
+def _margins(book: Ledger, model: nn.Module, images: Images, examples: Sequence[int]) -> dict[int, float]:
+    """By how much the right logit leads on each clean image."""
+    found: dict[int, float] = {}
     with exact_float32(), frozen(model) as exact, torch.no_grad():
-        some = torch.tensor(sorted(resisted)[:MOST_MARGINS], dtype=torch.int64)
-        for index in some.split(book.identity["batch_size"]) if len(some) else ():
+        for index in torch.tensor(examples).split(book.identity["batch_size"]) if examples else ():
             x, y = (part.to(device_of(model)) for part in images.batch(index))
-            lead |= dict(zip(index.tolist(), (-margin(exact(x), y)).tolist(), strict=True))
-    return {i: f"margin of the clean image {lead[i]:.3g}" for i in sorted(lead, key=lambda i: lead[i])[:most]}
-
-
-def _fooled(book: Ledger, name: str) -> set[int]:
-    return {cell.example for cell in book.cells(name) if cell.status == "fooled"}
+            found |= dict(zip(index.tolist(), (-margin(exact(x), y)).tolist(), strict=True))
+    return found
