@@ -143,7 +143,7 @@ def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], 
     assert main(["report", str(runs[0]), "--out", str(tmp_path / "one.html")]) == 0
     assert kept.read_bytes() == right and Curve.load(kept)
     assert (
-        "robust accuracy of the FastAT checkpoint is at most"
+        "robust accuracy of FastAT is at most"
         in parse((tmp_path / "one.html").read_text()).all("h1")[0].text
     )
 

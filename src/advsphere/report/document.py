@@ -53,6 +53,9 @@ def page(
         commands: As for `report`.
         warnings: As for `report`.
 
+    Returns:
+        The page.
+
     Raises:
         UserError: The models were evaluated on different images or threats, or two of them have the same name.
     """

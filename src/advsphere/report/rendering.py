@@ -23,9 +23,13 @@ from advsphere.stats import PairedDifference
 
 
 class TableCell(NamedTuple):
-    """A number, the smaller text below it and, for a difference, a drawn interval.
+    """A number, a smaller text beside it and, for a difference, a drawn interval.
 
-    bar: positions of (zero, low, value, high) in per mille of an axis that all rows share. open: draw a hollow mark.
+    Attributes:
+        number: The text in bold.
+        small: The smaller text, such as an interval.
+        bar: Positions of (zero, low, value, high) in per mille of an axis that all rows share.
+        open: Draw a hollow mark, for a difference that may be 0.
     """
 
     number: str
@@ -49,7 +53,10 @@ def table(
         columns: The headings, that of the row names first; each alone or with a smaller text below it.
         rows: For each row its name, then its cells: text, a `TableCell`, or None for what was not run.
         groups: Headings above the last columns, each with the number of columns that it spans.
-        large: Use larger type, with each cell's second text on its own line.
+        large: Use larger type, with each cell's smaller text on its own line.
+
+    Returns:
+        The table.
     """
     heads = [(column, "") if isinstance(column, str) else column for column in columns]
     lead = len(columns) - sum(span for _, span in groups)
@@ -60,7 +67,15 @@ def table(
 
 
 def figure(drawing: Figure, alt: str) -> Markup:
-    """A matplotlib figure as an embedded image; `alt` describes it to readers who cannot see it."""
+    """A matplotlib figure as an embedded image.
+
+    Args:
+        drawing: The figure.
+        alt: A description for readers who cannot see it.
+
+    Returns:
+        The image.
+    """
     out = io.BytesIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}  # the same figure gives the same bytes
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "advsphere"}):

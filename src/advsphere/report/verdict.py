@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from advsphere.comparison.gain import Survival, survival
+from advsphere.comparison.gain import Gain, Survival, survival
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, compare
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import limits, percent, points, probability, span
-from advsphere.stats import ENOUGH_SEEDS
+from advsphere.stats import ENOUGH_SEEDS, PairedDifference
 
 _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
@@ -30,13 +30,11 @@ class Conclusion(NamedTuple):
     Attributes:
         headline: One sentence.
         detail: The numbers behind it.
-        tells: Whether the models differ in the worst case, as far as this sample shows.
         numbers: The few numbers that it rests on.
     """
 
     headline: str
     detail: str
-    tells: bool
     numbers: tuple[KeyNumber, ...] = ()
 
 
@@ -87,72 +85,60 @@ def _alone(model: ModelReport) -> Conclusion:
         KeyNumber("clean accuracy", percent(clean.accuracy), limits(clean.interval, " to "), "%"),
         KeyNumber("robust accuracy (upper bound)", percent(row.accuracy), limits(row.interval, " to "), "%"),
     )
-    headline = f"The robust accuracy of the {model.name} checkpoint is at most {percent(row.accuracy)} %."
-    return Conclusion(headline, detail, True, numbers)
+    return Conclusion(f"The robust accuracy of {model.name} is at most {percent(row.accuracy)} %.", detail, numbers)
 
 
 def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
     found = survived(first, second)
+    noun = "checkpoint"
     if found is not None and max(found.seeds) > 1:
-        gain = found.gain(WORST)
-        old, new, tells = gain.baseline, gain.method, gain.clear
-        counts = [_word(count) for count in found.seeds]
-        of = f"{counts[1]} seeds of each" if counts[0] == counts[1] else f"{counts[1]} and {counts[0]} checkpoints"
-        on = f"on the same {found.n} images, averaged over {of}"
-        few = f"images only, because {_word(ENOUGH_SEEDS)} seeds of each would be needed to include the seeds"
-        how = f"for the sampling of {'images and seeds (Welch)' if found.of_the_method else few}"
-        difference, test = gain.difference, f"p {_equals(gain.p_value)}"
-        interval = span(gain)
+        noun = "" if found.of_the_method else "checkpoints"
+        difference: Gain | PairedDifference = (gain := found.gain(WORST))
+        new, old, tells = gain.method, gain.baseline, gain.clear
+        sample = f"{found.n} images, averaged over {found.seeds[1]} and {found.seeds[0]} seeds"
+        how = "images and seeds (Welch)" if found.of_the_method else "images only"
+        test = "p"
     else:
-        pair = compare(second.evaluation, first.evaluation, WORST)
-        old, new, tells = first.evaluation.worst.accuracy, second.evaluation.worst.accuracy, not pair.cannot_tell
-        on, how = f"on the same {pair.n} images", "(paired)"
-        difference, test = pair.difference, f"McNemar's p {_equals(pair.p_value)}"
-        interval = span(pair)
+        difference = (pair := compare(second.evaluation, first.evaluation, WORST))
+        new, old, tells = second.evaluation.worst.accuracy, first.evaluation.worst.accuracy, not pair.cannot_tell
+        sample, how, test = f"{pair.n} images", "images (paired)", "McNemar's p"
+    p = probability(difference.p_value)
     detail = (
-        f"In the worst case over {_attacks(second)}, accuracy is at most {percent(new)} % for {second.name} and "
-        f"at most {percent(old)} % for {first.name} {on}. The difference is {points(difference)} points, with a 95 % "
-        f"interval from {interval} {how}; {test}."
+        f"In the worst case over {_attacks(second)}, accuracy is at most {percent(new)} % for {second.name} and at "
+        f"most {percent(old)} % for {first.name} on the same {sample}. The difference is "
+        f"{points(difference.difference)} points, with a 95 % interval from {span(difference)} for the sampling of "
+        f"{how}; {test} {p if p.startswith('<') else f'= {p}'}."
     )
-    headline = _headline(first, second, difference, tells, found)
-    return Conclusion(headline, detail, tells, _numbers(found) if found else ())
+    names = [f"the {model.name} {noun}" if noun else model.name for model in (first, second)]
+    return Conclusion(_headline(names, difference.difference, tells, found), detail, _numbers(found) if found else ())
 
 
-def _headline(first: ModelReport, second: ModelReport, difference: float, tells: bool, found: Survival | None) -> str:
+def _headline(names: Sequence[str], difference: float, tells: bool, found: Survival | None) -> str:
     """Whether a gain survives where the sample tells, else which of the two models is more robust."""
-    if found is not None and found.of_the_method:
-        kind, other, be = "", "", "is"
-    elif found is not None and max(found.seeds) > 1:
-        kind, other, be = " checkpoints", " ones", "are"
-    else:
-        kind, other, be = " checkpoint", " one", "is"
-    the = "the " if kind else ""
-    new, old = f"{the}{second.name}", f"{the}{first.name}"
-    ending = {"survives": "survives", "partly": "survives in part", "does not survive": "does not survive"}
-    if found is not None and found.verdict in ending:
-        owner = f"{new}{kind}'{'' if be == 'are' else 's'}"
-        return f"In the worst case {owner} gain over {old}{other} {ending[found.verdict]}."
+    old, new = names
+    endings = {"survives": "survives", "partly": "survives in part", "does not survive": "does not survive"}
+    if found is not None and found.verdict in endings:
+        return f"In the worst case the gain of {new} over {old} {endings[found.verdict]}."
     if not tells:
-        return f"The sample cannot tell {new}{kind} from {old}{other}."
+        return f"The sample cannot tell {new} from {old}."
     better, worse = (new, old) if difference > 0 else (old, new)
-    sentence = f"{better}{kind} {be} more robust than {worse}{other}, by {100 * abs(difference):.1f} points."
-    return sentence[0].upper() + sentence[1:] if the else sentence
+    return f"The robust accuracy of {better} is {100 * abs(difference):.1f} points higher than that of {worse}."
 
 
 def _numbers(found: Survival) -> tuple[KeyNumber, ...]:
     """The gain under PGD, the gain in the worst case, and the share of the first that survives."""
     before, after = found.gain(found.pgd), found.gain(WORST)
-    gains = [
-        KeyNumber(label, points(gain.difference), span(gain), "points")
-        for label, gain in ((f"gain under {found.pgd}", before), ("gain in the worst case", after))
-    ]
     if found.share is None:
         many = " after correction for several attacks" if before.apart else ""
         share = KeyNumber("share that survives", "", f"withheld: the gain itself may be 0{many}", "")
     else:
-        value, low, high = (_share(part) for part in found.share)
+        value, low, high = map(_share, found.share)
         share = KeyNumber("share that survives", value, f"{low} to {high}", "%")
-    return (*gains, share)
+    return (
+        KeyNumber(f"gain under {found.pgd}", points(before.difference), span(before), "points"),
+        KeyNumber("gain in the worst case", points(after.difference), span(after), "points"),
+        share,
+    )
 
 
 def _share(part: float) -> str:
@@ -167,8 +153,3 @@ def _attacks(model: ModelReport) -> str:
 
 def _word(count: int) -> str:
     return _WORDS.get(count, str(count))
-
-
-def _equals(p_value: float) -> str:
-    text = probability(p_value)
-    return text if text.startswith("<") else f"= {text}"
