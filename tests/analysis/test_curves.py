@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.analysis import Curve, accuracy_against_eps, curve_figure
-from advsphere.analysis.crafting import sample
+from advsphere.analysis.crafting import sample_positions
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, SuiteContext, evaluate
 from advsphere.evaluation.suites import attacks_of
@@ -93,7 +93,7 @@ def test_a_sample_has_the_outcomes_that_its_images_have_among_all(network: nn.Se
     everything = accuracy_against_eps(network, images, threat=THREAT)
     some = accuracy_against_eps(network, images, threat=THREAT, most=9, batch_size=4)
     assert (some.n, some.of, everything.n) == (9, len(images), len(images)) and some.data == everything.data
-    chosen = sample(len(images), 9, seed=0).tolist()
+    chosen = sample_positions(len(images), 9, seed=0).tolist()
     assert some.broken == tuple(everything.broken[i] for i in chosen)
     assert chosen == sorted({*chosen}) != list(range(9)), "in order, and not the first ones"
 

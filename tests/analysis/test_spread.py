@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from advsphere.analysis.angles import Spread, spread_figure, spread_of_angles
-from advsphere.analysis.crafting import sample
+from advsphere.analysis.crafting import sample_positions
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.identity import data_checksum, model_checksum
@@ -59,7 +59,7 @@ def test_batches_do_not_matter_and_it_says_of_what_it_is(found: Spread) -> None:
 
 def test_a_sample_has_the_angles_that_its_images_have_among_all(found: Spread) -> None:
     some = spread_of_angles(network(), images(), threat=THREAT, most=2)
-    chosen = sample(4, 2, seed=0).tolist()
+    chosen = sample_positions(4, 2, seed=0).tolist()
     assert (some.n, some.of, some.data) == (2, 4, found.data)
     assert some.adversarial.angle == tuple(found.adversarial.angle[i] for i in chosen)
 

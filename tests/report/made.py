@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from advsphere.analysis.angles import Sample, Spread
+from advsphere.analysis.angles import AngleSample, Spread
 from advsphere.analysis.classwise import by_class
 from advsphere.analysis.curves import Curve
 from advsphere.analysis.gradients import RECORD, LayerGradients
@@ -88,8 +88,8 @@ def spread(model: str = "m" * 64, by: float = 0.0) -> Spread:
     """Margins from -20 to 29 degrees clean, and 15 less under attack; angles from 40 to 64. `by` moves them all."""
     margins, angles = [i % 50 - 20.0 + by for i in range(N)], [40.0 + i % 25 - by for i in range(N)]
     return Spread(
-        clean=Sample(angle=tuple(angles), margin=tuple(margins)),
-        adversarial=Sample(angle=tuple(v + 5 for v in angles), margin=tuple(v - 15 for v in margins)),
+        clean=AngleSample(angle=tuple(angles), margin=tuple(margins)),
+        adversarial=AngleSample(angle=tuple(v + 5 for v in angles), margin=tuple(v - 15 for v in margins)),
         of=N,
         steps=10,
         seed=0,

@@ -26,7 +26,7 @@ from advsphere.analysis.canvas import (
     quiet,
     reference,
 )
-from advsphere.analysis.crafting import OnProgress, craft, sample, silent
+from advsphere.analysis.crafting import OnProgress, craft, sample_positions, silent
 from advsphere.analysis.linear_head import HeadParts, split_head
 from advsphere.classifier import frozen
 from advsphere.data import Images
@@ -138,7 +138,7 @@ def norm_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class AngleSample:
     """For each image, in degrees: the angle to the direction of its class, and its angular margin."""
 
     angle: tuple[float, ...]
@@ -152,8 +152,8 @@ class Spread:
     The sample is drawn from `of` images. `model` and `data` are the checksums of the model and of all these images.
     """
 
-    clean: Sample
-    adversarial: Sample
+    clean: AngleSample
+    adversarial: AngleSample
     of: int
     steps: int
     seed: int
@@ -173,7 +173,7 @@ class Spread:
         """Read a saved one. Raises UserError for a file that is missing, of another kind, or changed since."""
         values = read_cache(path, FORMAT)
         for part in ("clean", "adversarial"):
-            values[part] = Sample(**{key: tuple(found) for key, found in values[part].items()})
+            values[part] = AngleSample(**{key: tuple(found) for key, found in values[part].items()})
         return cls(**values)
 
 
@@ -194,7 +194,7 @@ def spread_of_angles(
     Raises UserError as `split_head` does, for a network that has no angles.
     """
     parts = split_head(model, images, head=head, batch_size=batch_size)
-    index, done = sample(len(images), most, seed=seed), 0
+    index, done = sample_positions(len(images), most, seed=seed), 0
     found: dict[str, dict[str, tuple[float, ...]]] = {
         part: {"angle": (), "margin": ()} for part in ("clean", "adversarial")
     }
@@ -208,8 +208,8 @@ def spread_of_angles(
             done += len(batch)
             on_progress(done, len(index))
     return Spread(
-        clean=Sample(**found["clean"]),
-        adversarial=Sample(**found["adversarial"]),
+        clean=AngleSample(**found["clean"]),
+        adversarial=AngleSample(**found["adversarial"]),
         of=len(images),
         steps=steps,
         seed=seed,

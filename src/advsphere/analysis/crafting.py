@@ -25,7 +25,7 @@ def silent(done: int, total: int) -> None:
     """Report no progress."""
 
 
-def sample(count: int, most: int | None, *, seed: int) -> Tensor:
+def sample_positions(count: int, most: int | None, *, seed: int) -> Tensor:
     """(n,) int64, in order: all of `count` positions, or a random sample of `most` where there are more."""
     if most is None or most >= count:
         return torch.arange(count)

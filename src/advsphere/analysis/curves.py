@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.analysis.canvas import canvas, interval_marks, legend, quiet, reference, style
-from advsphere.analysis.crafting import OnProgress, sample, silent
+from advsphere.analysis.crafting import OnProgress, sample_positions, silent
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
 from advsphere.data import Images
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FORMAT = "advsphere curve 2"
 GRID = tuple(i / 4 for i in range(9))
 """The default radii, as multiples of the threat's."""
-STEPS = (1, 2, 5, 10, 20, 50, 100)
+STEP_COUNTS = (1, 2, 5, 10, 20, 50, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ def accuracy_against_steps(
     images: Images,
     *,
     threat: ThreatModel,
-    steps: Sequence[int] = STEPS,
+    steps: Sequence[int] = STEP_COUNTS,
     most: int | None = None,
     seed: int = 0,
     batch_size: int = 250,
@@ -212,7 +212,7 @@ def _broken(
 
     An attack is PGD with a threat and a number of steps. It gets only the examples that resisted all before it.
     """
-    device, examples = device_of(model), sample(len(images), most, seed=seed)
+    device, examples = device_of(model), sample_positions(len(images), most, seed=seed)
     broken = torch.full((len(images),), len(attacks) + 1)
     batches = examples.split(batch_size)
     with exact_float32():

@@ -232,11 +232,11 @@ def _examine(
 ) -> Examination:
     """All measurements of one network, on the same images."""
     model = network.model
-    told = {stage: partial(on_progress, stage) for stage in STAGES}
+    progress = {stage: partial(on_progress, stage) for stage in STAGES}
     check_count(len(images))
     preflight(model, images, batch_size=batch_size)
     parts = split_head(model, images, head=network.head, batch_size=batch_size)
-    crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=told["craft"])
+    crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size, on_progress=progress["craft"])
     clean, adversarial = (
         measure_angles(parts, x, crafted.y, images.classes, batch_size=batch_size) for x in (crafted.x, crafted.x_adv)
     )
@@ -246,8 +246,8 @@ def _examine(
         parts=parts,
         clean=clean,
         adversarial=adversarial,
-        gradients=_gradients(network, images.few(GRADIENTS), threat, seed, told["gradients"]),
-        hardness=hardness(parts, crafted.few(HARD), on_progress=told["hardness"]),
+        gradients=_gradients(network, images.few(GRADIENTS), threat, seed, progress["gradients"]),
+        hardness=hardness(parts, crafted.few(HARD), on_progress=progress["hardness"]),
         first_steps=few_steps(
             parts,
             images,
@@ -256,20 +256,20 @@ def _examine(
             factors=(0.5, 1.0, 2.0),
             seed=seed,
             batch_size=batch_size,
-            on_progress=told["few steps"],
+            on_progress=progress["few steps"],
         ),
-        table7=few_steps(parts, images, seed=seed, batch_size=batch_size, on_progress=told["Table 7"]),
+        table7=few_steps(parts, images, seed=seed, batch_size=batch_size, on_progress=progress["Table 7"]),
         eps=accuracy_against_eps(
-            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=told["eps"]
+            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=progress["eps"]
         ),
         steps=accuracy_against_steps(
-            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=told["steps"]
+            model, images, threat=threat, most=CURVES, seed=seed, batch_size=batch_size, on_progress=progress["steps"]
         ),
         surface=loss_surface(model, crafted, right, seed=seed, batch_size=batch_size),
         pictures=both_ways(parts, images, first_right(clean) or (0,), threat=threat, seed=seed),
     )
     for stage in ("surface", "pictures"):
-        told[stage](1, 1)
+        progress[stage](1, 1)
     return found
 
 
