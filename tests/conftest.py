@@ -16,7 +16,7 @@ LONG = (
     "test_demo.py",
     "test_robust_training.py",
     "training/test_ranks.py",
-    "evaluation/test_shared.py",
+    "evaluation/test_work.py",
     "test_cli.py",
     "reproduce/test_running.py",
     "reproduce/test_pages.py",
