@@ -102,65 +102,51 @@ def wide_resnet(
     threat: ThreatModel = EPS_0031,
 ) -> Config:
     """A wide ResNet as in the official code, whose epochs count from 1: the rate falls as its epoch 75 of 77 begins."""
+    schedule = Steps(at=(74 / 77,), gamma=0.1)
+    training = TrainSettings(epochs=77, weight_decay=weight_decay, lr_schedule=schedule, augment=CROP_AND_FLIP)
+    return _config(name, network, objective, sphere, training, threat, (*WIDE_NOTES, *notes))
+
+
+def released(name: str, sphere: HypersphereConfig | None, *notes: str, network: str) -> Config:
+    """PGD-AT+HE with the README's last settings, which came after the two released models and the AutoAttack script;
+    and its plain partner.
+    """
+    return wide_resnet(name, PGD_AT, sphere, *notes, network=network, weight_decay=5e-4, threat=EPS_8_255)
+
+
+def fast(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
+    """FastAT for 30 epochs, with a PreActResNet-18 as in its code."""
+    training = TrainSettings(epochs=30, lr=0.2, lr_schedule=CYCLIC, augment=CROP_AND_FLIP)
+    notes = (*FAST_NOTES, *notes, *PREACT_NOTES)
+    return _config(name, "preactresnet-18", FAST_AT, sphere, training, EPS_8_255, notes)
+
+
+def free(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
+    """FreeAT for 10 epochs of 8 replays, as in the code of FastAT."""
+    training = TrainSettings(epochs=10, lr=0.04, lr_schedule=CYCLIC, augment=CROP_AND_FLIP)
+    notes = (*FREE_NOTES, *notes, *PREACT_NOTES)
+    return _config(name, "preactresnet-18", FREE_AT, sphere, training, EPS_8_255, notes)
+
+
+def _config(
+    name: str,
+    network: str,
+    objective: Objective,
+    sphere: HypersphereConfig | None,
+    training: TrainSettings,
+    threat: ThreatModel,
+    notes: tuple[str, ...],
+) -> Config:
     return Config(
         recipe=f"cifar10-{name}",
         data=DATA,
         model=ModelSettings(name=network),
         objective=objective,
         sphere=sphere,
-        training=TrainSettings(
-            epochs=77,
-            batch_size=128,
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=weight_decay,
-            lr_schedule=Steps(at=(74 / 77,), gamma=0.1),
-            augment=CROP_AND_FLIP,
-        ),
+        training=training,
         threat=threat,
-        notes=(*WIDE_NOTES, *notes),
+        notes=notes,
     )
-
-
-def released(name: str, sphere: HypersphereConfig | None, *notes: str, network: str) -> Config:
-    """PGD-AT+HE with the README's last settings, which followed the two released models and the AutoAttack script; and
-    its plain partner.
-    """
-    return wide_resnet(name, PGD_AT, sphere, *notes, network=network, weight_decay=5e-4, threat=EPS_8_255)
-
-
-def preact_resnet(
-    name: str, objective: Objective, sphere: HypersphereConfig | None, *notes: str, epochs: int, lr: float
-) -> Config:
-    """A PreActResNet-18 as in the code of FastAT, which also has FreeAT."""
-    return Config(
-        recipe=f"cifar10-{name}",
-        data=DATA,
-        model=ModelSettings(name="preactresnet-18"),
-        objective=objective,
-        sphere=sphere,
-        training=TrainSettings(
-            epochs=epochs,
-            batch_size=128,
-            lr=lr,
-            momentum=0.9,
-            weight_decay=5e-4,
-            lr_schedule=CYCLIC,
-            augment=CROP_AND_FLIP,
-        ),
-        threat=EPS_8_255,
-        notes=(*notes, *PREACT_NOTES),
-    )
-
-
-def fast(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
-    """FastAT for 30 epochs."""
-    return preact_resnet(name, FAST_AT, sphere, *FAST_NOTES, *notes, epochs=30, lr=0.2)
-
-
-def free(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
-    """FreeAT for 10 epochs of 8 replays."""
-    return preact_resnet(name, FREE_AT, sphere, *FREE_NOTES, *notes, epochs=10, lr=0.04)
 
 
 TABLES = {

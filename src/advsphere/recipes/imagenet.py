@@ -1,5 +1,5 @@
-"""The paper's networks on ImageNet: FreeAT, plain and with HE, for the four networks of Table 4; FastAT and PGD-AT at
-the same scale, which the paper has not.
+"""The paper's networks on ImageNet: FreeAT, plain and with HE, for the four networks of Table 4. FastAT and PGD-AT at
+the same scale are not in the paper.
 
 The data is a folder of images with train/ and val/, or one of tar shards. The short names without a network are
 ResNet-50's.
@@ -59,73 +59,58 @@ def freeat(network: str, library_name: str, sphere: HypersphereConfig | None, *n
     """Epochs count from 0 here, and the rate falls as the epochs 8 and 16 of 23 begin: 30 / 4 rounded up, and twice
     that.
     """
-    return Config(
-        recipe=f"imagenet-freeat{'-he' if sphere else ''}-{network}",
-        data=DATA,
-        model=ModelSettings(name=f"torchvision:{library_name}"),
-        objective=FreeAT(threat=EPS_4_255, step_size=4 / 255, repeats=4),
-        sphere=sphere,
-        training=TrainSettings(
-            epochs=23,
-            batch_size=256,
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=1e-4,
-            lr_schedule=Steps(at=(8 / 23, 16 / 23), gamma=0.1),
-            augment=CROP_AND_FLIP,
-        ),
-        threat=EPS_4_255,
-        notes=(*NOTES, *notes),
+    training = TrainSettings(
+        epochs=23,
+        batch_size=256,
+        weight_decay=1e-4,
+        lr_schedule=Steps(at=(8 / 23, 16 / 23), gamma=0.1),
+        augment=CROP_AND_FLIP,
+    )
+    objective = FreeAT(threat=EPS_4_255, step_size=4 / 255, repeats=4)
+    return _config(
+        f"freeat{'-he' if sphere else ''}-{network}", library_name, objective, sphere, training, *NOTES, *notes
     )
 
 
 def fast(sphere: HypersphereConfig | None, *notes: str) -> Config:
     """FastAT for 15 epochs, its three phases as one."""
-    return _resnet50(
-        "fastat",
-        FastAT(threat=EPS_4_255, step_size=5 / 255),
-        sphere,
-        TrainSettings(
-            epochs=15,
-            batch_size=256,
-            lr=0.2,
-            momentum=0.9,
-            weight_decay=1e-4,
-            lr_schedule=Linear(((0.0, 0.0), (1 / 15, 1.0), (6 / 15, 0.1), (12 / 15, 0.01), (1.0, 0.001))),
-            augment=CROP_AND_FLIP,
-        ),
-        *FAST_NOTES,
-        *notes,
+    training = TrainSettings(
+        epochs=15,
+        batch_size=256,
+        lr=0.2,
+        weight_decay=1e-4,
+        lr_schedule=Linear(((0.0, 0.0), (1 / 15, 1.0), (6 / 15, 0.1), (12 / 15, 0.01), (1.0, 0.001))),
+        augment=CROP_AND_FLIP,
     )
+    objective, name = FastAT(threat=EPS_4_255, step_size=5 / 255), f"fastat{'-he' if sphere else ''}"
+    return _config(name, "resnet50", objective, sphere, training, *FAST_NOTES, *notes)
 
 
 def pgd_at(sphere: HypersphereConfig | None, *notes: str) -> Config:
     """PGD-AT with 3 steps for 90 epochs."""
-    return _resnet50(
-        "pgd-at",
-        PGDAT(threat=EPS_4_255, steps=3, step_size=2 / 3 * 4 / 255, start="uniform", mode="eval"),
-        sphere,
-        TrainSettings(
-            epochs=90,
-            batch_size=512,
-            lr=0.1,
-            momentum=0.9,
-            weight_decay=1e-4,
-            lr_schedule=Steps(at=(30 / 90, 60 / 90), gamma=0.1),
-            augment=CROP_AND_FLIP,
-        ),
-        *PGD_NOTES,
-        *notes,
+    training = TrainSettings(
+        epochs=90,
+        batch_size=512,
+        weight_decay=1e-4,
+        lr_schedule=Steps(at=(30 / 90, 60 / 90), gamma=0.1),
+        augment=CROP_AND_FLIP,
     )
+    objective = PGDAT(threat=EPS_4_255, steps=3, step_size=2 / 3 * 4 / 255, start="uniform")
+    return _config(f"pgd-at{'-he' if sphere else ''}", "resnet50", objective, sphere, training, *PGD_NOTES, *notes)
 
 
-def _resnet50(
-    name: str, objective: Objective, sphere: HypersphereConfig | None, training: TrainSettings, *notes: str
+def _config(
+    name: str,
+    library_name: str,
+    objective: Objective,
+    sphere: HypersphereConfig | None,
+    training: TrainSettings,
+    *notes: str,
 ) -> Config:
     return Config(
-        recipe=f"imagenet-{name}{'-he' if sphere else ''}",
+        recipe=f"imagenet-{name}",
         data=DATA,
-        model=ModelSettings(name="torchvision:resnet50"),
+        model=ModelSettings(name=f"torchvision:{library_name}"),
         objective=objective,
         sphere=sphere,
         training=training,
@@ -134,10 +119,7 @@ def _resnet50(
     )
 
 
-RESNET_50 = [
-    freeat("resnet50", "resnet50", None),
-    freeat("resnet50", "resnet50", S10, HE_NOTE),
-]
+RESNET_50 = [freeat("resnet50", "resnet50", None), freeat("resnet50", "resnet50", S10, HE_NOTE)]
 SHORT = [replace(config, recipe=config.recipe.removesuffix("-resnet50")) for config in RESNET_50]
 
 TABLES = {

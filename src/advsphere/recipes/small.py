@@ -27,10 +27,8 @@ def digits(name: str, objective: Objective) -> Config:
     """The embedded digits with a network of 48,000 weights."""
     return Config(
         recipe=f"digits-{name}",
-        data=DataSettings(name="digits", validation=200),
-        model=ModelSettings(name="small-cnn"),
         objective=objective,
-        training=TrainSettings(epochs=20, lr=0.1, lr_schedule=CYCLIC),
+        training=TrainSettings(epochs=20, lr_schedule=CYCLIC),
         threat=DIGITS_EPS,
     )
 
@@ -51,26 +49,25 @@ def tiny_imagenet(name: str, objective: Objective, epochs: int) -> Config:
     """40 classes of Tiny ImageNet at 64 pixels with ResNet-18, at the radius and weight decay of the paper's Table 4;
     --data.root names their folder.
     """
+    augment = Augment(padding=8, flip=True)
     return Config(
         recipe=f"tiny-imagenet-{name}",
         data=DataSettings(name="imagefolder", image_size=64, validation=1000),
         model=ModelSettings(name="timm:resnet18"),
         objective=objective,
-        training=TrainSettings(
-            epochs=epochs, lr=0.1, weight_decay=1e-4, lr_schedule=CYCLIC, augment=Augment(padding=8, flip=True)
-        ),
+        training=TrainSettings(epochs=epochs, weight_decay=1e-4, lr_schedule=CYCLIC, augment=augment),
         threat=SMALL_EPS,
     )
 
 
 def folder(name: str, objective: Objective) -> Config:
-    """A folder of one's own images at 64 pixels, with timm's ResNet-18; --data.root says where it is."""
+    """A folder of your images at 64 pixels, with timm's ResNet-18; --data.root names it."""
     return Config(
         recipe=f"folder-{name}",
         data=DataSettings(name="imagefolder", image_size=64, validation=500),
         model=ModelSettings(name="timm:resnet18"),
         objective=objective,
-        training=TrainSettings(epochs=15, lr=0.1, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
+        training=TrainSettings(epochs=15, lr_schedule=CYCLIC, augment=Augment(padding=4, flip=True)),
         threat=EPS,
     )
 
@@ -88,30 +85,28 @@ def with_m_he(plain: Config) -> Config:
     )
 
 
-_OF_DIGITS: dict[str, Objective] = {
-    "standard": Standard(),
-    "pgd-at": PGDAT(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
-    "alp": ALP(threat=DIGITS_EPS, step_size=0.05, start="uniform"),
-    "trades": TRADES(threat=DIGITS_EPS, step_size=0.05),
-    "fastat": FastAT(threat=DIGITS_EPS, step_size=0.25),
-    "freeat": FreeAT(threat=DIGITS_EPS, step_size=0.2, repeats=4),
-}
 _FASTAT = FastAT(threat=EPS)
 _PGDAT = PGDAT(threat=EPS, step_size=2 / 255, start="uniform")
-
-PLAIN = [digits(name, objective) for name, objective in _OF_DIGITS.items()]
-PLAIN += [cifar10_small("fastat", _FASTAT, 15), cifar10_small("pgd-at", _PGDAT, 7)]
-PLAIN += [
-    cifar10_small("trades", TRADES(threat=EPS, step_size=2 / 255), 7),
-    cifar10_small("freeat", FreeAT(threat=EPS), 4, lr=0.04),
-    cifar10_small("standard", Standard(), 15),
-]
-PLAIN += [folder("standard", Standard()), folder("fastat", _FASTAT), folder("pgd-at", _PGDAT)]
-_TINY = tiny_imagenet("freeat", FreeAT(threat=SMALL_EPS, step_size=4 / 255, repeats=4), 6)
 _S10, _S20 = HypersphereConfig(scale=10.0, margin=0.2), HypersphereConfig(scale=20.0, margin=0.3)
 _ALP, _ALP_HE = (ALP(threat=EPS, step_size=2 / 255, start="uniform", beta=beta) for beta in (0.5, 0.5 / _S20.scale**2))
 """The same loss: logits on the sphere are s times the cosines that the paper's code pairs."""
+_TINY = tiny_imagenet("freeat", FreeAT(threat=SMALL_EPS, step_size=4 / 255, repeats=4), 6)
 
+PLAIN = [
+    digits("standard", Standard()),
+    digits("pgd-at", PGDAT(threat=DIGITS_EPS, step_size=0.05, start="uniform")),
+    digits("alp", ALP(threat=DIGITS_EPS, step_size=0.05, start="uniform")),
+    digits("trades", TRADES(threat=DIGITS_EPS, step_size=0.05)),
+    digits("fastat", FastAT(threat=DIGITS_EPS, step_size=0.25)),
+    digits("freeat", FreeAT(threat=DIGITS_EPS, step_size=0.2, repeats=4)),
+    cifar10_small("fastat", _FASTAT, 15),
+    cifar10_small("pgd-at", _PGDAT, 7),
+    cifar10_small("trades", TRADES(threat=EPS, step_size=2 / 255), 7),
+    cifar10_small("freeat", FreeAT(threat=EPS), 4, lr=0.04),
+    cifar10_small("standard", Standard(), 15),
+    folder("standard", Standard()),
+    folder("fastat", _FASTAT),
+    folder("pgd-at", _PGDAT),
+]
 RECIPES = [variant(plain) for plain in PLAIN for variant in (lambda c: c, with_he, with_m_he)]
-RECIPES += [cifar10_small("alp", _ALP, 7), with_he(cifar10_small("alp", _ALP_HE, 7), _S20)]
-RECIPES += [_TINY, with_he(_TINY, _S10)]
+RECIPES += [cifar10_small("alp", _ALP, 7), with_he(cifar10_small("alp", _ALP_HE, 7), _S20), _TINY, with_he(_TINY, _S10)]
