@@ -17,7 +17,8 @@ from advsphere.data import Dataset, ImageSet
 from advsphere.errors import UserError
 from advsphere.files import tensor_checksum
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.objectives import PGDAT, TRADES, Standard
+from advsphere.objectives import PGDAT, TRADES, FreeAT, Standard
+from advsphere.recipes import recipe
 from advsphere.runs.config import GivenObjective, objective_like, title_of
 from advsphere.runs.folder import load_run, read_config
 from advsphere.runs.train import train
@@ -287,11 +288,16 @@ def test_a_name_that_leads_nowhere_is_said_in_one_line(
 
 
 def test_an_objective_takes_over_what_both_have_from_one_class() -> None:
-    like = PGDAT(threat=THREAT, steps=3, step_size=0.2, start="uniform")
-    assert objective_like("TRADES", like) == TRADES(threat=THREAT, steps=3, step_size=0.2, start="uniform")
-    assert objective_like("ALP", TRADES(beta=9.0)).beta == 0.5, "each has a beta of its own"
-    assert objective_like("FreeAT", like).threat == THREAT and objective_like("FreeAT", like).step_size == 8 / 255
-    assert objective_like("Standard", like) == Standard()
+    config = replace(recipe("digits-pgd-at"), objective=PGDAT(threat=THREAT, steps=3, step_size=0.2, start="uniform"))
+    assert objective_like("TRADES", config) == TRADES(threat=THREAT, steps=3, step_size=0.2, start="uniform")
+    weighed = replace(config, objective=TRADES(beta=9.0))
+    assert objective_like("ALP", weighed).beta == 0.5, "each has a beta of its own"
+    assert objective_like("FreeAT", config) == FreeAT(threat=THREAT)
+    assert objective_like("Standard", config) == Standard()
+    standard = recipe("digits-standard")
+    assert objective_like("PGDAT", standard) == PGDAT(threat=standard.threat)
+    with pytest.raises(UserError, match="give each of its fields one"):
+        objective_like("advsphere.runs.config:GivenObjective", standard)
 
 
 # Classes.

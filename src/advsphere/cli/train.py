@@ -124,7 +124,7 @@ def _begun(name: str, rest: list[str]) -> tuple[Config, Path, list[str]]:
     folder = config.recipe
     words, objective = _taken(rest, "--objective")
     if objective is not None:
-        config = replace(config, objective=objective_like(objective, config.objective))
+        config = replace(config, objective=objective_like(objective, config))
         folder += f"-{objective.rpartition(':')[2].lower()}"
     if "--he" in words and config.sphere is None:
         config = replace(config, sphere=HypersphereConfig(), recipe=f"{config.recipe}-he")

@@ -132,16 +132,22 @@ class GivenObjective(Objective):
 
 def recorded(objective: Objective) -> Objective:
     """The objective as a config can hold it: itself, if its class can be found again by its name, else a stand-in."""
-    kind = type(objective)
-    if kind in (*OBJECTIVES.values(), GivenObjective) or (named.name_of(kind) and "__dataclass_fields__" in vars(kind)):
+    if objective_name(objective) is not None:
         return objective
-    description = repr(objective) if "__dataclass_fields__" in vars(kind) else kind.__qualname__
     return GivenObjective(
-        description=description,
+        description=repr(objective) if _declares_fields(type(objective)) else type(objective).__qualname__,
         chosen=objective.chosen_by,
         repeats=objective.replays,
         threat=getattr(objective, "threat", None),
     )
+
+
+def objective_name(objective: Objective) -> str | None:
+    """The name of an objective's class in a config; None if the class can't be found again by a name."""
+    kind = type(objective)
+    if OBJECTIVES.get(kind.__name__) is kind:
+        return kind.__name__
+    return named.name_of(kind) if _declares_fields(kind) else None
 
 
 def title_of(objective: Objective | type[Objective]) -> str:
@@ -157,28 +163,36 @@ def objective_class(name: str) -> type[Objective]:
     if not named.is_name(name):
         return OBJECTIVES[known_kind(name, [*OBJECTIVES])]
     found = named.load(name)
-    if not (isinstance(found, type) and issubclass(found, Objective) and "__dataclass_fields__" in vars(found)):
+    if not (isinstance(found, type) and issubclass(found, Objective) and _declares_fields(found)):
         raise UserError(f"{name} is no dataclass that derives from advsphere.objectives.Objective")
     return found
 
 
-def objective_like(name: str, like: Objective) -> Objective:
-    """An objective by name, with the threat model of another and those settings that both have from the same class."""
-    kind = objective_class(name)
-    shared = {"threat"}.union(*(vars(c).get("__dataclass_fields__", ()) for c in kind.__mro__ if isinstance(like, c)))
-    own = {f.name for f in fields(kind)} & {f.name for f in fields(like)} & shared
-    return kind(**{key: getattr(like, key) for key in own})
+def objective_like(name: str, config: Config) -> Objective:
+    """An objective by name, with the threat model of the config and those settings of the config's objective that both
+    have from the same class. Raises UserError for a class that needs further settings.
+    """
+    kind, like = objective_class(name), config.objective
+    shared = [c for c in kind.__mro__ if isinstance(like, c) and _declares_fields(c)]
+    settings = {f.name: getattr(like, f.name) for c in shared for f in fields(c)}
+    if "threat" in {f.name for f in fields(kind)}:
+        settings["threat"] = getattr(like, "threat", config.threat)
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise UserError(f"{name} can't be made from its defaults ({error}); give each of its fields one") from error
 
 
 def user_names(config: Config) -> list[str]:
     """The user-defined parts of a config, each as package.module:object."""
-    kind = type(config.objective)
-    objective = [] if kind in (*OBJECTIVES.values(), GivenObjective) else [named.name_of(kind) or ""]
-    return [
-        name
-        for name in (config.data.name, config.model.name, config.training.optimizer, *objective)
-        if named.is_name(name)
-    ]
+    objective = objective_name(config.objective) or ""
+    names = (config.data.name, config.model.name, config.training.optimizer, objective)
+    return [name for name in names if named.is_name(name)]
+
+
+def _declares_fields(kind: type) -> bool:
+    """Whether a class is a dataclass itself, and not only derived from one."""
+    return "__dataclass_fields__" in vars(kind)
 
 
 # Writing.
@@ -192,20 +206,12 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        kind = _kind_of(value)
-        tag = {} if kind is None else {"kind": kind}
+        name = objective_name(value) if isinstance(value, Objective) else type(value).__name__
+        tag = {"kind": name} if isinstance(value, Objective | Schedule) else {}
         return tag | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return str(value) if isinstance(value, Path) else value
-
-
-def _kind_of(value: Any) -> str | None:
-    """What `kind` says of a value that may be one of several types; None where the type is known from the place."""
-    kind = type(value)
-    if not isinstance(value, Objective):
-        return kind.__name__ if kind in get_args(Schedule) else None
-    return kind.__name__ if kind in (*OBJECTIVES.values(), GivenObjective) else named.name_of(kind)
 
 
 # Comparing.
@@ -253,6 +259,7 @@ def flags(old: Config, new: Config) -> list[str] | None:
 
 
 def known_kind(kind: Any, known: Sequence[str]) -> str:
+    """The kind, if it is known. Raises UserError with the nearest one."""
     if isinstance(kind, str) and kind in known:
         return kind
     raise UserError(f"no `kind` is called {kind!r}{nearest(str(kind), known)}; it is one of {', '.join(known)}")
@@ -269,11 +276,8 @@ def places(kind: Any, path: str = "", of: str = "") -> Iterator[tuple[str, Field
     """The path of every setting below a type, and the field that declares it. Where a place may have several types,
     " of TYPE" follows the path.
     """
-    members = (
-        [*OBJECTIVES.values()]
-        if kind is Objective
-        else [m for m in get_args(kind) if isinstance(m, type) and is_dataclass(m)]
-    )
+    types = OBJECTIVES.values() if kind is Objective else get_args(kind)
+    members = [one for one in types if isinstance(one, type) and is_dataclass(one)]
     for member in members:
         yield from places(member, path, f" of {member.__name__}" if len(members) > 1 else "")
     if not members and is_dataclass(kind):

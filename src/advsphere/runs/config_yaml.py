@@ -13,7 +13,7 @@ import yaml
 
 from advsphere.errors import UserError
 from advsphere.objectives import Objective
-from advsphere.runs.config import OBJECTIVES, Config, GivenObjective, known_kind, nearest, objective_class, to_dict
+from advsphere.runs.config import OBJECTIVES, Config, known_kind, nearest, objective_class, to_dict
 from advsphere.schedule import Schedule
 
 
@@ -76,7 +76,9 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             raise UserError("arguments are expected here, one `name: value` a line")
         return value
     if kind is Objective:
-        return _fields(_objective_of(value), value, path, problems)
+        name = _kind_in(value)
+        found = objective_class(name if isinstance(name, str) else known_kind(name, [*OBJECTIVES]))
+        return _fields(found, value, path, problems)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in members:
             return None
@@ -137,10 +139,3 @@ def _tagged(kind: Any) -> bool:
 
 def _kind_in(value: Any) -> Any:
     return value.get("kind") if isinstance(value, dict) else None
-
-
-def _objective_of(value: Any) -> type[Objective]:
-    kind = _kind_in(value)
-    if kind == GivenObjective.__name__:
-        return GivenObjective
-    return objective_class(kind) if isinstance(kind, str) else OBJECTIVES[known_kind(kind, [*OBJECTIVES])]

@@ -248,7 +248,7 @@ def _described(
     if optimizer is not None:
         run = replace(run, training=replace(run.training, optimizer=_name(optimizer) or f"{GIVEN}a function"))
     if isinstance(objective, str):
-        objective = objective_like(objective, run.objective)
+        objective = objective_like(objective, run)
     own = objective
     if own is None:
         own = run.objective
