@@ -319,5 +319,7 @@ def test_images_are_matched_to_the_run_s_classes_by_name(tmp_path: Path) -> None
     assert few.labels.tolist() == [1] * 30
     with pytest.raises(UserError, match=r"not trained on: bird; it knows cat, dog"):
         load_run(tmp_path, model=net(), test=replace(renamed, classes=("bird", "cat")))
+    numbered = ImageSet(x, y, ("0", "1"))
+    assert torch.equal(load_run(tmp_path, model=net(), test=numbered).test.labels, y), "shards have no names"
     (tmp_path / "classes.json").unlink()
     assert load_run(tmp_path, model=net(), test=renamed).test.classes == ("dog", "cat"), "a run of an earlier version"

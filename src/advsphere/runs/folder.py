@@ -105,6 +105,8 @@ def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> I
     """
     if classes is None or images.classes == tuple(classes):
         return images
+    if len(images.classes) == len(classes) and (_numbered(images.classes) or _numbered(classes)):
+        return images  # tar shards and tensors have class numbers and no names
     unknown = sorted(set(images.classes) - set(classes))
     if unknown:
         raise UserError(
@@ -157,8 +159,14 @@ def record(folder: Path, config: Config, environment: Mapping[str, Any], classes
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
     """Raises UserError if the training images of a resumed run have other classes than it began with."""
     known = _classes(folder)
-    if known is not None and list(classes) != known:
+    if known is None or (len(classes) == len(known) and (_numbered(classes) or _numbered(known))):
+        return
+    if list(classes) != known:
         raise UserError(f"{folder} was trained on the classes {some(known)}, now there are {some(list(classes))}")
+
+
+def _numbered(classes: Sequence[str]) -> bool:
+    return list(classes) == [str(i) for i in range(len(classes))]
 
 
 def sources(config: Config) -> dict[str, str]:

@@ -168,6 +168,9 @@ def train(
             ]
         elif world.first:
             write_record(folder, run, around, images.train.classes)
+        if world.first:
+            for half_written in folder.glob(".*.safetensors.*"):  # by a process that was killed
+                half_written.unlink()
         log = held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
 
         def finished_epoch(metrics: Metrics) -> None:
