@@ -81,7 +81,7 @@ class Budget:
         objective = method.like if user_defined else method.objective
         base = recipe(named.format(objective + _ENDINGS["HE" if ablated else method.variant]))
         if user_defined:
-            base = replace(base, objective=objective_like(method.objective, base.objective))
+            base = replace(base, objective=objective_like(method.objective, base))
         config = replace(
             base,
             data=replace(base.data, validation=self.validation.get(method.data, base.data.validation)),
