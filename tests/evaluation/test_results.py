@@ -69,7 +69,7 @@ def test_what_was_not_stored_is_none_and_said(result: Evaluation, tmp_path: Path
     old = replace(result, clean=rows["clean"], attacks=(rows["PGD-20"],), findings=None, signs=None)
     old.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == old
-    assert json.loads(old.to_json())["clean"]["invalid"] is None
+    assert old.to_dict()["clean"]["invalid"] is None
     assert any("not stored" in flag for flag in old.flags) and "not stored" in old.table()
 
 

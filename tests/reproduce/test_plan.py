@@ -17,7 +17,7 @@ from advsphere.objectives import ALP
 from advsphere.recipes import TABLES as RECIPES
 from advsphere.recipes import recipe
 from advsphere.reproduce import tables as paper
-from advsphere.reproduce.budgets import BUDGETS, Budget, budget
+from advsphere.reproduce.budgets import BUDGETS, Budget
 from advsphere.reproduce.jobs import Job, run_name
 from advsphere.reproduce.plan import Places, Plan, plan
 from advsphere.reproduce.tables import TABLES, Method, table
@@ -198,7 +198,6 @@ def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> No
     ("ask", "says"),
     [
         (lambda: table("tabel3"), "did you mean table3"),
-        (lambda: budget("gpus"), "did you mean gpu"),
         (lambda: plan([table("table4")], BUDGETS["cpu"], Places(runs=Path("r"), images=Path("nowhere"))), "--images"),
         (
             lambda: plan([table("table3")], BUDGETS["cpu"], Places(runs=Path("r")), methods=["PGD-AT"]),

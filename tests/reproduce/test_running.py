@@ -48,19 +48,22 @@ class Place:
 def test_jobs_begin_after_those_they_need_and_as_many_at_once_as_allowed(tmp_path: Path) -> None:
     jobs = [job("a", tmp_path), job("b", tmp_path), job("c", tmp_path, "a", "b"), job("d", tmp_path, "c")]
     place = Place()
-    assert run(jobs, place.start, logs=tmp_path, at_once=2) == []
+    assert run(jobs, place.start, at_once=2) == []
     assert place.begun == ["a", "b", "c", "d"] and place.most == 2
     again = Place()
-    assert run(jobs, again.start, logs=tmp_path, at_once=2) == [] and again.begun == [], "what is done is skipped"
+    assert run(jobs, again.start, at_once=2) == [] and again.begun == [], "what is done is skipped"
 
 
-def test_a_failure_is_named_with_its_log_and_stops_only_what_needs_it(tmp_path: Path) -> None:
+def test_a_failure_is_named_and_stops_only_what_needs_it(tmp_path: Path) -> None:
     jobs = [job("a", tmp_path), job("b", tmp_path), job("c", tmp_path, "a"), job("d", tmp_path, "b")]
     place = Place(failing="a")
-    ended: list[tuple[Job, int]] = []
-    (failure,) = run(jobs, place.start, logs=tmp_path, at_once=2, on_end=lambda *told: ended.append(told))
-    assert failure.job.name == "a" and failure.log == log_of(jobs[0], tmp_path)
-    assert place.begun == ["a", "b", "d"] and {one.name: status for one, status in ended} == {"a": 1, "b": 0, "d": 0}
+    ended: list[tuple[Job, bool]] = []
+    assert run(jobs, place.start, at_once=2, on_end=lambda *told: ended.append(told)) == [jobs[0]]
+    assert place.begun == ["a", "b", "d"] and {one.name: done for one, done in ended} == {
+        "a": False,
+        "b": True,
+        "d": True,
+    }
 
 
 def test_a_job_that_ends_well_and_made_nothing_has_failed(tmp_path: Path) -> None:
@@ -69,7 +72,7 @@ def test_a_job_that_ends_well_and_made_nothing_has_failed(tmp_path: Path) -> Non
         future.set_result(0)
         return future
 
-    assert len(run([job("a", tmp_path)], start, logs=tmp_path, at_once=1)) == 1
+    assert len(run([job("a", tmp_path)], start, at_once=1)) == 1
 
 
 def trained(folder: Path, name: str = "run") -> Job:
@@ -83,8 +86,8 @@ def metrics(one: Job) -> dict:
     return {key: value for key, value in json.loads(line).items() if "second" not in key}
 
 
-def outcome(one: Job, start: Callable[[Job], Future[int]], logs: Path) -> dict:
-    assert run([one], start, logs=logs, at_once=1) == []
+def outcome(one: Job, start: Callable[[Job], Future[int]]) -> dict:
+    assert run([one], start, at_once=1) == []
     return metrics(one)
 
 
@@ -92,24 +95,24 @@ def test_a_process_of_its_own_and_this_process_come_to_the_same(tmp_path: Path) 
     from advsphere.cli import main
 
     with inside(main, tmp_path) as start:
-        first = outcome(trained(tmp_path, "inside"), start, tmp_path)
+        first = outcome(trained(tmp_path, "inside"), start)
     with here(1, tmp_path) as start:
-        assert outcome(trained(tmp_path, "apart"), start, tmp_path) == first
-        (failure,) = run([job("x", tmp_path)], start, logs=tmp_path, at_once=1)
-    assert "no command is called" in failure.log.read_text()
+        assert outcome(trained(tmp_path, "apart"), start) == first
+        (failure,) = run([job("x", tmp_path)], start, at_once=1)
+    assert "no command is called" in log_of(failure, tmp_path).read_text()
 
 
 @pytest.mark.slow  # Ray takes a minute to start
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra `ray`)")
 def test_a_local_ray_comes_to_the_same(tmp_path: Path) -> None:
     with here(1, tmp_path) as start:
-        first = outcome(trained(tmp_path, "here"), start, tmp_path)
+        first = outcome(trained(tmp_path, "here"), start)
     with on_ray(tmp_path) as start:
         jobs = [trained(tmp_path, "a"), trained(tmp_path, "b")]
-        assert run(jobs, start, logs=tmp_path, at_once=2) == []
+        assert run(jobs, start, at_once=2) == []
         assert [metrics(one) for one in jobs] == [first, first]
-        (failure,) = run([job("x", tmp_path, command=("train", "no-such"))], start, logs=tmp_path, at_once=1)
-    assert "no recipe is called" in failure.log.read_text()
+        (failure,) = run([job("x", tmp_path, command=("train", "no-such"))], start, at_once=1)
+    assert "no recipe is called" in log_of(failure, tmp_path).read_text()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

@@ -16,18 +16,17 @@ from typing import Annotated, Literal
 import tyro
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
 from advsphere.cli.arguments import parse
 from advsphere.errors import UserError
 from advsphere.files import disk_errors
 from advsphere.reproduce import pages, results, running
-from advsphere.reproduce.budgets import budget
+from advsphere.reproduce.budgets import BUDGETS
 from advsphere.reproduce.collecting import collect
 from advsphere.reproduce.jobs import Job
 from advsphere.reproduce.plan import Places, Plan, plan
-from advsphere.reproduce.running import Failure, Start
+from advsphere.reproduce.running import Start
 from advsphere.reproduce.tables import TABLES, table
 
 
@@ -90,13 +89,13 @@ def main(arguments: list[str]) -> int:
     names = tuple(TABLES) if "all" in options.tables else options.tables
     rows = _checked(options)
     found = _planned(options, names)
-    failures: list[Failure] = []
+    failures: list[Job] = []
     while options.only != "rows":
         _show(found, console)
         if options.only == "plan":
             return 0
         failures = _run(found, options, console)
-        found = _planned(options, names)  # validation may have chosen runs that are to be measured as well
+        found = _planned(options, names)  # validation may have chosen more runs to measure
         if failures or not found.open:
             break
     collect(found, rows)
@@ -104,12 +103,12 @@ def main(arguments: list[str]) -> int:
     for name in names:
         text, _ = pages.page(table(name), {rows: measured})
         show(text, console)
-    for failure in failures:
-        console.print(f"failed: {failure.job.name}: see {failure.log}", style="red")
+    for job in failures:
+        console.print(f"failed: {job.name}: see {running.log_of(job, options.runs / 'logs')}", style="red")
     left = len(found.open)
     if left:
-        console.print(f"{left} of {len(found.jobs)} jobs are not done; the same command goes on with them")
-    console.print(f"rows: {rows}")
+        console.print(f"{left} of {len(found.jobs)} jobs are not done; run the same command again to continue")
+    console.print(f"results: {rows}")
     return 1 if failures else 0
 
 
@@ -135,7 +134,7 @@ def _checked(options: Options) -> Path:
 def _planned(options: Options, names: Sequence[str]) -> Plan:
     return plan(
         [table(name) for name in names],
-        budget(options.budget),
+        BUDGETS[options.budget],
         Places(runs=options.runs, images=options.images),
         weight_decays=options.weight_decay,
         seeds=options.seeds,
@@ -153,7 +152,7 @@ def show(text: str, console: Console) -> None:
         grid = Grid(*head, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=False)
         for cells in body:
             grid.add_row(*cells)
-        width = Console(width=10_000).measure(grid).maximum  # a narrow terminal breaks lines, and loses nothing
+        width = Console(width=10_000).measure(grid).maximum  # a narrow terminal breaks lines but loses nothing
         Console(width=width, highlight=False).print(grid, markup=False)
 
 
@@ -176,8 +175,8 @@ def _show(found: Plan, console: Console) -> None:
     console.print(f"runs: {found.places.runs}")
 
 
-def _run(found: Plan, options: Options, console: Console) -> list[Failure]:
-    """Every open job, with a bar on a terminal and a line for each that ends."""
+def _run(found: Plan, options: Options, console: Console) -> list[Job]:
+    """Run every open job, with a line for each that ends; returns those that failed."""
     logs = options.runs / "logs"
     executor: AbstractContextManager[Start]
     if options.on == "ray":
@@ -186,22 +185,13 @@ def _run(found: Plan, options: Options, console: Console) -> list[Failure]:
         executor = running.inside(importlib.import_module("advsphere.cli").main, logs)
     else:
         executor = running.here(options.jobs, logs)
-    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(found.jobs), completed=len(found.jobs) - len(found.open))
+    left = len(found.open)
 
-        def ended(job: Job, status: int) -> None:
-            bar.advance(task)
-            if not found.budget.together:
-                console.print(f"{'done' if status == 0 else 'FAILED'}: {job.name}")
+    def ended(job: Job, done: bool) -> None:
+        nonlocal left
+        left -= done
+        console.print(f"{'done' if done else 'FAILED'}: {job.name}; {left} left", markup=False)
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the jobs are stopped too
-        with executor as start:
-            return running.run(
-                found.jobs,
-                start,
-                logs=logs,
-                at_once=options.jobs,
-                on_start=lambda job: bar.update(task, description=job.name[:60]),
-                on_end=ended,
-            )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the jobs are stopped too
+    with executor as start:
+        return running.run(found.jobs, start, at_once=options.jobs, on_end=ended)

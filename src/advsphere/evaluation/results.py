@@ -228,10 +228,6 @@ class Evaluation:
             signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
         )
 
-    def to_json(self) -> str:
-        """`to_dict` as text."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
-
     def save(self, path: Path) -> None:
         """Write the JSON file, whole or not at all.
 
@@ -241,7 +237,7 @@ class Evaluation:
         Raises:
             UserError: The file can't be written.
         """
-        write_atomically(path, self.to_json().encode())
+        write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -4,11 +4,9 @@ evaluated. Both arms of a pair always get the same.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.named import is_name
 from advsphere.recipes import recipe
@@ -191,11 +189,3 @@ BUDGETS = {
         ),
     )
 }
-
-
-def budget(name: str) -> Budget:
-    """The budget of that name. Raises UserError with the nearest one where there is none."""
-    if name not in BUDGETS:
-        near = difflib.get_close_matches(name, BUDGETS, n=1)
-        raise UserError(f"no budget is called {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(BUDGETS)}")
-    return BUDGETS[name]

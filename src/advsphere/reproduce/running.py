@@ -1,4 +1,4 @@
-"""Running a plan: on this machine, in this process, or on a Ray cluster; the same commands in any case."""
+"""Run a plan: on this machine, in this process, or on a Ray cluster; the same commands in each case."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +15,52 @@ from advsphere.errors import UserError
 from advsphere.reproduce.jobs import Job
 
 Start = Callable[[Job], "Future[int]"]
-"""Begin a job; the future has its exit status."""
+"""Starts a job; the future has its exit status."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Of each job: several jobs fill the cores better than several threads, and a fixed count keeps sums reproducible."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A job that failed. log: what it printed, and why."""
-
-    job: Job
-    status: int
-    log: Path
+"""Several jobs fill the cores better than several threads, and a fixed count keeps sums reproducible."""
 
 
 def run(
     jobs: Sequence[Job],
     start: Start,
     *,
-    logs: Path,
     at_once: int,
-    on_start: Callable[[Job], None] = lambda job: None,
-    on_end: Callable[[Job, int], None] = lambda job, status: None,
-) -> list[Failure]:
-    """Do what is not done yet, each job after those it needs, those that come first as early as can be; returns what
-    failed. A failure stops only the jobs that need its output.
+    on_end: Callable[[Job, bool], None] = lambda job, done: None,
+) -> list[Job]:
+    """Run the jobs that are not done, each after those it needs and otherwise in order; returns those that failed.
+
+    A failure stops only the jobs that need its output. `on_end` is told each job that ended, and whether it is done.
     """
     named = {job.name for job in jobs}
     finished = {job.name for job in jobs if job.done}
     waiting = [job for job in jobs if job.name not in finished]
     running: dict[Future[int], Job] = {}
-    failures: list[Failure] = []
+    failed: list[Job] = []
     while True:
         for job in [job for job in waiting if {*job.after} & named <= finished][: at_once - len(running)]:
             waiting.remove(job)
-            on_start(job)
             running[start(job)] = job
         if not running:
-            return failures
+            return failed
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            job, status = running.pop(future), future.result()
-            if status == 0 and job.done:
+            job = running.pop(future)
+            done = future.result() == 0 and job.done
+            if done:
                 finished.add(job.name)
             else:
-                failures.append(Failure(job=job, status=status, log=log_of(job, logs)))
-            on_end(job, status)
+                failed.append(job)
+            on_end(job, done)
 
 
 def log_of(job: Job, logs: Path) -> Path:
-    """Where what a job prints is kept."""
+    """The file that a job's output goes to."""
     return logs / f"{job.name.replace(': ', '_').replace(' ', '_')}.log"
 
 
 @contextmanager
 def here(jobs: int, logs: Path) -> Iterator[Start]:
-    """Each job a process of one thread. When left early, those that run are asked to stop, and write a checkpoint."""
+    """Each job in a process of one thread. On an interrupt, running jobs are told to stop, and write a checkpoint."""
     processes: set[subprocess.Popen[bytes]] = set()
 
     def work(job: Job) -> int:
@@ -92,9 +81,7 @@ def here(jobs: int, logs: Path) -> Iterator[Start]:
 
 @contextmanager
 def inside(main: Callable[[list[str]], int], logs: Path) -> Iterator[Start]:
-    """Each job in this process, one after the other: for jobs that take less time than Python takes to start. main: of
-    the command line.
-    """
+    """Each job in this process, for jobs that take less time than starting Python; `main` is the command line's."""
 
     def begin(job: Job) -> Future[int]:
         ended: Future[int] = Future()
@@ -108,8 +95,9 @@ def inside(main: Callable[[list[str]], int], logs: Path) -> Iterator[Start]:
 
 @contextmanager
 def on_ray(logs: Path, address: str | None = None) -> Iterator[Start]:
-    """Each job a task of one core on a Ray cluster whose machines share this folder; a local one is started where none
-    is named. Raises UserError where Ray is not installed.
+    """Each job a task of one core on a Ray cluster whose machines share this folder; without an address, a local one.
+
+    Raises UserError if Ray is not installed.
     """
     try:
         import ray
