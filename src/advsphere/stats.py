@@ -17,7 +17,7 @@ and speaks of these checkpoints; from `ENOUGH_SEEDS` on, the spread of the seeds
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from advsphere.errors import UserError
+from advsphere.rng import derived_seed
 
 ENOUGH_SEEDS = 3
 """Seeds from which on their spread enters an interval."""
@@ -318,8 +319,10 @@ def bootstrap(
     All arms of a comparison inside the statistic see the same draws, so it is a paired one.
 
     Args:
-        statistic: Takes, for each sample, (R, n) float64 counts of how often each example was drawn; gives (R,) values.
-        samples: For each sample that is resampled its size, or how often each of its distinct examples occurs.
+        statistic: Takes, for each sample, (R, n) float64 counts of how often each example or kind was drawn, and gives
+            (R,) values.
+        samples: For each sample that is resampled its size or, if many of its examples are alike, how often each kind
+            occurs.
         seed: The draws depend on it and on the samples alone.
         repeats: Number of resamples.
         confidence: In (0, 1).
@@ -327,16 +330,35 @@ def bootstrap(
     Returns:
         The statistic of the samples as they are, with its interval.
     """
+    each = max(1, 2_000_000 // max(one if isinstance(one, int) else len(one) for one in samples))  # to save memory
     rng = np.random.default_rng(seed)
-    counts = [np.ones(one, int) if isinstance(one, int) else np.asarray(one) for one in samples]
-    drawn = [torch.from_numpy(rng.multinomial(c.sum(), c / c.sum(), size=repeats)) for c in counts]
-    each = max(1, 2_000_000 // max(map(len, counts)))  # so that the statistic needs little memory
-    found = [
-        statistic(*(part.double() for part in parts)) for parts in zip(*(d.split(each) for d in drawn), strict=True)
+    drawn = [
+        _resampled_examples(one, seed, repeats, each)
+        if isinstance(one, int)
+        else _resampled_kinds(one, rng, repeats, each)
+        for one in samples
     ]
-    low, high = np.quantile(torch.cat(found).numpy(), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
-    value = float(statistic(*(torch.from_numpy(c).double()[None] for c in counts)))
+    found = torch.cat([statistic(*parts) for parts in zip(*drawn, strict=True)])
+    low, high = np.quantile(found.numpy(), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    whole = (torch.ones(one) if isinstance(one, int) else torch.tensor(one) for one in samples)
+    value = float(statistic(*(counts.double()[None] for counts in whole)))
     return Estimate(value=value, low=low, high=high, confidence=confidence)
+
+
+def _resampled_examples(n: int, seed: int, repeats: int, each: int) -> Iterator[Tensor]:
+    """(`each`, n) at a time: how often each of n examples was drawn."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, n, "bootstrap"))
+    for chunk in torch.arange(repeats).split(each):
+        drawn = torch.randint(n, (len(chunk), n), generator=generator)
+        counts = torch.zeros(len(chunk), n, dtype=torch.float64)
+        yield counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
+def _resampled_kinds(counts: Sequence[int], rng: np.random.Generator, repeats: int, each: int) -> Iterable[Tensor]:
+    """(`each`, kinds) at a time: how often each kind of example was drawn, from how often it occurs."""
+    total = sum(counts)
+    drawn = rng.multinomial(total, np.asarray(counts) / total, size=repeats)
+    return torch.from_numpy(drawn).double().split(each)
 
 
 def _satterthwaite(parts: Sequence[tuple[float, int]], total: float | None = None) -> float:

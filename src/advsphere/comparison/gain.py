@@ -217,7 +217,8 @@ def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> t
         # A replicate without a gain has no share; these are few and count at the upper end.
         return torch.from_numpy(np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf))
 
-    found = bootstrap(ratio, counts.tolist(), *(sizes if min(sizes) >= ENOUGH_SEEDS else ()), repeats=REPLICATES)
+    seeds = [[1] * size for size in sizes] if min(sizes) >= ENOUGH_SEEDS else []
+    found = bootstrap(ratio, counts.tolist(), *seeds, repeats=REPLICATES)
     gain, rest = (float(arm[1].mean() - arm[0].mean()) for arm in (before, after))
     return rest / gain, found.low, found.high
 
