@@ -19,7 +19,7 @@ def test_the_environment_names_the_place_and_an_explicit_root_wins(
     monkeypatch.setenv("ADVSPHERE_DATA", str(cifar.folder.parent))
     assert len(load("cifar10").train) == 100
     with pytest.raises(UserError) as caught:
-        load("cifar10", tmp_path / "elsewhere")
+        load("cifar10", str(tmp_path / "elsewhere"))
     assert str(tmp_path / "elsewhere") in str(caught.value) and f"in {cifar.folder.parent}:" not in str(caught.value)
 
 

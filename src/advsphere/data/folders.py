@@ -32,7 +32,7 @@ class FolderImages(EncodedImages):
         return replace(self, paths=paths, labels=self.labels[index.to(self.labels.device)])
 
 
-def image_folder(folder: Path, image_size: int | None, resize: int | None = None) -> Images:
+def image_folder(folder: Path | str, image_size: int | None, resize: int | None = None) -> Images:
     """Read all images below `folder`/<class>/, at any depth. Classes are numbered in the order of their names.
 
     Args:
@@ -47,7 +47,7 @@ def image_folder(folder: Path, image_size: int | None, resize: int | None = None
         UserError: If there are no classes, a class has no images, a file cannot be read, or `image_size` is missing.
             The message then proposes that of the first image.
     """
-    return in_memory_if_small(scan_folder(folder, View.of(image_size, resize)))
+    return in_memory_if_small(scan_folder(Path(folder), View.of(image_size, resize)))
 
 
 def scan_folder(folder: Path, view: View | None) -> FolderImages:

@@ -31,7 +31,7 @@ _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)")
 
 def load(
     name: str,
-    root: Path | None = None,
+    root: Path | str | None = None,
     *,
     image_size: int | None = None,
     resize: int | None = None,
@@ -65,7 +65,7 @@ def load(
 
 
 def load_test(
-    name: str, root: Path | None = None, *, image_size: int | None = None, resize: int | None = None
+    name: str, root: Path | str | None = None, *, image_size: int | None = None, resize: int | None = None
 ) -> Images:
     """Load the test part of a data set alone. The training images of an image folder may then be absent.
 
@@ -118,7 +118,7 @@ def _check(name: str, image_size: int | None, resize: int | None) -> None:
             raise UserError(f"{name} is {size}x{size}: leave out {option}={value}, which is for imagefolder")
 
 
-def _read_place(root: Path | None, view: View | None, *, test_only: bool = False) -> Dataset:
+def _read_place(root: Path | str | None, view: View | None, *, test_only: bool = False) -> Dataset:
     """Both parts of an image folder; nothing is decoded. With `test_only` the training images may be absent, and are
     the test images.
     """
@@ -161,10 +161,10 @@ def hold_out(images: Images, missing: str = "test part") -> Dataset:
     )
 
 
-def _places(root: Path | None) -> list[Path]:
+def _places(root: Path | str | None) -> list[Path]:
     """Where a data set is looked for, in order."""
     if root is not None:
-        return [root]
+        return [Path(root)]
     variable = os.environ.get(VARIABLE)
     return [*([Path(variable)] if variable else []), Path("data")]
 
@@ -173,7 +173,7 @@ def _looked_in(places: list[Path]) -> str:
     return " and ".join(str(place.absolute()) for place in places)
 
 
-def _cifar_folder(name: str, root: Path | None) -> Path:
+def _cifar_folder(name: str, root: Path | str | None) -> Path:
     layout, places = LAYOUTS[name], _places(root)
     for place in places:
         if folder := layout.find(place):
@@ -184,7 +184,7 @@ def _cifar_folder(name: str, root: Path | None) -> Path:
     )
 
 
-def _place(root: Path | None) -> str:
+def _place(root: Path | str | None) -> str:
     """The first folder that exists, or a URL."""
     places = _places(root)
     for place in places:

@@ -15,11 +15,11 @@ from advsphere.classifier import PixelClassifier
 from advsphere.errors import UserError
 from advsphere.files import some
 
-_WRAPPED = ("state_dict", "model", "model_state_dict")
+_WRAPPED = ("state_dict", "model", "model_state_dict", "net")
 """Keys of the state dict in the files of training scripts."""
 
 
-def load_weights(model: nn.Module, path: Path, *, head: str | None = None) -> str:
+def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None) -> str:
     """Load the weights in a file into a model.
 
     Prefixes that data parallelism, compilation, wrappers and this project's checkpoints put before the names are taken
@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, path: Path, *, head: str | None = None) -> st
     Raises:
         UserError: If the file can't be read or does not fit. The message has the first names that differ.
     """
-    state, own = _read(path), model.state_dict()
+    state, own = _read(Path(path)), model.state_dict()
     theirs = _aligned(state, own)
     if not theirs.keys() & own.keys() and isinstance(model, PixelClassifier):
         inside = None if head is None else head.removeprefix("network.")

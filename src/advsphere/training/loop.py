@@ -125,14 +125,14 @@ class Trainer:
         images: Images,
         *,
         settings: TrainSettings,
-        folder: Path,
+        folder: Path | str,
         environment: Mapping[str, Any] | None = None,
         hooks: Hooks | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None,
         world: World = World(),
     ) -> None:
         self.model, self.objective, self.images = model, objective, images
-        self.settings, self.folder, self.world = settings, folder, world
+        self.settings, self.folder, self.world = settings, Path(folder), world
         self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
         if settings.checkpoint_activations:
             recompute_blocks(model)
