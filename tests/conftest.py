@@ -12,12 +12,12 @@ settings.load_profile("repeatable")
 
 LONG = (
     "reproduce/test_smoke.py",
-    "test_elastic.py",
-    "test_demo.py",
+    "distributed/test_elastic.py",
+    "cli/test_demo.py",
     "test_robust_training.py",
     "training/test_ranks.py",
     "evaluation/test_work.py",
-    "test_cli.py",
+    "cli/test_commands.py",
     "reproduce/test_running.py",
     "reproduce/test_pages.py",
 )

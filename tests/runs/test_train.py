@@ -39,7 +39,7 @@ from tests.training.tiny import (
     tiny_config,
 )
 
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
 FILES |= {"classes.json", ".lock"}
 

@@ -19,7 +19,7 @@ from advsphere.stats import paired, wilson
 from tests.corruption.test_evaluate import of_errors
 from tests.reproduce.made import run_block, stored
 
-COMMITTED = sorted((Path(__file__).parents[1] / "results").glob("*.jsonl"))
+COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
 PLAIN = stored("toy-fastat", {"clean": "1111111110", "PGD-50": "1110000000", "worst case": "1110000000"})
 HE = stored(
     "toy-fastat-he",

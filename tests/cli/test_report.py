@@ -50,7 +50,7 @@ def page(runs: list[Path]) -> Path:
 def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Finds the examples as a user's modules; the sections that they register are removed again."""
     before = dict(SECTIONS)
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
     yield
     sys.modules.pop("add_a_report_metric", None)
     SECTIONS.clear()

@@ -142,7 +142,7 @@ def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(folder), "5"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": "src:."},
         check=False,
     )
