@@ -125,7 +125,7 @@ def commands(options: Options, arms: Sequence[Sequence[Finished]]) -> list[tuple
         lines.append(("Compare the two under the attacks of the survival suite", _line("compare", *places)))
     lines += [(f"Diagnose {run.name}", _line("diagnose", run)) for run in runs[-1][:1]]
     suite = arms[0][0].evaluation.identity["suite"]["name"]
-    sections = [word for name in options.section for word in ("--section", name)]
+    sections = ["--section", *options.section] if options.section else []
     return [*lines, ("Write this page again", _line("report", *options.runs, "--suite", suite, *sections))]
 
 

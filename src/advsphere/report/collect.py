@@ -215,24 +215,13 @@ def _collect_model(
         raise UserError(f"{folder} was evaluated on other images than those that {images.name} holds now")
     head = evaluation.identity["suite"].get("head") or (head_name(configs[0]) if configs else None)
     threat, run = dict(evaluation.identity["threat"]), subject.run
-    measure: Any = partial(
-        dict,
-        threat=ThreatModel(**threat | {"bounds": tuple(threat["bounds"])}),
-        most=most,
-        batch_size=evaluation.identity["batch_size"],
-    )
-
-    def curve() -> Curve:
-        settings = measure(on_progress=partial(on_progress, "curve"))
-        return accuracy_against_eps(source.network, images, **settings)
-
-    def angles() -> Spread | None:
-        settings = measure(on_progress=partial(on_progress, "angles"))
-        try:
-            return spread_of_angles(source.network, images, head=find_head(source.network, head), **settings)
-        except UserError:  # a network without a last linear layer has no angles
-            return None
-
+    settings: dict[str, Any] = {
+        "threat": ThreatModel(**threat | {"bounds": tuple(threat["bounds"])}),
+        "most": most,
+        "batch_size": evaluation.identity["batch_size"],
+    }
+    curve = partial(accuracy_against_eps, source.network, images, on_progress=partial(on_progress, "curve"), **settings)
+    angles = partial(_spread, source, head, on_progress=partial(on_progress, "angles"), **settings)
     count = len(images) if most is None else min(most, len(images))
     several = zip(configs, source.found, strict=True) if len(source.found) > 1 else ()
     return ModelReport(
@@ -250,6 +239,14 @@ def _collect_model(
         seeds=[(config.training.seed, found.evaluation) for config, found in several],
         source=source,
     )
+
+
+def _spread(source: Source, head: str | None, **settings: Any) -> Spread | None:
+    """None for a network without a last linear layer, which has no angles."""
+    try:
+        return spread_of_angles(source.network, source.images, head=find_head(source.network, head), **settings)
+    except UserError:
+        return None
 
 
 def _cached(path: Path, kind: type[Part], evaluation: Evaluation, compute: Callable[[], Part | None]) -> Part | None:
