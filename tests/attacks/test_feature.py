@@ -47,7 +47,7 @@ def test_a_guide_is_a_matter_of_the_example_and_the_try_alone() -> None:
 
 
 def test_without_another_class_there_is_no_guide() -> None:
-    with pytest.raises(UserError, match="none of another class than 1"):
+    with pytest.raises(UserError, match="has another class than 1"):
         pool([0, 3]).draw(torch.tensor([0, 1]), Rng(0, torch.arange(2)))
     with pytest.raises(UserError, match="a label for each"):
         Guides(images(3), labels(2))

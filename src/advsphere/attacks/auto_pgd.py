@@ -131,7 +131,7 @@ def apgd_targeted(
         UserError: If targets < 1, or if the model has a single class.
     """
     if targets < 1:
-        raise UserError(f"targets is {targets}, but the attack needs at least 1 target class")
+        raise UserError(f"targets is {targets}, but the attack needs at least 1")
     x, rng = x.detach(), rng or Rng.of(x)
     with torch.no_grad():
         logits = model(x)
@@ -189,24 +189,17 @@ class _Search:
     def run(self, x: Tensor, target: Tensor, start: Start, rng: Rng | None) -> _Found:
         """Ascend in one ball, or in three that shrink. Only in the last one can an example be done."""
         part = 3 * self.steps // 10
-        for factor, steps in (
-            [(3, part), (2, part), (1, self.steps - 2 * part)] if self.multi_eps else [(1, self.steps)]
-        ):
-            ball = replace(self.threat, eps=factor * self.threat.eps)
+        stages = [(3, part), (2, part), (1, self.steps - 2 * part)] if self.multi_eps else [(1, self.steps)]
+        for factor, steps in stages:
+            ball, done = replace(self.threat, eps=factor * self.threat.eps), self.done if factor == 1 else None
             begin = starting_point(x, ball, start, rng)
-            found = self._ascend(x, target, begin, ball, steps, self.done if factor == 1 else None)
+            found = replace(self, threat=ball, steps=steps, done=done).ascend(x, target, begin)
             start = found.best
         return found
 
-    def _ascend(
-        self,
-        x: Tensor,
-        target: Tensor,
-        start: Tensor,
-        threat: ThreatModel,
-        steps: int,
-        done: Callable[[Tensor, Tensor], Tensor] | None,
-    ) -> _Found:
+    def ascend(self, x: Tensor, target: Tensor, start: Tensor) -> _Found:
+        """Ascend in one ball."""
+        threat, steps = self.threat, self.steps
         path = Path.from_start(x, target, start)
         rule = (Thinning if threat.norm == "l1" else Halving).from_start(x, start, threat.eps)
         found = _Found(start.clone(), start.clone(), path.best.clone(), torch.zeros_like(path.best, dtype=torch.bool))
@@ -214,7 +207,7 @@ class _Search:
         for i in range(steps + 1):
             logits, value, grad = input_gradient(self.model, path.x_adv, path.target, self.loss)
             path = path.observe(value, grad)
-            if done is not None and (hit := done(logits, path.target)).any():
+            if self.done is not None and (hit := self.done(logits, path.target)).any():
                 now = path.index[hit]
                 found.last[now] = found.best[now] = path.x_adv[hit]
                 found.value[now], found.done[now] = path.value[hit], True

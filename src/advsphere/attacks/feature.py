@@ -61,7 +61,7 @@ class Guides:
         others = len(by_class) - (high - low)
         if (others == 0).any():
             raise UserError(
-                f"there are {len(by_class)} guides, and none of another class than {y[others == 0][0].item()}; "
+                f"none of the {len(by_class)} guides has another class than {y[others == 0][0].item()}; "
                 "give images of at least two classes"
             )
         place = (rng.uniform((), "guide") * others).long().clamp(max=others - 1)
