@@ -42,9 +42,10 @@ def pairs(convert: Any = lambda pixels: pixels) -> Listed:
     [
         Image.fromarray,
         lambda pixels: pixels,
+        lambda pixels: pixels[::-1].copy()[::-1],
         lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1),
     ],
-    ids=["picture", "array", "tensor"],
+    ids=["picture", "array", "flipped array", "tensor"],
 )
 def test_every_kind_of_image_keeps_its_pixels(convert: Any) -> None:
     found = from_dataset(pairs(convert))
@@ -156,6 +157,8 @@ def test_random_transforms_labels_that_differ_and_sizes_for_tensors_are_refused(
     dataset.targets = LABELS[::-1]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="item 0 has label 0, but the data set lists 2 for it"):
         from_dataset(dataset)
+    dataset.targets = ["where", "the", "boxes", "are", "kept", "."]
+    assert from_dataset(dataset).labels.tolist() == LABELS
     with pytest.raises(UserError, match="image_size resizes PIL images only"):
         from_dataset(pairs(), image_size=4)
     with pytest.raises(UserError, match="no map-style data set"):

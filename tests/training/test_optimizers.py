@@ -94,3 +94,7 @@ def test_a_state_that_no_checkpoint_can_hold_is_named(tmp_path: Path) -> None:
     trainer.optimizer.register_step_post_hook(lambda made, *_: made.state[first].update(history=[1]))
     with pytest.raises(UserError, match=r"SGD keeps 0.weight/history, .* use another optimizer"):
         trainer.fit()
+
+
+def test_settings_can_be_hashed() -> None:
+    assert hash(TrainSettings(**ADAMW)) == hash(TrainSettings(**ADAMW))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
@@ -179,7 +180,7 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
     elif view is not None:
         raise UserError(f"{where} is a {type(image).__name__}: image_size resizes PIL images only, so leave it out")
     if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(image).unsqueeze(-1) if image.ndim == 2 else torch.from_numpy(image)
+        pixels = torch.from_numpy(np.ascontiguousarray(image[..., None] if image.ndim == 2 else image))
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
     elif isinstance(image, Tensor):
         pixels = image[None] if image.ndim == 2 else image
@@ -195,11 +196,12 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
 
 def _labels(dataset: MapStyle, name: str) -> Tensor:
     """(N,) int64: what the data set lists, or else what its items say."""
-    listed = _listed_labels(dataset)
-    if listed is None:
+    labels = None
+    with suppress(TypeError, ValueError, RuntimeError):  # the data set lists something else
+        labels = torch.as_tensor(_listed_labels(dataset), dtype=torch.int64)
+    if labels is None:
         numbers = with_progress(range(len(dataset)), f"reading the labels of {name}")
         return torch.tensor([_item(dataset, i, name)[1] for i in numbers])
-    labels = torch.as_tensor(listed, dtype=torch.int64)
     for i in {0, len(labels) // 2, len(labels) - 1} if labels.ndim == 1 else ():
         label = _item(dataset, i, name)[1]
         if label != labels[i]:
@@ -212,7 +214,7 @@ def _listed_labels(dataset: Any) -> Any:
     if isinstance(dataset, Subset):
         listed = _listed_labels(dataset.dataset)
         return None if listed is None else [int(listed[i]) for i in dataset.indices]
-    if hasattr(dataset, "features") and hasattr(dataset, "with_format"):  # Hugging Face's
+    if hasattr(dataset, "with_format") and "label" in getattr(dataset, "features", ()):  # Hugging Face's
         return list(dataset.with_format(None)["label"])
     listed = getattr(dataset, "targets", None)
     if listed is None or getattr(dataset, "target_transform", None) is not None or len(listed) != len(dataset):

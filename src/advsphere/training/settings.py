@@ -71,7 +71,7 @@ class TrainSettings:
     weight_decay: float = 5e-4
     lr_schedule: Schedule = Constant()
     optimizer: str = "sgd"
-    optimizer_arguments: Arguments = field(default_factory=dict)
+    optimizer_arguments: Arguments = field(default_factory=dict, hash=False)
     augment: Augment = Augment()
     ema: float = 0.0
     seed: int = 0
