@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_ind
 
-from advsphere.comparison.gain import survival
+from advsphere.comparison.gain import measure_gains
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST, Evaluation
 from advsphere.stats import paired
@@ -52,7 +52,7 @@ BASE = (0.8, 0.5, 0.45)
     ],
 )
 def test_verdicts_of_two_checkpoints(method: tuple[float, float, float], verdict: str) -> None:
-    found = survival([arm(*BASE)], [arm(*method, seed=0)])
+    found = measure_gains([arm(*BASE)], [arm(*method, seed=0)])
     assert found.verdict == verdict
     before, after = found.gain("PGD-50"), found.gain(WORST)
     expected = paired([c == "1" for c in column(method[2])], [c == "1" for c in column(0.45)])
@@ -67,9 +67,9 @@ def test_verdicts_of_two_checkpoints(method: tuple[float, float, float], verdict
 
 def test_independent_networks_leave_more_open() -> None:
     """The same accuracies on other examples: the pairing, and not the accuracies alone, decides."""
-    nested = survival([arm(*BASE)], [arm(0.8, 0.6, 0.485)])
+    nested = measure_gains([arm(*BASE)], [arm(0.8, 0.6, 0.485)])
     rolled = {row.name: row.outcomes[500:] + row.outcomes[:500] for row in arm(0.8, 0.6, 0.485).rows}
-    apart = survival([arm(*BASE)], [evaluation(rolled)])
+    apart = measure_gains([arm(*BASE)], [evaluation(rolled)])
     assert nested.verdict == "partly" and apart.verdict == "cannot tell"
     assert apart.n_for_a_point > nested.n_for_a_point > N
     half = (apart.gain(WORST).high - apart.gain(WORST).low) / 2
@@ -81,25 +81,25 @@ def test_the_share_s_interval_covers_the_truth() -> None:
     covered = 0
     for trial in range(100):
         base, method = arm(0.9, 0.3, 0.2, seed=2 * trial), arm(0.9, 0.7, 0.4, seed=2 * trial + 1)
-        found = survival([base], [method])
+        found = measure_gains([base], [method])
         assert found.share is not None
         covered += found.share[1] <= 0.5 <= found.share[2]
     assert covered >= 89  # 95 are expected; fewer have a probability below 1 %
 
 
 def test_a_bounded_head_is_judged_at_s_1_against_the_plain_head_s_own() -> None:
-    found = survival([arm(*BASE)], [arm(0.8, 0.6, 0.45, scale=15.0)])
+    found = measure_gains([arm(*BASE)], [arm(0.8, 0.6, 0.45, scale=15.0)])
     assert found.pgd == "PGD-50 (s = 1)"
     assert [g.name for g in found.gains] == ["clean", "PGD-50 (s = 1)", "PGD-50", WORST]
     assert found.gain("PGD-50 (s = 1)").baseline == found.gain("PGD-50").baseline
-    assert survival([arm(*BASE)], [arm(0.8, 0.6, 0.45, scale=15.0)], pgd="PGD-50").pgd == "PGD-50"
+    assert measure_gains([arm(*BASE)], [arm(0.8, 0.6, 0.45, scale=15.0)], pgd="PGD-50").pgd == "PGD-50"
 
 
 def test_three_seeds_speak_of_the_method_and_two_do_not() -> None:
     def seeds(share: float, first: int, count: int) -> list[Evaluation]:
         return [arm(0.8, share, share - 0.05, seed=first + i) for i in range(count)]
 
-    one, two, three = (survival(seeds(0.5, 0, 2 + (count == 3)), seeds(0.6, 10, count)) for count in (1, 2, 3))
+    one, two, three = (measure_gains(seeds(0.5, 0, 2 + (count == 3)), seeds(0.6, 10, count)) for count in (1, 2, 3))
     assert one.sentence.startswith("Under PGD-50 the method's checkpoint gains +")
     assert not two.of_the_method and two.sentence.startswith("Under PGD-50 the method's checkpoints gain +")
     assert three.of_the_method and three.sentence.startswith("Under PGD-50 the method gains +")
@@ -114,8 +114,8 @@ def test_what_is_no_gain_differs_and_its_verb_agrees(seeds: int, who: str) -> No
     base, same, less = (
         [arm(*shares, seed=i) for i in range(seeds)] for shares in (BASE, (0.81, 0.5, 0.45), (0.8, 0.4, 0.35))
     )
-    assert survival(base, same).sentence.startswith(f"Under PGD-50 {who} by ")
-    lost = survival(base, less).sentence
+    assert measure_gains(base, same).sentence.startswith(f"Under PGD-50 {who} by ")
+    lost = measure_gains(base, less).sentence
     assert lost.startswith(f"Under PGD-50 {who} by -") and "there is no gain to survive" in lost
 
 
@@ -126,14 +126,14 @@ def test_with_many_images_the_spread_of_seeds_is_welch_s_test() -> None:
         return evaluation({"clean": "1" * 20_000, "PGD-1": "1" * k + "0" * (20_000 - k), WORST: "1" * 20_000})
 
     a, b = [0.500, 0.510, 0.520], [0.530, 0.545, 0.548]
-    gain = survival([many(s) for s in a], [many(s) for s in b]).gain("PGD-1")
+    gain = measure_gains([many(s) for s in a], [many(s) for s in b]).gain("PGD-1")
     exact = ttest_ind(b, a, equal_var=False).confidence_interval(0.95)
     assert gain.low <= exact.low and gain.high >= exact.high  # the images' spread is added
     assert gain.low == pytest.approx(exact.low, abs=0.002) and gain.high == pytest.approx(exact.high, abs=0.002)
 
 
 def test_holm_corrects_for_the_number_of_attacks() -> None:
-    found = survival([arm(*BASE)], [arm(0.8, 0.56, 0.47, scale=15.0)])
+    found = measure_gains([arm(*BASE)], [arm(0.8, 0.56, 0.47, scale=15.0)])
     attacks = [g for g in found.gains if g.name not in ("clean", WORST)]
     assert len(attacks) == 2 and found.gain(WORST).adjusted == found.gain(WORST).p_value
     p = sorted(g.p_value for g in attacks)
@@ -146,12 +146,12 @@ def test_what_can_t_be_compared_is_refused() -> None:
     other = arm(*BASE)
     elsewhere = replace(other, identity={**other.identity, "data": {"checksum": "other"}})
     with pytest.raises(UserError, match="data"):
-        survival([other], [elsewhere])
+        measure_gains([other], [elsewhere])
     with pytest.raises(UserError, match="no row 'PGD-7'"):
-        survival([other], [other], pgd="PGD-7")
+        measure_gains([other], [other], pgd="PGD-7")
     bare = evaluation({"clean": column(0.8), "Square": column(0.5), WORST: column(0.5)})
     with pytest.raises(UserError, match="none of these rows is a PGD attack"):
-        survival([bare], [bare])
+        measure_gains([bare], [bare])
 
 
 def test_a_gain_that_only_the_number_of_attacks_leaves_open_is_said_to_be_so() -> None:
@@ -160,6 +160,6 @@ def test_a_gain_that_only_the_number_of_attacks_leaves_open_is_said_to_be_so() -
         evaluation({"clean": "1" * 200, **{f"PGD-{i}": "1" * k + "0" * (200 - k) for i in range(5)}, WORST: "0" * 200})
         for k in (100, 107)
     ]
-    survived = survival(found[:1], found[1:])
+    survived = measure_gains(found[:1], found[1:])
     assert survived.gain("PGD-0").apart and not survived.gain("PGD-0").clear
     assert survived.verdict == "cannot tell" and "not significant after Holm's correction" in survived.sentence

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.comparison.gain import survival
+from advsphere.comparison.gain import measure_gains
 from advsphere.evaluation import Effort, Evaluation, evaluate
 from advsphere.threat import ThreatModel
 
@@ -61,7 +61,7 @@ def exposed() -> Evaluation:
 def test_a_gain_by_vanishing_gradients_does_not_survive(exposed: Evaluation) -> None:
     model, images, labels = linear(8.0)
     louder = judged(Louder(model), images, labels)
-    found = survival([exposed], [louder])
+    found = measure_gains([exposed], [louder])
     assert found.verdict == "does not survive"
     assert found.gain("PGD-10").difference > 0.1 and abs(found.gain("worst case").difference) < 0.02
     raised = {sign.check for sign in louder.raised}
@@ -69,5 +69,5 @@ def test_a_gain_by_vanishing_gradients_does_not_survive(exposed: Evaluation) -> 
 
 
 def test_a_gain_of_robustness_survives(exposed: Evaluation) -> None:
-    found = survival([exposed], [judged(*linear(0.0))])
+    found = measure_gains([exposed], [judged(*linear(0.0))])
     assert found.verdict == "survives" and found.gain("clean").difference == 0

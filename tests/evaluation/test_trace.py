@@ -60,24 +60,28 @@ def book() -> Ledger:
     return written(ATTACKS, CELLS, LABELS)
 
 
-def fates(told: Trace) -> list[str]:
-    return [told.fate(attempt) for attempt in told.attempts]
+def outcomes(told: Trace) -> list[str]:
+    return [told.words(attempt) for attempt in told.attempts]
 
 
 def test_what_became_of_each_is_told(book: Ledger) -> None:
-    assert fates(trace_example(book, 0, CLASSES)) == ["skipped: misclassified anyway"] * 3
-    assert fates(trace_example(book, 1, CLASSES)) == ["fooled: bird", "fooled: cat", "skipped: already broken by PGD"]
-    assert fates(trace_example(book, 2, CLASSES)) == [
+    assert outcomes(trace_example(book, 0, CLASSES)) == ["skipped: misclassified anyway"] * 3
+    assert outcomes(trace_example(book, 1, CLASSES)) == [
+        "fooled: bird",
+        "fooled: cat",
+        "skipped: already broken by PGD",
+    ]
+    assert outcomes(trace_example(book, 2, CLASSES)) == [
         "resisted",
         "resisted: no number is outside the ball",
         "fooled: cat",
     ]
-    assert fates(trace_example(book, 3, CLASSES))[:2] == [
+    assert outcomes(trace_example(book, 3, CLASSES))[:2] == [
         "left the ball, so it counts as resisted",
         "left the pixel range, so it counts as resisted",
     ]
     late = "not reached: time was over, or interrupted"
-    assert fates(trace_example(book, 4, CLASSES)) == ["resisted", late, late]
+    assert outcomes(trace_example(book, 4, CLASSES)) == ["resisted", late, late]
 
 
 def test_the_nearest_is_the_one_with_the_smallest_distance(book: Ledger) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.comparison.gain import survival
+from advsphere.comparison.gain import measure_gains
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST
 from advsphere.report import ModelReport, page
@@ -32,7 +32,7 @@ def test_three_seeds_speak_of_the_method() -> None:
     assert conclusion.headline == "In the worst case the gain of method over base survives."
     said = " ".join([*cautions(THREE), conclusion.detail])
     assert "these methods" in said and "three seeds" in said and "checkpoints" not in said
-    found = survival(*([found for _, found in model.seeds] for model in THREE))
+    found = measure_gains(*([found for _, found in model.seeds] for model in THREE))
     assert conclusion.numbers[1].value == f"{100 * found.gain(WORST).difference:+.1f}"
     assert "3 and 3 seeds" in conclusion.detail and "74.3 %" in conclusion.detail and "49.5 %" in conclusion.detail, (
         "means, not the first seed's"
@@ -75,6 +75,6 @@ def test_the_page_shows_every_seed() -> None:
 def test_the_same_checkpoint_again_is_no_other_seed() -> None:
     again = made.evaluation()
     with pytest.raises(UserError, match="twice"):
-        survival([again, again], [again])
+        measure_gains([again, again], [again])
     with pytest.raises(UserError, match="same checkpoint"):
         made.model("base", again, seeds=[(0, again), (1, again)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advsphere.comparison.gain import survival
+from advsphere.comparison.gain import measure_gains
 from advsphere.evaluation import WORST, Evaluation, compare
 from advsphere.report import ModelReport
 from advsphere.report.verdict import cautions, conclusions
@@ -88,7 +88,7 @@ def test_the_headline_is_about_the_gain_that_survives_where_there_is_one(pgd: in
     assert conclusion.headline.endswith(ends)
     gain, left, share = conclusion.numbers
     assert gain.label == "gain under PGD-20" and left.label == "gain in the worst case"
-    found = survival([models[0].evaluation], [models[1].evaluation])
+    found = measure_gains([models[0].evaluation], [models[1].evaluation])
     assert (share.value == "") == (found.share is None)
     if found.share:
         assert share.value == f"{100 * found.share[0]:.0f}"

@@ -110,7 +110,7 @@ def stored_strips(ledger: Ledger, trace: Trace, images: Images) -> dict[str, Pic
             x_adv = ledger.adversarial(attempt.attack, trace.example)
             if x_adv is None:
                 raise UserError(f"{ledger.path} has lost the result of {attempt.attack} on example {trace.example}")
-            outside = "" if attempt.fate == "fooled" else ", outside the ball"
+            outside = "" if attempt.outcome == "fooled" else ", outside the ball"
             strips[f"{attempt.attack}{outside}"] = strip(trace, images, attempt, x_adv)
     return strips
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
 from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere
-from advsphere.comparison.gain import Survival, survival
+from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.engine import Precision
 from advsphere.files import write_atomically
@@ -86,7 +86,7 @@ def compared(options: Options, console: Console) -> Path:
         for run in runs:
             console.print(f"{name}: {run}", soft_wrap=True)
             found[name].append(evaluate.evaluated(_evaluation_options(options, run, eps)))
-    result = survival(*([e for e, _ in found[name]] for name in ("baseline", "method")), pgd=options.pgd)
+    result = measure_gains(*([e for e, _ in found[name]] for name in ("baseline", "method")), pgd=options.pgd)
     warnings = confounders(configs["baseline"], configs["method"])
     warnings += divided_otherwise(*([ranks(run) for run in runs] for runs in arms.values()))
     for name in arms:
@@ -113,7 +113,7 @@ def _evaluation_options(options: Options, run: Path, eps: float) -> evaluate.Opt
     )
 
 
-def _table(result: Survival, eps: str, norm: str) -> Table:
+def _table(result: Gains, eps: str, norm: str) -> Table:
     """Both arms under each attack, and their difference."""
     title = f"accuracy in % on {result.n} test images, {norm}, eps = {eps}; differences in points, 95 % intervals"
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -133,7 +133,7 @@ def _table(result: Survival, eps: str, norm: str) -> Table:
     return table
 
 
-def _conclusion(result: Survival, warnings: list[str]) -> list[str]:
+def _conclusion(result: Gains, warnings: list[str]) -> list[str]:
     """The verdict, its scope, possible confounders, and the number of images that would decide more."""
     if result.of_the_method:
         scope = "Conclusions hold for the method."

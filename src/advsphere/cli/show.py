@@ -77,12 +77,12 @@ def main(arguments: list[str]) -> int:
             if options.example is None:
                 _list(console, folder, book, model, images)
                 continue
-            told = trace_example(book, options.example, images.classes)
+            trace = trace_example(book, options.example, images.classes)
             if options.replay is None:
-                _tell(console, folder, book, told, images, options.out)
+                _tell(console, folder, book, trace, images, options.out)
             else:
                 found = replay(book, model, images, options.replay, options.example)
-                _compare(console, folder, found, told, images, options.out)
+                _compare(console, folder, found, trace, images, options.out)
                 same = same and found.same is not False
     return 0 if same else 1
 
@@ -93,32 +93,32 @@ def _list(console: Console, folder: Path, book: Ledger, model: nn.Module, images
     for group in notable(book, model, images):
         console.print(f"\n{group.kind}", style="bold")
         for example, note in group.examples.items():
-            told = trace_example(book, example, images.classes)
-            console.print(f"  {_command(folder, example)}   {told.name(told.label)}; {note}")
+            trace = trace_example(book, example, images.classes)
+            console.print(f"  {_command(folder, example)}   {trace.name(trace.label)}; {note}")
 
 
-def _tell(console: Console, folder: Path, book: Ledger, told: Trace, images: Images, out: Path | None) -> None:
-    console.print(told.table(width=console.width))
-    path = out or folder / f"example-{told.example}.png"
-    _draw(path, strip_figure(told, images, stored_strips(book, told, images)))
+def _tell(console: Console, folder: Path, book: Ledger, trace: Trace, images: Images, out: Path | None) -> None:
+    console.print(trace.table(width=console.width))
+    path = out or folder / f"example-{trace.example}.png"
+    _draw(path, strip_figure(trace, images, stored_strips(book, trace, images)))
     console.print(f"picture: {path}")
-    tried = [a.attack for a in told.attempts if a.fate in ("fooled", "resisted", "invalid")]
+    tried = [a.attack for a in trace.attempts if a.outcome in ("fooled", "resisted", "invalid")]
     if tried:
-        attack = tried[-1] if told.nearest is None else told.nearest.attack
-        console.print(f"attack it again: {_command(folder, told.example, attack)}")
+        attack = tried[-1] if trace.nearest is None else trace.nearest.attack
+        console.print(f"attack it again: {_command(folder, trace.example, attack)}")
 
 
-def _compare(console: Console, folder: Path, found: Replay, told: Trace, images: Images, out: Path | None) -> None:
+def _compare(console: Console, folder: Path, found: Replay, trace: Trace, images: Images, out: Path | None) -> None:
     attack = found.then.attack
-    console.print(told.title, style="bold")
-    console.print(f"{attack}, with the recorded random numbers: seed {told.seed}, example {told.example}")
+    console.print(trace.title, style="bold")
+    console.print(f"{attack}, with the recorded random numbers: seed {trace.seed}, example {trace.example}")
     for when, attempt in {"recorded": found.then, "now": found.now}.items():
         distance = "" if attempt.distance is None else f", at a distance of {attempt.distance:.4g}"
-        console.print(f"  {when + ':':<10} {told.fate(attempt)}{distance}")
+        console.print(f"  {when + ':':<10} {trace.words(attempt)}{distance}")
     verdicts = {True: "the same outcome", False: "ANOTHER outcome", None: "nothing is recorded to compare it with"}
     console.print(verdicts[found.same], style="bold")
-    path = out or folder / f"example-{told.example}-{re.sub('[^A-Za-z0-9]+', '-', attack).strip('-')}.png"
-    _draw(path, strip_figure(told, images, {f"{attack}, again": strip(told, images, found.now, found.x_adv)}))
+    path = out or folder / f"example-{trace.example}-{re.sub('[^A-Za-z0-9]+', '-', attack).strip('-')}.png"
+    _draw(path, strip_figure(trace, images, {f"{attack}, again": strip(trace, images, found.now, found.x_adv)}))
     console.print(f"picture: {path}")
 
 

@@ -62,8 +62,8 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survival:
-    """How much of a gain survives; see `survival`.
+class Gains:
+    """How much of a gain survives; see `measure_gains`.
 
     n: number of examples. seeds: of the baseline and of the method. gains: under each attack, the worst case last. pgd:
     the attack whose gain is to survive. share: of that gain in the worst case (share, low, high); None where the gain
@@ -111,7 +111,7 @@ class Survival:
         return f"{gained}; {ends[self.verdict]}."
 
 
-def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Survival:
+def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Gains:
     """Compare two arms, each of one evaluation or one for each seed, by the same suite.
 
     pgd: the row whose gain is to survive. By default the first PGD on cross-entropy at s = 1, as the paper's official
@@ -135,7 +135,7 @@ def survival(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pg
     before, after = (next(g for g in gains if g.name == name) for name in (chosen, WORST))
     share = _share(arms[chosen], arms[WORST]) if before.difference > 0 and before.clear else None
     half = (after.high - after.low) / 2
-    return Survival(
+    return Gains(
         n=arms[WORST][0].shape[1],
         seeds=(len(baseline), len(method)),
         gains=tuple(gains),

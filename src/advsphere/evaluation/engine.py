@@ -120,6 +120,7 @@ def prepare(
     world: World = World(),
 ) -> Plan:
     """Check everything that `evaluate` is given, and write nothing yet."""
+    device_of(model)  # refuses what is no module
     images = images_of(images, labels)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)

@@ -37,7 +37,7 @@ class Attempt:
 
     attack: str
     settings: Mapping[str, Any]
-    fate: Outcome
+    outcome: Outcome
     prediction: int | None = None
     distance: float | None = None
     before: str | None = None
@@ -59,7 +59,7 @@ class Trace:
     @property
     def nearest(self) -> Attempt | None:
         """The attack that fools it with the smallest distance; of those that agree to four digits, the first."""
-        fooled = [a for a in self.attempts if a.fate == "fooled" and a.distance is not None]
+        fooled = [a for a in self.attempts if a.outcome == "fooled" and a.distance is not None]
         return min(fooled, key=lambda a: float(f"{a.distance:.4g}"), default=None)
 
     def attempt(self, attack: str) -> Attempt:
@@ -73,16 +73,16 @@ class Trace:
             return "no number"
         return self.classes[number] if number < len(self.classes) else f"class {number}"
 
-    def fate(self, attempt: Attempt) -> str:
+    def words(self, attempt: Attempt) -> str:
         """The outcome of an attempt in a few words."""
-        if attempt.fate == "fooled":
+        if attempt.outcome == "fooled":
             return f"fooled: {self.name(attempt.prediction)}"
-        if attempt.fate == "invalid":
+        if attempt.outcome == "invalid":
             left = "pixel range" if attempt.settings.get("minimal") else "ball"
             return f"left the {left}, so it counts as resisted"
-        if attempt.fate == "not_reached":
+        if attempt.outcome == "not_reached":
             return "not reached: time was over, or interrupted"
-        if attempt.fate == "not_run":
+        if attempt.outcome == "not_run":
             clean = attempt.before == CLEAN
             return "skipped: misclassified anyway" if clean else f"skipped: already broken by {attempt.before}"
         return f"resisted: {self.name(attempt.prediction)} is outside the ball" if attempt.stored else "resisted"
@@ -102,7 +102,7 @@ class Trace:
         nearest = self.nearest
         if nearest is not None:
             return f"nearest: {nearest.attack}, {self.name(nearest.prediction)} at {nearest.distance:.4g}"
-        unfinished = any(a.fate == "not_reached" for a in self.attempts)
+        unfinished = any(a.outcome == "not_reached" for a in self.attempts)
         return "no attack fooled it" + (" so far" if unfinished else "") + "; images that resisted are not kept"
 
     def table(self, *, width: int = 100) -> str:
@@ -118,9 +118,11 @@ class Trace:
         table.add_column("distance", justify="right", no_wrap=True)
         for attempt in self.attempts:
             words = Text(in_words(attempt.settings, self.threat.norm))
-            shown = attempt.stored or attempt.fate == "invalid"
+            shown = attempt.stored or attempt.outcome == "invalid"
             distance = f"{attempt.distance:.4g}" if shown and attempt.distance is not None else ""
-            table.add_row(Group(Text(attempt.attack), Padding(words, (0, 0, 0, 2))), Text(self.fate(attempt)), distance)
+            table.add_row(
+                Group(Text(attempt.attack), Padding(words, (0, 0, 0, 2))), Text(self.words(attempt)), distance
+            )
         out = io.StringIO()
         console = Console(file=out, width=width, highlight=False, markup=False)
         console.print(self.title)
@@ -153,9 +155,9 @@ class Replay:
     @property
     def same(self) -> bool | None:
         """Whether the outcome and the class are the same; None where nothing was tried then."""
-        if self.then.fate in ("not_run", "not_reached"):
+        if self.then.outcome in ("not_run", "not_reached"):
             return None
-        return (self.then.fate, self.then.prediction) == (self.now.fate, self.now.prediction)
+        return (self.then.outcome, self.then.prediction) == (self.now.outcome, self.now.prediction)
 
 
 def trace_example(book: Ledger, example: int, classes: Sequence[str] = ()) -> Trace:
@@ -233,11 +235,11 @@ def _cell(book: Ledger, attack: str, example: int) -> Cell | None:
 
 def _attempt(name: str, settings: Mapping[str, Any], cell: Cell | None, label: int, before: str | None) -> Attempt:
     if cell is None:
-        return Attempt(attack=name, settings=settings, fate="not_reached")
+        return Attempt(attack=name, settings=settings, outcome="not_reached")
     return Attempt(
         attack=name,
         settings=settings,
-        fate=cell.status,
+        outcome=cell.status,
         prediction=cell.prediction,
         distance=cell.distance,
         before=before if cell.status == "not_run" else None,

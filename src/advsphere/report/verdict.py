@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from advsphere.comparison.gain import Gain, Survival, survival
+from advsphere.comparison.gain import Gain, Gains, measure_gains
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, compare
 from advsphere.report.collect import ModelReport
@@ -67,10 +67,10 @@ def cautions(models: Sequence[ModelReport]) -> list[str]:
     return [*(raised if flags else []), bound, scope]
 
 
-def survived(first: ModelReport, second: ModelReport) -> Survival | None:
+def survived(first: ModelReport, second: ModelReport) -> Gains | None:
     """How much of the second model's gain over the first survives; None where they share no PGD attack."""
     try:
-        return survival([*first.checkpoints.values()], [*second.checkpoints.values()])
+        return measure_gains([*first.checkpoints.values()], [*second.checkpoints.values()])
     except UserError:
         return None
 
@@ -113,7 +113,7 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
     return Conclusion(_headline(names, difference.difference, tells, found), detail, _numbers(found) if found else ())
 
 
-def _headline(names: Sequence[str], difference: float, tells: bool, found: Survival | None) -> str:
+def _headline(names: Sequence[str], difference: float, tells: bool, found: Gains | None) -> str:
     """Whether a gain survives where the sample tells, else which of the two models is more robust."""
     old, new = names
     endings = {"survives": "survives", "partly": "survives in part", "does not survive": "does not survive"}
@@ -125,7 +125,7 @@ def _headline(names: Sequence[str], difference: float, tells: bool, found: Survi
     return f"The robust accuracy of {better} is {100 * abs(difference):.1f} points higher than that of {worse}."
 
 
-def _numbers(found: Survival) -> tuple[KeyNumber, ...]:
+def _numbers(found: Gains) -> tuple[KeyNumber, ...]:
     """The gain under PGD, the gain in the worst case, and the share of the first that survives."""
     before, after = found.gain(found.pgd), found.gain(WORST)
     if found.share is None:

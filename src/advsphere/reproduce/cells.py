@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from advsphere.comparison.gain import BARE, Survival, row_for, survival
+from advsphere.comparison.gain import BARE, Gains, measure_gains, row_for
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.reproduce.groups import WEIGHT_DECAY, Group, confounders, groups_of
@@ -65,7 +65,7 @@ class Pair:
     method: str
     network: str
     seeds: tuple[int, ...]
-    gains: Survival | None
+    gains: Gains | None
     refused: str = ""
 
 
@@ -90,7 +90,7 @@ def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
     headline = next((attack for attack in table.headlines if attack in group.attacks()), None)
     arms = (group.evaluations(name, shared) for name in (baseline, method))
     try:
-        return pair(gains=survival(*arms, pgd=headline))
+        return pair(gains=measure_gains(*arms, pgd=headline))
     except UserError as error:
         return pair(gains=None, refused=str(error))
 
@@ -141,7 +141,7 @@ class Comparison(NamedTuple):
     table: Table
     group: Group
     pair: Pair
-    gains: Survival
+    gains: Gains
 
     @property
     def at_their_best(self) -> bool:
