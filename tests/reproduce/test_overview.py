@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advsphere.reproduce.cells import Family, comparisons, families, largest
+from advsphere.reproduce.cells import Family, every_pair, families, largest
 from advsphere.reproduce.pages import overview, summary
 from advsphere.reproduce.results import StoredResult
 from advsphere.stats import Estimate, mean_over_pairs
@@ -21,7 +21,7 @@ def pair(recipe: str, *, gain: int, left: int, **other) -> list[StoredResult]:
 
 
 def families_of(*measured: list[StoredResult]) -> list[Family]:
-    return families(comparisons({Path("r.jsonl"): [one for part in measured for one in part]}))
+    return families(every_pair({Path("r.jsonl"): [one for part in measured for one in part]}))
 
 
 TWO = [*pair("small-fastat", gain=1, left=0), *pair("small-freeat", gain=2, left=1)]
@@ -61,7 +61,7 @@ def test_each_objective_counts_once_and_three_are_needed() -> None:
     assert families_of(TWO, again) == [], "another suite and another weight decay"
     (family,) = families_of(TWO, THIRD)
     assert family.mean().value == pytest.approx(0.02) and family.mean("worst case").value == pytest.approx(0.01)
-    told = overview(comparisons({Path("r.jsonl"): [*TWO, *THIRD]}))
+    told = overview(every_pair({Path("r.jsonl"): [*TWO, *THIRD]}))
     (line,) = (line for line in told if line.startswith("| wrn-10-1, 0.0005 |"))
     assert "| +2.0 (" in line and "| +1.0 (" in line and "FreeAT+HE on other toys, linf 8/255" in line
 
@@ -82,8 +82,8 @@ def test_a_pair_whose_arms_are_best_at_one_weight_decay_is_listed_once() -> None
     """FreeAT's arms are best at 2e-4, so that the group of each arm's best has FastAT's pair of 5e-4 once more."""
     better = pair("small-freeat", gain=5, left=4, weight_decay=2e-4, robust=0.5)
     worse = pair("small-fastat", gain=9, left=9, weight_decay=2e-4, robust=0.1)
-    found = comparisons({Path("r.jsonl"): [*TWO, *better, *worse]})
-    listed = [(one.pair.method, one.group.weight_decay, one.at_their_best) for one in found]
+    found = every_pair({Path("r.jsonl"): [*TWO, *better, *worse]})
+    listed = [(one.method, one.group.weight_decay, one.at_their_best) for one in found]
     assert sorted(listed) == [("FastAT+HE", 2e-4, False), ("FastAT+HE", 5e-4, True),
                               ("FreeAT+HE", 2e-4, True), ("FreeAT+HE", 5e-4, False)]  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_a_summary_has_both_arms_of_each_member_and_links_the_picture_from_where
 
 def test_what_was_made_of_he_stands_beside_the_plain_one_and_beside_he() -> None:
     sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(44), "PGD-50": bits(35), "worst case": bits(31)}
-    found = comparisons({Path("r.jsonl"): [*TWO, stored("small-fastat-m-he", sphere)]})
-    gains = {(one.pair.method, one.pair.baseline): one.gains.gain(one.gains.pgd).difference for one in found}
+    found = every_pair({Path("r.jsonl"): [*TWO, stored("small-fastat-m-he", sphere)]})
+    gains = {(one.method, one.baseline): one.gains.gain(one.gains.pgd).difference for one in found}
     assert gains["FastAT+m-HE", "FastAT"] == pytest.approx(0.04)
     assert gains["FastAT+m-HE", "FastAT+HE"] == pytest.approx(0.03)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -59,47 +58,58 @@ def entry(group: Group, name: str, attack: str, table: Table) -> Entry | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A method beside its baseline, on one network. Only shared seeds are compared; `refused` says why not."""
+    """A method of a table beside its baseline, in one group: the seeds that both have, and what it gains on them."""
 
+    table: Table
+    group: Group
     baseline: str
     method: str
-    network: str
     seeds: tuple[int, ...]
-    gains: Gains | None
-    refused: str = ""
+    gains: Gains
+
+    @property
+    def at_their_best(self) -> bool:
+        """Whether held-out training images chose both arms' weight decay among several."""
+        return self.group.at_its_best(self.method) and self.group.at_its_best(self.baseline)
+
+    def by_image(self, attack: str) -> NDArray[np.float64]:
+        """(images,): the method's outcomes less the baseline's, in [-1, 1], the mean over shared seeds."""
+        columns = (_columns(self.group.evaluations(n, self.seeds), attack) for n in (self.method, self.baseline))
+        method, baseline = (of_arm.mean(0) for of_arm in columns if of_arm is not None)
+        return np.asarray(method - baseline)
+
+    def paper_gain(self, attack: str) -> float | None:
+        """The paper's gain beside ours, as `paper_gain`."""
+        return paper_gain(self.table, self.baseline, self.method, attack, self.group.network)
 
 
-def pairs(group: Group, table: Table) -> list[Pair]:
-    """Every pair of the table of which the group has both arms."""
-    names = [(base.name, method.name) for base, method in table.pairs]
-    return [_pair(group, *both, table) for both in names if group.arms.keys() >= {*both}]
+def pairs(group: Group, table: Table) -> tuple[list[Pair], list[str]]:
+    """Every pair of the table of which the group has both arms; and for those that are not comparable, a sentence."""
+    found, refused = [], []
+    for baseline, method in ((base.name, method.name) for base, method in table.pairs):
+        if group.arms.keys() >= {baseline, method}:
+            try:
+                found.append(_pair(group, table, baseline, method))
+            except UserError as error:
+                refused.append(f"{method} and {baseline} are not compared: {error}.")
+    return found, refused
 
 
-def _pair(group: Group, baseline: str, method: str, table: Table) -> Pair:
+def _pair(group: Group, table: Table, baseline: str, method: str) -> Pair:
+    """Raises UserError for arms that share no seed, or that differ in more than the method."""
     seeds = [{one.run["seed"] for one in group.arms[name]} for name in (baseline, method)]
     shared = tuple(sorted(seeds[0] & seeds[1]))
-    pair = partial(Pair, baseline=baseline, method=method, network=group.network, seeds=shared)
     if not shared:
-        return pair(gains=None, refused="they share no seed")
+        raise UserError("they share no seed")
     first, second = (confounders(group.arms[name][0].run) for name in (baseline, method))
     if group.weight_decay is None:  # arms at their best weight decay may differ in it
         first.pop(WEIGHT_DECAY, None)
         second.pop(WEIGHT_DECAY, None)
     if differ := {*first.values()} ^ {*second.values()}:
-        return pair(gains=None, refused="; ".join(sorted(differ)))
+        raise UserError("; ".join(sorted(differ)))
     headline = next((attack for attack in table.headlines if attack in group.attacks()), None)
-    arms = (group.evaluations(name, shared) for name in (baseline, method))
-    try:
-        return pair(gains=measure_gains(*arms, pgd=headline))
-    except UserError as error:
-        return pair(gains=None, refused=str(error))
-
-
-def by_image(group: Group, pair: Pair, attack: str) -> NDArray[np.float64]:
-    """(images,): the method's outcomes less the baseline's, in [-1, 1], the mean over shared seeds."""
-    columns = [_columns(group.evaluations(name, pair.seeds), attack) for name in (pair.method, pair.baseline)]
-    method, baseline = (of_arm.mean(0) for of_arm in columns if of_arm is not None)
-    return np.asarray(method - baseline)
+    gains = measure_gains(*(group.evaluations(name, shared) for name in (baseline, method)), pgd=headline)
+    return Pair(table=table, group=group, baseline=baseline, method=method, seeds=shared, gains=gains)
 
 
 def _columns(evaluations: Sequence[Evaluation], attack: str) -> NDArray[np.float64] | None:
@@ -135,20 +145,6 @@ def paper_survival(table: Table) -> list[str]:
     return lines
 
 
-class Comparison(NamedTuple):
-    """A pair of a table, and what it gains."""
-
-    table: Table
-    group: Group
-    pair: Pair
-    gains: Gains
-
-    @property
-    def at_their_best(self) -> bool:
-        """Whether held-out training images chose both arms' weight decay among several."""
-        return self.group.at_its_best(self.pair.method) and self.group.at_its_best(self.pair.baseline)
-
-
 class Family(NamedTuple):
     """HE with several objectives on one network, all at one weight decay, or each arm at its best. `members` holds each
     objective once for each set of images and threat.
@@ -156,45 +152,44 @@ class Family(NamedTuple):
 
     network: str
     weight_decay: str
-    members: tuple[Comparison, ...]
+    members: tuple[Pair, ...]
 
     def mean(self, attack: str | None = None) -> Estimate:
         """The mean gain over the members, under the headline's attack or a named one."""
         images: dict[str, list[NDArray[np.float64]]] = {}
-        for one in self.members:
-            found = by_image(one.group, one.pair, attack or one.gains.pgd)
-            images.setdefault(one.group.data, []).append(found)
+        for pair in self.members:
+            images.setdefault(pair.group.data, []).append(pair.by_image(attack or pair.gains.pgd))
         return mean_over_pairs(list(images.values()))
 
 
-def comparisons(files: Mapping[Path, Sequence[StoredResult]]) -> list[Comparison]:
+def every_pair(files: Mapping[Path, Sequence[StoredResult]]) -> list[Pair]:
     """Every measured pair of every table, once: not again where both arms are at their best weight decay and it is the
     same. `files` holds the results by their file.
     """
-    found: list[Comparison] = []
+    found: list[Pair] = []
     for table in TABLES.values():
-        of_table: list[Pair] = []
+        of_table: list[tuple[object, ...]] = []
         for group in (group for results in files.values() for group in groups_of(table, results)):
-            for pair in pairs(group, table):
-                again = group.weight_decay is None and pair in of_table
-                if pair.gains is not None and not again:
-                    of_table.append(pair)
-                    found.append(Comparison(table, group, pair, pair.gains))
+            for pair in pairs(group, table)[0]:
+                what = (group.network, pair.baseline, pair.method, pair.seeds, pair.gains)
+                if group.weight_decay is not None or what not in of_table:
+                    of_table.append(what)
+                    found.append(pair)
     return found
 
 
-def families(every: Sequence[Comparison]) -> list[Family]:
+def families(every: Sequence[Pair]) -> list[Family]:
     """The families of three members or more. An objective is taken from the first table that has it, at its best
     checkpoint, if that table attacks bare cosines.
     """
-    found: dict[tuple[str, str], dict[tuple[str, ...], Comparison]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, ...], Pair]] = {}
     for one in every:
-        with_he = one.pair.method == f"{one.pair.baseline}+HE"
+        with_he = one.method == f"{one.baseline}+HE"
         if with_he and one.gains.pgd.endswith(BARE) and one.group.checkpoint == "best":
             kinds = [] if one.group.weight_decay is None else [f"{one.group.weight_decay:g}"]
             for kind in [*kinds, *(["each its best"] if one.at_their_best else [])]:
                 members = found.setdefault((one.group.network, kind), {})
-                members.setdefault((one.pair.method, one.group.data, one.group.threat), one)
+                members.setdefault((one.method, one.group.data, one.group.threat), one)
     made = [Family(network, kind, tuple(members.values())) for (network, kind), members in found.items()]
     return [family for family in made if len(family.members) >= FEWEST_PAIRS]
 

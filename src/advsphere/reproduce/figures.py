@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from advsphere.analysis.canvas import INK, LINE, MARKERS, SERIES, canvas, legend, outside_legend, quiet
 from advsphere.evaluation.results import WORST
 from advsphere.files import write_atomically
-from advsphere.reproduce.cells import Family, Pair, paper_gain
-from advsphere.reproduce.tables import Table
+from advsphere.reproduce.cells import Family, Pair
 from advsphere.stats import Estimate
 
 if TYPE_CHECKING:
@@ -19,12 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
-    """Each method's gain under each attack, with its 95 % interval, and the paper's beside it: over the plain
-    objective, and in a panel of its own over HE where something was made of that.
+def gains_figure(pairs: Sequence[Pair]) -> Figure:
+    """Each method's gain under each attack, with its 95 % interval and the paper's gain: one panel over the plain
+    objective, and one over HE for methods derived from it.
     """
-    pairs = [pair for pair in found if pair.gains is not None]
-    attacks = list(dict.fromkeys(gain.name for pair in pairs if pair.gains for gain in pair.gains.gains))
+    attacks = list(dict.fromkeys(gain.name for pair in pairs for gain in pair.gains.gains))
     methods = list(dict.fromkeys(pair.method for pair in pairs))
     over_he = [pair for pair in pairs if "+" in pair.baseline]
     panels = {"less the plain objective": [pair for pair in pairs if pair not in over_he], "less HE": over_he}
@@ -33,7 +31,7 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
     figure, every = canvas(8.0, height, columns=len(shown), sharey=True)
     for axes, (title, own) in zip(every, shown.items(), strict=True):
         for pair in own:
-            _gains(axes, pair, methods, attacks, table)
+            _gains(axes, pair, methods, attacks)
         axes.axvline(0, color=INK, linewidth=0.8)
         quiet(axes, "gain in points, 95 % interval", "", title=title, grid="x")
     middle = (len(methods) - 1) / 2
@@ -42,9 +40,8 @@ def gains_figure(found: Sequence[Pair], table: Table) -> Figure:
     return figure
 
 
-def _gains(axes: Axes, pair: Pair, methods: Sequence[str], attacks: Sequence[str], table: Table) -> None:
-    """One pair's; colour, marker and line are its method's in every panel."""
-    assert pair.gains is not None
+def _gains(axes: Axes, pair: Pair, methods: Sequence[str], attacks: Sequence[str]) -> None:
+    """The gains of one pair; colour and marker are its method's in every panel."""
     number = methods.index(pair.method)
     colour = SERIES[number % len(SERIES)]
     marker = MARKERS[(number + number // len(SERIES)) % len(MARKERS)]  # no two have both in common
@@ -57,7 +54,7 @@ def _gains(axes: Axes, pair: Pair, methods: Sequence[str], attacks: Sequence[str
     ]
     axes.errorbar(values, list(at.values()), xerr=reach, fmt=marker, color=colour, markersize=4.5, elinewidth=1.2,
                   label=pair.method)  # fmt: skip
-    theirs = {name: paper_gain(table, pair.baseline, pair.method, name, pair.network) for name in gains}
+    theirs = {name: pair.paper_gain(name) for name in gains}
     told = {name: 100 * value for name, value in theirs.items() if value is not None}
     if told:
         axes.plot(list(told.values()), [at[name] for name in told], marker=marker, linestyle="", markersize=6.5,
@@ -69,7 +66,7 @@ def together_figure(family: Family) -> Figure:
     """What HE gains with each objective under the headline's attack and in the worst case, with 95 % intervals; below,
     the means over all.
     """
-    names = [f"{one.pair.baseline}\n{one.group.data}" for one in family.members]
+    names = [f"{one.baseline}\n{one.group.data}" for one in family.members]
     figure, (axes,) = canvas(8.0, 1.0 + 0.5 * len(names))
     for number, (attack, label) in enumerate(((None, "PGD on bare cosines"), (WORST, "worst case"))):
         gains = [one.gains.gain(attack or one.gains.pgd) for one in family.members]

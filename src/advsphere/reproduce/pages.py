@@ -12,16 +12,14 @@ from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST
 from advsphere.files import write_atomically
 from advsphere.reproduce.cells import (
-    Comparison,
     Entry,
     Family,
     Pair,
-    comparisons,
     entry,
+    every_pair,
     families,
     largest,
     pairs,
-    paper_gain,
     paper_survival,
 )
 from advsphere.reproduce.figures import gains_figure, save, together_figure
@@ -35,7 +33,7 @@ PICTURE = "together.svg"
 _SHOWS = "What HE gains with each objective, and keeps"
 
 
-def overview(every: Sequence[Comparison]) -> list[str]:
+def overview(every: Sequence[Pair]) -> list[str]:
     """A line for each pair of each table with its gain under the headline's attack and in the worst case, and the mean
     over the objectives of each network.
     """
@@ -59,7 +57,7 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
     for one in family.members:
         clean, before, after = (one.gains.gain(name) for name in (CLEAN, one.gains.pgd, WORST))
         attacks = len(one.gains.gains) - 2  # clean and the worst case are none
-        of = [one.pair.baseline, f"{one.gains.n} of {one.group.data}", one.group.threat, str(min(one.gains.seeds))]
+        of = [one.baseline, f"{one.gains.n} of {one.group.data}", one.group.threat, str(min(one.gains.seeds))]
         seen = f"{one.gains.pgd.removesuffix(BARE)}: {_arms(before)}"
         kept = [_points(before), f"of {attacks} attacks: {_arms(after)}", _points(after)]
         lines.append(line([*of, _arms(clean), seen, *kept]))
@@ -69,15 +67,15 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
     return "\n".join([*lines, "", f"![{_SHOWS}]({picture})"])
 
 
-def _told(one: Comparison) -> list[str]:
-    table, group, pair, gains = one
+def _told(pair: Pair) -> list[str]:
+    group, gains = pair.group, pair.gains
     decay = [] if group.weight_decay is None else [f"{group.weight_decay:g}"]
-    decay += ["each its best"] if one.at_their_best else []
+    decay += ["each its best"] if pair.at_their_best else []
     share = "" if gains.share is None else "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * part for part in gains.share))
     images = f"{group.network}, {group.data}" + ", last checkpoint" * (group.checkpoint == "last")
     seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
     kept = [f"{gains.pgd}: {_points(gains.gain(gains.pgd))}", _points(gains.gain(WORST))]
-    link = f"[{table.name}]({table.name}.md)"
+    link = f"[{pair.table.name}]({pair.table.name}.md)"
     who = f"{pair.method} less {pair.baseline}"
     return [link, who, images, ", ".join(decay), seeds, str(gains.n), *kept, share, gains.verdict]
 
@@ -91,7 +89,7 @@ def _together(found: Sequence[Family]) -> list[str]:
     lines = [
         line([
             f"{family.network}, {family.weight_decay}",
-            ", ".join(f"{one.pair.method} on {one.group.data}, {one.group.threat}" for one in family.members),
+            ", ".join(f"{one.method} on {one.group.data}, {one.group.threat}" for one in family.members),
             _mean(family),
             _mean(family, WORST),
         ])
@@ -139,7 +137,7 @@ def write(
         write_atomically(path, text.encode())
         index.append(f"- [{table.title}]({path.name}){'' if measured else ': not measured yet'}")
         written.append(path)
-    every = comparisons(files)
+    every = every_pair(files)
     write_atomically(folder / "README.md", "\n".join([*index, "", *overview(every), ""]).encode())
     family = largest(families(every))
     if family is not None:
@@ -177,19 +175,17 @@ def _introduction(table: Table) -> str:
 
 
 def _section(group: Group, table: Table, file: Path, folder: Path | None, figure: str) -> str:
-    attacks, found = group.attacks(), pairs(group, table)
+    attacks, (found, refused) = group.attacks(), pairs(group, table)
     lines = [f"## {group.title}", "", *_grid(group, table, attacks, found), ""]
     for pair in found:
-        if pair.gains is None:
-            lines.append(f"- {pair.method} and {pair.baseline} are not compared: {pair.refused}.")
-        else:
-            of = "the method" if pair.gains.of_the_method else "these checkpoints"
-            who = f"**{pair.method}** less {pair.baseline}"
-            lines.append(f"- {who}, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
+        of = "the method" if pair.gains.of_the_method else "these checkpoints"
+        who = f"**{pair.method}** less {pair.baseline}"
+        lines.append(f"- {who}, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
+    lines += [f"- {sentence}" for sentence in refused]
     best = [name for name in group.arms if group.at_its_best(name)]
     lines += ["", _choice(group, best)] if best else []
-    if folder is not None and any(pair.gains for pair in found):
-        save(gains_figure(found, table), folder / figure)
+    if folder is not None and found:
+        save(gains_figure(found), folder / figure)
         lines += ["", f"![What each method gains under each attack]({figure})"]
     results = [one for arm in group.arms.values() for one in arm]
     return "\n".join([*lines, "", provenance(results, file)])
@@ -216,10 +212,10 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
         cells = [shown(entry(group, name, attack, table)) for attack in attacks]
         lines.append(line([name + decay, seeds, str(arm[0].run["epochs"]), minutes, *cells]))
         for pair in found:
-            if pair.method == name and pair.gains is not None:
+            if pair.method == name:
                 alone = {len(pair.seeds)} != {len(arm), len(group.arms[pair.baseline])}
                 shared = f"*{', '.join(map(str, pair.seeds))} of both*" if alone else ""
-                gains = [_gain(pair, attack, table) for attack in attacks]
+                gains = [_gain(pair, attack) for attack in attacks]
                 lines.append(line([f"*less {pair.baseline}*", shared, "", "", *gains]))
     return lines
 
@@ -236,12 +232,11 @@ def shown(found: Entry | None) -> str:
     return "<br>".join(parts)
 
 
-def _gain(pair: Pair, attack: str, table: Table) -> str:
-    assert pair.gains is not None
+def _gain(pair: Pair, attack: str) -> str:
     gain = next((gain for gain in pair.gains.gains if gain.name == attack), None)
     if gain is None:
         return ""
     told = f"*{points(gain.difference, gain.low, gain.high)}*"
     told += "" if gain.clear else "<br>*cannot tell*"
-    theirs = paper_gain(table, pair.baseline, pair.method, attack, pair.network)
+    theirs = pair.paper_gain(attack)
     return told + ("" if theirs is None else f"<br>*paper {100 * theirs:+.2f}*")
