@@ -131,13 +131,15 @@ def test_a_pair_under_corruptions_gets_its_paired_difference() -> None:
     ]
     head, _, titles, _, first, second, difference = listing(pair).splitlines()
     assert "toys, 50 test images" in head and "over 1 corruptions" in head
-    assert titles == "| recipe | clean | mCA | Fog | saturate |"
-    assert first.startswith("| `mine-fastat` | 100.0 | 60.00 (") and first.endswith("| 60.0 | 80.0 |")
-    assert second.startswith("| `mine-fastat-he` | 100.0 | 70.00 (")
-    assert difference.startswith("| *difference* | *+0.0* | *+10.00 (+1.") and difference.endswith("*+10.0* | *+0.0* |")
+    assert titles == "| method | seed | epochs | clean | mCA | Fog | saturate |"
+    assert first.startswith("| `mine-fastat` | 0 | 5 | 100.0 | 60.0 (") and first.endswith("| 60.0 | 80.0 |")
+    assert second.startswith("| `mine-fastat-he` | 0 | 5 | 100.0 | 70.0 (")
+    assert difference.startswith("| *less `mine-fastat`* | 0 |  | *+0.0* | *+10.00 (+1.") and difference.endswith(
+        "*+10.0* | *+0.0* |"
+    )
 
 
 def test_other_images_and_corruptions_are_another_table() -> None:
     tables = listing([corrupted("a-fastat", {"fog": 0.4}), corrupted("a-fastat-he", {"frost": 0.1})]).split("\n\n")
-    assert ["| recipe" in part for part in tables] == [False, True, False, True]
-    assert "| Fog |" in tables[1] and "| Frost |" in tables[3] and "difference" not in "".join(tables)
+    assert ["| method" in part for part in tables] == [False, True, False, True]
+    assert "| Fog |" in tables[1] and "| Frost |" in tables[3] and "*less" not in "".join(tables)

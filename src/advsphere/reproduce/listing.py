@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 
 from advsphere.comparison.gain import row_for
-from advsphere.reproduce.groups import confounders
+from advsphere.reproduce.groups import SEED, confounders
 from advsphere.reproduce.markdown import head, line, percent, points
 from advsphere.reproduce.results import StoredResult
-from advsphere.reproduce.sections import accuracy, clean_accuracy, corruption_difference, corruption_names
+from advsphere.reproduce.sections import ALL_TITLES, corruption_table
 from advsphere.stats import paired
 
 _CHECKPOINTS = {"best": "the checkpoint that was best on held-out training images", "last": "the last checkpoint"}
@@ -49,7 +50,7 @@ def _attacks(group: Sequence[StoredResult]) -> list[str]:
     for one in group:
         rows = {name: row_for(one.evaluation, name) for name in attacks}
         cells = ["" if row is None else percent(row.accuracy, *row.interval) for row in rows.values()]
-        lines.append(line([_label(one), str(one.run["epochs"]), *cells]))
+        lines.append(line([_label(one.run), str(one.run["epochs"]), *cells]))
         base = _partner(one, group)
         if base is not None:
             lines.append(line(["*difference*", "", *(_difference(one, base, name) for name in attacks)]))
@@ -65,26 +66,18 @@ def _difference(one: StoredResult, base: StoredResult, attack: str) -> str:
 
 
 def _corruptions(group: Sequence[StoredResult]) -> list[str]:
-    first, names = group[0], corruption_names(group)
-    lines = [
+    first = group[0]
+    return [
         f"{first.run['data']}, {first.n:,} test images, corruptions {first.threat}; accuracy in %, averaged over the "
         f"severities. mCA is over {len(first.corruptions.counted)} corruptions, with its 95 % interval.",
         "",
-        *head(["recipe", "clean", "mCA", *names.values()]),
+        *corruption_table(group, lambda run: _label(run, without=(SEED,)), ALL_TITLES),
     ]
-    for one in group:
-        mca = one.corruptions.mca
-        cells = [f"{100 * clean_accuracy(one):.1f}", percent(mca.value, mca.low, mca.high, digits=2)]
-        lines.append(line([_label(one), *cells, *(f"{100 * accuracy(one, name):.1f}" for name in names)]))
-        base = _partner(one, group)
-        if base is not None:
-            lines.append(line(["*difference*", *corruption_difference([(one, base)], list(names))]))
-    return lines
 
 
-def _label(one: StoredResult) -> str:
-    changed = "".join(f", {change['path']} = {change['new']}" for change in one.run["overrides"])
-    return f"`{one.run['recipe']}`{changed}"
+def _label(run: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
+    changes = (change for change in run["overrides"] if change["path"] not in without)
+    return f"`{run['recipe']}`" + "".join(f", {change['path']} = {change['new']}" for change in changes)
 
 
 def _partner(one: StoredResult, group: Sequence[StoredResult]) -> StoredResult | None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from advsphere.corruption.severity import CORRUPTIONS, EXTRA
+from advsphere.files import canonical
 from advsphere.reproduce.figures import gradients_figure, save
-from advsphere.reproduce.groups import method_name, on_imagenet
+from advsphere.reproduce.groups import confounders, method_name, on_imagenet
 from advsphere.reproduce.markdown import head, line, percent, points, provenance
 from advsphere.reproduce.results import StoredResult, threat_in_words
-from advsphere.reproduce.tables import Measure, Table
+from advsphere.reproduce.tables import Measure, Numbers, Table
 from advsphere.stats import mean_over_seeds, wilson
 
 _NOISE, _BLUR = ("Gauss", "Shot", "Impulse"), ("Defocus", "Glass", "Motion", "Zoom")
 _WEATHER, _DIGITAL = ("Snow", "Frost", "Fog", "Bright"), ("Contra", "Elastic", "Pixel", "JPEG")
 TITLES = dict(zip(CORRUPTIONS, _NOISE + _BLUR + _WEATHER + _DIGITAL, strict=True))
 """The paper's names of the corruptions."""
+ALL_TITLES = TITLES | {name: name.replace("_", " ") for name in EXTRA}
 
 
 def sections(table: Table, results: Sequence[StoredResult], file: Path, folder: Path | None) -> list[str]:
@@ -47,55 +49,63 @@ def _by_title(table: Table, results: Sequence[StoredResult]) -> dict[str, list[S
 
 
 def _corruptions(table: Table, group: Sequence[StoredResult], folder: Path | None, figure: str) -> Iterator[str]:
-    names = [name for name in TITLES if all(name in one.corruptions.names for one in group)]
-    yield from ["", *head(["method", "seed", "epochs", "clean", "mCA", *(TITLES[name] for name in names)])]
+    yield ""
+    yield from corruption_table(group, method_name, TITLES, table.paper)
+
+
+def corruption_table(
+    group: Sequence[StoredResult],
+    name_of: Callable[[Mapping[str, Any]], str],
+    titles: Mapping[str, str],
+    paper: Numbers | None = None,
+) -> Iterator[str]:
+    """A line for each run and, below a method with HE, its mean difference from its plain partner over shared seeds.
+
+    `name_of` gives the name of a run's method, `titles` the corruptions that are shown if all results have them.
+    """
+    names = [name for name in titles if all(name in one.corruptions.names for one in group)]
+    yield from head(["method", "seed", "epochs", "clean", "mCA", *(titles[name] for name in names)])
     arms: dict[str, dict[int, StoredResult]] = {}
     for one in group:
-        arms.setdefault(method_name(one.run), {})[one.run["seed"]] = one
+        arms.setdefault(name_of(one.run), {})[one.run["seed"]] = one
+    plain_arms = {
+        _partners(one.run): name for name, arm in arms.items() for one in arm.values() if not one.run["scale"]
+    }
     for name, arm in arms.items():
-        theirs = table.paper.get(name, {})
+        theirs = (paper or {}).get(name, {})
         for seed, one in sorted(arm.items()):
             mca = one.corruptions.mca
-            cells = [f"{100 * clean_accuracy(one):.1f}"]
+            cells = [f"{100 * float(one.document['numbers']['clean']):.1f}"]
             cells.append(_with_paper(percent(mca.value, mca.low, mca.high), theirs.get("mCA")))
-            cells += [_with_paper(f"{100 * accuracy(one, key):.1f}", theirs.get(key)) for key in names]
+            cells += [_with_paper(f"{100 * _accuracy(one, key):.1f}", theirs.get(key)) for key in names]
             yield line([name, str(seed), str(one.run["epochs"]), *cells])
-        plain = name.removesuffix("+HE")
-        shared = sorted(arm.keys() & arms.get(plain, {}).keys()) if name != plain else []
+        plain = plain_arms.get(_partners(next(iter(arm.values())).run), name)
+        shared = sorted(arm.keys() & arms[plain].keys()) if plain != name else []
         if shared:
-            cells = corruption_difference([(arm[seed], arms[plain][seed]) for seed in shared], names)
-            if theirs and plain in table.paper:
-                cells[1] += f"<br>*paper {theirs['mCA'] - table.paper[plain]['mCA']:+.2f}*"
+            cells = _difference([(arm[seed], arms[plain][seed]) for seed in shared], names)
+            if paper and theirs and plain in paper:
+                cells[1] += f"<br>*paper {theirs['mCA'] - paper[plain]['mCA']:+.2f}*"
             yield line([f"*less {plain}*", ", ".join(map(str, shared)), "", *cells])
 
 
-def corruption_difference(pairs: Sequence[tuple[StoredResult, StoredResult]], names: Sequence[str]) -> list[str]:
+def _partners(run: Mapping[str, Any]) -> str:
+    """Equal for a method and its plain partner."""
+    return canonical(confounders(run))
+
+
+def _difference(pairs: Sequence[tuple[StoredResult, StoredResult]], names: Sequence[str]) -> list[str]:
     """Cells of a method less its baseline: clean, mCA and each corruption, the mean over pairs of equal seed."""
-    mca = mean_over_seeds(np.array([_by_image(one) - _by_image(base) for one, base in pairs]))
-    clean = fmean(clean_accuracy(one) - clean_accuracy(base) for one, base in pairs)
-    each = [fmean(accuracy(one, name) - accuracy(base, name) for one, base in pairs) for name in names]
+    by_image = [np.array(one.corruptions.by_image()) - np.array(base.corruptions.by_image()) for one, base in pairs]
+    mca = mean_over_seeds(np.array(by_image))
+    clean = fmean(one.document["numbers"]["clean"] - base.document["numbers"]["clean"] for one, base in pairs)
+    each = [fmean(_accuracy(one, name) - _accuracy(base, name) for one, base in pairs) for name in names]
     change = f"*{points(mca.value, mca.low, mca.high, digits=2)}*" + "<br>*cannot tell*" * mca.cannot_tell
     return [f"*{100 * clean:+.1f}*", change, *(f"*{100 * value:+.1f}*" for value in each)]
 
 
-def _by_image(result: StoredResult) -> NDArray[np.float64]:
-    return np.array(result.corruptions.by_image())
-
-
-def corruption_names(group: Sequence[StoredResult]) -> dict[str, str]:
-    """The corruptions that all results have, the extra ones too, with their titles."""
-    titles = TITLES | {name: name.replace("_", " ") for name in EXTRA}
-    return {name: title for name, title in titles.items() if all(name in one.corruptions.names for one in group)}
-
-
-def accuracy(result: StoredResult, name: str) -> float:
+def _accuracy(result: StoredResult, name: str) -> float:
     """Under one corruption, averaged over the severities."""
     return 1 - result.corruptions.error(name)
-
-
-def clean_accuracy(result: StoredResult) -> float:
-    """On the images as they are."""
-    return float(result.document["numbers"]["clean"])
 
 
 def _with_paper(cell: str, paper: float | None) -> str:
