@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.reproduce.cells import entry, pairs, paper_gain, paper_survival
+from advsphere.reproduce.cells import entry, pairs, paper_gain, paper_gains
 from advsphere.reproduce.groups import Group, groups
 from advsphere.reproduce.pages import page
 from advsphere.reproduce.results import StoredResult
@@ -97,9 +97,9 @@ def test_a_pair_that_differs_in_more_than_the_sphere_is_refused(change: str) -> 
 
 
 def test_what_the_papers_own_columns_say_of_the_worst_case() -> None:
-    told = paper_survival(TABLES["table2"])
+    told = paper_gains(TABLES["table2"])
     assert told[0] == "PGD-AT+HE +5.39 under PGD-20, +1.65 in the worst column" and len(told) == 3
-    assert paper_survival(TABLES["table3"]) == [], "one attack has no worst"
+    assert paper_gains(TABLES["table3"]) == [], "one attack has no worst"
 
 
 def test_only_seeds_that_both_arms_have_are_compared() -> None:

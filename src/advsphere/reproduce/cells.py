@@ -133,7 +133,7 @@ def paper_gain(table: Table, baseline: str, method: str, attack: str, network: s
     return (min(sphere[column] for column in columns) - min(plain[column] for column in columns)) / 100
 
 
-def paper_survival(table: Table) -> list[str]:
+def paper_gains(table: Table) -> list[str]:
     """For each pair with HE, the paper's gain under the headline's attack and in its lowest column."""
     lines = []
     with_he = ((base, method) for base, method in table.pairs if not base.variant)

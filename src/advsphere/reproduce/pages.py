@@ -20,7 +20,7 @@ from advsphere.reproduce.cells import (
     families,
     largest,
     pairs,
-    paper_survival,
+    paper_gains,
 )
 from advsphere.reproduce.figures import gains_figure, save, together_figure
 from advsphere.reproduce.groups import Group, groups_of, mean_by_decay
@@ -170,7 +170,7 @@ def _introduction(table: Table) -> str:
     if table.network:
         told += f" The paper's numbers are those of its {table.network}, or of our own network where the paper has it."
     told += " m-HE is our reading of the paper." if any(arm.variant == "m-HE" for arm in table.methods) else ""
-    worst = "; ".join(paper_survival(table))
+    worst = "; ".join(paper_gains(table))
     return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")
 
 
