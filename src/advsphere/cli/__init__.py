@@ -30,7 +30,7 @@ COMMANDS = {
     "results": "keep measured rows in a file, and make tables from it",
 }
 
-GO_ON = ("evaluate", "compare", "reproduce")
+GO_ON = ("demo", "evaluate", "compare", "reproduce")
 """Commands that, given again, go on where they were interrupted."""
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]

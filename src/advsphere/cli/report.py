@@ -117,7 +117,8 @@ def commands(options: Options, arms: Sequence[Sequence[Finished]]) -> list[tuple
         run = one.subject.run
         if run is not None and (trained := _train(run)) is not None:
             lines.append((f"Train {run.name}", trained))
-        lines.append((f"Evaluate {(run or one.folder).name}", _evaluate(one)))
+        if one.evaluation.identity["suite"]["name"] != "own":  # attacks that were passed from Python have no flag
+            lines.append((f"Evaluate {(run or one.folder).name}", _evaluate(one)))
         lines.append(("Check its numbers", _line("verify", one.folder)))
     runs = [[one.subject.run for one in arm if one.subject.run is not None] for arm in arms]
     if len(arms) == 2 and list(map(len, runs)) == list(map(len, arms)):

@@ -144,7 +144,7 @@ def collect(
 
     Args:
         arms: For each model its evaluation, or those of several seeds; all evaluated in the same way.
-        data: Where the images lie now; by default where the evaluation found them.
+        data: The folder of the images, if they have been moved.
         data_name: The name of the images on the page.
         most: Curves and angles use a sample of this many images; None for all.
         on_progress: Called with (model, stage, done, total) while something is computed.
