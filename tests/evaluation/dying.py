@@ -1,4 +1,4 @@
-"""Evaluations that end at a chosen moment, by a signal: `python -m tests.evaluation.dying FOLDER KIND`.
+"""Evaluations that end at a chosen moment, by a signal: `main` with FOLDER KIND SAMPLE in sys.argv.
 
 Each runs in a process of its own, forked from one that has computed nothing yet. A moment is a forward of the model, a
 statement of SQL or a row that it writes. For a sample of all moments m, FOLDER/m.sqlite is the ledger of an evaluation
@@ -105,7 +105,8 @@ def end(kind: str, path: Path, moment: int, by: signal.Signals) -> None:
     run(kind, path, lambda: os.kill(os.getpid(), by) if next(moments) == moment else None)
 
 
-def main(folder: Path, kind: str, sample: int) -> None:
+def main() -> None:
+    folder, kind, sample = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)  # other threads don't survive a fork
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     whole = folder / "whole.sqlite"
@@ -117,7 +118,3 @@ def main(folder: Path, kind: str, sample: int) -> None:
         ended = forked(lambda: end(kind, path, moment, by))  # noqa: B023
         again = forked(lambda: run(kind, path))  # noqa: B023
         print(moment, by.name, ended, again)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,21 +9,15 @@ import pytest
 from advsphere.evaluation import Evaluation, Ledger, verify
 from tests.evaluation.cases import linear
 from tests.evaluation.dying import KINDS
+from tests.launching import run_ranks
 
-ROOT = Path(__file__).parents[2]
+PROGRAM = "from tests.evaluation import dying; dying.main()"
 SAMPLE = 6
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ended_at_any_moment_it_comes_to_the_same_ledger(kind: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.evaluation.dying", str(tmp_path), kind, str(SAMPLE)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    (done,) = run_ranks(1, PROGRAM, tmp_path, kind, SAMPLE, seconds=300)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == SAMPLE

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from advsphere.runs.config_yaml import to_yaml
 from advsphere.runs.train import train
 from advsphere.schedule import Cosine, Linear, Steps
 from advsphere.training import Stopped, load_checkpoint, read_metrics
+from tests.launching import run_ranks
 from tests.training.tiny import (
     assert_same_run,
     few_digits,
@@ -140,12 +138,7 @@ def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
     """Killed for real at the end of an epoch, when its metrics are written but not its checkpoint."""
     config, folder = tiny_config("freeat-he", checkpoint_minutes=0.0), tmp_path / "killed"
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml"), str(folder), "5"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": "src:."},
-        check=False,
-    )
+    (done,) = run_ranks(1, KILLED, tmp_path / "config.yaml", folder, 5)
     assert done.returncode == -signal.SIGKILL
     assert load_checkpoint(folder / "last.safetensors")[1]["cursor"] == [1, 2, 0]
     assert len(read_metrics(folder)) == 2

@@ -121,8 +121,10 @@ BUDGETS = {
             network={"imagenet": "small-cnn"},
             validation={"imagenet": 40},
             corruptible=("imagenet",),
-            epochs={f"cifar10 {objective}": 2 for objective in ("standard", "pgd-at", "alp", "trades", "fastat")}
-            | {"cifar10 freeat": 1, "imagenet freeat": 1},
+            epochs={
+                f"cifar10 {objective}": 1 for objective in ("standard", "pgd-at", "alp", "trades", "fastat", "freeat")
+            }
+            | {"imagenet freeat": 1},
             seeds=(0,),
             headline_seeds=(0,),
             weight_decays={"cifar10": (5e-4,), "imagenet": (5e-4,)},
