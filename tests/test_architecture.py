@@ -10,6 +10,7 @@ and the sphere is orthogonal: what attacks, trains or judges networks works on a
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -117,6 +118,12 @@ def test_a_file_holds_one_idea_and_is_named_for_it(file: Path) -> None:
     lines = len(file.read_text().splitlines())
     assert lines <= 400
     assert not {part.removesuffix(".py") for part in file.relative_to(PACKAGE).parts} & NO_TYPE_OF_THING
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_nothing_is_left_to_do(file: Path) -> None:
+    """Plans are written into issues."""
+    assert not [line for line in file.read_text().splitlines() if re.search(r"#.*\b(TODO|FIXME|XXX|FOLDED)\b", line)]
 
 
 def test_importing_the_package_is_quick_and_silent() -> None:
