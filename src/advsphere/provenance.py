@@ -13,10 +13,7 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """JSON-able facts of the code and the machine: all that may change a result besides its settings and inputs.
-
-    commit: with "+changes" where the package's files differ from it.
-    """
+    """The code and the machine as JSON-able facts: everything that may change a result besides settings and inputs."""
     return {
         "advsphere": version("advsphere"),
         "commit": commit(),
@@ -31,7 +28,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it was installed otherwise."""
+    """The commit that this package runs from, with "+changes" if its files differ; None outside of a checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -49,7 +46,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's own name, where the system tells."""
+    """The processor's name as the system gives it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

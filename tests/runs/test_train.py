@@ -16,6 +16,7 @@ from torch import Tensor
 from advsphere.attacks import pgd
 from advsphere.classifier import fooled, frozen
 from advsphere.data import Dataset, ImageSet, load
+from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
 from advsphere.rng import Rng
@@ -260,6 +261,15 @@ def test_standard_training_of_a_timm_network_on_an_image_folder(
     assert logits.abs().max() <= 15 and torch.equal(logits, model.eval()(x))
     (line,) = read_metrics(tmp_path / "run")
     assert 0 <= line["robust"] <= line["clean"] <= 1
+    renamed = shutil.copytree(pets, tmp_path / "renamed")
+    for part in ("train", "val"):
+        (renamed / part / "cat").rename(renamed / part / "zebra")
+    with pytest.raises(UserError, match=r"not trained on: zebra; it knows cat, dog"):
+        load_run(tmp_path / "run", data_root=renamed)
+    (renamed / "val" / "zebra").rename(renamed / "val" / "cat")
+    (renamed / "train" / "zebra").rename(renamed / "train" / "cat")
+    again = load_run(tmp_path / "run", "last", data_root=renamed)
+    assert torch.equal(again.model(x), logits) and again.test.classes == ("cat", "dog")
 
 
 @pytest.mark.slow

@@ -1,6 +1,4 @@
-"""The command line: `advsphere COMMAND ...`. Each command parses its arguments, calls the library and prints; nothing
-else lives here.
-"""
+"""The command line: `advsphere COMMAND ...`. Each command parses its arguments, calls the library and prints."""
 
 from __future__ import annotations
 
@@ -18,20 +16,20 @@ from advsphere.errors import UserError
 COMMANDS = {
     "demo": "train plain and hyperspherical networks on the digits, attack both, write report.html (about a minute)",
     "recipes": "list the training recipes: the rows of the paper's tables, and small ones",
-    "train": "train a recipe into a run's folder; --he puts any of them on the sphere",
-    "evaluate": "attack a run, or a model of your own, and print what is left, with intervals",
-    "compare": "attack a baseline and a method, and say how much of the gain survives",
+    "train": "train a recipe and keep the run in a folder; --he adds hypersphere embedding to any of them",
+    "evaluate": "attack a run or a model of yours, and print its robust accuracy with intervals",
+    "compare": "attack a baseline and a method in the same ways, and say how much of the gain remains",
     "diagnose": "look inside a network: gradients, angles, pictures, and the four claims of the paper",
     "report": "write one HTML page about runs and their evaluations: verdict, tables, curves, pictures, provenance",
     "corruptions": "measure accuracy under common corruptions (CIFAR-10-C, ImageNet-C), generated or loaded",
-    "reproduce": "measure a table of the paper: train what it needs, attack it, print each cell beside the paper's",
+    "reproduce": "measure a table of the paper: train and attack its networks, print each cell beside the paper's",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
-    "show": "tell one example's story: the attacks that tried it, the picture, the line that replays it",
+    "show": "show one example: every attack on it, its picture, and the command that repeats an attack",
     "results": "keep measured rows in a file, and make tables from it",
 }
 
-GO_ON = ("demo", "evaluate", "compare", "reproduce")
-"""Commands that, given again, go on where they were interrupted."""
+CONTINUE = ("demo", "evaluate", "compare", "reproduce")
+"""Commands that continue where they were interrupted if they are given again."""
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]
        advsphere --version
@@ -43,8 +41,8 @@ USAGE = """usage: advsphere COMMAND [ARGUMENTS]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for a user's mistake (said in one line), 2 for bad usage, 130 if
-    interrupted.
+    """Run one command. The exit status is 0, 1 for a user's mistake (printed in one line), 2 for unknown arguments, or
+    130 after an interruption.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -59,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         print(f"advsphere: no command is called {name!r}; {hint}there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # Each command in a module of its own, imported when called: `--help` should not wait for torch.
+    # Each command has a module, which is imported when it is called: `--help` should not wait for torch.
     command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
     try:
         return command(rest)
@@ -67,5 +65,5 @@ def main(arguments: list[str] | None = None) -> int:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted" + "; the same command goes on from here" * (name in GO_ON), file=sys.stderr)
+        print("interrupted" + "; the same command continues from here" * (name in CONTINUE), file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Arguments from typed dataclasses, by tyro, with radii as people write them: 8/255."""
+"""Arguments from typed dataclasses, by tyro, with radii such as 8/255 and times such as 10m."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """An instance of a dataclass from flags; exits with usage, and the nearest flag, where they don't fit."""
+    """Build a dataclass from flags; exit with the usage and the nearest flag where they do not fit."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -39,7 +39,7 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(text: str) -> float:
-    """10m, 90s, 1.5h, or a plain number of seconds. Raises ValueError for anything else, and what is not above 0."""
+    """Read 10m, 90s, 1.5h or a plain number as seconds. Raises ValueError for anything else, and for 0 or less."""
     value = number(text[:-1]) * SECONDS[text[-1]] if text[-1:] in SECONDS else number(text)
     if not value > 0:
         raise ValueError(f"{text} is no time; write 90s, 10m or 2h")
@@ -53,11 +53,11 @@ DURATION = PrimitiveConstructorSpec[float | None](
     is_instance=lambda value: value is None or isinstance(value, int | float),
     str_from_instance=lambda value: [str(value)],
 )
-"""For a field of seconds that is written as people write times."""
+"""For a field of seconds that may be written as 90s, 10m or 2h."""
 
 
 def number(text: str) -> float:
-    """0.03, 1e-3 or 8/255. Raises ValueError for anything else."""
+    """Read 0.03, 1e-3 or 8/255. Raises ValueError for anything else."""
     try:
         return float(text)
     except ValueError:

@@ -1,6 +1,4 @@
-"""What is shown while something takes long: of a training a bar on a terminal and a line an epoch anywhere; of other
-work a bar for each stage, on a terminal alone.
-"""
+"""Progress on the terminal: a bar and one line per epoch for training, a bar per attack or stage for other work."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class TrainingProgress:
         self.bar.stop()
 
     def start(self, trainer: Trainer, notes: list[str]) -> None:
-        """Say what is trained and on how many images."""
+        """Print what is trained and on how many images."""
         settings = trainer.settings
         weights = sum(p.numel() for p in trainer.model.parameters())
         processes = "" if trainer.world.size == 1 else f"{trainer.world.size} x "
@@ -76,7 +74,7 @@ class TrainingProgress:
         self.bar.update(self.task, completed=done, note=note)
 
     def epoch(self, metrics: Metrics) -> None:
-        """A line for the epoch; validation is on held-out training images."""
+        """Print a line for the epoch; validation is on held-out training images."""
         self.robust = f"  robust {metrics['robust']:.1%}"
         self.console.print(
             f"epoch {metrics['epoch']:3.0f}/{self.config.training.epochs}  loss {metrics['loss']:.3f}  "
@@ -88,9 +86,7 @@ class TrainingProgress:
 
 @contextmanager
 def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
-    """On a terminal a bar for each network and stage; elsewhere nothing until the end. It yields what is to be told
-    (network, stage, done, total).
-    """
+    """A bar for each network and stage. Yields a function to be called with (network, stage, done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
@@ -106,7 +102,7 @@ def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar for each attack on the terminal; what it yields is `evaluate`'s `on_progress`."""
+    """A bar for each attack. Yields a function for `on_progress` of `evaluate`."""
 
     columns = (
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""`advsphere recipes`: what can be trained by name."""
+"""`advsphere recipes`: list what can be trained by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from advsphere.recipes import describe
 
 HELP = """usage: advsphere recipes [WORD]
 
-Lists the recipes by the paper's table that they belong to, all or those whose name holds WORD.
+Lists the recipes by the table of the paper that they belong to: all, or those whose name contains WORD.
 Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all of its settings."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print a line for each recipe, and below it what is uncertain about it."""
+    """Print a line for each recipe and, if a word is given, its notes."""
     if arguments and arguments[0].startswith("-"):
         print(HELP)
         return 0 if arguments[0] in ("-h", "--help") else 2
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
             lines.add_row(f"[cyan]{entry.config.recipe}[/]", "\n".join(map(escape, (entry.summary, *notes))))
         console.print(lines)
     if not listed:
-        console.print(f"no recipe's name holds {' '.join(arguments)!r}; `advsphere recipes` lists them all")
+        console.print(f"no recipe's name contains {' '.join(arguments)!r}; `advsphere recipes` lists them all")
         return 1
     if not arguments:
         console.print("\nSources, and what is uncertain: advsphere recipes WORD")

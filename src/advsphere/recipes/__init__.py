@@ -1,6 +1,4 @@
-"""Recipes: a name for each training run, and the typed config behind it; one for each trained row of the paper's
-tables, and some of our own for small machines.
-"""
+"""Recipes: named training configs, one for each trained row of the paper's tables, and some for small machines."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ TABLES: dict[str, list[Config]] = {
     OURS: [*small.RECIPES, *cifar10.RECIPES, *imagenet.RECIPES],
     **dict(sorted((cifar10.TABLES | imagenet.TABLES).items())),
 }
-"""The recipes by the paper's table that their results belong in."""
+"""The recipes by the table of the paper that their results belong to."""
 RECIPES: dict[str, Config] = {config.recipe: config for configs in TABLES.values() for config in configs}
 
 
@@ -50,7 +48,7 @@ def recipe(name: str) -> Config:
 
 
 def plain(name: str) -> str:
-    """What the plain partner of a recipe on the sphere is called: the same, without -he or -m-he."""
+    """The name of the plain partner of a recipe with HE: the same without -he or -m-he."""
     return re.sub(r"(-m)?-he(?=-|$)", "", name)
 
 
@@ -60,7 +58,7 @@ def describe() -> list[Listing]:
 
 
 def method(config: Config) -> str:
-    """What the paper's tables call a training method: "PGD-AT", "TRADES+HE", "FastAT+m-HE (our reading)"."""
+    """The paper's name for a training method: "PGD-AT", "TRADES+HE", "FastAT+m-HE (our reading)"."""
     name, sphere = title_of(config.objective), config.sphere
     if sphere is None:
         return name
@@ -68,7 +66,7 @@ def method(config: Config) -> str:
 
 
 def summary(config: Config) -> str:
-    """A config in one line: method, network, data, length and what sets it apart from others of its kind."""
+    """A config in one line: method, network, data, epochs and weight decay."""
     training, sphere = config.training, config.sphere
     on_sphere = "" if sphere is None else f", s = {sphere.scale:g}, m = {sphere.margin:g}"
     replays = f" of {config.objective.replays} replays" if config.objective.replays > 1 else ""

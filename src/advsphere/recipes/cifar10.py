@@ -176,4 +176,4 @@ RECIPES = [
     released("pgd-at-s10", None, *TABLE_6_PLAIN_NOTES, network="wrn-34-10"),
     released("pgd-at-s10-wrn-34-20", None, *TABLE_6_PLAIN_NOTES, WRN_34_20_NOTE, network="wrn-34-20"),
 ]
-"""Those that no table of the paper has."""
+"""Those that are in no table of the paper."""

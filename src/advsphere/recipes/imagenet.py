@@ -135,4 +135,4 @@ TABLES = {
     ],
 }
 RECIPES = [fast(None), fast(S10, SCALE_HE_NOTE), pgd_at(None), pgd_at(S10, SCALE_HE_NOTE)]
-"""Those that no table of the paper has."""
+"""Those that are in no table of the paper."""

@@ -1,4 +1,4 @@
-"""Recipes of our own for small machines: the digits, which take seconds, and CIFAR-10 with WRN-10-2 and 40 classes of
+"""Recipes for small machines: the digits, which take seconds, and CIFAR-10 with WRN-10-2 and 40 classes of
 Tiny ImageNet with ResNet-18, which take about an hour on a CPU core or two.
 
 Within each pair, plain and -he, everything but the sphere is equal, weight decay included.
@@ -73,7 +73,7 @@ def folder(name: str, objective: Objective) -> Config:
 
 
 def with_he(plain: Config, sphere: HypersphereConfig | None = None) -> Config:
-    """The same recipe on the sphere; s = 15 and m = 0.2 are the defaults of the paper's code."""
+    """The same recipe with HE; s = 15 and m = 0.2 are the defaults of the paper's code."""
     return replace(plain, recipe=f"{plain.recipe}-he", sphere=sphere or HypersphereConfig(scale=15.0, margin=0.2))
 
 

@@ -1,1 +1,1 @@
-"""Runs: what one is (config), how it is built, trained, kept in a folder and found again."""
+"""Training runs: their config, parts, training, folder, and what of them is evaluated."""
