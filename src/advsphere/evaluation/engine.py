@@ -28,6 +28,7 @@ from advsphere.evaluation.suites import Effort, SuiteContext, anytime, attacks_o
 from advsphere.evaluation.work import OnProgress, Plan
 from advsphere.files import some
 from advsphere.identity import data_checksum, describe, model_answers, model_record, unknowns
+from advsphere.provenance import environment
 from advsphere.rng import permutation
 from advsphere.threat import ThreatModel
 
@@ -120,8 +121,7 @@ def prepare(
     world: World = World(),
 ) -> Plan:
     """Check everything that `evaluate` is given, and write nothing yet."""
-    device_of(model)  # refuses what is no module
-    images = images_of(images, labels)
+    images, device = images_of(images, labels), device_of(model)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)
     if threat.eps == 0:
@@ -154,7 +154,8 @@ def prepare(
         findings.append(
             Finding("identity", "noted", f"can't be told from others: {some(unknown)}; so nothing is resumed")
         )
-    return Plan(model, images, threat, specs, identity, answers, dtype, budget, tuple(findings), world)
+    around = environment(device)
+    return Plan(model, images, threat, specs, identity, answers, around, dtype, budget, tuple(findings), world)
 
 
 def context_of(

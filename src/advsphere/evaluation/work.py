@@ -34,7 +34,6 @@ from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import canonical
 from advsphere.identity import AnotherModelError
-from advsphere.provenance import environment
 from advsphere.rng import Rng
 from advsphere.stats import wilson
 from advsphere.threat import ThreatModel
@@ -81,9 +80,9 @@ Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation that passed its checks, and the ledger that it goes to.
+    """An evaluation that passed its checks, and its ledger.
 
-    answers: of the model on a few images, to tell it from another one with the same identity.
+    answers: of the model on a few images. dtype: the precision of the search, None for float32.
     """
 
     model: nn.Module
@@ -92,6 +91,7 @@ class Plan:
     specs: Sequence[AttackSpec]
     identity: Mapping[str, Any]
     answers: Mapping[str, Any]
+    environment: Mapping[str, Any]
     dtype: torch.dtype | None
     budget: float | None
     findings: tuple[Finding, ...]
@@ -99,10 +99,9 @@ class Plan:
     ledger: Path | None = None
 
     def claim(self, path: Path | None, *, beside: bool = True) -> Plan:
-        """Create the ledger, or find the one to go on with.
+        """Create the ledger, or find the one to continue. Raises UserError for a ledger of another evaluation.
 
-        beside: where it holds an evaluation of another model, keep it and take a file beside it. Raises UserError for
-        a ledger of another evaluation.
+        beside: if only the model differs, leave that ledger as it is and write another file beside it.
         """
         if path is None:
             return self
@@ -137,16 +136,12 @@ class Plan:
             return cast(Evaluation, self.world.from_first(result))
 
     def _begin(self, path: Path | None, *, beside: Path | None = None) -> Ledger:
-        return Ledger.create_or_resume(
-            path,
-            identity=self.identity,
-            answers=self.answers,
-            labels=self.images.labels.tolist(),
-            environment=environment(device_of(self.model)),
-            beside=beside,
-        )
+        labels = self.images.labels.tolist()
+        known = {"identity": self.identity, "answers": self.answers, "environment": self.environment}
+        return Ledger.create_or_resume(path, labels=labels, beside=beside, **known)
 
     def _names(self, path: Path) -> Iterator[Path]:
+        """The file itself, then free names beside it."""
         yield path
         own = hashlib.sha256(canonical(self.identity).encode()).hexdigest()[:8]
         for i in itertools.count(1):
@@ -173,7 +168,7 @@ class _Work:
                 self._attack(spec, own, deadline)
 
     def probe(self) -> None:
-        """Measure once what the signs of gradient masking need; the attacks' deadline does not cut it short."""
+        """Run the probes for the signs of gradient masking that are missing; the budget does not count here."""
         missing = [name for name in PROBES if name not in self.ledger.probes]
         if not missing:
             return
@@ -223,12 +218,8 @@ class _Work:
                 seconds, images = seconds + took, images + len(index)
                 counts.update(cell.status for cell in found)
             if self.on_progress is not None:
-                robust = counts["resisted"] + counts["invalid"]
-                self.on_progress(
-                    Progress(
-                        attack=name, done=counts.total(), total=total, robust=robust, seconds=seconds, images=images
-                    )
-                )
+                count = {"done": counts.total(), "robust": counts["resisted"] + counts["invalid"], "images": images}
+                self.on_progress(Progress(attack=name, total=total, seconds=seconds, **count))
 
     @property
     def _batch_size(self) -> int:
@@ -246,7 +237,7 @@ Begin = Callable[..., Ledger]
 
 @contextmanager
 def whole(path: Path | None, begin: Begin) -> Iterator[Ledger]:
-    """The main ledger, once it holds what the parts beside it do; they are then gone. path: None is in memory."""
+    """The main ledger (None: in memory), after it took over the parts beside it, which are then deleted."""
     with begin(path) as book:
         if path is not None and (parts := sorted(path.parent.glob(_part(path, "*").name))):
             with ExitStack() as stack:
@@ -258,13 +249,13 @@ def whole(path: Path | None, begin: Begin) -> Iterator[Ledger]:
 
 @contextmanager
 def own_part(path: Path | None, begin: Begin, world: World) -> Iterator[Ledger]:
-    """The ledger that this process of several writes, and in which it reads what the main one holds too.
+    """The ledger that this process of several writes; the rows of the main one are read from it too.
 
-    All ranks enter and leave it together; in between they are on their own. Raises UserError without a path, and where
-    the ranks do not mean the same evaluation.
+    All ranks enter and leave it together. Raises UserError without a path, and if the ranks are given different
+    evaluations.
     """
     if path is None:
-        raise UserError("several processes put their results together in a file; give the ledger a path")
+        raise UserError("several processes need a file for their results; give the ledger a path")
     if world.first:
         with whole(path, begin):
             pass
@@ -280,9 +271,10 @@ def _part(path: Path, rank: str) -> Path:
 
 
 def assign_batches(batches: int, done: Iterable[set[int]], world: World) -> list[int]:
-    """The batches that this process takes, in order. done: for each attack, the batches that are finished already.
+    """The batches of this process, in order. done: for each attack, its finished batches.
 
-    Every rank gets as many as any other, give or take one, of those that are equally far; by the same rule on all.
+    Batches are sorted by how many attacks have finished them, and dealt out in turn, so every rank gets about as much
+    work.
     """
     finished = [*done]
     order = sorted(range(batches), key=lambda batch: sum(batch in one for one in finished))
