@@ -133,6 +133,10 @@ CLAIM = """
 import torch
 from torch import nn
 
+def images():
+    x = torch.cat([torch.full((6, 3, 8, 8), 60 / 255), torch.full((6, 3, 8, 8), 200 / 255)])
+    return x, torch.arange(2).repeat_interleave(6)
+
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
 """
@@ -168,4 +172,7 @@ def test_a_refused_call_leaves_everything_untouched(
     for _ in range(2):
         assert main([*own, "--weights", "good.pt"]) == main([*own, "--weights", "good.pt", "--seed", "1"]) == 0
     assert len([*Path("runs/own").iterdir()]) == 2
+    # Images may also come from a function.
+    own = own[:4] + ["claim:images"] + own[7:]
+    assert main([*own, "--weights", "good.pt", "--out", "named"]) == main(["verify", "named"]) == 0
     capfd.readouterr()

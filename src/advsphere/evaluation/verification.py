@@ -149,8 +149,8 @@ def verify(
         if labels is None and not isinstance(images, Images):
             labels = torch.tensor(book.labels)
         evidence = _Evidence(model, images_of(images, labels), book)
-        found = [_file(written), _numbers(written, book), _statuses(book), evidence.model_is_the_one()]
-        found.append(evidence.images_are_the_ones())
+        found = [_file(written), _numbers(written, book), _statuses(book), evidence.same_model()]
+        found.append(evidence.same_images())
         if found[-1].status != "failed":
             specs = specs_of(book, model, evidence.images, suite)
             found += [evidence.clean_again(), *(evidence.stored_again(name) for name in book.attacks)]
@@ -199,20 +199,20 @@ def _statuses(book: Ledger) -> Finding:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """The ledger beside the model and the images that it is said to be about."""
+    """A ledger, and the model and images to check it against."""
 
     model: nn.Module
     images: Images
     book: Ledger
 
-    def model_is_the_one(self) -> Finding:
+    def same_model(self) -> Finding:
         if changed := another_model(self.book, self.model):
             edited = all(line.startswith("classes.") for line in changed)  # with the same weights and answers
             says = "its source file was changed since" if edited else "another model"
             return Finding("model", "noted" if edited else "failed", f"{says}: {some(changed)}")
         return Finding("model", "ok", f"the model that was evaluated ({self.book.identity['model']['checksum'][:12]})")
 
-    def images_are_the_ones(self) -> Finding:
+    def same_images(self) -> Finding:
         claimed = self.book.identity["data"]
         found = data_checksum(self.images, self.book.identity["batch_size"])
         if claimed["checksum"] != found or self.images.labels.tolist() != self.book.labels:
@@ -237,7 +237,7 @@ class _Evidence:
         return Finding(CLEAN, "ok", f"all {len(status)} predictions are as recorded")
 
     def stored_again(self, name: str) -> Finding:
-        """Every stored adversarial image: misclassified, as far as the ledger says, and in the ball if it counts."""
+        """Whether every stored image is misclassified, at the recorded distance, and in the ball if it counts."""
         labels = self.book.labels
         shown = {c.example: c for c in self.book.cells(name) if c.prediction not in (None, labels[c.example])}
         bad: list[str] = []
@@ -258,7 +258,7 @@ class _Evidence:
                 elsewhere = (self.threat.distance(x_adv, x).cpu() - said).abs() > 1e-5 * said + 1e-7
                 wrong, close = (flags.cpu() for flags in _misclassified(exact, x_adv, y))
                 near += int((~wrong & close).sum())
-                faults = {"outside the ball": outside, "not as far as is said": elsewhere}
+                faults = {"outside the ball": outside, "not at the recorded distance": elsewhere}
                 for says, which in (faults | {"not misclassified": ~wrong & ~close}).items():
                     bad += [f"image {i} is {says}" for i in index[which].tolist()]
         if bad:

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cattrs
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from advsphere import named
 from advsphere.classifier import PixelClassifier
-from advsphere.data import Images, load_test
+from advsphere.data import Dataset, Images, from_dataset, load_test
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.models import load_weights
-from advsphere.runs.build import device
+from advsphere.runs.build import as_dataset, device
 from advsphere.runs.folder import load_run
 
 
@@ -34,8 +35,8 @@ class EvaluationTarget:
         model: A model of yours: package.module:function, called without arguments. It takes pixels in [0, 1]; see
             --mean.
         weights: The weights of your model: a state dict, as safetensors or from torch.save.
-        data: The images of your model: a folder with val/<class>/ or test/<class>/, or CIFAR. For a run: where its
-            data lie now.
+        data: The images of your model: a folder with val/<class>/ or test/<class>/, CIFAR, or package.module:function,
+            which returns them. For a run: where its data lie now.
         image_size: The side that an image folder's images are brought to.
         mean: What your model's input is normalised with, if the model does not do that itself; one number a channel.
         std: The standard deviation that belongs to --mean.
@@ -84,7 +85,11 @@ class EvaluationTarget:
             raise UserError("give both --mean and --std, one number a channel, or neither")
         if self.mean is not None and self.std is not None:
             model = PixelClassifier(model, self.mean, self.std)
-        return model, load_test(_kind_of(self.data), self.data, image_size=self.image_size).to(device())
+        if named.is_name(str(self.data)):
+            images = _returned_by(str(self.data), self.image_size)
+        else:
+            images = load_test(_kind_of(self.data), self.data, image_size=self.image_size)
+        return model, images.to(device())
 
     def at(self, data: Path | None) -> EvaluationTarget:
         """The same target with its images at another place; None leaves it as it is."""
@@ -118,16 +123,25 @@ def evaluations(place: Path, holding: str = "evaluation.json") -> list[Path]:
     return sorted(path.parent for path in place.glob(f"evaluations/*/{holding}"))
 
 
+def _returned_by(name: str, image_size: int | None) -> Images:
+    """The images that a user's function returns: one set, or the test part of a data set."""
+    made = named.call(name, {}, {})
+    parts = isinstance(made, Dataset | Mapping) or (isinstance(made, tuple) and not isinstance(made[0], Tensor))
+    if parts:
+        return as_dataset(made, name, image_size=image_size).test
+    return from_dataset(made, name=name, image_size=image_size)
+
+
 def _relative(place: Path | None, folder: Path) -> str | None:
-    if place is None:
-        return None
+    if place is None or named.is_name(str(place)):
+        return None if place is None else str(place)
     inside = place.resolve() in folder.resolve().parents
     return os.path.relpath(place.resolve(), folder.resolve()) if inside or not place.is_absolute() else str(place)
 
 
 def _found(place: Path | None, folder: Path) -> Path | None:
     """The inverse of `_relative`. The path is absolute if the folder's is, else relative to the current folder."""
-    if place is None or place.is_absolute():
+    if place is None or place.is_absolute() or named.is_name(str(place)):
         return place
     found = (folder / place).resolve()
     return found if folder.is_absolute() else Path(os.path.relpath(found))
