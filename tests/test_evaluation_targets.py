@@ -173,6 +173,6 @@ def test_a_refused_call_leaves_everything_untouched(
         assert main([*own, "--weights", "good.pt"]) == main([*own, "--weights", "good.pt", "--seed", "1"]) == 0
     assert len([*Path("runs/own").iterdir()]) == 2
     # Images may also come from a function.
-    own = own[:4] + ["claim:images"] + own[7:]
+    own = [*own[:4], "claim:images", *own[7:]]
     assert main([*own, "--weights", "good.pt", "--out", "named"]) == main(["verify", "named"]) == 0
     capfd.readouterr()

@@ -175,7 +175,9 @@ def refuse_another(
     """Raise UserError if the evaluation that a ledger holds differs from the one that is asked for, naming what
     differs; AnotherModelError if all of it follows from the model.
     """
-    changed = [str(change) for change in differences(held, json.loads(canonical(given)))]
+    changed = [str(change) for change in differences(held, json.loads(canonical(given))) if change.path != "anew"]
+    if held.get("anew") != given.get("anew"):
+        changed.append("the model or its attacks have parts that can't be recorded")
     if held_answers is not None and answers is not None and not answer_alike(held_answers, answers):
         changed.append("the model answers otherwise on the same images")
     if list(held["attacks"]) != list(given["attacks"]):
@@ -185,7 +187,7 @@ def refuse_another(
     # The settings of a named suite follow from the suite and the model. Those lines are long, so they come last.
     named = given.get("suite", {}).get("name", "own") != "own"
     own = [line for line in changed if not (named and line.startswith("attacks"))]
-    only_model = bool(own) and all(line.startswith(("model.", "the model", "anew")) for line in own)
+    only_model = bool(own) and all(line.startswith(("model.", "the model")) for line in own)
     changed.sort(key=lambda line: line.startswith("attacks"))
     raise (AnotherModelError if only_model else UserError)(
         f"{place} holds another evaluation: {'; '.join(changed[:4])}. "

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from advsphere.attacks import Guides
+from advsphere.attacks import Guides, pgd
 from advsphere.classifier import fooled, split
 from advsphere.errors import UserError
-from advsphere.evaluation import SUITES, Effort, SuiteContext, evaluate
-from advsphere.evaluation.suites import attacks_of
+from advsphere.evaluation import SUITES, AttackSpec, Effort, SuiteContext, evaluate, suite
+from advsphere.evaluation.suites import attacks_of, find_suite, rank_of
 from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 from tests.evaluation.cases import THREAT, Known, linear
@@ -141,3 +142,35 @@ def test_an_unknown_suite_gets_the_nearest_name() -> None:
         attacks_of("quik", SuiteContext(threat=THREAT))
     with pytest.raises(UserError, match="choose one of quick, paper, table2"):
         attacks_of("everything", SuiteContext(threat=THREAT))
+
+
+def user_suite(context: SuiteContext) -> list[AttackSpec]:
+    return [AttackSpec("mine", partial(pgd, threat=context.threat, steps=context.steps(3), step_size=0.01))]
+
+
+def no_suite(context: SuiteContext) -> list[str]:
+    return ["PGD"]
+
+
+def test_a_user_defined_suite_is_found_by_its_name() -> None:
+    name = f"{__name__}:user_suite"
+    assert find_suite(name)[0] == {"name": name, "rank": 0}
+    assert [spec.name for spec in attacks_of(name, SuiteContext(threat=THREAT))] == ["mine"]
+    try:
+        suite(rank=55)(user_suite)
+        record = find_suite(name)[0]
+        assert record == {"name": name, "rank": 55} and name in SUITES and "user_suite" not in SUITES
+        known = [rank_of({"name": each}) for each in ("quick", "paper", "autoattack", "survival")]
+        assert known == sorted(known) and known[1] < rank_of(record) < known[2] and rank_of({"name": "own"}) == 0
+        assert rank_of({"name": "not.installed:here", "rank": 7}) == 7
+    finally:
+        SUITES.pop(name)
+    result = evaluate(*linear(), threat=THREAT, suite=name)
+    assert result.identity["suite"]["name"] == name and result.attacks[0].name == "mine"
+    for wrong, says in (
+        (f"{__name__}:nothing", "nothing"),
+        (f"{__name__}:no_suite", "must return a list of AttackSpec"),
+        ("tests.x:y", "tests.x"),
+    ):
+        with pytest.raises(UserError, match=says):
+            evaluate(*linear(), threat=THREAT, suite=wrong)

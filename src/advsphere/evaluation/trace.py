@@ -75,17 +75,16 @@ class Trace:
 
     def words(self, attempt: Attempt) -> str:
         """The outcome of an attempt in a few words."""
-        if attempt.outcome == "fooled":
-            return f"fooled: {self.name(attempt.prediction)}"
-        if attempt.outcome == "invalid":
-            left = "pixel range" if attempt.settings.get("minimal") else "ball"
-            return f"left the {left}, so it counts as resisted"
-        if attempt.outcome == "not_reached":
-            return "not reached: time was over, or interrupted"
-        if attempt.outcome == "not_run":
-            clean = attempt.before == CLEAN
-            return "skipped: misclassified anyway" if clean else f"skipped: already broken by {attempt.before}"
-        return f"resisted: {self.name(attempt.prediction)} is outside the ball" if attempt.stored else "resisted"
+        if attempt.outcome == "resisted":
+            return f"resisted: {self.name(attempt.prediction)} is outside the ball" if attempt.stored else "resisted"
+        left = "pixel range" if attempt.settings.get("minimal") else "ball"
+        return {
+            "fooled": f"fooled: {self.name(attempt.prediction)}",
+            "invalid": f"left the {left}, so it counts as resisted",
+            "not_reached": "not reached: time was over, or interrupted",
+            "not_run": f"skipped: already broken by {attempt.before}",
+            "clean": "skipped: misclassified anyway",
+        }[attempt.outcome if attempt.before != CLEAN else "clean"]
 
     @property
     def title(self) -> str:
@@ -117,23 +116,15 @@ class Trace:
         table.add_column("outcome", ratio=3)
         table.add_column("distance", justify="right", no_wrap=True)
         for attempt in self.attempts:
-            words = Text(in_words(attempt.settings, self.threat.norm))
+            settings = Padding(Text(in_words(attempt.settings, self.threat.norm)), (0, 0, 0, 2))
             shown = attempt.stored or attempt.outcome == "invalid"
             distance = f"{attempt.distance:.4g}" if shown and attempt.distance is not None else ""
-            table.add_row(
-                Group(Text(attempt.attack), Padding(words, (0, 0, 0, 2))), Text(self.words(attempt)), distance
-            )
+            table.add_row(Group(Text(attempt.attack), settings), Text(self.words(attempt)), distance)
         out = io.StringIO()
         console = Console(file=out, width=width, highlight=False, markup=False)
-        console.print(self.title)
-        console.print(
-            f"{self.threat.norm}, eps = {radius(self.threat.eps)} ({self.threat.eps:.4g}); "
-            f"random numbers: seed {self.seed}, example {self.example}, in any batch"
-        )
-        console.print()
-        console.print(table)
-        console.print()
-        console.print(self.summary)
+        ball = f"{self.threat.norm}, eps = {radius(self.threat.eps)} ({self.threat.eps:.4g})"
+        console.print(f"{self.title}\n{ball}; random numbers: seed {self.seed}, example {self.example}, in any batch\n")
+        console.print(table, f"\n{self.summary}")
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __str__(self) -> str:
