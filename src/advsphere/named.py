@@ -105,13 +105,16 @@ def source_checksum(thing: Any) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def call(function: str | Callable[..., Any], arguments: Mapping[str, Any], offered: Mapping[str, Any]) -> Any:
+def call(
+    function: str | Callable[..., Any], arguments: Mapping[str, Any], offered: Mapping[str, Any], *positional: Any
+) -> Any:
     """Call a user-defined function or class.
 
     Args:
         function: The function, or its name `package.module:object`.
         arguments: Keyword arguments that the user gave.
         offered: Values that are passed where the function has a parameter of that name and the user gave none.
+        *positional: Positional arguments.
 
     Returns:
         What it returns.
@@ -121,7 +124,7 @@ def call(function: str | Callable[..., Any], arguments: Mapping[str, Any], offer
     """
     found = load(function) if isinstance(function, str) else function
     try:
-        return found(**{**fitting(found, offered), **arguments})
+        return found(*positional, **{**fitting(found, offered), **arguments})
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything

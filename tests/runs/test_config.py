@@ -272,3 +272,16 @@ def test_a_config_as_a_dict_is_plain() -> None:
         )
 
     assert all(plain(to_dict(config)) for config in RECIPES.values())
+
+
+def test_arguments_are_plain_data_and_a_config_can_be_hashed() -> None:
+    config = replace(BASE, data=replace(BASE.data, name="my.data:photos", arguments={"size": (3, 4), "names": ["a"]}))
+    assert hash(config) == hash(replace(config, notes=config.notes))
+    again = from_yaml(to_yaml(config))
+    assert again.data.arguments == {"size": [3, 4], "names": ["a"]} and differences(config, again) == []
+    assert (
+        refused(changed("data.arguments", [3]))
+        == "data.arguments: arguments are expected here, one `name: value` a line"
+    )
+    with pytest.raises(UserError, match="plain data"):
+        to_yaml(replace(BASE, model=replace(BASE.model, arguments={"layer": object()})))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere import provenance
+from advsphere import named, provenance
 from advsphere.cli import main
 from advsphere.data import Dataset, ImageSet
 from advsphere.errors import UserError
@@ -43,6 +43,9 @@ class Own(PGDAT):
 
 def net(num_classes, in_channels, width=8):
     return nn.Sequential(nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, num_classes))
+
+def adam(weights):
+    return torch.optim.Adam(weights, lr=0.01)
 
 class Blobs:
     classes = ["dark", "bright"]
@@ -242,6 +245,13 @@ def test_named_parts_reach_every_command(module: str, capsys: pytest.CaptureFixt
     assert "Own on 40 images" in shown and "verified" in shown
     page = Path("page.html").read_text()
     assert f"{module}:Own" in page and f"--objective {module}:Own" in page and "Own+HE" in page
+
+
+def test_a_named_function_makes_the_optimizer(module: str, tmp_path: Path) -> None:
+    quick(tmp_path / "named", optimizer=f"{module}:adam")
+    quick(tmp_path / "passed", optimizer=named.load(f"{module}:adam"), resume=True)
+    assert_same_run(tmp_path / "named", tmp_path / "passed")
+    assert read_config(tmp_path / "passed").training.optimizer == f"{module}:adam"
 
 
 def test_a_resume_with_another_source_is_refused(module: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ class DataSettings:
     """
 
     name: str = "digits"
-    arguments: Arguments = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict, hash=False)
     root: Path | None = field(default=None, metadata={"affects_result": False})
     image_size: int | None = None
     resize: int | None = None
@@ -73,7 +73,7 @@ class ModelSettings:
     """
 
     name: str = "small-cnn"
-    arguments: Arguments = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict, hash=False)
     pretrained: bool = False
     weights: Path | None = None
     head: str | None = None
@@ -211,6 +211,11 @@ def _plain(value: Any) -> Any:
         return tag | {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        try:
+            return json.loads(json.dumps(value))  # tuples become lists, as when they are read back
+        except TypeError as error:
+            raise UserError(f"arguments have to be plain data to be recorded: {error}") from error
     return str(value) if isinstance(value, Path) else value
 
 

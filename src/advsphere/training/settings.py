@@ -110,7 +110,7 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) 
     known: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         return optim.SGD(parameters, **known)
-    made = call(settings.optimizer, {"params": parameters, **settings.optimizer_arguments}, known)
+    made = call(settings.optimizer, settings.optimizer_arguments, known, parameters)
     if not isinstance(made, optim.Optimizer):
         raise UserError(f"{settings.optimizer} made a {type(made).__name__}, not a torch.optim.Optimizer")
     return made
