@@ -15,6 +15,7 @@ LONG = (
     "distributed/test_elastic.py",
     "cli/test_demo.py",
     "test_robust_training.py",
+    "test_examples.py",
     "training/test_ranks.py",
     "evaluation/test_work.py",
     "cli/test_commands.py",

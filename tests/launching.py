@@ -1,4 +1,4 @@
-"""Several ranks of one program, without torchrun's agent: it takes longer to start than most tests to run."""
+"""Programs in processes of their own, as one rank or as several (without the agent of torchrun, which starts slowly)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 SERVER = multiprocessing.get_context("forkserver")
-"""Ranks are forked from one process, which has imported what takes seconds to import."""
+"""Ranks are forked from one process that has already imported what takes seconds to import."""
 PRELOADED = ["pytest", "sklearn.datasets", "torch._dynamo", "advsphere.cli.evaluate", "advsphere.cli.train"]
 SERVER.set_forkserver_preload(PRELOADED)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import parse
 from advsphere.cli.train import Options
 from advsphere.recipes import recipe
+from tests.launching import run_ranks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,10 +23,18 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PRINTED = {"attack_your_model": "verified", "add_a_report_metric": "report.html"}
 PRINTED |= {"add_a_table": "less FastAT+HE", "add_an_objective": "worst case", "add_a_data_set": "worst case"}
 
+AS_A_SCRIPT = """
+import os, runpy, sys
+script, folder = sys.argv[1:]
+os.chdir(folder)
+sys.argv, sys.path[0] = [script], os.path.dirname(script)
+runpy.run_path(script, run_name="__main__")
+"""
+
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    (run,) = run_ranks(1, AS_A_SCRIPT, example, tmp_path, seconds=300)
     assert run.returncode == 0, run.stderr
     assert PRINTED.get(example.stem, "") in run.stdout
 
