@@ -1,4 +1,4 @@
-"""Programs in processes of their own, as one rank or as several (without the agent of torchrun, which starts slowly)."""
+"""Programs in processes of their own, as one rank or as several, without the agent of torchrun: it starts slowly."""
 
 from __future__ import annotations
 

@@ -73,7 +73,12 @@ def folder(options: Options, **changed: Any) -> Path:
     """As for an evaluation of the digits; changed: of its identity."""
     threat = {"norm": options.norm or "linf", "eps": options.eps or 0.2}
     suite = {"name": options.suite, "restarts": 1, "steps": None, "guides": 100, "cascade": False}
-    identity = {"threat": threat, "suite": suite, "batch_size": options.batch_size or 250, "data": {"shape": [1, 8, 8]}}
+    identity: dict[str, Any] = {
+        "threat": threat,
+        "suite": suite,
+        "batch_size": options.batch_size or 250,
+        "data": {"shape": [1, 8, 8]},
+    }
     for key, value in changed.items():
         identity[key] = {**identity.get(key, {}), **value} if isinstance(value, dict) else value
     return folder_of(options, CONFIG if options.subject.run else None, identity)
