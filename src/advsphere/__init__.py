@@ -64,7 +64,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.import_module("importlib.metadata").version("advsphere")
+        metadata = importlib.import_module("importlib.metadata")
+        try:
+            return metadata.version("advsphere")
+        except metadata.PackageNotFoundError:  # imported from a checkout that is not installed
+            return "unknown"
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)
