@@ -13,10 +13,12 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 PACKAGE = Path(__file__).parents[1] / "src" / "advsphere"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -124,6 +126,13 @@ def test_a_file_holds_one_idea_and_is_named_for_it(file: Path) -> None:
 def test_nothing_is_left_to_do(file: Path) -> None:
     """Plans are written into issues."""
     assert not [line for line in file.read_text().splitlines() if re.search(r"#.*\b(TODO|FIXME|XXX|FOLDED)\b", line)]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    root = PACKAGE.parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((root / "CITATION.cff").read_text())["version"] == version
+    assert re.findall(r"^## \[(.*)\]", (root / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version
 
 
 def test_importing_the_package_is_quick_and_silent() -> None:
