@@ -1,4 +1,4 @@
-"""What decides a result, as JSON-able data: attacks, losses, models and images, each recorded by what tells it apart.
+"""Records of everything that decides a result, as JSON-able data: attacks, losses, models and images.
 
 Parts of advsphere are recorded by their name and arguments. User-defined functions and classes are recorded with the
 module they are defined in and a hash of its source file as well, so that two of one name can't be confused. Where a
@@ -51,13 +51,13 @@ TOLERANCE = 1e-3
 
 
 def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
-    """JSON-able data that tells an attack, a loss or any argument of one from others.
+    """A record of an attack, a loss or any argument of one, as JSON-able data. Different things have different records.
 
     A partial becomes its function's name and every parameter, defaults included. A function that another one made
     becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
     "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. What is
-    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file, or its package's version) as well. An
-    entry "unknown" stands wherever the record does not tell the value from others, as for a lambda.
+    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file, or its package's version) as well. The
+    entry "unknown" marks what can't be recorded, such as a lambda.
     """
     again = partial(describe, deepest=deepest - 1)
     if deepest < 0:
@@ -93,7 +93,7 @@ def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
 
 
 def unknowns(record: Any) -> Iterator[str]:
-    """What a record of `describe` can't tell apart, each with the reason."""
+    """What a record marks as unknown, each with the reason."""
     if isinstance(record, Mapping):
         if isinstance(record.get("unknown"), str):
             yield f"{record.get('name')}: {record['unknown']}"
@@ -162,7 +162,7 @@ def answer_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 class AnotherModelError(UserError):
-    """A ledger holds the same evaluation of another model, or of one that can't be told from it."""
+    """A ledger holds the same evaluation of another model, or something that can't be recorded."""
 
 
 def refuse_another(
@@ -275,7 +275,7 @@ def _flatten(name: str, value: Any, tensors: dict[str, Tensor], words: list[str]
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for i, part in enumerate(value):
             _flatten(f"{name}.{i}", part, tensors, words)
-    elif " object at 0x" in repr(value):  # an address tells nothing
+    elif " object at 0x" in repr(value):  # an address changes with every run
         words.append(f"{name}: {type(value).__qualname__}")
     else:
         words.append(f"{name}: {value!r}")

@@ -85,7 +85,7 @@ def preflight(
 
 
 def usual_batch_size(shape: Sequence[int]) -> int:
-    """How many images of this shape (C, H, W) make a batch where nobody says: 250, and 27 at 224 pixels."""
+    """The default batch size for images of this shape (C, H, W): 250, and 27 at 224 pixels."""
     return max(1, min(LARGEST, MOST_VALUES // math.prod(shape)))
 
 

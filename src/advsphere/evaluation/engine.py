@@ -152,7 +152,7 @@ def prepare(
     if unknown := [*unknowns(identity)]:
         identity["anew"] = world.from_first(secrets.token_hex(8))
         findings.append(
-            Finding("identity", "noted", f"can't be told from others: {some(unknown)}; so nothing is resumed")
+            Finding("identity", "noted", f"not recorded completely, so nothing is resumed: {some(unknown)}")
         )
     around = environment(device)
     return Plan(model, images, threat, specs, identity, answers, around, dtype, budget, tuple(findings), world)

@@ -193,10 +193,10 @@ def replay(
     suite: the attacks, if the evaluation was given a list. Raises UserError for an unknown attack or example, a
     misclassified image, another model and other labels.
     """
-    told = trace_example(book, example, images.classes)
-    then = told.attempt(attack)
-    if told.prediction != told.label:
-        raise UserError(f"{told.title}; there is nothing to replay")
+    trace = trace_example(book, example, images.classes)
+    then = trace.attempt(attack)
+    if trace.prediction != trace.label:
+        raise UserError(f"{trace.title}; there is nothing to replay")
     if changed := another_model(book, model):
         raise UserError(f"this is another model than the one that was evaluated: {some(changed)}; replay with that one")
     if images.labels.tolist() != book.labels:
@@ -205,8 +205,8 @@ def replay(
     index = torch.tensor([example])
     with exact_float32():
         verdict = judge_again(book, model, images, spec, index)
-    (cell,) = verdict.cells(index, torch.tensor([told.label], device=device_of(model)))
-    now = _attempt(attack, then.settings, cell, told.label, None)
+    (cell,) = verdict.cells(index, torch.tensor([trace.label], device=device_of(model)))
+    now = _attempt(attack, then.settings, cell, trace.label, None)
     return Replay(then=then, now=now, x_adv=verdict.x_adv[0].cpu(), forwards=verdict.forwards)
 
 
