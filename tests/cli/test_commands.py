@@ -144,7 +144,7 @@ def test_evaluate_refuses_what_does_not_fit(run: Path, capfd: pytest.CaptureFixt
         (["--suite", "quik"], "did you mean 'quick'"),
         (["--eps=-1"], "not negative"),
         (["--eps", "0"], "nothing to attack"),
-        (["--suite", "table6", "--norm", "l2"], "has no l2"),
+        (["--suite", "table6", "--norm", "l2"], "does not support l2"),
         (["--suite", "table2", "--head", "network.nothing"], "no linear layer"),
         (["--checkpoint", "best", "--n", "0"], "image"),
     ):

@@ -280,7 +280,8 @@ def autoattack(context: SuiteContext) -> list[AttackSpec]:
 def table6(context: SuiteContext) -> list[AttackSpec]:
     """The columns of the paper's Table 6: AutoAttack, and RayS over all examples with the official 10,000 queries."""
     if context.threat.norm != "linf":
-        raise UserError(f"RayS searches the corners of the linf ball and has no {context.threat.norm}; use autoattack")
+        norm = context.threat.norm
+        raise UserError(f"RayS does not support {norm}: it searches the corners of the linf ball; use autoattack")
     boundary = partial(rays, bounds=context.threat.bounds, eps=context.threat.eps)
     return [*autoattack(context), AttackSpec("RayS", boundary, note="the paper does not say how many queries")]
 
