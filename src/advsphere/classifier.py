@@ -1,4 +1,4 @@
-"""Classifiers as attacks see them: pixels in [0, 1] -> logits. How to wrap, freeze, differentiate and split a model."""
+"""Wrap, freeze, differentiate and split classifiers, which map pixels in [0, 1] to logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Mode = Literal["eval", "train"]
 
 @fx.wrap
 def logits_of(output: Any) -> Tensor:
-    """Find the logits in what a network returned.
+    """Extract the logits from the output of a network.
 
     Args:
         output: A tensor, a tuple or list (its first entry counts), or a mapping or object with "logits".
@@ -30,7 +30,7 @@ def logits_of(output: Any) -> Tensor:
         The logits (B, K).
 
     Raises:
-        UserError: If there are none.
+        UserError: If the output has no logits.
     """
     if isinstance(output, Tensor):
         return output
@@ -108,11 +108,11 @@ def input_gradient(
 def frozen(
     model: nn.Module, *, dtype: torch.dtype | None = None, fold: bool = False, mode: Mode = "eval"
 ) -> Iterator[Classifier]:
-    """View a model as attacks should see it, and restore it afterwards.
+    """Prepare a model for attacks, and restore it afterwards.
 
-    Inside the block weights take no gradient, images are laid out channels last and logits are float32. This is the one
-    place for low precision, memory layout and folding. Every module's own mode is restored. Only the running statistics
-    that a forward in train mode updates stay updated.
+    Inside the block weights take no gradient, images are laid out channels last and logits are float32. No other place
+    sets low precision, memory layout and folding. Every module's own mode is restored. Running statistics that a
+    forward pass updates in train mode stay updated.
 
     Args:
         model: The model.
@@ -170,7 +170,7 @@ def low_precision(device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
-    """Watch what enters a layer while a network runs.
+    """Record the input of a layer while the network runs.
 
     Args:
         head: A layer of the network.
@@ -187,7 +187,7 @@ def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
         if not seen:
             raise UserError(
                 f"the model never runs the {type(head).__name__} that was given as its head; "
-                "take split(network).head of this very network, or name another layer: split(network, head='fc')"
+                "take split(network).head of the same network, or name another layer: split(network, head='fc')"
             )
         return seen[0]
 
@@ -216,8 +216,8 @@ def split(model: nn.Module, head: str | None = None) -> Split:
     """Split any network whose last layer is linear into features, head and scale.
 
     Args:
-        model: The network. `features` runs all of it and returns what enters the head, so any architecture will do.
-        head: Name of the head, where `find_head` can't tell.
+        model: The network, of any architecture: `features` runs all of it and returns the input of the head.
+        head: Name of the head, if `find_head` can't find it.
 
     Returns:
         The parts.
@@ -236,7 +236,7 @@ def split(model: nn.Module, head: str | None = None) -> Split:
 
 
 def find_head(model: nn.Module, name: str | None = None) -> str:
-    """Find the last linear layer of a network, that is anything with in_features and out_features.
+    """Find the last linear layer of a network. Any module with in_features and out_features counts as linear.
 
     timm's `get_classifier` decides if the network has it. Otherwise it is the last linear layer in order of definition,
     unless another one has as many outputs (two heads, or no head at all).
@@ -249,7 +249,8 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
         The dotted name.
 
     Raises:
-        UserError: If the head can't be told, or `name` is no linear layer. The message lists the linear layers.
+        UserError: If the head is ambiguous or missing, or `name` is no linear layer. The message lists the linear
+            layers.
     """
     linear = {n: m for n, m in model.named_modules() if hasattr(m, "in_features") and hasattr(m, "out_features")}
     cure = "name it, e.g. head='fc' (--model.head fc); its linear layers are: " + (", ".join(linear) or "none")
@@ -264,7 +265,9 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
                 return named[0]
             raise UserError(f"the classifier of this {type(module).__name__} is not a linear layer; {cure}")
     if not linear:
-        raise UserError(f"this {type(model).__name__} has no linear layer to take as its head; end it in one")
+        raise UserError(
+            f"this {type(model).__name__} has no linear layer to take as its head; end it with an nn.Linear"
+        )
     last = next(reversed(linear))
     rivals = [n for n, m in linear.items() if m.out_features == linear[last].out_features]
     if len(rivals) > 1:

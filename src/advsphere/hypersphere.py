@@ -90,7 +90,7 @@ def attach_head(
     Args:
         model: The network, changed in place.
         scale: s, positive and finite.
-        head: Dotted name of the layer, where `find_head` can't tell.
+        head: Dotted name of the layer, if `find_head` can't find it.
         normalize_features: Divide the features by their norm (FN).
         normalize_weights: Divide the rows of W by their norms (WN).
 
@@ -98,11 +98,11 @@ def attach_head(
         The same model.
 
     Raises:
-        UserError: If the head can't be told, or the scale is invalid.
+        UserError: If the head can't be found, or the scale is invalid.
     """
     name = find_head(model, head)
     if not name:
-        raise UserError(f"this {type(model).__name__} is nothing but its head; put it into an nn.Sequential first")
+        raise UserError(f"this {type(model).__name__} is itself its head; put it into an nn.Sequential first")
     old = model.get_submodule(name)
     weight = old.weight
     assert isinstance(weight, Tensor)
@@ -188,7 +188,7 @@ class HypersphereConfig:
 
         Args:
             model: The network, changed in place.
-            head: Dotted name of the layer to replace, where `find_head` can't tell.
+            head: Dotted name of the layer to replace, if `find_head` can't find it.
 
         Returns:
             The new head.

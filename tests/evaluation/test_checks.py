@@ -156,7 +156,7 @@ class Noisy(nn.Module):
 
 
 def test_answers_that_differ_each_time(known: Known) -> None:
-    with pytest.raises(UserError, match="differently each time"):
+    with pytest.raises(UserError, match="different logits for the same images in each call"):
         preflight(After(known.model, Noisy()), known.images, known.labels)
 
 

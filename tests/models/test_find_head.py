@@ -157,5 +157,5 @@ def test_a_wrong_name_is_refused_with_the_candidates(wrong: str) -> None:
 
 
 def test_a_network_that_is_its_head_alone_is_refused() -> None:
-    with pytest.raises(UserError, match="nothing but its head"):
+    with pytest.raises(UserError, match="is itself its head"):
         attach_head(nn.Linear(4, 3), scale=5.0)

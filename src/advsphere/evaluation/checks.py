@@ -1,8 +1,7 @@
-"""Checks before any attack: does robust accuracy mean anything for this model with these images and labels?
+"""Checks before any attack that robust accuracy means something for this model, images and labels.
 
-A check refuses with the cause and the cure, or puts the matter right and says so; none only warns where the numbers
-would be wrong. The list is that of Carlini et al. 2019 (arXiv 1902.06705) and of AutoAttack's checks, extended by other
-common mistakes.
+If the numbers would be wrong, a check raises an error that names the cause and the cure, or fixes the problem and
+reports it. The checks follow Carlini et al. 2019 (arXiv 1902.06705) and AutoAttack, and add other common mistakes.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from advsphere.threat import ThreatModel
 
 LARGEST = 250
 MOST_VALUES = 2**22
-"""Numbers in a batch of images: what deep networks keep of it for a gradient then stays at a few GiB."""
+"""Pixel values in a batch. Activations that deep networks keep for the gradient then take a few GiB at most."""
 
 _TOLERANCE = 1e-3
-"""By how much of the largest logit two predictions of one image may differ: rounding stays far below."""
+"""Tolerated difference between two predictions of one image, relative to the largest logit. Rounding is far smaller."""
 
 
 def preflight(
@@ -53,12 +52,12 @@ def preflight(
         attacks: The attacks to check; each must leave the images as they are at eps = 0.
 
     Returns:
-        Findings of what was checked, fixed (a model in train mode), and to be known by the reader ("noted").
+        One finding for each check: "ok", "fixed" (a model in train mode) or "noted" (readers of the numbers must know).
 
     Raises:
-        UserError: For images outside [0, 1]; a model that can't take them, returns probabilities, NaN or another shape,
-            or answers differently each time or by what else is in the batch; labels that don't map to its outputs;
-            an attack that can't run on the model or does harm at eps = 0.
+        UserError: If images lie outside [0, 1]; if the model can't take them, returns probabilities, NaN or another
+            shape, or its logits change between calls or with the rest of the batch; if labels don't map to its outputs;
+            if an attack can't run on the model, or changes images or predictions at eps = 0.
     """
     images, device = images_of(images, labels), device_of(model)
     if batch_size is None:
@@ -73,7 +72,7 @@ def preflight(
         logits = _logits(classify, x)
         found += [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits)]
         seen, rest = [(logits, y)], order[batch_size:LARGEST]
-        if len(rest) and bool(fooled(logits, y).all()):  # of many classes, a small batch may have none right by chance
+        if len(rest) and bool(fooled(logits, y).all()):  # with many classes, a small batch may have none right
             for more in rest.split(batch_size):
                 x_more, y_more = (t.to(device) for t in images.batch(more))
                 seen.append((_logits(classify, x_more), y_more))
@@ -90,20 +89,20 @@ def usual_batch_size(shape: Sequence[int]) -> int:
 
 
 def images_of(images: Images | Tensor, labels: Tensor | None) -> Images:
-    """Images and labels as a set. Raises UserError for pixels outside [0, 1] and labels that are no class numbers."""
+    """Make an image set. Raises UserError for pixels outside [0, 1] and for labels that are not class numbers."""
     if isinstance(images, Images):
         if labels is not None:
             raise UserError("an image set holds its own labels; leave out the second argument")
         return images
     if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
         raise UserError("give images as an (N, C, H, W) tensor with an (N,) tensor of labels, or an advsphere.data set")
-    # How many classes there are is up to the model, which is asked later; a set wants names for them now.
+    # An image set needs the names of all classes, but only the model knows their number, and it runs later.
     highest = int(labels.max()) if labels.numel() else 0
     return ImageSet(images, labels, tuple(map(str, range(min(max(highest, 0), 100_000) + 1))))
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's weights are. Raises UserError for what is no module."""
+    """The device of the model's weights. Raises UserError if the model is no module."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module")
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
@@ -118,7 +117,7 @@ def _images(x: Tensor) -> Finding:
 
 def _mode(model: nn.Module) -> Finding:
     if any(module.training for module in model.modules()):
-        return Finding("mode", "fixed", "the model came in train mode; it is judged in eval mode and put back after")
+        return Finding("mode", "fixed", "the model was in train mode; it is evaluated in eval mode and then restored")
     return Finding("mode", "ok", "eval mode")
 
 
@@ -147,7 +146,7 @@ def _outputs(logits: Tensor) -> Finding:
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
         raise UserError(
             "the model returns probabilities (every row is positive and sums to 1); return the logits before the "
-            "softmax, for gradients of probabilities vanish and make any model look robust"
+            "softmax, because gradients of probabilities vanish and make any model look robust"
         )
     return Finding("outputs", "ok", f"{logits.shape[1]} logits between {logits.min():.3g} and {logits.max():.3g}")
 
@@ -167,16 +166,16 @@ def _repeatable(classify: Classifier, x: Tensor, logits: Tensor) -> Finding:
     twice = float((_logits(classify, x) - logits).abs().max())
     if not twice <= allowed:
         raise UserError(
-            f"the model answers the same images differently each time (logits differ by {twice:.2g}); "
-            "switch off what it draws at random, or fix its draws"
+            f"the model returns different logits for the same images in each call (they differ by {twice:.2g}); "
+            "switch off its randomness, or fix its random numbers"
         )
     alone = max(float((_logits(classify, x[i : i + 1]) - logits[i]).abs().max()) for i in range(min(4, len(x))))
     if not alone <= allowed:
         raise UserError(
-            f"the model answers an image differently alone and in a batch (logits differ by {alone:.2g}), also in eval "
-            "mode; let its normalisation use running statistics (track_running_stats=True)"
+            f"the model returns different logits for an image alone and in a batch (they differ by {alone:.2g}), also "
+            "in eval mode; let its normalisation use running statistics (track_running_stats=True)"
         )
-    return Finding("repeatable", "ok", "the same logits in two calls, and alone as in a batch")
+    return Finding("repeatable", "ok", "the same logits in two calls, and alone or in a batch")
 
 
 def _clean_accuracy(logits: Tensor, y: Tensor) -> Finding:
@@ -213,7 +212,7 @@ def _gradient(classify: Classifier, x: Tensor, y: Tensor) -> Finding:
     if dead:
         detail = f"the gradient is zero or NaN on {dead} of {len(x)} drawn images: gradient attacks see nothing there"
         return Finding("gradient", "noted", detail)
-    return Finding("gradient", "ok", "every drawn image has one that is not zero")
+    return Finding("gradient", "ok", "it is not zero on any drawn image")
 
 
 def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, rng: Rng) -> list[Finding]:
@@ -226,25 +225,25 @@ def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, r
         raise UserError(f"{spec.name}: {error}") from error
     except RuntimeError as error:
         raise UserError(
-            f"{spec.name} can't attack this model ({error}); take an attack that needs no gradient, or make the "
-            "model differentiable (no argmax, detach or no_grad on the way)"
+            f"{spec.name} can't attack this model ({error}); use an attack that needs no gradient, or make the "
+            "model differentiable (no argmax, detach or no_grad inside)"
         ) from error
     with torch.no_grad():
         moved = not bool(ThreatModel(norm="linf", eps=0.0).contains(x_adv, x).all())
         changed = bool(fooled(classify(x_adv), y).any())
     if moved or changed:
         raise UserError(
-            f"{spec.name} at eps = 0 changes the {'images' if moved else 'predictions'}; it breaks its ball"
+            f"{spec.name} at eps = 0 changes the {'images' if moved else 'predictions'}; it leaves its ball"
         )
-    return [Finding(f"{spec.name} at eps = 0", "ok", "the clean images, and their predictions")]
+    return [Finding(f"{spec.name} at eps = 0", "ok", "images and predictions do not change")]
 
 
 FEW = {"steps": 2, "queries": 2, "rounds": 1, "tries": 1, "targets": 1}
-"""How long an attack runs in the check at eps = 0."""
+"""Settings that keep an attack short in the check at eps = 0."""
 
 
 def _harmless(attack: Attack) -> partial[Tensor] | None:
-    """The attack at radius zero and short; None where it has no radius to set."""
+    """A short run of the attack at eps = 0; None if the attack has no radius to set."""
     if not isinstance(attack, partial):
         return None
     settings = inspect.signature(attack.func).parameters

@@ -1,7 +1,7 @@
-"""The training loop: every objective, one loop, resumable at every optimizer step.
+"""The training loop of all objectives, which can resume at every optimizer step.
 
 All randomness is addressed by (seed, epoch, example), and the state is in the checkpoint. So a run that was killed and
-resumed on the same machine ends with the same bits as one that was not.
+resumed on the same machine ends with the same bits as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class Hooks:
     Attributes:
         before_step: Called with the progress in [0, 1] before each step, for schedules of scale and margin.
         shift: The shift of the logits while crafting, as in `objectives.Crafting`.
-        validate: Gives the metrics of a model. The objective's `chosen_by` of them chooses the best checkpoint. Called
-            on all ranks, which must get the same metrics.
+        validate: Returns the metrics of a model. The metric that the objective names in `chosen_by` selects the best
+            checkpoint. Called on all ranks, which must return the same metrics.
         on_tick: Called a few times a second, on the first rank.
         on_epoch: Called with the metrics of each epoch, on the first rank.
-        stop: Called after every step on all ranks. If it returns True on any, all stop.
+        stop: Called after every step on all ranks. If it returns True on any rank, all ranks stop.
     """
 
     before_step: Callable[[float], None] = lambda progress: None
@@ -97,20 +97,20 @@ class Trainer:
     """One run in one folder: `fit` trains to the end, `resume` first restores the folder's last.safetensors.
 
     Several processes train together if each makes a trainer of the same model and images and calls the same methods.
-    The first one alone writes, into a folder that all of them see.
+    Only the first one writes, into a folder that all of them can read.
 
     Args:
         model: The network to train, on the device of the images.
         objective: The loss that is minimised, and how adversarial examples are crafted for it.
         criterion: The loss of logits (B, K) and labels (B,) for each example, (B,).
         images: The training images.
-        settings: How the weights are fitted.
+        settings: Length, batch size, optimizer, precision and so on.
         folder: Where checkpoints are written.
-        environment: What equality of bits depends on besides the settings. It is kept in the checkpoint, so that a
-            resume can name what differs.
-        hooks: Functions to call.
-        optimizer: Makes the optimizer of the parameters; by default that of the settings. The schedule multiplies the
-            learning rate that each of its groups begins with.
+        environment: Versions and hardware, on which equality of bits depends besides the settings. The checkpoint keeps
+            it, so that a resume can name differences.
+        hooks: Functions that the loop calls.
+        optimizer: Makes the optimizer from the parameters; by default the one in the settings. The schedule multiplies
+            the initial learning rate of each parameter group.
         world: The processes that train together.
 
     Raises:
@@ -148,19 +148,19 @@ class Trainer:
         averaging = get_ema_multi_avg_fn(settings.ema)
         self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None
         self.cursor = Cursor()
-        # This epoch's sums of the loss and of the images, of this rank's shares (of all shares, up to a resume). They
-        # stay on the device because reading them every step would stall it.
+        # Sums of the loss and of the images in this epoch, over this rank's shares; after a resume, the first rank's
+        # sums include all earlier shares. They stay on the device because reading them every step would stall it.
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.seconds = 0.0
         self.best = -1.0
 
     @property
     def result(self) -> nn.Module:
-        """The network that is validated and kept: the averaged weights with `ema`, otherwise the weights."""
+        """The network that is validated and saved: with averaged weights if `ema` is set."""
         return self.model if self.ema is None else self.ema.module
 
     def fit(self) -> None:
-        """Train until the last epoch is over.
+        """Train to the end of the last epoch.
 
         Raises:
             Stopped: If a hook asked to stop.
@@ -177,7 +177,7 @@ class Trainer:
         """Continue from last.safetensors.
 
         Returns:
-            What differs from the environment that wrote it. If something does, equality is up to rounding only.
+            Differences from the environment that wrote it. If there are any, results are equal only up to rounding.
 
         Raises:
             UserError: If the file is missing, broken or of another run.
@@ -200,10 +200,10 @@ class Trainer:
         return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]
 
     def save(self) -> None:
-        """Begin to write last.safetensors: the model as it is used, and all that a resume needs.
+        """Start writing last.safetensors: the network `result` and everything that a resume needs.
 
         Raises:
-            UserError: If the loss or a weight is not finite, which is never stored.
+            UserError: If the loss or a weight is not finite. Such a state is never stored.
         """
         sums = self.world.sum(self.sums)
         self._mean_loss(sums)
@@ -256,9 +256,9 @@ class Trainer:
             began = time.monotonic()
 
     def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:
-        """Whether all stop because any rank was asked to, and whether all save because the first one's clock says so.
+        """Agree on (stopping, saving): stop if any rank was asked to, save if the clock of the first rank says so.
 
-        Ranks that disagreed would wait for each other for ever.
+        Ranks that disagreed would wait for each other forever.
         """
         if self.world.size == 1:
             return stopping, saving
@@ -271,7 +271,7 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             if rate is not None:
                 group["lr"] = rate * settings.lr_schedule(progress)
-        # Only here the global generator is set: networks with dropout draw from it, differently on each rank.
+        # Networks with dropout use the global generator. It is seeded only here, differently on each rank.
         torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
         context = Crafting(rng, None, self.dtype, settings.fold, self.hooks.shift)
@@ -295,9 +295,9 @@ class Trainer:
         )
 
     def _close_epoch(self) -> None:
-        """Validate, keep the best, go to the next epoch, write the checkpoint.
+        """Validate, save the best, go to the next epoch, write the checkpoint.
 
-        In this order, so that a run that is killed in between does all of it again.
+        In this order, a run that is killed in between does all of it again.
         """
         epochs = self.cursor.epoch + 1
         metrics = {
@@ -308,7 +308,7 @@ class Trainer:
         metrics |= self.hooks.validate(self.result)
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
-        if chosen_by >= self.best:  # of equals the later one: the last one if nothing is validated
+        if chosen_by >= self.best:  # ties go to the later epoch, so without validation to the last
             self.best = chosen_by
             self._write("best", prefixed("model", self.result.state_dict()), {"metrics": metrics})
         self.cursor = Cursor(epochs)
