@@ -97,7 +97,7 @@ def test_an_interrupted_demo_goes_on(made: Made, tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(compare, "survival", interrupt)
+        patched.setattr(compare, "measure_gains", interrupt)
         demo(tmp_path, Console(quiet=True), short())
     written = [(run.name, (tmp_path / run.name / "best.safetensors").stat().st_mtime_ns) for run in made.runs]
     demo(tmp_path, Console(quiet=True), short())
