@@ -107,7 +107,7 @@ def test_objects_are_trained_resumed_and_read_back(tmp_path: Path) -> None:
     model = quick(tmp_path / "resumed", resume=True, **parts)
     assert_same_run(tmp_path / "at once", tmp_path / "resumed")
     config = read_config(tmp_path / "resumed")
-    assert config.data.name.startswith("given: tensors, 54 images of 1x8x8, SHA-256 ")
+    assert config.data.name.startswith("given: tensors (train part), 54 images of 1x8x8, SHA-256 ")
     assert config.model.name == "given: Sequential" and config.training.optimizer == "given: a function"
     assert config.threat == THREAT, "the objective's"
     run = load_run(tmp_path / "resumed", "last", model=net(), test=pixels(20))
