@@ -1,6 +1,6 @@
-"""advsphere: adversarial training on the hypersphere, and an honest measure of what it buys.
+"""advsphere: adversarial training with hypersphere embedding, and an honest evaluation of its robustness.
 
-The names below are loaded when they are first used, so that importing the package is quick.
+The names below are loaded on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations

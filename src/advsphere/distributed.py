@@ -1,6 +1,6 @@
-"""Several processes as one run: who takes which part, what all agree on, and how they fail together.
+"""Several processes as one run: they divide the work, exchange values, and fail together.
 
-torchrun starts the processes and gives each its place in the environment. Without torchrun the world is this process.
+torchrun starts the processes and sets their ranks in the environment. Without torchrun the world is this process.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from advsphere.errors import UserError
 __all__ = ["World", "joined"]
 
 POLL_SECONDS = 0.5
-"""How often a process checks whether another one failed."""
+"""Interval in which a process checks whether another one failed."""
 
 PATIENCE_SECONDS = 10.0
-"""How long a process that failed waits for the first one to print the error."""
+"""Time that a failed process waits for the first one to print the error."""
 
 T = TypeVar("T")
 
@@ -45,10 +45,10 @@ class World:
     All ranks must call a method at the same point, `share` excepted.
 
     Attributes:
-        rank: This process, 0 to size - 1. Rank 0, the first, alone writes and prints.
+        rank: This process, 0 to size - 1. Only rank 0, the first, writes and prints.
         size: The number of processes.
         local_rank: The number of this process on its machine, and of its GPU.
-        backend: The name that torch.distributed has for the transport; empty for a single process.
+        backend: The backend of torch.distributed; empty for a single process.
     """
 
     rank: int = 0
@@ -62,10 +62,10 @@ class World:
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This rank's part of a row of things, by `cut`.
+        """This rank's part of n items, by `cut`.
 
         Args:
-            n: The number of things.
+            n: The number of items.
 
         Returns:
             The part, as a slice of 0..n-1.
@@ -76,7 +76,7 @@ class World:
         """Add up a tensor over the ranks.
 
         Args:
-            values: Of one shape on all ranks.
+            values: The tensor, of the same shape on all ranks.
 
         Returns:
             The sum, with the same bits on all ranks; exact for whole numbers.
@@ -122,7 +122,7 @@ class World:
 
 
 def cut(n: int, parts: int) -> list[slice]:
-    """Cut a row of n things into contiguous parts whose sizes differ by at most 1, larger ones first."""
+    """Cut n items into contiguous parts whose sizes differ by at most 1, larger ones first."""
     size, rest = divmod(n, parts)
     starts = [part * size + min(part, rest) for part in range(parts + 1)]
     return [slice(*pair) for pair in pairwise(starts)]
@@ -130,12 +130,12 @@ def cut(n: int, parts: int) -> list[slice]:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """Join the processes that torchrun started, for the time of a with block.
+    """Join the processes that torchrun started, for the duration of a with block.
 
-    Tensors on a CPU travel by gloo, those on a GPU by nccl. Only the first rank prints: `sys.stdout` and `sys.stderr`
-    of the others are silent. All leave together. An error that leaves the block on any rank ends the processes of all
-    within seconds. The first rank then prints it to stderr, a UserError in one line and anything else with its
-    traceback, and the exit status is 1 (that of a SystemExit is kept).
+    Tensors on a CPU are sent by gloo, those on a GPU by nccl. Only the first rank prints: `sys.stdout` and `sys.stderr`
+    of the others are silent. All ranks leave together. An error that leaves the block on any rank ends all processes
+    within seconds. The first rank then prints it to stderr, a UserError in one line and any other error with its
+    traceback. The exit status is 1, or that of a SystemExit.
 
     Yields:
         The world; a single process without torchrun.
@@ -152,14 +152,14 @@ def joined() -> Iterator[World]:
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"process {local_rank} of this machine has no GPU of its own, there are {torch.cuda.device_count()}: "
+                f"process {local_rank} of this machine has no GPU, because there are only {torch.cuda.device_count()}: "
                 f"use torchrun --nproc-per-node {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
     shared, rank, size = next(rendezvous("env://"))
     store = _fresh_store(shared, rank, size)
-    # A rank may wait for another for as long as that one works. `_watch` finds out if it fails.
+    # A rank may wait for another one without limit. `_watch` finds out if the other one fails.
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(days=365))
     world = World(rank, size, local_rank, backend)
     over = Event()
@@ -189,10 +189,10 @@ def joined() -> Iterator[World]:
 
 
 def leave(status: int) -> None:
-    """End this process at once if it is one of several; otherwise do nothing. To be called last of all.
+    """End this process at once if it is one of several; otherwise do nothing. Call it as the last statement.
 
-    Of several processes that end in the ordinary way about one in fifty is aborted by torch's own threads (torch 2.11,
-    gloo), and torchrun would take that for a failure of the run.
+    If several processes end in the ordinary way, torch's own threads abort about one in fifty (torch 2.11, gloo), and
+    torchrun would report a failure of the run.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
@@ -203,7 +203,7 @@ def leave(status: int) -> None:
 def _fresh_store(store: Store, rank: int, size: int) -> Store:
     """An empty part of torchrun's store, which outlives its processes (torch 2.11).
 
-    Otherwise processes that are started again would find the addresses, and the failure, of those before them.
+    Otherwise restarted processes would find the addresses, and the failure, of the previous ones.
     """
     mine = uuid4().hex
     if rank > 0:
@@ -222,7 +222,7 @@ def _fresh_store(store: Store, rank: int, size: int) -> Store:
 
 
 def _watch(store: Store, world: World, over: Event) -> None:
-    """Until it is over, check whether another rank failed, and then end this process too."""
+    """Check until `over` is set whether another rank failed, and then end this process too."""
     while not over.wait(POLL_SECONDS):
         try:
             failed = store.check(["failed"])
@@ -235,7 +235,7 @@ def _watch(store: Store, world: World, over: Event) -> None:
 def _end(store: Store, world: World, status: int, message: str = "") -> NoReturn:
     """End this process after the first rank has printed the message, unless another rank failed before.
 
-    Not by SystemExit: the main thread may wait for ranks that are gone, and so may the destructors.
+    SystemExit would not do, because the main thread and the destructors may wait for ranks that are gone.
     """
     try:
         store.compare_set("failed", "", message)
@@ -255,7 +255,7 @@ def _end(store: Store, world: World, status: int, message: str = "") -> NoReturn
 
 
 def _message(error: BaseException) -> str:
-    """What the first rank prints about an error of this one."""
+    """The message that the first rank prints about an error of this one."""
     if isinstance(error, SystemExit):  # whoever raised it has printed the reason
         return ""
     if isinstance(error, UserError):

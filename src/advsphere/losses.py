@@ -1,7 +1,7 @@
 """Losses per example: logits (B, K) and a target -> (B,), higher is better for the adversary.
 
-They compute in at least float32, whatever the network uses. None captures a batch tensor, so attacks may drop examples
-from the batch.
+They compute in at least float32 for any precision of the network. None captures a batch tensor, so attacks may drop
+examples from the batch.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def log_odds(logits: Tensor, y: Tensor) -> Tensor:
     """The log-odds against the label, l = logsumexp_{j != y} z_j - z_y.
 
-    Cross-entropy is softplus(l). Both have the same gradient direction and the same maximiser, but l never saturates:
-    where a confident network's cross-entropy has a gradient of exactly zero (z_y 100 above the rest), that of l is
-    intact. Therefore attacks ascend it by default where a paper says cross-entropy.
+    Cross-entropy is softplus(l). Both have the same gradient direction and the same maximiser, but l never saturates.
+    If z_y is 100 above the rest, the gradient of cross-entropy is exactly zero, and that of l is intact. Therefore
+    attacks ascend l by default where a paper says cross-entropy.
 
     Args:
         logits: (B, K).

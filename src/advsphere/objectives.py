@@ -44,13 +44,13 @@ class Losses(NamedTuple):
 
 @dataclass(frozen=True)
 class Crafting:
-    """What crafting needs besides the batch.
+    """The inputs of crafting besides the batch.
 
     Attributes:
         rng: Random numbers for the examples of the batch.
-        carry: What `after_backward` returned last.
-        dtype: How the model is seen, as in `classifier.frozen`.
-        fold: How the model is seen, as in `classifier.frozen`.
+        carry: The last result of `after_backward`.
+        dtype: Precision of the forward pass, as in `classifier.frozen`.
+        fold: Whether to fold batch norms, as in `classifier.frozen`.
         shift: (logits, y) -> logits to craft on, such as `AngularMargin.shift`.
     """
 
@@ -62,7 +62,7 @@ class Crafting:
 
     @contextmanager
     def view(self, model: nn.Module, y: Tensor, mode: Mode) -> Iterator[Classifier]:
-        """View the model as crafting should see it: frozen, with shifted logits if there is a shift.
+        """Prepare the model for crafting: frozen, with shifted logits if there is a shift.
 
         Args:
             model: The model.
@@ -100,10 +100,10 @@ class Objective(ABC):
         """Craft the images to train on.
 
         Args:
-            model: The model. Leave it as it was; `context.view` does.
+            model: The model. Restore its state afterwards, as `context.view` does.
             x: Clean images (B, C, H, W), within the bounds.
             y: Labels (B,).
-            context: Random numbers and what else crafting needs.
+            context: Random numbers and other inputs of crafting.
 
         Returns:
             The images, same shape as `x`.

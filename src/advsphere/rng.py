@@ -153,7 +153,7 @@ def derived_seed(*address: int | str) -> int:
     """A seed for a library that keeps its own generator.
 
     Args:
-        *address: The seed and what the numbers are for.
+        *address: The seed and the purpose of the numbers.
 
     Returns:
         An integer in [0, 2**63).
@@ -192,7 +192,7 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def _mix_(word: Tensor, scratch: Tensor) -> Tensor:
-    """`_mix` in place, several times as fast; scratch has the shape of word."""
+    """`_mix` in place, which is several times as fast. `scratch` has the shape of `word`."""
     for shift, mask, factor in _ROUNDS:
         torch.bitwise_right_shift(word, shift, out=scratch)
         word.bitwise_xor_(scratch.bitwise_and_(mask)).mul_(factor)

@@ -51,10 +51,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Steps:
-    """Multiply by a factor at given moments, the usual step decay.
+    """Multiply by a factor at given points of the run, the usual step decay.
 
     Attributes:
-        at: Moments, as progress in [0, 1].
+        at: These points, as progress in [0, 1].
         gamma: The factor.
     """
 

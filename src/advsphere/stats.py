@@ -10,8 +10,9 @@
 | a mean over images, over seeds, over pairs | `mean_over_images`, `mean_over_seeds`, `mean_over_pairs` |
 | any other statistic | `bootstrap` |
 
-Intervals are at 95 % unless a function takes another confidence. With one or two seeds an interval is over images alone
-and speaks of these checkpoints; from `ENOUGH_SEEDS` on, the spread of the seeds enters, and it speaks of the method.
+Intervals have 95 % confidence unless a function takes another one. With one or two seeds an interval covers the
+sampling of images only, so it applies to these checkpoints. From `ENOUGH_SEEDS` seeds on, it includes the spread of the
+seeds, so it applies to the method.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from advsphere.errors import UserError
 from advsphere.rng import derived_seed
 
 ENOUGH_SEEDS = 3
-"""Seeds from which on their spread enters an interval."""
+"""Number of seeds from which an interval includes their spread."""
 CONFIDENCE = 0.95
 
 Columns = NDArray[np.float64]
-"""(seeds, examples) of 0 and 1: wrong, or classified as labelled."""
+"""(seeds, examples): 1 if an example is classified as labelled, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Estimate:
         value: The value.
         low: Lower end of the interval.
         high: Upper end.
-        confidence: Of the interval.
+        confidence: Confidence of the interval.
     """
 
     value: float
@@ -61,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """How much better the first of two classifiers is on the same examples.
+    """The difference in accuracy of two classifiers on the same examples.
 
     Attributes:
         n: Number of examples.
@@ -69,8 +70,8 @@ class PairedDifference:
         only_second: Examples that only the second classifies correctly.
         low: Lower end of the interval of the difference, in [-1, 1].
         high: Upper end.
-        p_value: Of McNemar's exact test that neither is better.
-        confidence: Of the interval.
+        p_value: p-value of McNemar's exact test that neither is better.
+        confidence: Confidence of the interval.
     """
 
     n: int
@@ -83,7 +84,7 @@ class PairedDifference:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first less that of the second."""
+        """Accuracy of the first minus that of the second."""
         return (self.only_first - self.only_second) / self.n
 
     @property
@@ -108,7 +109,7 @@ def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float
         (low, high), each in [0, 1].
 
     Raises:
-        UserError: n is 0, or k is not between 0 and n.
+        UserError: If n is 0, or k is not between 0 and n.
     """
     if not 0 <= k <= n or n == 0:
         raise UserError(f"there is no proportion of {k} in {n} examples; give at least one example")
@@ -121,7 +122,7 @@ def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float
 
 
 def more_than(k: int, n: int, share: float, confidence: float = CONFIDENCE) -> bool:
-    """Whether k of n is more than chance allows for a proportion of at most `share`.
+    """Test whether a proportion exceeds `share`, given k successes in n trials.
 
     A one-sided exact binomial test at (1 - confidence) / 2, which agrees with the lower limit of Clopper and
     Pearson's interval (1934, Biometrika 26:404). It is valid for a single example as well.
@@ -129,7 +130,7 @@ def more_than(k: int, n: int, share: float, confidence: float = CONFIDENCE) -> b
     Args:
         k: Successes.
         n: Trials.
-        share: The proportion, in (0, 1).
+        share: The proportion to exceed, in (0, 1).
         confidence: In (0, 1).
 
     Returns:
@@ -144,7 +145,7 @@ def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CO
     """Compare two classifiers on the same examples.
 
     The interval is Newcombe's paired score interval (1998, Statistics in Medicine 17:2635, method 10), the test is
-    McNemar's exact one. Both speak of these two classifiers, not of the methods that trained them.
+    McNemar's exact test. Both apply to these two classifiers, not to the methods that trained them.
 
     Args:
         first: Whether each example is classified correctly by the first.
@@ -152,10 +153,10 @@ def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CO
         confidence: In (0, 1).
 
     Returns:
-        The difference, first less second.
+        The difference, first minus second.
 
     Raises:
-        UserError: The two have different lengths, or are empty.
+        UserError: If the two have different lengths, or are empty.
     """
     n = len(first)
     if n != len(second) or n == 0:
@@ -232,10 +233,10 @@ def difference_of_arms(first: Columns, second: Columns) -> tuple[Estimate, float
 
     Args:
         first: (seeds, examples) outcomes of 0 and 1.
-        second: The same for the other arm; the seeds may be others.
+        second: The same for the other arm; its seeds may differ.
 
     Returns:
-        The mean accuracy of the first less that of the second, and the p-value that there is no difference.
+        The mean accuracy of the first minus that of the second, and the p-value of the hypothesis of no difference.
     """
     value = float(first.mean()) - float(second.mean())
     if len(first) == len(second) == 1:
@@ -270,7 +271,7 @@ def mean_over_images(values: Sequence[float]) -> Estimate:
 
 
 def mean_over_seeds(columns: NDArray[np.float64]) -> Estimate:
-    """The mean over images and seeds; from ENOUGH_SEEDS on, the spread of the seeds widens the interval.
+    """The mean over images and seeds. From ENOUGH_SEEDS seeds on, their spread widens the interval.
 
     Args:
         columns: (seeds, images), such as outcomes of 0 and 1, or differences of two of them.
@@ -286,8 +287,8 @@ def mean_over_seeds(columns: NDArray[np.float64]) -> Estimate:
 def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Estimate:
     """The mean over pairs of methods, over sets of images.
 
-    The variance over pairs and that over images are added, which is cautious: part of the images' variance is in the
-    spread of the pairs as well.
+    The variances over pairs and over images are added. This is conservative, because the spread of the pairs already
+    contains part of the variance over images.
 
     Args:
         differences: For each set of images, (n,) differences in [-1, 1] for each pair. Pairs of one set share its first
@@ -316,19 +317,18 @@ def bootstrap(
 ) -> Estimate:
     """A percentile bootstrap (Efron 1979, Annals of Statistics 7:1) of any statistic.
 
-    All arms of a comparison inside the statistic see the same draws, so it is a paired one.
+    All arms that the statistic compares see the same draws, so the comparison is paired.
 
     Args:
-        statistic: Takes, for each sample, (R, n) float64 counts of how often each example or kind was drawn, and gives
+        statistic: Takes for each sample (R, n) float64 counts of how often each example or kind was drawn, and returns
             (R,) values.
-        samples: For each sample that is resampled its size or, if many of its examples are alike, how often each kind
-            occurs.
-        seed: The draws depend on it and on the samples alone.
+        samples: For each sample its size or, if many of its examples are equal, the number of examples of each kind.
+        seed: The draws depend only on it and on the samples.
         repeats: Number of resamples.
         confidence: In (0, 1).
 
     Returns:
-        The statistic of the samples as they are, with its interval.
+        The statistic of the original samples, with its interval.
     """
     each = max(1, 2_000_000 // max(one if isinstance(one, int) else len(one) for one in samples))  # to save memory
     rng = np.random.default_rng(seed)
@@ -346,7 +346,7 @@ def bootstrap(
 
 
 def _resampled_examples(n: int, seed: int, repeats: int, each: int) -> Iterator[Tensor]:
-    """(`each`, n) at a time: how often each of n examples was drawn."""
+    """Yield counts of how often each of n examples was drawn, (`each`, n) at a time."""
     generator = torch.Generator().manual_seed(derived_seed(seed, n, "bootstrap"))
     for chunk in torch.arange(repeats).split(each):
         drawn = torch.randint(n, (len(chunk), n), generator=generator)
@@ -355,7 +355,7 @@ def _resampled_examples(n: int, seed: int, repeats: int, each: int) -> Iterator[
 
 
 def _resampled_kinds(counts: Sequence[int], rng: np.random.Generator, repeats: int, each: int) -> Iterable[Tensor]:
-    """(`each`, kinds) at a time: how often each kind of example was drawn, from how often it occurs."""
+    """Yield counts of how often each kind of example was drawn, (`each`, kinds) at a time."""
     total = sum(counts)
     drawn = rng.multinomial(total, np.asarray(counts) / total, size=repeats)
     return torch.from_numpy(drawn).double().split(each)
@@ -364,7 +364,8 @@ def _resampled_kinds(counts: Sequence[int], rng: np.random.Generator, repeats: i
 def _satterthwaite(parts: Sequence[tuple[float, int]], total: float | None = None) -> float:
     """Degrees of freedom of a sum of variances.
 
-    `parts` holds (variance, degrees of freedom) of those that were estimated from few; `total` adds others.
+    `parts` holds (variance, degrees of freedom) of variances that were estimated from few values. `total` is the whole
+    sum if there are others.
     """
     total = sum(variance for variance, _ in parts) if total is None else total
     below = sum(variance**2 / freedom for variance, freedom in parts if variance)

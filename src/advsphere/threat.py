@@ -1,6 +1,6 @@
 """The threat model: how an adversary may change an image, and the geometry of the allowed changes.
 
-A norm is a few operations: project, ascend, sample, measure. The rest of the package hardly asks which norm it is.
+Each norm defines a few operations: project, ascend, sample, measure. The rest of the package hardly branches on it.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float
 
 
 def radius(eps: float) -> str:
-    """Format a radius for people.
+    """Format a radius for display.
 
     Args:
         eps: Radius in pixel units.

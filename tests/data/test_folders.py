@@ -75,7 +75,7 @@ def test_a_centre_of_the_resized_image_is_torchvisions(folder: Path) -> None:
 
 @pytest.mark.parametrize("resize", [15, 0])
 def test_a_centre_that_is_larger_than_the_image_is_refused(folder: Path, resize: int) -> None:
-    with pytest.raises(UserError, match=f"a centre of 16 pixels can't be cut out of images .* resized to {resize}"):
+    with pytest.raises(UserError, match=f"a centre of 16 pixels can't be cropped from images .* resized to {resize}"):
         image_folder(folder / "train", 16, resize=resize)
 
 
@@ -202,12 +202,12 @@ def test_class_folders_that_differ_are_named(folder: Path, read: object) -> None
 
 
 def test_a_missing_image_size_names_that_of_the_first_image(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"needs an image size, .* first image is 6x6, so perhaps image_size=6"):
+    with pytest.raises(UserError, match=r"needs an image size, .* first image is 6x6, so try image_size=6"):
         load("imagefolder", folder)
 
 
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds 0 class folders: it needs at least two"):
+    with pytest.raises(UserError, match="has 0 class folders: it needs at least two"):
         load("imagefolder", tmp_path, image_size=6)
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         image_folder(tmp_path / "nowhere", 6)

@@ -118,7 +118,7 @@ def test_classes_may_have_names(shards: Path) -> None:
     (shards / "classes.txt").write_text("cat\ndog\nbird\nfish\n\n")
     assert load("imagefolder", shards, image_size=6).test.classes == ("cat", "dog", "bird", "fish")
     (shards / "classes.txt").write_text("cat\n")
-    with pytest.raises(UserError, match=r"classes.txt names 1 classes, but a label is 2: name one class a line"):
+    with pytest.raises(UserError, match=r"classes.txt names 1 classes, but a label is 2: name one class per line"):
         load("imagefolder", shards, image_size=6)
 
 
@@ -163,7 +163,7 @@ def test_an_archive_is_indexed_once_and_again_when_it_changed(
         (b"no archive at all" * 100, r"cannot read the archive .*bad.tar \(.*\): replace or remove it"),
         (tar(examples(0, 3))[:1000], r"cannot read the archive .*bad.tar \(.*\): replace or remove it"),
         (b"", r"cannot read the archive .*bad.tar \(.*\): replace or remove it"),
-        (tar([("a.txt", b"")]), r"bad.tar holds no images, looked for .*jpg"),
+        (tar([("a.txt", b"")]), r"bad.tar has no images, looked for .*jpg"),
         (tar([("a.png", png(0)), ("b.png", png(0)), ("b.cls", b"0")]), r"a.png has no label \(1 such images\): add"),
         (tar([("d/a.cls", b"0")]), r"d/a has a label but no image \(1 such labels\): add it"),
         (tar([("a.png", png(0)), ("a.cls", b"cat")]), r"a.cls holds no class number: write one from 0 on"),
@@ -187,7 +187,7 @@ def test_an_archive_that_shrank_since_is_told(shards: Path) -> None:
 
 
 def test_a_missing_image_size_names_that_of_the_first_image(shards: Path) -> None:
-    with pytest.raises(UserError, match=r"train needs an image size, .* first image is 8x6, so perhaps image_size=6"):
+    with pytest.raises(UserError, match=r"train needs an image size, .* first image is 8x6, so try image_size=6"):
         load("imagefolder", shards)
 
 

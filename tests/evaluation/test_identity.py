@@ -238,7 +238,7 @@ def test_what_can_not_be_recorded_is_evaluated_anew(tmp_path: Path) -> None:
     spec = AttackSpec("lambda", lambda model, x, y, /, *, rng=None: x.clone())
     first, second = (evaluate(*known, threat=THREAT, suite=[spec], ledger=path) for _ in range(2))
     assert first.identity["anew"] != second.identity["anew"] and len([*tmp_path.iterdir()]) == 2
-    assert any("<lambda>: a lambda has no name" in flag and "nothing is resumed" in flag for flag in first.flags)
+    assert any("<lambda>: a lambda has no name" in flag and "can't be resumed" in flag for flag in first.flags)
     first.save(tmp_path / "evaluation.json")
     assert verify(tmp_path / "evaluation.json", path, *known, suite=[spec]).passed
 
@@ -255,7 +255,7 @@ def test_verify_tells_another_model_from_an_edited_file(tmp_path: Path) -> None:
     evaluate(*known, threat=THREAT, suite=[pgd_spec()], ledger=path).save(written)
     assert verify(written, path, *known, suite=[pgd_spec()]).passed
     other = verify(written, path, Shifted(known.model.model, 0.05), *known[1:], suite=[pgd_spec()])  # type: ignore[arg-type]
-    assert "answers otherwise" in next(f.detail for f in other.findings if f.check == "model")
+    assert "answers differently" in next(f.detail for f in other.findings if f.check == "model")
     with Ledger.read(path) as book:
         model = book.identity["model"]
     edited = model | {"classes": {name: "0" * 64 for name in model["classes"]}}
@@ -263,4 +263,4 @@ def test_verify_tells_another_model_from_an_edited_file(tmp_path: Path) -> None:
     with Ledger.read(path) as book:
         Evaluation.of(book).save(written)
     result = verify(written, path, *known, suite=[pgd_spec()])
-    assert result.passed and "changed since" in next(f.detail for f in result.findings if f.check == "model")
+    assert result.passed and "changed afterwards" in next(f.detail for f in result.findings if f.check == "model")

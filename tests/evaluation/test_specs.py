@@ -65,7 +65,7 @@ def test_tensors_and_modules_are_told_by_their_values() -> None:
 
 
 def test_restarts_count_runs() -> None:
-    with pytest.raises(UserError, match="1 or more"):
+    with pytest.raises(UserError, match="at least 1"):
         AttackSpec("PGD", partial(fgsm, threat=THREAT), restarts=0)
     known, seen = linear(), []
 

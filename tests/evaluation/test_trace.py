@@ -69,18 +69,18 @@ def test_what_became_of_each_is_told(book: Ledger) -> None:
     assert outcomes(trace_example(book, 1, CLASSES)) == [
         "fooled: bird",
         "fooled: cat",
-        "skipped: already broken by PGD",
+        "skipped: already fooled by PGD",
     ]
     assert outcomes(trace_example(book, 2, CLASSES)) == [
         "resisted",
-        "resisted: no number is outside the ball",
+        "resisted: NaN is outside the ball",
         "fooled: cat",
     ]
     assert outcomes(trace_example(book, 3, CLASSES))[:2] == [
         "left the ball, so it counts as resisted",
         "left the pixel range, so it counts as resisted",
     ]
-    late = "not reached: time was over, or interrupted"
+    late = "not reached: out of time, or interrupted"
     assert outcomes(trace_example(book, 4, CLASSES)) == ["resisted", late, late]
 
 

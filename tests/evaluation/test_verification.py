@@ -122,7 +122,7 @@ def first_fooled(claim: Claim, attack: str = "PGD-20") -> int:
         (lambda x: packed(1 - x), "is outside the ball"),
         (lambda x: b"garbage", "is damaged"),
         (lambda x: packed(x.flatten()[:4]), "is damaged"),
-        (lambda x: None, "is not there"),
+        (lambda x: None, "is not stored"),
     ],
 )
 def test_a_changed_adversarial_image(claim: Claim, tamper: Callable[[Tensor], bytes | None], says: str) -> None:
@@ -166,7 +166,7 @@ def test_images_that_were_left_out(claim: Claim) -> None:
     change(claim.ledger, "DELETE FROM cells WHERE attack = 'PGD-20' AND example = ?", i)
     assert "unreached: 0 -> 1" in failed(claim.verify())["numbers"]
     claim.write_again()
-    assert claim.verify().passed and "time was over before 1 of 120 images" in claim.json.read_text()
+    assert claim.verify().passed and "1 of 120 images not reached in time" in claim.json.read_text()
 
 
 def test_a_ledger_that_went_on(claim: Claim) -> None:
@@ -181,7 +181,7 @@ def test_a_ledger_that_went_on(claim: Claim) -> None:
     assert "went on" not in failed(claim.verify())["numbers"]
     evaluate(*known, threat=THREAT, batch_size=64, ledger=claim.ledger)
     assert claim.json.read_text() == before
-    assert "the ledger went on after they were printed" in failed(claim.verify())["numbers"]
+    assert "the ledger was continued after they were printed" in failed(claim.verify())["numbers"]
 
 
 TRUE_LABEL = "(SELECT label FROM examples WHERE examples.example = cells.example)"

@@ -140,7 +140,7 @@ def test_flags_are_shown_and_announced(models: list[ModelReport]) -> None:
 
 def test_signs_of_masking_stand_with_the_flags(models: list[ModelReport]) -> None:
     quiet = parse(page(models)).one("flags").text
-    assert "looked for and not found: one step beats many; that these attacks can't judge: weak at s = 1." in quiet
+    assert "looked for and not found: one step beats many; not judged by these attacks: weak at s = 1." in quiet
     sign = Sign("vanishing gradients", "raised", "on 93 of 100 images there is none", "try --suite autoattack")
     loud = parse(page([made.model("masked", made.evaluation(signs=(sign,))), made.model("other")]))
     shown = "masked: sign of gradient masking, vanishing gradients: on 93 of 100 images there is none What to do: try"

@@ -200,7 +200,7 @@ def test_a_checkpoint_that_is_not_this_run_s(tmp_path: Path) -> None:
     last = folder / "last.safetensors"
     for source, message in {
         folder / "best.safetensors": "holds only a network",
-        tmp_path / "wide" / "last.safetensors": "holds another network than the run's config.yaml says",
+        tmp_path / "wide" / "last.safetensors": "holds another network than the run's config.yaml describes",
         tmp_path / "no average" / "last.safetensors": "holds another network",
     }.items():
         shutil.copy(source, last)

@@ -1,6 +1,6 @@
 """The attacks of Carlini and Wagner: Adam on a norm plus c times a margin.
 
-For l2 a search over c surrounds it, for linf a search over the radius.
+For l2 an outer loop searches over c, for linf over the radius.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def cw(
 
 @dataclass(frozen=True)
 class _Search(Rows):
-    """Where Adam is in its round, and where the rounds are."""
+    """The state of Adam within a round, and of the search over rounds."""
 
     place: Tensor  # position in the batch (b,)
     w: Tensor  # Adam's variable (b, ...)
@@ -143,7 +143,7 @@ class _Search(Rows):
     low: Tensor  # l2: largest c (b,) that failed. linf: largest radius out of reach
     high: Tensor  # l2: smallest c (b,) that succeeded
     tau: Tensor  # linf: the radius (b,) to reach
-    left: Tensor  # rounds (b,) that are left
+    left: Tensor  # remaining rounds (b,)
 
     def adam(self, gradient: Tensor, step_size: Tensor, hit: Tensor) -> _Search:
         """One step of Adam with its usual moments (Kingma & Ba 2015), each example at its own count of steps."""
@@ -225,7 +225,7 @@ def _pixels_slope(w: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _size(delta: Tensor, tau: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """What a round minimises, (b,), and its gradient (b, ...): the squared l2 norm, or the sum of what exceeds tau."""
+    """The size term (b,) of the loss and its gradient (b, ...): the squared l2 norm, or the sum of excess over tau."""
     if norm == "l2":
         return delta.square().flatten(1).sum(1), 2 * delta
     excess = delta.abs() - over_pixels(tau, delta)

@@ -1,4 +1,4 @@
-"""What an attack is, and how attacks are combined: restarts, and the worst case of several."""
+"""The attack protocol, and combinations of attacks: restarts, and the worst case of several."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ AttackKind = Literal["one-step", "iterative", "minimal-norm", "black-box"]
 """How an attack searches.
 
 - "one-step" and "iterative": it ascends a loss along its gradient inside the ball.
-- "minimal-norm": it looks for the nearest adversarial example and uses gradients.
-- "black-box": it sees only what the model answers and uses no gradient.
+- "minimal-norm": it searches for the nearest adversarial example and uses gradients.
+- "black-box": it uses only the model's outputs and no gradient.
 """
 
 _AttackT = TypeVar("_AttackT", bound=Callable[..., Any])

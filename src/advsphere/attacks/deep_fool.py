@@ -38,8 +38,8 @@ def deepfool(
     forward, or two forwards where other examples of the batch were just fooled.
 
     Differs from the paper, as the authors' code does: 1e-4 is added to each step, every step is lengthened instead of
-    their sum, and only a few classes are linearised (chosen at each step here, once there). The image is clipped to
-    the box after each step. Stepping to the nearest point inside the box was tried and ends farther away.
+    their sum, and only a few classes are linearised (here chosen at each step, in the authors' code once). The image is
+    clipped to the box after each step. Stepping to the nearest point inside the box was tried and ends farther away.
 
     Args:
         model: Maps images to logits (B, K).

@@ -68,7 +68,7 @@ def stages(
         return {"APGD-CE": expected(ce, log_odds, passes), "APGD-DLR": expected(ratio, dlr_or_margin, passes)}
     targeted = partial(apgd_targeted, threat=threat, steps=steps, targets=9, multi_eps=l1)
     boundary = partial(fab_targeted, norm=threat.norm, bounds=threat.bounds, eps=threat.eps, steps=steps, targets=9)
-    # The official Square stretches its schedule over 10,000 queries, however many it runs.
+    # The official Square always stretches its schedule over 10,000 queries.
     black_box = partial(square, threat=threat, queries=queries, p=0.8, horizon=2 * queries)
     if version == "standard":
         return {
@@ -119,7 +119,7 @@ def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
 
 
 class _Mean:
-    """A model and a loss for `input_gradient`. It holds one graph at a time, however many the passes."""
+    """A model and a loss for `input_gradient`. It holds one graph at a time for any number of passes."""
 
     def __init__(self, model: Classifier, loss: Loss, passes: int) -> None:
         self.classify, self.single, self.passes = model, loss, passes

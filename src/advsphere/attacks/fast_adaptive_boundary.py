@@ -41,7 +41,7 @@ def fab(
     Source: Croce & Hein 2020 (arXiv 1907.02044, Algorithm 1). A step costs classes - 1 backwards and one forward, or
     two where an example of the batch was just fooled. Seven more forwards begin and end the search.
 
-    Differs from the paper: only the `classes` most likely classes are linearised, there all of them.
+    Differs from the paper, which linearises all classes: only the `classes` most likely ones are linearised.
 
     Args:
         model: Maps images to logits (B, K).
@@ -176,7 +176,7 @@ class _Walk(NamedTuple):
                     found.offer(index, x_adv, fooled(self.model(x_adv), self.y[index]))
 
     def begin(self, index: Tensor, rng: Rng) -> Tensor:
-        """The clean image for restart 0 and where no radius is known, else a random point at half of the radius."""
+        """The clean image for restart 0 or if no radius is known, else a random point at half of the radius."""
         found, x = self.found, self.found.x[index]
         if rng.restart == 0:
             return x
@@ -193,8 +193,8 @@ class _Walk(NamedTuple):
     def ahead(self, x_adv: Tensor, x: Tensor, hit: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
         """Step onto the nearest boundary, mixed with the boundary's point nearest to the clean image x (eq. 8 to 10).
 
-        The step begins at x_adv, or where that is a hit at its point nearer to x. values and gradients describe the
-        boundaries at x_adv.
+        The step begins at x_adv, or if that is a hit, at the point that `back` returns. values and gradients describe
+        the boundaries at x_adv.
         """
         norm, bounds = self.found.threat.norm, self.found.threat.bounds
         value, _, gradient = nearest(values, gradients, norm)
@@ -208,16 +208,16 @@ class _Walk(NamedTuple):
         return here.lerp(clean, over_pixels(share.clamp(max=self.alpha_max), x)).clamp(*bounds)
 
     def result(self) -> Tensor:
-        """The images to return, after the searches along the line between the clean image and what was found."""
+        """The images to return, after the searches along the line between the clean image and the best example."""
         self.shorten()
         self.deepen()
         return self.found.result()
 
     def shorten(self) -> None:
-        """The final search (eq. 11): three times, where the line through both margins crosses zero.
+        """The final search (eq. 11): move three times to where the line through both margins crosses zero.
 
-        Differs from the paper: it begins 0.1 % beyond what was found and goes 70 % of each way. At the crossing itself
-        the rounding of another batch would decide.
+        Differs from the paper: it begins 0.1 % beyond the best example and goes 70 % of each way. At the crossing
+        itself the rounding of another batch would decide.
         """
         found = self.found
         index = (found.distance.isfinite() & ~found.done).nonzero().squeeze(1)
@@ -242,7 +242,7 @@ class _Walk(NamedTuple):
         found.x_adv[index[clear]], found.distance[index[clear]] = wrong[clear], found.threat.distance(wrong, x)[clear]
 
     def deepen(self) -> None:
-        """With an eps: move out to eps in the direction of what was found, where that raises the margin.
+        """If eps is given, move the best example out to eps if that raises the margin.
 
         On the boundary itself the rounding of another batch or precision would decide.
         """

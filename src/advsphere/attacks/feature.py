@@ -91,7 +91,7 @@ def feature_attack(
     forward is larger than the batch, or than 16 images.
 
     Differs from the official code (eps 8/255, steps of 1/255, 20 or 50 steps, 100 to 1000 guides; the paper's settings
-    are not published): there all guides of an image form one batch. Here few are tried first, because one often
+    are not published), where all guides of an image form one batch. Here few are tried first, because one often
     succeeds. Either way an example is fooled if any guide succeeds.
 
     Args:
@@ -162,8 +162,8 @@ class _Climb(NamedTuple):
     def run(self, x_adv: Tensor, x: Tensor, y: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """T tries of each example at once, all of which end at the first success.
 
-        x_adv: (b, T, ...); goal: (b, T, D). Returns for each example the success, or the result with the highest margin
-        (b, ...), its margin (b,) and whether it fools the model (b,).
+        x_adv is (b, T, ...) and goal (b, T, D). For each example returns its success, or else the result with the
+        highest margin, (b, ...), the margin (b,) and whether the result fools the model (b,).
         """
         result, index = x.clone(), torch.arange(len(x), device=x.device)
         best, won = x.new_zeros(len(x), dtype=torch.float64), torch.zeros_like(index, dtype=torch.bool)

@@ -82,7 +82,7 @@ def rays(
 
 @dataclass(frozen=True)
 class _Search(Rows):
-    """How far the search of each example is."""
+    """The state of each example's search."""
 
     sign: Tensor  # best direction so far, (b, D) of +-1
     attempt: Tensor  # direction in question: `sign` with one block flipped
@@ -111,7 +111,7 @@ def _question(search: _Search, width: float) -> Tensor:
 
 
 def _answered(search: _Search, radius: Tensor, hit: Tensor, tolerance: float) -> _Search:
-    """Take an answer: a hit begins or narrows a binary search, a miss of the fast check moves to the next block."""
+    """Update the search: a hit begins or narrows a binary search, a miss of the fast check moves to the next block."""
     better = hit & (radius < search.best)
     best = torch.where(better, radius, search.best)
     sign = torch.where(better[:, None], search.attempt, search.sign)

@@ -1,4 +1,4 @@
-"""What attacks keep per example: the state of those still attacked, and the smallest adversarial example found."""
+"""Per-example state of attacks: the examples still attacked, and the smallest adversarial example found."""
 
 from __future__ import annotations
 
@@ -23,12 +23,9 @@ class Rows:
 class Smallest:
     """The smallest adversarial example of each image so far. All tensors are indexed by position in the batch.
 
-    Attributes:
-        threat: The norm and the bounds, with radius eps (0 without one).
-        x: Clean images (B, ...).
-        x_adv: The smallest adversarial example (B, ...) found, or the clean image.
-        distance: Its norm (B,), infinite where none was found.
-        done: (B,) bool, which examples need no more search: the clean image is adversarial, or one within eps is found.
+    `x_adv` (B, ...) holds the smallest example found, or the clean image, and `distance` (B,) its perturbation's norm,
+    infinite if none was found. `done` (B,) marks the images that need no more search, because the clean image is
+    adversarial or an example within eps is found.
     """
 
     def __init__(self, x: Tensor, *, norm: Norm, bounds: tuple[float, float], eps: float | None = None) -> None:
@@ -44,10 +41,9 @@ class Smallest:
         self.offer(torch.arange(len(self.x), device=self.x.device), self.x, adversarial)
 
     def offer(self, index: Tensor, x_adv: Tensor, adversarial: Tensor) -> Tensor:
-        """Keep the candidates that are adversarial and smaller than before.
+        """Keep the candidates (b, ...) at positions `index` (b,) that are adversarial and smaller than before.
 
-        index: (b,) positions; x_adv: (b, ...); adversarial: (b,) bool. Returns the norms (b,) of the adversarial ones,
-        infinite for the others.
+        Returns the norms (b,) of the adversarial ones, infinite for the others.
         """
         norms = torch.full((len(index),), torch.inf, dtype=self.x.dtype, device=self.x.device)
         place, x_adv = index[adversarial], x_adv[adversarial]
@@ -65,7 +61,7 @@ class Smallest:
         return (~self.done).nonzero().squeeze(1)
 
     def result(self) -> Tensor:
-        """The images (B, ...) to return: `x_adv`, but with an eps only those within it, and clean images elsewhere."""
+        """The images (B, ...) to return: `x_adv`, but if eps is given, the clean image where `x_adv` exceeds it."""
         if self.eps is None:
             return self.x_adv
         return torch.where(over_pixels(self.done, self.x), self.x_adv, self.x)

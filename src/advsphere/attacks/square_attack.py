@@ -48,9 +48,9 @@ def square(
     Source: Andriushchenko et al. 2020 (arXiv 1912.00049, Algorithms 1 to 3); for l1 Croce & Hein 2021 (arXiv
     2103.01208, appendix). Each example is done at its first success.
 
-    Differs from the official code: windows and signs are drawn for each example (there one window for the batch, and
-    for linf one sign pattern), and windows reach the last row and column, as in the paper. For l1 the radius is
-    shortened by 1e-5 against rounding, there by 1e-6.
+    Differs from the official code: windows and signs are drawn for each example (instead of one window for the batch,
+    and for linf one sign pattern), and windows reach the last row and column, as in the paper. For l1 the radius is
+    shortened by 1e-5 against rounding (instead of 1e-6).
 
     Args:
         model: Maps images to logits (B, K).

@@ -1,4 +1,4 @@
-"""The step rules of AutoPGD: how far each example steps, and when it returns to its best iterate.
+"""The step rules of AutoPGD: the step size of each example, and when it returns to its best iterate.
 
 `Halving` is the rule for linf and l2 (Croce & Hein 2020, arXiv 2003.01690, Algorithm 1). `Thinning` is the rule for l1
 (Croce & Hein 2021, arXiv 2103.01208, Algorithm 1). Both have the same four methods.
@@ -16,12 +16,12 @@ from advsphere.attacks.records import Rows
 from advsphere.threat import ThreatModel, over_pixels
 
 TRACE = 1e-6
-"""As a share of eps: a smaller change of a pixel, or distance from a bound, counts as rounding."""
+"""A change of a pixel, or a distance from a bound, below this share of eps counts as rounding."""
 
 
 @dataclass(frozen=True)
 class Path(Rows):
-    """Where each example is, and where its loss was highest."""
+    """The current iterate of each example, and the one with the highest loss."""
 
     index: Tensor  # position in the batch (b,)
     x: Tensor  # clean images (b, ...)
@@ -111,7 +111,7 @@ class Halving(Rows):
 
 @dataclass(frozen=True)
 class Thinning(Rows):
-    """The rule for l1: steps along the signs of the largest entries of the gradient, of ever fewer entries.
+    """The rule for l1: steps along the signs of the largest entries of the gradient, with fewer and fewer entries.
 
     Differs from the official code: a pixel at the bound towards which it is pushed is skipped, because it would use up
     the step. Counts are rounded down, so that two pixels can become one.
@@ -136,7 +136,7 @@ class Thinning(Rows):
         return dict.fromkeys(range(gap, steps, gap), gap)
 
     def check(self, path: Path, enough: float, eps: float) -> tuple[Self, Tensor]:
-        """Reset the step size where the best iterate has become sparser, and reduce it elsewhere."""
+        """Reset the step size of examples whose best iterate has become sparser, and reduce it for the others."""
         spread = _changed(path.best_x, path.x, eps)
         sparser = spread < 0.95 * self.spread
         size = torch.where(sparser, eps, (self.size / 1.5).clamp(min=eps / 10))

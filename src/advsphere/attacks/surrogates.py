@@ -24,7 +24,7 @@ class Cosines:
 
     Attributes:
         head: A linear layer, plain or with normalised features and weights. Its bias is not used.
-        scale: The scale s of the surrogate logits, whatever the model was trained with.
+        scale: The scale s of the surrogate logits, independent of the model's own.
         constant_norm: Let no gradient pass through the division by the length of the features, so that the attack may
             follow that length too.
     """

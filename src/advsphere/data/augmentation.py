@@ -18,7 +18,7 @@ class Augment:
     """The augmentation of training images: usually padding=4, flip=True on CIFAR, min_area=0.08, flip=True on ImageNet.
 
     Attributes:
-        padding: Crop at a random place after zero padding by this many pixels.
+        padding: Pad with zeros by this many pixels, then crop at a random position.
         flip: Flip half of the images horizontally.
         min_area: Crop a random part of at least this share of each image, at its own resolution, and resize it.
     """
@@ -34,13 +34,13 @@ class Augment:
             raise UserError(f"a crop is padded by {self.padding} pixels; give 0 for none, 4 is usual at 32 pixels")
 
     def __call__(self, pixels: Tensor, rng: Rng) -> Tensor:
-        """Pad, crop and flip a batch, after the random crops by `min_area`, which `Images.stored` makes.
+        """Pad, crop and flip a batch. The random crops by `min_area` are made before, by `Images.stored`.
 
-        All (2 padding + 1)^2 places are equally likely. The variation of an example depends on its seed, id, restart
-        and step, not on its batch. Its crop is the same with and without flips.
+        All (2 padding + 1)^2 positions are equally likely. The augmentation of an example depends on its seed, id,
+        restart and step, not on its batch. Its crop is the same with and without flips.
 
         Args:
-            pixels: (B, C, H, W), uint8 or floating point in [0, 1]; left as they are.
+            pixels: (B, C, H, W), uint8 or floating point in [0, 1]; not changed.
             rng: The generator of these examples.
 
         Returns:
@@ -50,19 +50,19 @@ class Augment:
             uniform = rng.uniform((3,), "augment").to(pixels.device)
             mirrored = (uniform[:, 2:] < 0.5) & self.flip
             if self.padding:
-                # Rounding may carry the largest uniform times (2 padding + 1) up to 2 padding + 1 itself.
+                # The largest uniform times (2 padding + 1) may be rounded up to 2 padding + 1.
                 offset = (uniform[:, :2] * (2 * self.padding + 1)).long().clamp_(max=2 * self.padding)
                 padded = F.pad(pixels, (self.padding,) * 4)
                 pixels = _windows(padded, offset, mirrored, height=pixels.shape[2], width=pixels.shape[3])
             else:
-                # Change the layout while a value is one byte.
+                # Change the layout before the conversion to float32, while a value is one byte.
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
                 pixels = torch.where(mirrored[:, :, None, None], pixels.flip(-1), pixels)
         return as_float(pixels).contiguous(memory_format=torch.channels_last)
 
 
 def _windows(pixels: Tensor, offset: Tensor, mirrored: Tensor, *, height: int, width: int) -> Tensor:
-    """The (height, width) window at offset (B, 2) of each image, mirrored where (B, 1) says so, in one gather."""
+    """Cut the (height, width) window at offset (B, 2) from each image, mirrored where `mirrored` (B, 1) is true."""
     batch, channels, _, padded_width = pixels.shape
     rows = offset[:, :1] + torch.arange(height, device=pixels.device)
     columns = torch.arange(width, device=pixels.device).expand(batch, width)

@@ -1,6 +1,6 @@
-"""The batches of an epoch: their order, read in advance by worker processes, augmented, on their device.
+"""The batches of an epoch: ordered, read in advance by worker processes, augmented and moved to the device.
 
-A batch depends on (seed, epoch, ids) alone. So the number of workers does not matter, and a resumed epoch can begin at
+A batch depends only on (seed, epoch, ids). So the number of workers does not matter, and a resumed epoch can begin at
 any batch.
 """
 
@@ -23,7 +23,7 @@ from advsphere.errors import UserError
 from advsphere.rng import Rng, permutation
 
 GRACE = 30
-"""Seconds that a worker lives on after SIGTERM."""
+"""Seconds that a worker keeps running after SIGTERM."""
 
 
 class Batch(NamedTuple):
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 def epoch_batches(n: int, batch_size: int, *, seed: int, epoch: int) -> tuple[Tensor, ...]:
     """The ids of each batch, (B,) int64: n examples in the order of (seed, epoch); the last batch may be smaller.
 
-    A single example that is left over joins the batch before, because batch norm has no variance of one value.
+    A last batch of one example is merged into the batch before, because batch norm needs more than one value.
     """
     *batches, last = torch.split(permutation(n, seed=seed, epoch=epoch), batch_size)
     if len(last) == 1 < batch_size and batches:
@@ -83,7 +83,7 @@ class _Reading(Dataset["Tensor | UserError"]):
         try:
             return self.images.stored(ids, crops)[0]
         except UserError as error:
-            return error  # `DataLoader` would raise it with a traceback in its text
+            return error  # `DataLoader` would add a traceback to its message
 
 
 def _processes(images: Images, batches: int, workers: int | None) -> int:
@@ -114,16 +114,16 @@ def _read(reading: _Reading, workers: int, device: torch.device) -> Iterator[Ten
         if "DataLoader worker" not in str(error):
             raise
         cause = " ".join(str(error).split())
-    # Not within the handler: the traceback of the error would keep the other processes.
+    # Raise outside the handler: the traceback of the error would keep the other processes alive.
     raise UserError(
         f"a process that decodes images died ({cause}): memory may be short, or shared memory "
-        "(docker run --shm-size 8g); take fewer --workers, or 0"
+        "(docker run --shm-size 8g); use fewer --workers, or 0"
     )
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """Let a worker survive Ctrl-C and SIGTERM, which reach every process of a job, until the trainer has finished its
-    step and ends the worker. A worker that hangs ends after `GRACE` seconds.
+    """Let a worker survive Ctrl-C and SIGTERM, which reach every process of a job, until the trainer finishes its step
+    and ends the worker. A worker that hangs ends after `GRACE` seconds.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE) and None)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their published folders, without running what is in their pickles.
+"""CIFAR-10 and CIFAR-100 from their published folders, without running code from their pickles.
 
 Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images* (2009); layout of the "python version".
 """
@@ -38,7 +38,7 @@ class Layout:
         return f'torchvision.datasets.{loader}("data", download=True) fetches {archive} and unpacks it there'
 
     def find(self, place: Path) -> Path | None:
-        """The folder, if `place` is it or holds it."""
+        """The CIFAR folder, if `place` is that folder or contains it."""
         if (place / self.folder).is_dir():
             return place / self.folder
         is_it = place.name == self.folder or all((place / file).is_file() for file in self.meta | self.test)
@@ -74,7 +74,7 @@ LAYOUTS = {
 
 
 def read_cifar(name: str, folder: Path) -> Dataset:
-    """Read "cifar10" or "cifar100" from its folder, 3x32x32 uint8. The note names files that are not as published.
+    """Read "cifar10" or "cifar100" from its folder, 3x32x32 uint8. The note names files that were altered.
 
     Raises UserError for a missing, truncated, misshapen or unsafe file.
     """
@@ -121,20 +121,20 @@ def _images(content: dict[str, Any], path: Path, layout: Layout) -> tuple[torch.
     return torch.tensor(rows).view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
 
 
-# A pickle is a program. The reader below knows the seven names that a pickled uint8 array needs, and puts stand-ins in
-# their places. It builds no object of any library from the file, because a hostile file can make even numpy's own types
+# A pickle is a program. The reader below accepts only the seven names that a pickled uint8 array needs, and replaces
+# them by stand-ins. It builds no library object from the file, because a hostile file can make even numpy's own types
 # read foreign memory.
 
 
 def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
     """The dictionary in a CIFAR pickle of Python 2 or 3, with its keys as text; arrays must be uint8.
 
-    Raises UserError, naming `path`, for a pickle that is broken or asks for anything else.
+    Raises UserError, naming `path`, for a pickle that is broken or uses any other name.
     """
     try:
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(value, dict):
-            raise UserError(f"holds no dictionary but {type(value).__name__}: it is no CIFAR file")
+            raise UserError(f"holds a {type(value).__name__} instead of a dictionary: it is no CIFAR file")
         return {
             key.decode() if isinstance(key, bytes) else str(key): item.array if isinstance(item, _Array) else item
             for key, item in value.items()
@@ -146,18 +146,18 @@ def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
 
 
 class _DType:
-    """Stands in for numpy.dtype, and knows "u1" only."""
+    """Stands in for numpy.dtype, and accepts only "u1"."""
 
     def __init__(self, code: bytes | str, *_: object) -> None:
         if code not in (b"u1", "u1"):
             raise UserError(f"holds an array of type {code!r}: images must be uint8")
 
     def __setstate__(self, state: object) -> None:
-        """Ignore the byte order and the like, which single bytes do not have."""
+        """Ignore byte order and alignment, which do not apply to single bytes."""
 
 
 class _Array:
-    """Stands in for numpy.ndarray. Unpickling sets its shape and bytes, and can set nothing else."""
+    """Stands in for numpy.ndarray. Unpickling can set only its shape and bytes."""
 
     array: np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -195,5 +195,5 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> Any:
         if f"{module}.{name}" not in self.known:
-            raise UserError(f"was not loaded: it asks for {module}.{name}, which no CIFAR file needs; do not trust it")
+            raise UserError(f"was not loaded: it uses {module}.{name}, which no CIFAR file needs; do not trust it")
         return self.known[f"{module}.{name}"]

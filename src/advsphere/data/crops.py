@@ -22,11 +22,9 @@ TRIES = 10
 
 @dataclass(frozen=True, eq=False)
 class ResizedCrops:
-    """The crops of one batch.
+    """The crops of one batch, with areas in [min_area, 1].
 
-    Attributes:
-        uniform: (B, 2 * TRIES + 2) in (0, 1): an area and a shape for each try, then the place.
-        min_area: The smallest share of an image's area that a crop may have, in (0, 1].
+    `uniform` is (B, 2 * TRIES + 2) in (0, 1): an area and a shape for each try, then the position.
     """
 
     uniform: Tensor
@@ -38,10 +36,10 @@ class ResizedCrops:
         return cls(rng.uniform((2 * TRIES + 2,), "resized crop"), min_area)
 
     def box(self, i: int, width: int, height: int) -> tuple[int, int, int, int]:
-        """The crop of the i-th image of the batch, as (left, top, width, height) in pixels of an image of that size.
+        """The crop of the i-th image of the batch, as (left, top, width, height) in pixels.
 
         Areas are uniform in [min_area, 1], shapes log-uniform in RATIO. The first of ten tries that fits into the image
-        is placed at random. If none fits, the crop is the largest one in the centre with a shape in RATIO.
+        gets a random position. If none fits, the crop is the largest centred one with a shape in RATIO.
         """
         *tried, across, down = self.uniform[i].tolist()
         for area, shape in zip(tried[::2], tried[1::2], strict=True):
@@ -54,7 +52,7 @@ class ResizedCrops:
         return (width - w) // 2, (height - h) // 2, w, h
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Crop a batch (B, C, H, W) in memory and resize the crops to its own size."""
+        """Crop a batch (B, C, H, W) in memory and resize the crops to the size of the images."""
         height, width = pixels.shape[2:]
         parts = []
         for i, image in enumerate(pixels):

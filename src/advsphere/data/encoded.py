@@ -1,4 +1,4 @@
-"""Images that stay encoded, as JPEG or the like, and are decoded each time a batch asks for them."""
+"""Images that stay encoded, for example as JPEG, and are decoded whenever a batch needs them."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ from advsphere.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 GAP = 2
-"""A JPEG is decoded at a half, a quarter or an eighth of its size if that leaves at least GAP times the size that is
-needed. Pillow's `thumbnail` has the same rule."""
+"""A JPEG is decoded at a half, a quarter or an eighth of its size if the result is at least GAP times the needed size.
+Pillow's `thumbnail` has the same rule."""
 
 
 class View(NamedTuple):
-    """How an image becomes a square: its shorter side is resized to `shorter`, then the centre of `size` is cut out."""
+    """Makes an image square: resize its shorter side to `shorter`, then crop the central `size` x `size` pixels."""
 
     size: int
     shorter: int
 
     @classmethod
     def of(cls, image_size: int | None, resize: int | None) -> View | None:
-        """None without a size. Without `resize` as much as possible is seen. Raises UserError for impossible sizes."""
+        """The view for these options; None if there is no size. `resize` defaults to the size, so that the crop is as
+        large as possible. Raises UserError for impossible sizes.
+        """
         if image_size is None:
             return None
         shorter = image_size if resize is None else resize
         if not 1 <= image_size <= shorter:
             raise UserError(
-                f"a centre of {image_size} pixels can't be cut out of images whose shorter side is resized to {shorter}"
+                f"a centre of {image_size} pixels can't be cropped from images with a shorter side resized to {shorter}"
             )
         return cls(image_size, shorter)
 
 
 class Encoded(NamedTuple):
-    """An image as it is stored: its name in error messages, and its path or its content."""
+    """An encoded image: its name in error messages, and its path or content."""
 
     name: str
     file: str | io.BytesIO
@@ -65,7 +67,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages(Images):
-    """Images that threads decode each time a batch asks for them: 3 x size x size, uint8.
+    """Images, 3 x size x size uint8, that threads decode whenever a batch needs them.
 
     Every image is converted to RGB and resized bilinearly, as by torchvision's Resize and CenterCrop. Reading raises
     UserError naming an image that cannot be decoded.
@@ -81,7 +83,7 @@ class EncodedImages(Images):
 
     @abstractmethod
     def encoded(self, index: list[int]) -> list[Encoded]:
-        """These images as they are stored."""
+        """These images in encoded form."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -112,27 +114,27 @@ class EncodedImages(Images):
 
 
 def required(view: View | None, place: str, first: Encoded) -> View:
-    """The view. Raises UserError if there is none, and proposes one from the first image."""
+    """The view. If there is none, raises UserError that proposes the size of the first image."""
     if view is None:
         width, height = first.open().size
         raise UserError(
-            f"{place} needs an image size, to which its images are resized: its first image is {width}x{height}, "
-            f"so perhaps image_size={min(width, height)}"
+            f"{place} needs an image size to resize its images to: its first image is {width}x{height}, "
+            f"so try image_size={min(width, height)}"
         )
     return view
 
 
 def check_depth(picture: Image.Image, name: str) -> None:
-    """Raise UserError for more than 8 bits per pixel, which Pillow would clip to 255."""
+    """Raise UserError for images with more than 8 bits per pixel, because Pillow would clip values to 255."""
     if picture.mode[0] in "IF":
         raise UserError(f"{name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
 
 
 def square(picture: Image.Image, view: View, crops: ResizedCrops | None, b: int) -> Tensor:
-    """A picture's view, or the b-th of the crops at the size of the view, (3, size, size) uint8."""
+    """A picture seen through the view, or its b-th crop at the size of the view, (3, size, size) uint8."""
     if crops is None:
         _decode_smaller(picture, min(picture.size), view.shorter)
-        # Pillow's `bleed` is the share that is left out at each side.
+        # Pillow's `bleed` is the share that is cut off at each side.
         bleed = (1 - view.size / view.shorter) / 2
         return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
     width, height = picture.size
@@ -144,7 +146,7 @@ def square(picture: Image.Image, view: View, crops: ResizedCrops | None, b: int)
 
 
 def _decode_smaller(picture: Image.Image, side: int, wanted: int) -> None:
-    """Decode a JPEG at a fraction of its size if `side` of its pixels become `wanted`. Other formats stay whole."""
+    """Let a JPEG be decoded at a fraction of its size if `side` of its pixels will be resized to `wanted`."""
     if (factor := side // (GAP * wanted)) > 1:
         picture.draft(None, (-(-picture.width // factor), -(-picture.height // factor)))
 

@@ -36,22 +36,22 @@ def image_folder(folder: Path | str, image_size: int | None, resize: int | None 
     """Read all images below `folder`/<class>/, at any depth. Classes are numbered in the order of their names.
 
     Args:
-        folder: Holds one folder of images for each class.
-        image_size: The side of the squares that the images become, in pixels.
-        resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
+        folder: Contains one folder of images for each class.
+        image_size: The side of the resulting square images, in pixels.
+        resize: The length of the shorter side before the central crop of `image_size`; `image_size` by default.
 
     Returns:
         The images, in memory if they take at most 4 GiB, otherwise decoded for each batch.
 
     Raises:
         UserError: If there are no classes, a class has no images, a file cannot be read, or `image_size` is missing.
-            The message then proposes that of the first image.
+            The message then proposes the size of the first image.
     """
     return in_memory_if_small(scan_folder(Path(folder), View.of(image_size, resize)))
 
 
 def scan_folder(folder: Path, view: View | None) -> FolderImages:
-    """The files of each class folder, in the order of their names; nothing is decoded."""
+    """List the files of each class folder, sorted by name, without decoding them."""
     classes = class_folders(folder)
     files = [_files(folder / name) for name in classes]
     empty = [str(folder / name) for name, found in zip(classes, files, strict=True) if not found]
@@ -67,17 +67,17 @@ def scan_folder(folder: Path, view: View | None) -> FolderImages:
 def class_folders(folder: Path) -> tuple[str, ...]:
     """The names of the classes, sorted. Raises UserError if there are fewer than two."""
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: name a folder that holds one folder of images for each class")
+        raise UserError(f"there is no folder {folder}: name a folder with one folder of images for each class")
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(names) < 2:
         raise UserError(
-            f"{folder} holds {len(names)} class folders: it needs at least two, each with the images of one class"
+            f"{folder} has {len(names)} class folders: it needs at least two, each with the images of one class"
         )
     return tuple(names)
 
 
 def check_same_classes(train: Path, test: Path) -> None:
-    """Raise UserError if two folders hold different class folders."""
+    """Raise UserError if two folders have different class folders."""
     ours, theirs = set(class_folders(train)), set(class_folders(test))
     only = ((train, sorted(ours - theirs)), (test, sorted(theirs - ours)))
     if ours != theirs:

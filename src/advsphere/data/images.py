@@ -1,4 +1,4 @@
-"""Sets of labelled images: pixels in [0, 1] and class numbers, in memory or decoded when a batch asks for them."""
+"""Sets of labelled images: pixels in [0, 1] and class numbers, in memory or decoded whenever a batch needs them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Images(ABC):
     """A set of labelled images.
 
     Attributes:
-        labels: (N,) int64 in 0..K-1, on the device where batches are wanted.
+        labels: (N,) int64 in 0..K-1, on the device on which batches are returned.
         classes: The K names of the classes.
-        name: What reports call the set.
+        name: Name of the set in reports.
         decodes: Whether reading a batch decodes images, so that worker processes should do it in advance.
     """
 
@@ -50,11 +50,11 @@ class Images(ABC):
 
     @abstractmethod
     def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
-        """Read a batch as it is stored, before pixels become floating point.
+        """Read a batch in its stored type, before the conversion to floating point.
 
         Args:
-            index: (B,) int64, which images.
-            crops: Read these parts of the images, at their own resolution, resized to the shape of the set.
+            index: Positions (B,) int64 of the images.
+            crops: Read these parts of the images, at their own resolution, and resize them to the shape of the set.
 
         Returns:
             Pixels (B, C, H, W), uint8 or floating point, and labels (B,).
@@ -65,7 +65,7 @@ class Images(ABC):
         """Select images.
 
         Args:
-            index: (n,) int64, which images.
+            index: Positions (n,) int64 of the images.
 
         Returns:
             The set of these images.
@@ -76,7 +76,7 @@ class Images(ABC):
         """Move the set.
 
         Args:
-            device: Where its batches are wanted.
+            device: The device on which to return batches.
 
         Returns:
             The same images, with batches on that device.
@@ -89,7 +89,7 @@ class Images(ABC):
         """Read a batch.
 
         Args:
-            index: (B,) int64, which images.
+            index: Positions (B,) int64 of the images.
 
         Returns:
             Pixels (B, C, H, W) float32 in [0, 1] and labels (B,).
@@ -98,7 +98,7 @@ class Images(ABC):
         return as_float(pixels), y
 
     def in_memory(self) -> ImageSet:
-        """All images decoded, with a progress bar on a terminal."""
+        """Decode all images, with a progress bar on a terminal."""
         pixels = torch.empty((len(self), *self.shape), dtype=self.dtype)
         for index in with_progress(torch.arange(len(self)).split(512), f"reading {self.name}"):
             pixels[index] = self.stored(index)[0].cpu()
@@ -108,7 +108,7 @@ class Images(ABC):
         """Select the first images.
 
         Args:
-            n: How many.
+            n: Number of images.
 
         Returns:
             The first n images, or all if there are fewer.
@@ -116,14 +116,14 @@ class Images(ABC):
         return self.take(torch.arange(min(n, len(self))))
 
     def few(self, n: int) -> Self:
-        """Select images to represent the set.
+        """Select images that represent the set.
 
         Args:
-            n: How many.
+            n: Number of images.
 
         Returns:
-            The first n images or, if they are sorted by class as in folders, n at equal distances, so that no class is
-            left out. All images if there are fewer than n.
+            The first n images or, if they are sorted by class as in folders, n images at equal distances, so that no
+            class is left out. All images if there are fewer than n.
         """
         n, sorted_by_class = min(n, len(self)), bool((self.labels.diff() >= 0).all())
         return self.take(torch.arange(n) * len(self) // n) if sorted_by_class else self.first(n)
@@ -132,8 +132,8 @@ class Images(ABC):
         """Hold out images for validation.
 
         Args:
-            validation: How many, from 1 to N - 1.
-            seed: Decides which ones, together with N.
+            validation: Number of images to hold out, from 1 to N - 1.
+            seed: Determines the held-out images, together with N.
 
         Returns:
             The training and the validation images, both in the original order.
@@ -157,10 +157,10 @@ class ImageSet(Images):
         pixels: (N, C, H, W), uint8 or floating point in [0, 1].
         labels: (N,) int64 in 0..K-1.
         classes: The K names of the classes.
-        name: What reports call the set.
+        name: Name of the set in reports.
 
     Raises:
-        UserError: If a shape, a type or a value is wrong. The message says how to mend it.
+        UserError: If a shape, a type or a value is wrong. The message says how to correct it.
     """
 
     pixels: Tensor
@@ -203,12 +203,12 @@ class ImageSet(Images):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to train on and images to report on.
+    """A training set and a test set.
 
     Attributes:
         train: The training images.
         test: The test images.
-        note: One line that the user should read, or nothing.
+        note: One line for the user, or an empty string.
     """
 
     train: Images
@@ -217,12 +217,12 @@ class Dataset:
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
+    """Convert pixels to float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def in_memory_if_small(images: Images) -> Images:
-    """The images decoded into memory if they take at most `MEMORY_LIMIT` bytes, otherwise as they are."""
+    """Decode the images into memory if they take at most `MEMORY_LIMIT` bytes; otherwise return them unchanged."""
     small = len(images) * math.prod(images.shape) * images.dtype.itemsize <= MEMORY_LIMIT
     return images.in_memory() if small else images
 
@@ -267,5 +267,5 @@ def check_pixels(pixels: Tensor, name: str) -> None:
     elif low >= 0 and high <= 255:
         cure = "divide by 255, or give them as uint8"
     else:
-        cure = "give them as they are before normalisation, and put the normalisation inside the model"
+        cure = "give the images before normalisation, and put the normalisation inside the model"
     raise UserError(f"{name}: images must be pixels in [0,1]; found min {low:.4g} and max {high:.4g}: {cure}")

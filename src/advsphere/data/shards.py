@@ -31,18 +31,16 @@ from advsphere.errors import UserError
 from advsphere.files import read_cache, write_cache
 
 CLASSES = "classes.txt"
-"""A file beside the archives or their folders with the names of the classes, one on each line. Without it they are
-called 0, 1, ..."""
+"""A file beside the archives or their folders with the names of the classes, one on each line. Without it the classes
+are called 0, 1, ..."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardImages(EncodedImages):
-    """Images in archives.
+    """Images in the archives at these paths or URLs.
 
-    Attributes:
-        archives: The paths or URLs of the archives.
-        names: The member of each image.
-        places: (N, 3) int64, the number of the archive, the offset in it and the size of each image.
+    `names` has the archive member of each image. `places` is (N, 3) int64: the number of the archive, the offset in it
+    and the size of each image in bytes.
     """
 
     archives: tuple[str, ...]
@@ -80,7 +78,7 @@ def archives_in(folder: str) -> list[str]:
 
 
 def scan_shards(folder: str, root: str, view: View | None) -> ShardImages:
-    """All images of a folder's archives, in the order of archives and members; `root` may hold a classes.txt.
+    """All images of a folder's archives, in the order of archives and members; `root` may contain a classes.txt.
 
     Raises UserError for an archive that can't be read, an image without a label, a label without an image, and an
     archive without images.
@@ -115,12 +113,12 @@ def _classes(root: str, at_least: int) -> tuple[str, ...]:
         return tuple(str(i) for i in range(at_least))
     names = tuple(line.strip() for line in files.cat_file(path).decode().splitlines() if line.strip())
     if len(names) < at_least:
-        raise UserError(f"{path} names {len(names)} classes, but a label is {at_least - 1}: name one class a line")
+        raise UserError(f"{path} names {len(names)} classes, but a label is {at_least - 1}: name one class per line")
     return names
 
 
 class Index(NamedTuple):
-    """The member, its offset in the archive, its size in bytes, and the class number of each image."""
+    """For each image its member, its offset in the archive, its size in bytes and its class number."""
 
     names: list[str]
     offsets: list[int]
@@ -130,10 +128,10 @@ class Index(NamedTuple):
 
 def _index(files: Any, archive: str) -> Index:
     """The index of an archive, from the cache in $XDG_CACHE_HOME or ~/.cache if the archive has not changed."""
-    # `ukey` is a checksum of what the file system knows of a file: its size, its date, or the store's own tag.
+    # `ukey` is a checksum of a file's metadata: its size, its date, or the object store's own tag.
     key = hashlib.sha256(f"{archive} {files.ukey(archive)}".encode()).hexdigest()[:40]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advsphere" / "shards" / f"{key}.json"
-    with suppress(UserError):  # there is none, or it is damaged
+    with suppress(UserError):  # the cache has no such file, or it is damaged
         return Index(**read_cache(cached, "advsphere shard index"))
     try:
         with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -152,7 +150,7 @@ def _scan_archive(archive: str, tar: tarfile.TarFile) -> Index:
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         key, suffix = f"{folder}/{stem}", suffix.lower()
-        if not member.isfile() or not stem:  # names that begin with a dot are the system's
+        if not member.isfile() or not stem:  # names that begin with a dot belong to the system
             continue
         if f".{suffix}" in SUFFIXES:
             images[key] = member
@@ -165,11 +163,11 @@ def _scan_archive(archive: str, tar: tarfile.TarFile) -> Index:
         )
     if missing := [key.strip("/") for key in labels if key not in images]:
         raise UserError(
-            f"{archive}: {missing[0]} has a label but no image ({len(missing)} such labels): add it, in a format among "
+            f"{archive}: {missing[0]} has a label but no image ({len(missing)} such labels): add an image, as "
             f"{' '.join(sorted(SUFFIXES))}, or remove the label"
         )
     if not images:
-        raise UserError(f"{archive} holds no images, looked for {' '.join(sorted(SUFFIXES))}: remove it")
+        raise UserError(f"{archive} has no images, looked for {' '.join(sorted(SUFFIXES))}: remove it")
     rows = [(member.name, member.offset_data, member.size, labels[key]) for key, member in images.items()]
     return Index(*(list(column) for column in zip(*rows, strict=True)))
 

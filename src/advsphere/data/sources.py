@@ -1,4 +1,4 @@
-"""Data sets by name, and where they are looked for."""
+"""Load data sets by name, and find them on disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 NAMES = (*SIZES, "imagefolder")
 VARIABLE = "ADVSPHERE_DATA"
 HELD_OUT = 0.1
-"""The share of the images that is held out as a test set if the place has none."""
+"""The share of the images that is held out as a test set if the folder has none."""
 
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)")
-"""A URL that went through a Path, which makes one slash of two."""
+"""A URL that was converted to a Path, which reduces two slashes to one."""
 
 
 def load(
@@ -41,19 +41,19 @@ def load(
 
     Args:
         name: "digits" (included, needs scikit-learn), "cifar10", "cifar100" or "imagefolder".
-        root: The folder of the data set or, for CIFAR, the folder that holds it. By default $ADVSPHERE_DATA, then
-            ./data. An image folder holds train/<class>/ and val/<class>/ full of images, or train/*.tar and val/*.tar
-            in the layout of WebDataset, which may also lie at a URL. Without val or test a tenth is held out.
-        image_size: The side of the squares that an image folder's images become. The other sets have their own.
-        resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
-        crops: Whether the training images will be cropped at random. An image folder's then stay encoded, at their own
-            resolution.
+        root: The folder of the data set or, for CIFAR, its parent folder. By default $ADVSPHERE_DATA, then ./data. An
+            image folder has images in train/<class>/ and val/<class>/, or train/*.tar and val/*.tar in the layout of
+            WebDataset, which may also lie at a URL. Without val or test a tenth is held out.
+        image_size: The side of the square images that an image folder yields. The other sets have a fixed size.
+        resize: The length of the shorter side before the central crop of `image_size`; `image_size` by default.
+        crops: Whether the training images will be cropped at random. Those of an image folder then stay encoded, at
+            their own resolution.
 
     Returns:
         The training and test images.
 
     Raises:
-        UserError: If the data set is missing or broken. The message says where it was looked for and how to get it.
+        UserError: If the data set is missing or broken. The message names the searched folders and how to get it.
     """
     _check(name, image_size, resize)
     if name == "digits":
@@ -67,7 +67,7 @@ def load(
 def load_test(
     name: str, root: Path | str | None = None, *, image_size: int | None = None, resize: int | None = None
 ) -> Images:
-    """Load the test part of a data set alone. The training images of an image folder may then be absent.
+    """Load only the test part of a data set. The training images of an image folder may be absent.
 
     Args:
         name: As in `load`.
@@ -90,7 +90,7 @@ def load_test(
 def read_digits() -> Dataset:
     """Handwritten digits of scikit-learn: 1,297 training and 500 test images, 1x8x8, grey levels 0..16 as 0..255.
 
-    scikit-learn has no split of these. Ours is fixed, and the same on every machine.
+    scikit-learn defines no split. Ours is fixed and the same on every machine.
     Source: E. Alpaydin and C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI repository (1998), test part.
     """
     from sklearn.datasets import load_digits  # here and not at the top: it is slow to import
@@ -119,8 +119,8 @@ def _check(name: str, image_size: int | None, resize: int | None) -> None:
 
 
 def _read_place(root: Path | str | None, view: View | None, *, test_only: bool = False) -> Dataset:
-    """Both parts of an image folder; nothing is decoded. With `test_only` the training images may be absent, and are
-    the test images.
+    """Both parts of an image folder, not yet decoded. With `test_only`, both parts are the test images, and the
+    training images may be absent.
     """
     place = _place(root)
     parts = [f"{place}/{part}" for part in ("train", *TEST_FOLDERS)]
@@ -149,7 +149,7 @@ def _read_place(root: Path | str | None, view: View | None, *, test_only: bool =
 
 
 def hold_out(images: Images, missing: str = "test part") -> Dataset:
-    """Hold out a tenth of the images for testing: the same on every machine, for the same number of images."""
+    """Hold out a tenth of the images for testing. The choice depends only on the number of images."""
     order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
     count = max(1, round(HELD_OUT * len(images)))
     train: Any = images.take(order[count:].sort().values)  # every set is a dataclass with a name
@@ -162,7 +162,7 @@ def hold_out(images: Images, missing: str = "test part") -> Dataset:
 
 
 def _places(root: Path | str | None) -> list[Path]:
-    """Where a data set is looked for, in order."""
+    """The folders to search for a data set, in order."""
     if root is not None:
         return [Path(root)]
     variable = os.environ.get(VARIABLE)
@@ -185,7 +185,7 @@ def _cifar_folder(name: str, root: Path | str | None) -> Path:
 
 
 def _place(root: Path | str | None) -> str:
-    """The first folder that exists, or a URL."""
+    """The first of the searched folders that exists, or the URL."""
     places = _places(root)
     for place in places:
         if url := _URL.fullmatch(str(place)):
@@ -194,5 +194,5 @@ def _place(root: Path | str | None) -> str:
             return str(place)
     raise UserError(
         f"imagefolder: there is no folder {_looked_in(places)}; name as root, or in ${VARIABLE}, "
-        "a folder with train/<class>/ and val/<class>/ full of images, or with train/ and val/ full of .tar shards"
+        "a folder with images in train/<class>/ and val/<class>/, or with .tar shards in train/ and val/"
     )

@@ -1,4 +1,4 @@
-"""Data sets of other libraries as image sets: map-style datasets of PyTorch or Hugging Face, and tensor pairs."""
+"""Convert data sets to image sets: map-style datasets of PyTorch or Hugging Face, and pairs of tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from advsphere.errors import UserError
 
 
 class MapStyle(Protocol):
-    """What `torch.utils.data.Dataset` asks of a map-style data set."""
+    """The methods of a map-style `torch.utils.data.Dataset`."""
 
     def __len__(self) -> int: ...
 
@@ -45,14 +45,14 @@ def from_dataset(
         source: A pair of pixels (N, C, H, W) and labels (N,), or an object with ``len()`` whose items are
             ``(image, label)`` or dictionaries with "image" (or "img") and "label". An image is a PIL image, a tensor
             (C, H, W) or an array (H, W, C), uint8 or floating point in [0, 1]. Grey tensors and arrays may be (H, W).
-            An item must be the same each time it is read: random augmentation belongs in `TrainSettings.augment`.
-            An image set is returned as it is.
+            An item must be the same each time it is read; use `TrainSettings.augment` for random augmentation. An image
+            set is returned unchanged.
         classes: The names of the classes. By default those in ``source.classes`` or ``source.features["label"].names``,
             otherwise "0", "1", ...
-        name: What reports call the data set. By default the name of its class.
+        name: Name of the data set in reports. By default the name of its class.
         image_size: Resize PIL images of any size to squares of this side, in RGB, as `load` does for image files. By
-            default all images must have one shape, which is kept.
-        resize: The length of the shorter side before the centre of `image_size` is cut out; `image_size` by default.
+            default all images must have the same shape, which is kept.
+        resize: The length of the shorter side before the central crop of `image_size`; `image_size` by default.
         crops: Whether the images will be cropped at random. With `image_size` each batch then reads its items from the
             data set, at their own resolution.
 
@@ -91,16 +91,10 @@ def from_dataset(
 
 @dataclass(frozen=True, eq=False)
 class DatasetImages(Images):
-    """Images that are read from a map-style data set each time a batch asks for them.
+    """Images that are read from a map-style data set whenever a batch needs them.
 
-    Attributes:
-        labels: (N,) int64.
-        classes: The names of the classes.
-        name: What reports call the set.
-        dataset: Where the items are read.
-        items: (N,) int64, the item of each image.
-        example: The first image, (C, H, W) uint8 or float32. All have its shape and type.
-        view: How PIL images become squares. None if the images are used as they are.
+    `items` (N,) int64 has the position of each image in `dataset`. `example` is the first image, (C, H, W) uint8 or
+    float32; all have its shape and type. Without a `view`, images are not resized.
     """
 
     labels: Tensor
@@ -195,9 +189,9 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
 
 
 def _labels(dataset: MapStyle, name: str) -> Tensor:
-    """(N,) int64: what the data set lists, or else what its items say."""
+    """(N,) int64: the labels that the data set lists, or else those of its items."""
     labels = None
-    with suppress(TypeError, ValueError, RuntimeError):  # the data set lists something else
+    with suppress(TypeError, ValueError, RuntimeError):  # the data set lists no class numbers
         labels = torch.as_tensor(_listed_labels(dataset), dtype=torch.int64)
     if labels is None:
         numbers = with_progress(range(len(dataset)), f"reading the labels of {name}")
@@ -210,7 +204,7 @@ def _labels(dataset: MapStyle, name: str) -> Tensor:
 
 
 def _listed_labels(dataset: Any) -> Any:
-    """The labels without reading the images, if the data set lists them."""
+    """The labels if the data set lists them, so that no images are read; else None."""
     if isinstance(dataset, Subset):
         listed = _listed_labels(dataset.dataset)
         return None if listed is None else [int(listed[i]) for i in dataset.indices]

@@ -1,4 +1,4 @@
-"""Evaluation that can be checked again: preflight checks, attacks, ledger, signs of gradient masking, verification."""
+"""Verifiable evaluation: preflight checks, attacks, ledger, signs of gradient masking, verification."""
 
 from advsphere.evaluation.checks import preflight
 from advsphere.evaluation.engine import evaluate

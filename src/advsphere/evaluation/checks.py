@@ -207,10 +207,10 @@ def _gradient(classify: Classifier, x: Tensor, y: Tensor) -> Finding:
     try:
         _, _, grad = input_gradient(classify, x, y, log_odds)
     except RuntimeError as error:
-        return Finding("gradient", "noted", f"no gradient reaches the images ({error}): gradient attacks see nothing")
+        return Finding("gradient", "noted", f"no gradient reaches the images ({error}): gradient attacks fail")
     dead = int((~(grad.flatten(1).abs().amax(1) > 0)).sum())
     if dead:
-        detail = f"the gradient is zero or NaN on {dead} of {len(x)} drawn images: gradient attacks see nothing there"
+        detail = f"the gradient is zero or NaN on {dead} of {len(x)} drawn images: gradient attacks fail there"
         return Finding("gradient", "noted", detail)
     return Finding("gradient", "ok", "it is not zero on any drawn image")
 

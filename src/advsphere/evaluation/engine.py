@@ -1,4 +1,4 @@
-"""`evaluate`: check the arguments, attack every image, judge the results, and read the numbers from the ledger."""
+"""`evaluate`: check the arguments, attack every image, judge the results and compute the numbers from the ledger."""
 
 from __future__ import annotations
 
@@ -56,37 +56,38 @@ def evaluate(
     on_progress: OnProgress | None = None,
     world: World = World(),
 ) -> Evaluation:
-    """Attack a model on images and measure the accuracy that is left: an upper bound of its robust accuracy.
+    """Attack a model and measure its accuracy under attack, an upper bound of its robust accuracy.
 
     Args:
-        model: Pixels in [0, 1] -> logits, with its input normalisation inside. It is put into eval mode, and given back
-            as it was.
+        model: Maps pixels in [0, 1] to logits, with its input normalisation inside. It is evaluated in eval mode and
+            restored afterwards.
         images: An `advsphere.data` set, or an (N, C, H, W) tensor in [0, 1].
         labels: (N,) int64, with a tensor of images.
         threat: What the attacks may do.
         suite: A name (`SUITES`), a user-defined suite as `package.module:function`, or a list of attacks.
-        seed: Of the attacks' random starts.
-        batch_size: The unit of work, and part of what makes two runs the same bit for bit. By default 250, fewer for
-            images of more than 74 pixels a side.
-        ledger: Where every outcome is written; an interrupted evaluation goes on from there. None keeps it in memory.
-            If the file holds an evaluation of another model, it is kept, and a file beside it is written.
-        effort: Of a named suite.
-        budget: Seconds that the attacks may take. They try only the images that earlier attacks left, and images that
-            are not reached count as robust, so the result is the tightest upper bound that the time allows. The same
-            call again goes on for as long. The signs of gradient masking take a few seconds more.
-        head: The last linear layer's name, where it can't be found.
-        precision: Of the search; "auto" is bfloat16 where the machine computes in it. What is found always has to fool
-            the model in float32.
-        on_progress: Called after each batch of this process.
-        world: The processes that share the work. Each of them calls this with the same arguments and gets the same
-            result; they take whole batches, need a ledger's path that all of them see, and come to the ledger that one
-            process alone would write. Each has the whole budget; seconds are added up.
+        seed: Seed of the attacks' random numbers.
+        batch_size: Images in a batch, 250 by default, fewer for images of more than 74 pixels a side. Another size
+            changes the results by rounding.
+        ledger: The file that records every outcome. The same call resumes an interrupted evaluation from it. None keeps
+            it in memory. A file with an evaluation of another model is kept, and a new file is written beside it.
+        effort: Restarts, steps and so on of a named suite.
+        budget: Seconds that the attacks may take. Each attack then tries only images that resisted the earlier ones,
+            and images that were not reached count as robust, so the result is the tightest upper bound that the time
+            allows. Repeating the call continues for the same time again. The signs of gradient masking take a few
+            seconds more.
+        head: The name of the last linear layer, if it can't be found automatically.
+        precision: Precision of the search; "auto" is bfloat16 if the machine supports it natively. An image always has
+            to fool the model in float32 to count.
+        on_progress: Called with the progress after each batch of this process.
+        world: The processes that share the work. All of them call this with the same arguments, need a ledger path that
+            all can access, and get the same result. They divide the work by whole batches, and the merged ledger equals
+            that of a single process. Each process has the whole budget; seconds are added up.
 
     Returns:
         The evaluation.
 
     Raises:
-        UserError: For what `preflight` refuses, an unknown suite, and a ledger of another evaluation of this model.
+        UserError: If `preflight` fails, the suite is unknown, or the ledger holds another evaluation of this model.
     """
     plan = prepare(
         model,
@@ -120,14 +121,14 @@ def prepare(
     precision: Precision = "auto",
     world: World = World(),
 ) -> Plan:
-    """Check everything that `evaluate` is given, and write nothing yet."""
+    """Check the arguments of `evaluate` without writing anything."""
     images, device = images_of(images, labels), device_of(model)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
     if threat.norm == "linf" and threat.eps > threat.bounds[1] - threat.bounds[0]:
-        raise UserError(f"eps is {threat.eps:g}, more than there is between black and white; did you mean eps / 255?")
+        raise UserError(f"eps is {threat.eps:g}, more than the whole range of pixels; did you mean eps / 255?")
     if budget is not None:
         effort = replace(effort, cascade=True)
     context, notes = context_of(model, images, threat, effort, head)
@@ -152,7 +153,7 @@ def prepare(
     if unknown := [*unknowns(identity)]:
         identity["anew"] = world.from_first(secrets.token_hex(8))
         findings.append(
-            Finding("identity", "noted", f"not recorded completely, so nothing is resumed: {some(unknown)}")
+            Finding("identity", "noted", f"it is incomplete, so this evaluation can't be resumed: {some(unknown)}")
         )
     around = environment(device)
     return Plan(model, images, threat, specs, identity, answers, around, dtype, budget, tuple(findings), world)
@@ -161,9 +162,7 @@ def prepare(
 def context_of(
     model: nn.Module, images: Images, threat: ThreatModel, effort: Effort, head: str | None
 ) -> tuple[SuiteContext, list[Finding]]:
-    """What a suite may know of a model and its images. Without a linear head that can be found there is a note, or a
-    UserError if `head` names it.
-    """
+    """The context for a suite. If no linear head is found, adds a finding, or raises UserError if `head` names one."""
     try:
         parts = split(model, head)
     except UserError as error:
@@ -177,8 +176,8 @@ def context_of(
 
 
 def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[torch.dtype | None, tuple[Finding, ...]]:
-    """The precision of the search. "auto" falls back to float32 for a model that can't run in bfloat16, such as one
-    that hands its activations to NumPy; where the user asked for bfloat16, that is a UserError.
+    """Choose the precision of the search. "auto" falls back to float32 if the model can't run in bfloat16, for example
+    because it passes activations to NumPy. Raises UserError if the user asked for bfloat16.
     """
     device = device_of(model)
     dtype = low_precision(device) if precision == "auto" else _PRECISIONS[precision]
@@ -195,25 +194,25 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
         return dtype, ()
     if precision != "auto":
         raise UserError(f"the model can't run in {precision} ({why}); search in float32 (--precision float32)")
-    return None, (Finding("precision", "ok", f"searched in float32, for the model can't run in bfloat16: {why}"),)
+    return None, (Finding("precision", "ok", f"searched in float32, because the model can't run in bfloat16: {why}"),)
 
 
 def _specs(suite: str | Sequence[AttackSpec], context: SuiteContext) -> tuple[AttackSpec, ...]:
     if isinstance(suite, str):
         specs = attacks_of(suite, context)
     elif context.effort != Effort(cascade=context.effort.cascade):
-        raise UserError("effort is for named suites; give each attack its own AttackSpec(..., restarts=n)")
+        raise UserError("effort applies to named suites only; set AttackSpec(..., restarts=n) for each attack")
     else:
         specs = anytime(suite, context.threat) if context.effort.cascade else tuple(suite)
     names = [spec.name for spec in specs]
     taken = [n for n in {*names} if names.count(n) > 1 or n in (CLEAN, WORST)]
     if taken:
-        raise UserError(f"the name {taken[0]!r} is used twice or reserved; give each attack a name of its own")
+        raise UserError(f"the name {taken[0]!r} is used twice or reserved; give each attack a different name")
     for i, spec in enumerate(specs):
         bound = (
             spec.attack.keywords.get("threat", context.threat) if isinstance(spec.attack, partial) else context.threat
         )
-        if bound != context.threat:  # a smaller ball would flatter the model without a sign
+        if bound != context.threat:  # a smaller ball would raise the accuracy unnoticed
             raise UserError(
                 f"{spec.name} is bound to {bound}, but this evaluation is of {context.threat}; bind the same one"
             )

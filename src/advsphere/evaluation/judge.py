@@ -1,4 +1,4 @@
-"""Attack, then judge what came back: an attack's own claim of success counts for nothing."""
+"""Run an attack and judge its results independently. An attack's own claim of success does not count."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from advsphere.threat import ThreatModel
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of the model in float32 on an attack's results. x_adv: (B, C, H, W) float32, the others (B,).
+    """The judgement of an attack's results by the model in float32.
 
-    valid: inside the pixel range, and inside the ball unless the attack looks for the smallest norm. fooled: inside
-    both and misclassified. prediction: the class, -1 for NaN logits; the label where nothing was found. distance: from
-    the clean image. forwards: images that the search sent through the model.
+    `x_adv` is (B, C, H, W) float32, the others are (B,). `valid` images are inside the pixel range, and inside the ball
+    unless the attack searches for the smallest norm. `fooled` ones are inside both and misclassified. `prediction` is
+    -1 for NaN logits, and the label if the attack found nothing. `distance` is the norm of the perturbation, `forwards`
+    counts the images that the search sent through the model.
     """
 
     x_adv: Tensor
@@ -38,7 +39,7 @@ class Verdict:
     forwards: int = 0
 
     def cells(self, examples: Tensor, y: Tensor) -> list[Cell]:
-        """The ledger's cells. examples: (B,) their numbers; y: (B,) their labels."""
+        """The ledger's cells of these examples, given their numbers (B,) and labels y (B,)."""
         rows = zip(
             examples.tolist(),
             y.tolist(),
@@ -58,7 +59,7 @@ class Verdict:
 
 
 class OutOfTime(Exception):
-    """The search has reached its deadline; the batch that was under way is lost."""
+    """The search has reached its deadline. The current batch is lost."""
 
 
 def judge_attack(
@@ -74,10 +75,10 @@ def judge_attack(
 ) -> Verdict:
     """Run one attack on a batch and judge it.
 
-    dtype: the precision of the search, with batch norms folded; attacks that look for the smallest norm always search
-    in float32. Examples are attacked again in float32 where the search claims a success that float32 denies, since it
-    stopped too early, and where it ended so close to the boundary that its precision may hide a success. deadline: a
-    time of `time.monotonic()`; a forward after it raises OutOfTime.
+    The search runs in `dtype`, with batch norms folded, but minimal-norm attacks always run in float32. Examples are
+    attacked again in float32 if the search stopped at a success that float32 denies, or if it ended so close to the
+    boundary that low precision may hide a success. A forward after `deadline`, in `time.monotonic()` seconds, raises
+    OutOfTime.
     """
     low = dtype is not None and not spec.minimal  # at the boundary itself, rounding decides too much
     with frozen(model, dtype=dtype if low else None, fold=low) as view:
@@ -98,11 +99,12 @@ def judge_attack(
 def judge(
     exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool = False
 ) -> Verdict:
-    """Check the ball first, then predict again. exact: the model in float32; x, x_adv: (B, C, H, W); y: (B,). minimal:
-    predict images outside the ball too; they count as resisted.
+    """Check that images are inside the ball, and predict them again with the model in float32, `exact`.
 
-    By rounding, an example close to the boundary may fool in one batch and not in another. So the fooling ones are
-    predicted until all of a batch of them fool: the ledger holds that batch, and anyone can predict it again.
+    With `minimal`, images outside the ball are predicted too; they count as resisted. Rounding may change the
+    prediction of an image close to the boundary from one batch to another. So the misclassified images are predicted
+    again as a batch until all of that batch are misclassified. The ledger stores that batch, so the result can be
+    reproduced.
     """
     x_adv = x_adv.detach().float()
     inside = threat.contains(x_adv, x)
@@ -120,7 +122,7 @@ def judge(
 
 @torch.no_grad()
 def _close(exact: Classifier, x: Tensor, y: Tensor) -> Tensor:
-    """(B,) bool: whether the margin is within a few roundings of bfloat16 from zero."""
+    """(B,) bool: whether the margin is zero up to a few roundings of bfloat16."""
     logits = exact(x)
     return margin(logits, y).abs() <= 4 * torch.finfo(torch.bfloat16).eps * logits.abs().amax(1)
 
@@ -141,7 +143,7 @@ def exact_float32() -> Iterator[None]:
     precision: str | None = None
     try:
         precision, _ = torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    except RuntimeError:  # the user chose fp32_precision somewhere, and PyTorch refuses to mix the two ways
+    except RuntimeError:  # the user has set fp32_precision, and PyTorch refuses to mix the two interfaces
         places = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
     before = [(place, place.fp32_precision) for place in places]
     benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
@@ -164,7 +166,7 @@ def exact_float32() -> Iterator[None]:
 
 
 class _Counted:
-    """A classifier that counts the images it is given, until its time is over."""
+    """A classifier that counts its input images and raises OutOfTime after the deadline."""
 
     def __init__(self, classify: Classifier, deadline: float, images: int = 0) -> None:
         self.classify, self.deadline, self.images = classify, deadline, images
@@ -181,6 +183,6 @@ def _returned(spec: AttackSpec, classify: Classifier, x: Tensor, y: Tensor, rng:
     if x_adv.shape != x.shape:
         raise UserError(
             f"{spec.name} returned {tuple(x_adv.shape)} for images {tuple(x.shape)}; "
-            "an attack returns one image for each that it is given"
+            "an attack must return one image for each input image"
         )
     return x_adv.detach()

@@ -1,7 +1,7 @@
 """The ledger: one row for each example and attack in a SQLite file. Every printed number is a query on it.
 
-The clean images are the first "attack", called "clean". An example counts as robust unless a row says `fooled`. A batch
-of an attack is one transaction: an interrupted batch is done again, a finished one stays.
+The clean images are the first "attack", called "clean". An example counts as robust unless a row says `fooled`. Each
+batch of an attack is one transaction, so an interrupted batch is repeated and a finished one stays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from advsphere.identity import refuse_another
 
 Status = Literal["fooled", "resisted", "invalid", "not_run"]
 """`fooled`: inside the ball and misclassified in float32. `invalid`: outside the ball, which counts as resisted.
-`not_run`: skipped, since the clean image is misclassified, or an attack that this one comes after broke it.
+`not_run`: skipped, because the clean image is misclassified or an earlier attack in the cascade fooled it.
 """
 
 
@@ -31,11 +31,11 @@ class Cell(NamedTuple):
     """The outcome of one attack on one example.
 
     Attributes:
-        example: Its number, from 0.
-        status: What became of it.
-        prediction: The class of the adversarial image in float32; -1 for NaN logits, None where nothing was predicted.
-        distance: Of the adversarial image from the clean one, in the threat's norm.
-        x_adv: (C, H, W), the adversarial image, where it fools the model or lies outside the ball and is misclassified.
+        example: The number of the example, from 0.
+        status: The outcome.
+        prediction: The class of the adversarial image in float32; -1 for NaN logits, None if it was not predicted.
+        distance: Distance of the adversarial image from the clean one, in the threat's norm.
+        x_adv: The adversarial image (C, H, W); stored only if it is misclassified, inside the ball or outside it.
     """
 
     example: int
@@ -47,10 +47,10 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What an attack took.
+    """The cost of an attack.
 
     Attributes:
-        seconds: Its time.
+        seconds: Its duration.
         forwards: Images that went through the model during the search.
     """
 
@@ -87,12 +87,12 @@ _CONTENT = (
 class Ledger:
     """An open ledger; a context manager. `create_or_resume` opens one for writing, `read` for reading.
 
-    Every method raises UserError where the file is no ledger or damaged, or the disk is full; what was committed stays
+    Every method raises UserError if the file is damaged or no ledger, or if the disk is full. Committed rows stay
     intact.
 
     Args:
         path: The file; None keeps the ledger in memory.
-        read_only: Whether it is only read.
+        read_only: Open the file for reading only.
     """
 
     def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
@@ -142,21 +142,22 @@ class Ledger:
         answers: Mapping[str, Any] | None = None,
         beside: Path | None = None,
     ) -> Self:
-        """Create a ledger, or open the one of the same evaluation.
+        """Create a ledger, or open an existing one of the same evaluation.
 
         Args:
             path: The file; None keeps the ledger in memory.
-            identity: JSON-able, all that the outcome depends on. Its entry "attacks" maps names to settings, in order.
+            identity: Everything that the outcome depends on, JSON-able. Its entry "attacks" maps names to settings, in
+                order.
             labels: The label of each example.
-            environment: Where it is run. It is added to the earlier ones when something is recorded.
-            answers: Of the model, from `identity.model_answers`.
-            beside: Another ledger of this evaluation, which is read as if its rows were in this one.
+            environment: Versions and hardware. They are added to the earlier ones once something is recorded.
+            answers: The model's answers from `identity.model_answers`.
+            beside: Another ledger of this evaluation, whose rows are read as if they were in this one.
 
         Returns:
             The ledger.
 
         Raises:
-            UserError: If the file holds another evaluation; it names what differs.
+            UserError: If the file holds another evaluation. The message names the differences.
         """
         ledger = cls(path)
         with ExitStack() as on_error:
@@ -177,10 +178,10 @@ class Ledger:
         """Write all cells of one attack and batch, or none of them.
 
         Args:
-            attack: Its name.
-            batch: The batch's number.
+            attack: Name of the attack.
+            batch: Number of the batch.
             cells: One for each example.
-            cost: What the batch took.
+            cost: The cost of the batch.
         """
         rows = [(attack, *c[:4], packed(c.x_adv)) for c in cells]
         with self._transaction():
@@ -189,7 +190,7 @@ class Ledger:
             self._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (self._environment,))
 
     def take_over(self, parts: Sequence[Ledger]) -> None:
-        """Copy everything that other ledgers hold.
+        """Copy the contents of other ledgers into this one.
 
         Args:
             parts: Open ledgers of the same evaluation.
@@ -201,18 +202,18 @@ class Ledger:
                     self._db.executemany(sql, part._rows(f"SELECT * FROM {table} ORDER BY rowid"))
 
     def record_probe(self, name: str, value: Any) -> None:
-        """Write a measurement beside the attacks; an earlier one is replaced.
+        """Store the result of a probe, a measurement besides the attacks. An earlier result is replaced.
 
         Args:
-            name: Of the probe.
-            value: JSON-able.
+            name: Name of the probe.
+            value: The result, JSON-able.
         """
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO probes VALUES (?, ?)", (name, canonical(value)))
 
     @property
     def probes(self) -> dict[str, Any]:
-        """The measurements beside the attacks."""
+        """The results of all probes, by name."""
         return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM probes ORDER BY name")}
 
     def done(self, attack: str) -> set[int]:
@@ -228,13 +229,13 @@ class Ledger:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What `create_or_resume` was given."""
+        """The identity that was given to `create_or_resume`."""
         sql = "SELECT key, value FROM meta WHERE key NOT IN ('format', 'answers')"
         return {k: json.loads(v) for k, v in self._rows(sql)} | {"attacks": self.attacks}
 
     @property
     def answers(self) -> dict[str, Any] | None:
-        """What the model answered on a few images; None in a ledger of an earlier version."""
+        """The model's answers to a few images; None in a ledger of an earlier version."""
         return next((json.loads(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'answers'")), None)
 
     @property
@@ -245,7 +246,7 @@ class Ledger:
 
     @property
     def environments(self) -> list[dict[str, Any]]:
-        """Where it was run; several if it was continued elsewhere or by another commit."""
+        """The environments of the run; several if it was continued elsewhere or with another commit."""
         return [json.loads(v) for (v,) in self._rows("SELECT value FROM environments ORDER BY rowid")]
 
     @property
@@ -254,7 +255,7 @@ class Ledger:
         return [int(y) for (y,) in self._rows("SELECT label FROM examples ORDER BY example")]
 
     def cost(self, attack: str) -> Cost:
-        """What an attack took in all its batches.
+        """The cost of an attack over all its batches.
 
         Args:
             attack: Its name.
@@ -277,7 +278,7 @@ class Ledger:
         return dict(self._rows("SELECT status, COUNT(*) FROM cells WHERE attack = ? GROUP BY status", attack))
 
     def worst_case(self) -> tuple[int, int]:
-        """(k, n): how many of the n examples no attack broke."""
+        """(k, n): k of the n examples resisted every attack."""
         outcomes = self.outcomes()
         return outcomes.count("1"), len(outcomes)
 
@@ -285,10 +286,10 @@ class Ledger:
         """Which examples are robust.
 
         Args:
-            attack: Under this attack and those that it comes after; None means the worst case.
+            attack: Count this attack and the earlier ones in its cascade; None counts all attacks.
 
         Returns:
-            A character for each example: "1" robust, "0" not.
+            A character for each example: "1" if it is robust, else "0".
         """
         names = [CLEAN, *self.attacks]
         if attack is not None:
@@ -315,7 +316,7 @@ class Ledger:
 
         Args:
             attack: The attack's name.
-            example: Its number.
+            example: The number of the example.
 
         Returns:
             (C, H, W) float32; None where no image is stored.
@@ -330,9 +331,7 @@ class Ledger:
             ) from error
 
     def checksum(self) -> str:
-        """SHA-256 over questions and outcomes: the same outcomes have the same checksum, interrupted or not, whenever,
-        wherever and by whichever commit they were found.
-        """
+        """SHA-256 over identity and outcomes. It does not depend on interruptions, time, machine or commit."""
         digest = hashlib.sha256()
         for sql in _CONTENT:
             for row in self._rows(sql):
@@ -362,9 +361,9 @@ class Ledger:
             yield
         except (sqlite3.Error, OSError) as error:
             cures = {
-                "full": "free some space and run the same again: every finished batch is safe in it",
-                "locked": "another process is writing it; wait for that one, or give another file",
-                "readonly": "it was interrupted while it wrote; run the same evaluation again to complete it",
+                "full": "free some space and run the same evaluation again; every finished batch is kept",
+                "locked": "another process is writing it; wait for that process, or give another file",
+                "readonly": "a write was interrupted; run the same evaluation again to complete it",
                 "unable to open": "check that the folder exists and can be written",
             }
             cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")
@@ -382,7 +381,7 @@ class Ledger:
     def _read_with(self, beside: Path) -> None:
         with self._errors():
             self._db.execute("ATTACH ? AS beside", (_uri(beside, "ro"),))
-            for table in ("cells", "batches"):  # a temporary view hides the tables of its name
+            for table in ("cells", "batches"):  # a temporary view hides the tables of the same name
                 both = f"SELECT * FROM main.{table} UNION ALL SELECT * FROM beside.{table}"
                 self._db.execute(f"CREATE TEMP VIEW {table} AS {both}")
 

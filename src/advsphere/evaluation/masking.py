@@ -1,12 +1,12 @@
-"""Signs of gradient masking: what makes attacks fail on a model that is not robust.
+"""Signs of gradient masking, which makes attacks fail on a model that is not robust.
 
 The checklists are those of Athalye et al. 2018 (arXiv 1802.00420, section 3.1), Carlini et al. 2019 (arXiv 1902.06705),
 Tramer et al. 2020 (arXiv 2002.08347), Pintor et al. 2021 (arXiv 2106.09947) and AutoAttack's flags (flags_doc.md of the
-official code). Each tolerance below is a share that an honest model may show. A sign is raised where the observed share
-exceeds it with 97.5 % confidence, so neither chance nor a small sample raises one.
+official code). Each tolerance below is a share that a model without masking may show. A sign is raised if the observed
+share exceeds it with 97.5 % confidence, so neither chance nor a small sample raises one.
 
-Signs are read from the attacks' rows and from two probes: measurements on a few images that take seconds, are the same
-each time, and are kept in the ledger.
+Signs are computed from the attacks' rows and from two probes. Probes are deterministic measurements on a few images.
+They take seconds, and the ledger stores them.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from advsphere.stats import PairedDifference, more_than, paired, wilson
 from advsphere.threat import ThreatModel
 
 OUTDONE = 0.002
-"""Share of examples that a weaker attack may find alone: 0.2 points, as AutoAttack tolerates of Square."""
+"""Share of examples that only the weaker attack may fool: 0.2 points, as AutoAttack tolerates for Square."""
 
 LONE_IMAGES = 0.01
-"""Share of a probe's images on which an honest model may have no gradient, or resist for another reason."""
+"""Share of a probe's images on which a model without masking may have no gradient, or resist for another reason."""
 
 STILL_FALLING = 0.01
-"""Accuracy that more steps, or the trained scale, may take away: a point."""
+"""Loss of accuracy that more steps, or the trained scale, may cause: one point."""
 
 ONE_LOSS = 0.05
-"""Share of examples that only one loss may find. Adversarially trained networks lose 2 to 4 points from APGD-CE to
-APGD-T; those whose numbers did not survive lost 6 and more (logit pairing, TRADES with hypersphere embedding).
+"""Share of examples that only one loss may fool. Adversarially trained networks lose 2 to 4 points from APGD-CE to
+APGD-T. Networks whose published robustness did not hold lost 6 and more (logit pairing, TRADES with HE).
 """
 
 _DIRECT = ("cross-entropy", "margin", "DLR", "targeted DLR")
-"""Losses of the logits, which are about equally strong on an honest model."""
+"""Losses of the logits, which are about equally strong on a model without masking."""
 
 
 def signs(rows: Sequence[Row], probes: Mapping[str, Any], scale: float) -> tuple[Sign, ...]:
-    """Every sign, raised or not. rows: of the attacks; probes: from the ledger; scale: the head's."""
+    """Every sign, raised or not, from the attacks' rows, the ledger's probes and the head's scale."""
     return (
         _vanishing(probes.get("gradients")),
         _large_radius(probes.get("large radius")),
@@ -67,17 +67,17 @@ def _vanishing(probe: Mapping[str, Any] | None) -> Sign:
         return Sign(name, "unjudged", _NO_IMAGES)
     n, theirs, ours = probe["n"], probe["cross_entropy"], probe["log_odds"]
     detail = (
-        f"on {_share(theirs, n)} drawn images the gradient of softmax cross-entropy is zero, denormal or NaN in "
-        f"float32; that of the log-odds, which the attacks here ascend, on {ours}"
+        f"on {_share(theirs, n)} drawn images the float32 gradient of softmax cross-entropy is zero, denormal or NaN, "
+        f"and that of the log-odds, which the attacks here ascend, on {ours}"
     )
     if more_than(ours, n, LONE_IMAGES):
         advice = (
-            "gradient attacks see nothing there: --suite autoattack has Square, which needs none; then attack with a "
-            "smooth stand-in for the part that has no gradient (BPDA, Athalye et al. 2018)"
+            "gradient attacks fail there: --suite autoattack has Square, which needs no gradient; then attack with a "
+            "smooth replacement of the part without gradient (BPDA, Athalye et al. 2018)"
         )
         return Sign(name, "raised", detail, advice)
     if more_than(theirs, n, LONE_IMAGES):
-        advice = "the attacks here are not misled, but what other libraries report with cross-entropy is too high"
+        advice = "the attacks here are not affected, but accuracies by other libraries with cross-entropy are too high"
         return Sign(name, "raised", detail, advice)
     return Sign(name, "absent", detail)
 
@@ -94,7 +94,7 @@ def _large_radius(probe: Mapping[str, Any] | None) -> Sign:
         return Sign(name, "unjudged", "no gradient reaches the images")
     detail = f"PGD-{probe['steps']} at eps = {probe['eps']:.4g} leaves {_share(left, n)} images that plain grey fools"
     if more_than(left, n, LONE_IMAGES):
-        advice = "the search fails, the model is not robust: --suite autoattack searches without gradients as well"
+        advice = "the search fails although the model is not robust: --suite autoattack also searches without gradients"
         return Sign(name, "raised", detail, advice)
     return Sign(name, "absent", detail)
 
@@ -108,8 +108,8 @@ def _black_box(rows: Sequence[Row]) -> Sign:
         kind = "white-box iterative" if black else "black-box"
         return Sign(name, "unjudged", f"no {kind} attack was run on the same images")
     advice = (
-        "gradients mislead here: --suite adaptive takes other paths and losses; "
-        "--suite table6 and --restarts 5 search on without gradients"
+        "gradients mislead here: --suite adaptive uses other paths and losses; "
+        "--suite table6 and --restarts 5 search longer without gradients"
     )
     return _outdone(name, black, white, advice)
 
@@ -120,14 +120,14 @@ def _one_step(rows: Sequence[Row]) -> Sign:
     one = _of(rows, "one-step")
     many = apart_from(_of(rows, "iterative"), one)
     if not {loss_of(row.settings) for row in one} & {loss_of(row.settings) for row in many}:
-        return Sign(name, "unjudged", "no loss was ascended on the same images both in one step and in many")
+        return Sign(name, "unjudged", "no loss was ascended on the same images with one step and with many")
     return _outdone(
         name, one, many, "many small steps are led astray: --steps 500 --restarts 10, and --suite autoattack"
     )
 
 
 def _outdone(name: str, worse: Sequence[Row], better: Sequence[Row], advice: str) -> Sign:
-    """Examples that the weaker kind of attacks fooled and none of the stronger ones."""
+    """Raised if the weaker kind of attack fooled examples that no stronger attack fooled."""
     if any(row.unreached for row in better):
         return Sign(name, "unjudged", _NO_TIME)
     n, k = better[0].n, found_alone(worse, better)
@@ -159,8 +159,8 @@ def _plateau(rows: Sequence[Row]) -> Sign:
 
 
 def _bare_cosines(rows: Sequence[Row], scale: float) -> Sign:
-    """Cross-entropy on bare cosines (s = 1) leaves more than at the trained scale: the loss is too flat to lead over
-    the boundary (Tramer et al., on losses that do not fit the attack; Wu et al. 2021, arXiv 2104.02703).
+    """Cross-entropy is weaker on bare cosines (s = 1) than at the trained scale, because the loss is too flat (Tramer
+    et al., on losses that do not fit the attack; Wu et al. 2021, arXiv 2104.02703).
     """
     name = "weak at s = 1"
     if scale == 1.0:
@@ -179,13 +179,13 @@ def _bare_cosines(rows: Sequence[Row], scale: float) -> Sign:
     difference, at_one, trained = max(((_difference(a, b), a, b) for a, b in pairs), key=lambda one: one[0].low)
     detail = f"{at_one.name} leaves more than {trained.name} at s = {scale:g}, by {_points(difference)}"
     advice = (
-        f"{at_one.name} is no verdict; --suite adaptive sweeps the scale, --suite autoattack has losses without one"
+        f"do not rely on {at_one.name}; --suite adaptive sweeps the scale, --suite autoattack has losses without one"
     )
     return _sign(name, difference.low > STILL_FALLING, detail, advice)
 
 
 def _one_loss(rows: Sequence[Row]) -> Sign:
-    """The verdict depends on one loss (Carlini et al.; Tramer et al.; Croce & Hein 2020 on CE beside DLR)."""
+    """Only attacks on one loss succeed (Carlini et al.; Tramer et al.; Croce & Hein 2020 on CE and DLR)."""
     name = "one loss decides"
     families: dict[str, list[Row]] = {}
     for row in _of(rows, "iterative"):
@@ -198,18 +198,18 @@ def _one_loss(rows: Sequence[Row]) -> Sign:
         if any(loss_of(row.settings) in _DIRECT for row in others):
             alone[loss] = found_alone(family, others)
     if not alone:
-        return Sign(name, "unjudged", "iterative attacks on two losses are lacking")
+        return Sign(name, "unjudged", "no iterative attacks on two losses were run on the same images")
     if any(row.unreached for row in judged):
         return Sign(name, "unjudged", _NO_TIME)
     loss, n = max(alone, key=lambda one: alone[one]), judged[0].n
     others_named = ", ".join(other for other in families if other != loss)
     detail = f"{_share(alone[loss], n)} images are fooled through {loss} and not through {others_named}"
-    advice = "the others are no verdict, and a further loss may find more: --suite adaptive, --suite autoattack"
+    advice = "do not rely on the others; a further loss may find more: --suite adaptive, --suite autoattack"
     return _sign(name, more_than(alone[loss], n, ONE_LOSS), detail, advice)
 
 
-_NO_IMAGES = "not measured, since there are no suitable images"
-_NO_TIME = "time was over before every image was attacked"
+_NO_IMAGES = "not measured, because there are no suitable images"
+_NO_TIME = "the time budget ended before every image was attacked"
 
 
 def _sign(name: str, raised: bool, detail: str, advice: str) -> Sign:
@@ -234,33 +234,34 @@ def _points(d: PairedDifference) -> str:
 
 
 SAMPLE = 100
-"""Images of a probe: enough to tell a share of 4 % from an accident."""
+"""Images of a probe: enough to distinguish a share of 4 % from chance."""
 STEPS = 20
 
 Probe = Callable[[Classifier, ThreatModel, Tensor, Tensor], dict[str, Any]]
-"""(model in float32, threat, x: (B, C, H, W), y: (B,)) -> counts, JSON-able."""
+"""(model in float32, threat, x (B, C, H, W), y (B,)) -> counts, JSON-able."""
 
 
 def sample(outcomes: str, *, seed: int, most: int) -> Tensor:
-    """(n,) int64: up to `most` examples in order, drawn from those that the model classifies as labelled ("1")."""
+    """(n,) int64, in order: a random sample of at most `most` correctly classified examples ("1")."""
     order = permutation(len(outcomes), seed=seed, epoch=0, purpose="probes").tolist()
     return torch.tensor(sorted([i for i in order if outcomes[i] == "1"][:most]), dtype=torch.int64)
 
 
 def gradients(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Count the images without a usable gradient (zero, denormal or not finite), for the softmax cross-entropy in
-    float32 that other libraries ascend, and for the log-odds that ours ascend.
+    """Count the images without a usable gradient (zero, denormal or not finite), for softmax cross-entropy in float32,
+    which other libraries ascend, and for log-odds, which ours ascends.
     """
     losses: dict[str, Loss] = {"cross_entropy": partial(F.cross_entropy, reduction="none"), "log_odds": log_odds}
     return {"n": len(x)} | {name: _without_gradient(model, x, y, loss) for name, loss in losses.items()}
 
 
 def large_radius(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Count the images that a short PGD leaves in a ball so large that it holds uniform grey.
+    """Count the images that resist a short PGD in a ball that is large enough to contain uniform grey.
 
-    That is eps = 0.5 in linf, 0.5 sqrt(D) in l2, 0.5 D in l1 for D values in [0, 1]. Only images that grey itself fools
-    are counted (n), so each one left is a failure of the search and not a strength of the model. PGD starts at the
-    image, since random noise of this size would fool a network without any gradient. left: None if PGD can't run.
+    For D values in [0, 1] its radius is 0.5 in linf, 0.5 sqrt(D) in l2 and 0.5 D in l1. Only the n images on which grey
+    itself fools the model are counted, so every image that resists is a failure of the search. PGD starts at the clean
+    image, because random noise of this size fools a network without any gradient. `left`, the number of images that
+    resist, is None if PGD can't run.
     """
     low, high = threat.bounds
     grey = torch.full_like(x[:1], (low + high) / 2)

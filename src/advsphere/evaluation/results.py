@@ -1,4 +1,4 @@
-"""The result of an evaluation: accuracy under each attack, derived from a ledger, with the evidence for it."""
+"""The result of an evaluation: accuracy under each attack, computed from a ledger, and its evidence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FORMAT = "advsphere evaluation 3"
 
 
 class Strongest(NamedTuple):
-    """The attack that left the fewest examples correct, or several that left equally few.
+    """The attack that leaves the fewest examples correct, or several attacks that tie.
 
     Attributes:
         names: The attacks.
@@ -43,7 +43,7 @@ class Strongest(NamedTuple):
         it = "it" if len(self.names) == 1 else "they"
         left = f"{', '.join(self.names)} left {100 * self.k / self.n:.1f} %"
         if self.alone is None:
-            return f"{left}; those after it did not try what it fooled"
+            return f"{left}; later attacks skipped the images that it fooled"
         return f"{left}; {self.alone} of {self.n} images only {it} fooled"
 
 
@@ -84,14 +84,14 @@ class Evaluation:
             The evaluation.
 
         Raises:
-            UserError: The ledger lacks predictions on clean images.
+            UserError: If the ledger lacks predictions on clean images.
         """
         identity = ledger.identity
         attacks = identity["attacks"]
         clean = row_of(ledger, CLEAN, {})
         rows = tuple(row_of(ledger, name, settings) for name, settings in attacks.items())
         if clean.unreached:
-            raise UserError(f"of {clean.n} clean images {clean.unreached} are missing; run the same evaluation again")
+            raise UserError(f"{clean.unreached} of {clean.n} clean images are missing; run the same evaluation again")
         worst = Row(
             name=WORST,
             outcomes=ledger.outcomes(),
@@ -128,7 +128,7 @@ class Evaluation:
             The row.
 
         Raises:
-            UserError: There is no such row; the message lists the names.
+            UserError: If there is no such row; the message lists the names.
         """
         for row in self.rows:
             if row.name == name:
@@ -137,13 +137,13 @@ class Evaluation:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a reader must know before believing the numbers."""
+        """Warnings that a reader must know before relying on the numbers."""
         flags = [f.detail for f in self.findings or () if f.status == "noted"]
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
             if row.unreached:
-                flags.append(f"{row.name}: time was over before {row.unreached} of {row.n} images; counted as resisted")
+                flags.append(f"{row.name}: {row.unreached} of {row.n} images not reached in time; counted as resisted")
         for other in self.environments[1:]:
             changed = differences(self.environments[0], other)
             flags.append(f"continued in another environment: {'; '.join(map(str, changed))}")
@@ -158,16 +158,16 @@ class Evaluation:
 
     @property
     def looked_for(self) -> str:
-        """A sentence: which signs of gradient masking are absent, and which this suite can't judge."""
+        """A sentence that names the signs of gradient masking that are absent, and those this suite can't judge."""
         absent, unjudged = (
             ", ".join(s.check for s in self.signs or () if s.status == status) for status in ("absent", "unjudged")
         )
-        sentence = f"signs of gradient masking that were looked for and not found: {absent or 'none'}"
-        return sentence + (f"; that these attacks can't judge: {unjudged}" if unjudged else "")
+        sentence = f"signs of gradient masking looked for and not found: {absent or 'none'}"
+        return sentence + (f"; not judged by these attacks: {unjudged}" if unjudged else "")
 
     @property
     def strongest(self) -> Strongest | None:
-        """The attack that left the fewest examples correct; None if no attack fooled anything."""
+        """The attack that leaves the fewest examples correct; None if no attack fooled the model."""
         least = min((row.k for row in self.attacks), default=self.clean.k)
         if least == self.clean.k:
             return None
@@ -199,20 +199,20 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: object = "this evaluation") -> Self:
-        """Read what `to_dict` gave.
+        """Read the data that `to_dict` returned.
 
         Args:
             data: The JSON data.
-            source: Where it comes from, for the error.
+            source: Origin of the data, for the error message.
 
         Returns:
             The evaluation.
 
         Raises:
-            UserError: The data was changed since.
+            UserError: If the data was changed after it was written.
         """
         if data.get("checksum") != content_checksum(data):
-            raise UserError(f"{source} was changed after it was written; evaluate again, or take it as no evidence")
+            raise UserError(f"{source} was changed after it was written, so it is no evidence; evaluate again")
 
         def row(d: Mapping[str, Any]) -> Row:
             return Row(**{k: d[k] for k in Row.__dataclass_fields__})
@@ -235,7 +235,7 @@ class Evaluation:
             path: The file.
 
         Raises:
-            UserError: The file can't be written.
+            UserError: If the file can't be written.
         """
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
@@ -250,7 +250,7 @@ class Evaluation:
             The evaluation.
 
         Raises:
-            UserError: The file is missing, of another kind, or was changed since.
+            UserError: If the file is missing, of another kind, or was changed after it was written.
         """
         return cls.from_dict(read_json(path, FORMAT), path)
 
@@ -258,7 +258,7 @@ class Evaluation:
         """The rows as text for a terminal.
 
         Args:
-            width: Characters in a line.
+            width: Characters per line.
 
         Returns:
             The table, and below it the strongest attack, flags and signs of gradient masking.
@@ -300,10 +300,10 @@ def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedD
         name: The row to compare.
 
     Returns:
-        The paired difference of the first model less the second.
+        The paired difference, first model minus second.
 
     Raises:
-        UserError: Images or threat differ, or one of them lacks the row.
+        UserError: If images or threat differ, or one of them lacks the row.
     """
     for key in ("data", "threat"):
         if changed := differences(first.identity[key], second.identity[key], key):

@@ -1,4 +1,4 @@
-"""What an evaluation consists of: a row for each attack, what preflight found, and signs of gradient masking."""
+"""The parts of an evaluation: a row for each attack, findings of preflight, and signs of gradient masking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advsphere.stats import wilson
 class Row:
     """Accuracy under one attack: an upper bound of robust accuracy.
 
-    `invalid`, `unreached` and `forwards` are None in results from before they were stored.
+    `invalid`, `unreached` and `forwards` are None in results of earlier versions, which did not store them.
 
     Attributes:
         name: The attack, or "clean", or "worst case".
@@ -26,7 +26,7 @@ class Row:
         invalid: Results outside the ball or the pixel range; they count as resisted.
         unreached: Examples that the time budget did not reach; they count as resisted.
         median: Median norm that a minimal-norm attack needed, over the examples it tried. None for other attacks, and
-            where half of the examples were not fooled.
+            if half of the examples were not fooled.
         seconds: Time spent on the attack.
         forwards: Images sent through the model by the search.
     """
@@ -62,7 +62,7 @@ class Row:
 
     @property
     def after(self) -> tuple[str, ...]:
-        """Earlier attacks; examples they broke are skipped, so accuracy is cumulative."""
+        """Earlier attacks. Examples that they fooled are skipped, so accuracy is cumulative."""
         return tuple(self.settings.get("after", ()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,9 +88,10 @@ def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
 
 
 def found_alone(finders: Sequence[Row], others: Sequence[Row]) -> int:
-    """Examples that the finders fooled, and neither the other attacks nor the clean image.
+    """Count the examples that only the finders fooled, not the other attacks and not the clean image.
 
-    The others must hold at least one row, and none that skips what a finder broke: its outcomes include those.
+    `others` needs at least one row. None of them may skip the examples that a finder fooled, because its outcomes then
+    include the finder's.
     """
     columns = zip(*(row.outcomes for row in finders), strict=True)
     rest = zip(*(row.outcomes for row in others), strict=True)
@@ -98,7 +99,7 @@ def found_alone(finders: Sequence[Row], others: Sequence[Row]) -> int:
 
 
 def apart_from(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """The rows that skip nothing of the others, so that their outcomes are their own."""
+    """The rows that skip no example because of the others, so that their outcomes are independent of them."""
     names = {row.name for row in others}
     return [row for row in rows if not names & {*row.after}]
 
@@ -114,11 +115,11 @@ def _median(ledger: Ledger, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check of preflight found.
+    """The result of one check of preflight or verification.
 
     Attributes:
-        check: What was checked.
-        status: "ok"; "fixed", wrong but corrected; "noted", a reader of the numbers must know it; "failed".
+        check: Name of the check.
+        status: "ok"; "fixed", a problem that was corrected; "noted", readers of the numbers must know it; "failed".
         detail: The finding in a sentence.
     """
 
@@ -132,10 +133,10 @@ class Sign:
     """A sign of gradient masking that was looked for.
 
     Attributes:
-        check: Its name.
-        status: "raised"; "absent"; "unjudged", where the suite lacks the attacks to tell.
-        detail: The evidence, with n and interval, or what was lacking.
-        advice: What to do about a raised sign, else "".
+        check: Name of the sign.
+        status: "raised"; "absent"; "unjudged", if the suite lacks the attacks to judge it.
+        detail: The evidence, with n and interval, or the reason why it is not judged.
+        advice: How to respond to a raised sign, else "".
     """
 
     check: str

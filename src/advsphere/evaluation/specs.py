@@ -1,4 +1,4 @@
-"""An attack with a name and a record: what an evaluation runs, and exactly with which settings."""
+"""Attacks as an evaluation runs them: with a name and a record of all settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class AttackSpec:
     Attributes:
         name: Unique in its suite.
         attack: A `functools.partial` with all settings bound.
-        restarts: How often it is run, each time with other random numbers; the worst case counts.
-        after: Earlier attacks; examples that they broke are skipped, so accuracy is cumulative.
-        minimal: It looks for the nearest adversarial example, however far that is, and is judged by the norm.
-        note: What a reader has to know of its settings.
+        restarts: Number of runs, each with different random numbers; the worst case counts.
+        after: Earlier attacks. Examples that they fooled are skipped, so accuracy is cumulative.
+        minimal: The attack searches for the nearest adversarial example, which may lie outside the ball.
+        note: A remark on the settings for the reader.
     """
 
     name: str
@@ -36,7 +36,7 @@ class AttackSpec:
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
-            raise UserError(f"{self.name} has {self.restarts} restarts; restarts counts the runs, so it is 1 or more")
+            raise UserError(f"{self.name} has {self.restarts} restarts; restarts is the number of runs, at least 1")
 
     @property
     def run(self) -> Attack:
@@ -45,7 +45,7 @@ class AttackSpec:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings as JSON-able data, defaults included: equal settings are the same attack."""
+        """All settings as JSON-able data, defaults included. Equal settings mean the same attack."""
         described = describe(self.attack)
         settings = dict(described) if isinstance(described, Mapping) else {"name": described}
         own = {"after": list(self.after), "minimal": self.minimal, "note": self.note}
@@ -56,12 +56,12 @@ _LOSSES = {"log_odds": "cross-entropy", "cross_entropy": "cross-entropy", "dlr":
 _LOSS_OF = {"apgd_targeted": "targeted DLR", "feature_attack": "features"}
 
 _AROUND = ("restarts", "after", "minimal", "note")
-"""How an attack is run and judged; it stays the same attack."""
+"""Settings of how an attack is run and judged. They do not change the attack itself."""
 
 
 def core(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the attack itself, without restarts and other wrappers. An ensemble of different attacks has
-    no such core and stays as it is.
+    """The settings of the attack itself, without restarts and other wrappers. Ensembles of different attacks stay
+    unchanged.
     """
     several = [core(one) for one in settings.get("attacks", ()) if isinstance(one, Mapping)]
     if several and all(one == several[0] for one in several):
@@ -82,7 +82,7 @@ def kind_of(settings: Mapping[str, Any]) -> AttackKind | None:
 
 
 def loss_of(settings: Mapping[str, Any]) -> str | None:
-    """What an iterative attack ascends, whatever the scale: "cross-entropy", "margin", ...; None if that is unknown."""
+    """The loss that an iterative attack ascends, at any scale: "cross-entropy", "margin", ...; None if unknown."""
     attack = core(settings)
     own = "" if "defined_in" in attack else str(attack.get("name"))
     name = _LOSS_OF.get(own) or _loss(attack.get("loss"))
@@ -90,8 +90,8 @@ def loss_of(settings: Mapping[str, Any]) -> str | None:
 
 
 def bare(settings: Mapping[str, Any], scale: float) -> dict[str, Any] | None:
-    """For an attack at s = 1 on a head of this scale: the settings of the same attack at the head's own scale. None for
-    any other attack.
+    """For an attack at s = 1 on a head of this scale, the settings of the same attack at the head's own scale; None for
+    other attacks.
     """
     attack = core(settings)
     loss = attack.get("loss")
@@ -117,14 +117,14 @@ def _loss(setting: Any) -> str | None:
 
 
 _HIDDEN = ("name", "restarts", "threat", "norm", "bounds", "eps", "head", "guides", "after", "note")
-"""Said elsewhere, the same for the whole evaluation, or unreadable (a checksum)."""
+"""Settings that are shown elsewhere, are the same for the whole evaluation, or are unreadable (a checksum)."""
 _ORIGIN = ("defined_in", "source", "kind", "unknown")
 
 
 def in_words(settings: Mapping[str, Any], norm: str) -> str:
     """The recorded settings of an attack in one line, such as "pgd, steps 20, step size 2/255, loss log_odds".
 
-    norm: of the evaluation's threat; another norm is named.
+    The attack's norm is named if it is not the `norm` of the evaluation's threat.
     """
     if "attacks" in settings:  # restarts are a worst case of runs that differ only in their number
         several = [run["attack"] if run.get("name") == "restarts" else run for run in settings["attacks"]]

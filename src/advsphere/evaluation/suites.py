@@ -1,9 +1,9 @@
 """Named suites of attacks. A suite is a function from a `SuiteContext` to attacks, registered by `@suite(rank=...)`.
 
-Steps are eps / 4 long unless a table says otherwise: 2/255 at 8/255, the field's usual step for 10 to 100 steps (Madry
-et al. 2018; Wong et al. 2020 for PGD-50). It is a proportion of eps so that a suite means the same at any radius; on
-adversarially trained digits networks it fooled more than eps / 10 and 2.5 eps / steps did. All attacks keep their best
-iterate, stop at the first success, and ascend losses that never saturate. The cheapest attacks come first.
+Steps are eps / 4 long unless a table says otherwise: 2/255 at 8/255, the usual step for 10 to 100 steps (Madry et al.
+2018; Wong et al. 2020 for PGD-50). The step is proportional to eps so that a suite is equivalent at any radius. On
+adversarially trained digits networks eps / 4 fooled more images than eps / 10 and 2.5 eps / steps. All attacks keep
+their best iterate, stop at the first success, and ascend losses that never saturate. The cheapest attacks run first.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from advsphere.threat import ThreatModel
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How hard a named suite tries.
+    """The effort of a named suite.
 
     Attributes:
-        restarts: Of every attack with a random start; the worst case counts.
-        steps: Of the iterative attacks, in place of the suite's own numbers.
-        guides: How many images of other classes the feature attack steers each example to.
-        cascade: Each attack tries only the images that those before it left, after a first look by a short attack:
-            the same worst case, earlier, but no column for each attack.
+        restarts: Number of runs of every attack with a random start; the worst case counts.
+        steps: Number of steps of the iterative attacks, instead of the suite's own numbers.
+        guides: Number of images of other classes that the feature attack tries to approach for each example.
+        cascade: Run a short first attack, then each attack only on the images that resisted the earlier ones. This
+            finds the same worst case sooner, but each attack's row is cumulative.
 
     Raises:
         UserError: If a number is below 1.
@@ -68,14 +68,14 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteContext:
-    """What a suite may know of the model it attacks.
+    """The information that a suite gets about the model and the evaluation.
 
     Attributes:
-        threat: What the attacks may do.
+        threat: The threat model.
         scale: The head's s, 1.0 for a plain head.
-        head: The last linear layer; None where it is not known.
+        head: The last linear layer; None if it is not known.
         guides: Images for the feature attack.
-        effort: How hard the suite is to try.
+        effort: The effort that the user asked for.
     """
 
     threat: ThreatModel
@@ -85,10 +85,10 @@ class SuiteContext:
     effort: Effort = Effort()
 
     def steps(self, usual: int) -> int:
-        """The number of steps that the user asked for.
+        """The number of steps that the user asked for, or the suite's own.
 
         Args:
-            usual: The suite's own number, where the user did not ask for one.
+            usual: The suite's own number.
 
         Returns:
             A number of steps.
@@ -97,11 +97,11 @@ class SuiteContext:
 
     @property
     def with_head(self) -> dict[str, Any]:
-        """Head and guides, for attacks that look at features. Raises UserError where there are none."""
+        """Head and guides, for attacks on features. Raises UserError if there are none."""
         if self.head is None or self.guides is None:
             raise UserError(
-                "this suite attacks the features before the last linear layer, and that layer is not known here; "
-                "name it (--head), or take another suite"
+                "this suite attacks the features before the last linear layer, but that layer is not known; "
+                "name it (--head), or use another suite"
             )
         return {"head": self.head, "guides": self.guides}
 
@@ -113,10 +113,10 @@ SUITES: dict[str, Suite] = {}
 
 
 def suite(*, rank: float) -> Callable[[Suite], Suite]:
-    """Register a suite. One of advsphere gets its function's name, a user-defined one is called `package.module:name`.
+    """Register a suite under its function's name; a user-defined suite is called `package.module:name`.
 
     Args:
-        rank: How strong the suite is. Reports show the evaluation of the highest rank. The suites of advsphere have
+        rank: Strength of the suite. Reports show the evaluation of the highest rank. The suites of advsphere have
             10 (quick), 20 (paper), 30 (table4), 40 (adaptive), 50 (table2), 60 (autoattack), 70 (table6) and
             80 (survival).
 
@@ -133,8 +133,8 @@ def suite(*, rank: float) -> Callable[[Suite], Suite]:
 
 
 def find_suite(name: str) -> tuple[dict[str, Any], Suite]:
-    """The record of a suite (its name, and for a user-defined one its rank, which is 0 unless declared) and the suite.
-    Raises UserError with the nearest known name if there is none.
+    """Find a suite by name. Returns its record, with its name and the rank of a user-defined suite (0 unless declared),
+    and its function. Raises UserError with the nearest known name if there is none.
     """
     if name not in SUITES and is_name(name):
         function: Suite = load(name)
@@ -149,16 +149,15 @@ def find_suite(name: str) -> tuple[dict[str, Any], Suite]:
 
 
 def rank_of(record: Mapping[str, Any]) -> float:
-    """The rank of the suite in an evaluation's record; 0 for attacks that were given one by one."""
+    """The rank of the suite in an evaluation's record; 0 for a list of attacks."""
     known = SUITES.get(record["name"])
     rank: float = record.get("rank", getattr(known, "rank", 0))
     return rank
 
 
 def attacks_of(name: str, context: SuiteContext) -> tuple[AttackSpec, ...]:
-    """The attacks of a suite, called by its name or as `package.module:function`; attacks that `effort.steps` makes
-    equal are listed once. Raises UserError if there is no such suite, it needs more than the context has, or it returns
-    anything but attacks.
+    """The attacks of a suite. Attacks that `effort.steps` makes equal are listed once. Raises UserError if there is no
+    such suite, if it needs more than the context has, or if it returns anything but attacks.
     """
     found = find_suite(name)[1](context)
     if not isinstance(found, Sequence) or not all(isinstance(spec, AttackSpec) for spec in found):
@@ -176,14 +175,14 @@ FIRST_LOOK = "first look: margin PGD-10"
 
 
 def cascade(specs: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
-    """The same attacks, each only on the images that all before it left."""
+    """The same attacks, each only on the images that resisted all earlier ones."""
     names = [spec.name for spec in specs]
     return tuple(replace(spec, after=tuple(names[:i])) for i, spec in enumerate(specs))
 
 
 def anytime(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[AttackSpec, ...]:
-    """A cascade that begins with a first look at every image: ten steps on the margin loss. They fool most of the
-    images that can be fooled, in a small part of the time.
+    """A cascade that begins with ten steps on the margin loss. They fool most of the images that can be fooled in a
+    small part of the time.
     """
     ascent = partial(pgd, threat=threat, steps=10, step_size=threat.eps / 4, loss=margin)
     return cascade([AttackSpec(FIRST_LOOK, partial(ascent, until_fooled=True, keep="best")), *specs])
@@ -191,7 +190,7 @@ def anytime(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[AttackSpe
 
 @suite(rank=10)
 def quick(context: SuiteContext) -> list[AttackSpec]:
-    """FGSM, PGD-20, PGD-100 and PGD-100 on the margin loss: enough to see whether there is a gain at all."""
+    """FGSM, PGD-20, PGD-100 and PGD-100 on the margin loss: enough to see whether robustness improves at all."""
     return [
         AttackSpec("FGSM", partial(fgsm, threat=context.threat)),
         _pgd(context, 20),
@@ -202,11 +201,11 @@ def quick(context: SuiteContext) -> list[AttackSpec]:
 
 @suite(rank=20)
 def paper(context: SuiteContext) -> list[AttackSpec]:
-    """PGD-50 on bare cosines (s = 1), as the paper's official evaluators attack, PGD-50 on the logits as they are, and
-    on the margin loss.
+    """PGD-50 on bare cosines (s = 1), as the paper's official evaluators attack, on the model's own logits, and on the
+    margin loss.
 
-    Step and number of steps are those of the FastAT code, whose 10 restarts are `restarts=10`. With a plain head the
-    first two are one.
+    Step size and number of steps are those of the FastAT code; use `restarts=10` for its 10 restarts. With a plain head
+    the first two attacks are one.
     """
     return [*_at_both_scales(context, _pgd(context, 50)), _pgd(context, 50, label="margin PGD", loss=margin)]
 
@@ -216,7 +215,7 @@ def table2(context: SuiteContext) -> list[AttackSpec]:
     """The columns of the paper's Table 2, each over all examples, the cheapest first.
 
     For a head with a scale, attacks on cross-entropy are run twice: on bare cosines (s = 1), as the official
-    evaluators do, and on the logits as they are. Steps are the paper's 0.003 at eps 0.031, in proportion to eps.
+    evaluators do, and on the model's own logits. The step size is the paper's 0.003 at eps 0.031, proportional to eps.
     """
     threat, restarts = context.threat, context.effort.restarts
     step = threat.eps * 0.003 / 0.031
@@ -258,16 +257,16 @@ def table2(context: SuiteContext) -> list[AttackSpec]:
 
 @suite(rank=30)
 def table4(context: SuiteContext) -> list[AttackSpec]:
-    """The columns of the paper's Table 4, PGD-10 and PGD-50 from a uniform start, each on bare cosines (s = 1), as the
-    official evaluator does, and on the logits as they are. A step is eps / 4: the table's 1/255 at its 4/255.
+    """The columns of the paper's Table 4, PGD-10 and PGD-50 from a uniform start, each on bare cosines (s = 1), as in
+    the official evaluator, and on the model's own logits. The step is eps / 4, the table's 1/255 at its eps of 4/255.
     """
     return [spec for steps in (10, 50) for spec in _at_both_scales(context, _pgd(context, steps))]
 
 
 @suite(rank=60)
 def autoattack(context: SuiteContext) -> list[AttackSpec]:
-    """AutoAttack standard: APGD-CE, APGD-T, FAB-T, Square, each on what those before it left. The last row is
-    AutoAttack's verdict. With another number of `steps` it is not AutoAttack, and not called so.
+    """AutoAttack standard: APGD-CE, APGD-T, FAB-T and Square, each on the images that resisted the earlier ones. The
+    last row is AutoAttack's result. With another number of `steps` it is not AutoAttack, and is not named so.
     """
     name = "AutoAttack" if context.effort.steps is None else "short AutoAttack"
     parts = stages(context.threat, steps=context.steps(100))
@@ -288,10 +287,10 @@ def table6(context: SuiteContext) -> list[AttackSpec]:
 
 @suite(rank=40)
 def adaptive(context: SuiteContext) -> list[AttackSpec]:
-    """Attacks made for heads of bounded cosines, which work on any other too: cross-entropy at several scales, the
-    margin of angles, the head's normalisations taken out of the attacked path or put into it, and the features.
+    """Attacks designed for heads with bounded cosines, which also work on other heads.
 
-    Cross-entropy at one scale alone is no verdict on such a head.
+    They are cross-entropy at several scales, the margin of angles, attacks with and without the head's normalisations,
+    and attacks on the features. Cross-entropy at a single scale can't establish the robustness of such a head.
     """
     threat, restarts, steps, look = context.threat, context.effort.restarts, context.steps(100), context.with_head
     ascent = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True, keep="best")
@@ -314,8 +313,8 @@ def adaptive(context: SuiteContext) -> list[AttackSpec]:
 
 @suite(rank=80)
 def survival(context: SuiteContext) -> list[AttackSpec]:
-    """The attacks that a gain has to survive: cross-entropy at s = 1 and at the head's own scale, as others compute it
-    (it may saturate), then margin, DLR, targeted, feature and black-box attacks, and AutoAttack with all its stages.
+    """The attacks that an improvement has to survive: cross-entropy at s = 1 and at the head's own scale, in the usual
+    form that may saturate, then margin, DLR, targeted, feature and black-box attacks, and AutoAttack with all stages.
     """
     parts = stages(context.threat, steps=context.steps(100))
     ratio = partial(apgd, threat=context.threat, steps=context.steps(100), loss=dlr_or_margin, until_fooled=True)
@@ -332,7 +331,7 @@ def survival(context: SuiteContext) -> list[AttackSpec]:
 
 
 def _at_both_scales(context: SuiteContext, spec: AttackSpec) -> list[AttackSpec]:
-    """An attack on cross-entropy as it is and, before that, on bare cosines where the head has a scale."""
+    """An attack on cross-entropy of the logits, preceded by one on bare cosines if the head has a scale."""
     if context.scale == 1.0:
         return [spec]
     attack: Callable[..., Tensor] = spec.attack

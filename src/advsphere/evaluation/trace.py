@@ -1,4 +1,4 @@
-"""What a ledger knows of one example: every attack that tried it and its outcome; and examples worth looking at."""
+"""The history of one example in a ledger: the outcome of every attack on it. Also finds notable examples."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from advsphere.losses import margin
 from advsphere.threat import ThreatModel, radius
 
 Outcome = Literal["fooled", "resisted", "invalid", "not_run", "not_reached"]
-"""As `Status`. `not_reached`: time was over, or the evaluation was interrupted."""
+"""As `Status`. `not_reached`: the time budget ended, or the evaluation was interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One attack on the example. `prediction` and `distance` are as in a `Cell`.
 
-    before: of a skipped attack, the earlier one that broke the example; "clean" if it is misclassified anyway.
-    stored: whether the ledger has the adversarial image.
+    If the attack was skipped, `before` names the earlier attack that fooled the example, or is "clean" if the clean
+    image is misclassified. `stored` says whether the ledger has the adversarial image.
     """
 
     attack: str
@@ -46,7 +46,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What became of one example: its label, the class of the clean image, and every attack in order."""
+    """One example: its label, the prediction of the clean image, and every attack in order."""
 
     example: int
     label: int
@@ -58,7 +58,7 @@ class Trace:
 
     @property
     def nearest(self) -> Attempt | None:
-        """The attack that fools it with the smallest distance; of those that agree to four digits, the first."""
+        """The attack that fools it with the smallest distance; the first of those that agree to four digits."""
         fooled = [a for a in self.attempts if a.outcome == "fooled" and a.distance is not None]
         return min(fooled, key=lambda a: float(f"{a.distance:.4g}"), default=None)
 
@@ -68,9 +68,9 @@ class Trace:
         return next(a for a in self.attempts if a.attack == found)
 
     def name(self, number: int | None) -> str:
-        """The name of a class; None and -1 stand for logits that were no numbers."""
+        """The name of a class; None and -1 stand for NaN logits."""
         if number is None or number < 0:
-            return "no number"
+            return "NaN"
         return self.classes[number] if number < len(self.classes) else f"class {number}"
 
     def words(self, attempt: Attempt) -> str:
@@ -81,8 +81,8 @@ class Trace:
         return {
             "fooled": f"fooled: {self.name(attempt.prediction)}",
             "invalid": f"left the {left}, so it counts as resisted",
-            "not_reached": "not reached: time was over, or interrupted",
-            "not_run": f"skipped: already broken by {attempt.before}",
+            "not_reached": "not reached: out of time, or interrupted",
+            "not_run": f"skipped: already fooled by {attempt.before}",
             "clean": "skipped: misclassified anyway",
         }[attempt.outcome if attempt.before != CLEAN else "clean"]
 
@@ -105,7 +105,7 @@ class Trace:
         return "no attack fooled it" + (" so far" if unfinished else "") + "; images that resisted are not kept"
 
     def table(self, *, width: int = 100) -> str:
-        """Everything as text for a terminal of this many columns."""
+        """All attempts as text for a terminal of this many columns."""
         from rich.console import Console, Group
         from rich.padding import Padding
         from rich.table import Table
@@ -133,9 +133,9 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """The recorded outcome of an attack on one example, and the outcome of running it again.
+    """The recorded outcome of an attack on one example and the outcome of running it again.
 
-    x_adv: (C, H, W), the image that the attack returned now.
+    `x_adv` (C, H, W) is the image that the attack returned now.
     """
 
     then: Attempt
@@ -145,15 +145,15 @@ class Replay:
 
     @property
     def same(self) -> bool | None:
-        """Whether the outcome and the class are the same; None where nothing was tried then."""
+        """Whether outcome and predicted class are the same; None if the recorded attack was not run."""
         if self.then.outcome in ("not_run", "not_reached"):
             return None
         return (self.then.outcome, self.then.prediction) == (self.now.outcome, self.now.prediction)
 
 
 def trace_example(book: Ledger, example: int, classes: Sequence[str] = ()) -> Trace:
-    """Look up one example, also in an unfinished evaluation. Raises UserError if there is no such example,
-    or its clean image was not predicted yet.
+    """Look up one example, also in an unfinished evaluation. Raises UserError if there is no such example, or if its
+    clean image was not predicted yet.
     """
     labels = book.labels
     if not 0 <= example < len(labels):
@@ -188,9 +188,9 @@ def replay(
     suite: Sequence[AttackSpec] | None = None,
 ) -> Replay:
     """Attack one example again with the recorded random numbers and settings. The outcome is the same up to rounding,
-    since the example is alone in its batch now.
+    because the example is now alone in its batch.
 
-    suite: the attacks, if the evaluation was given a list. Raises UserError for an unknown attack or example, a
+    `suite` holds the attacks if the evaluation was given a list. Raises UserError for an unknown attack or example, a
     misclassified image, another model and other labels.
     """
     trace = trace_example(book, example, images.classes)
@@ -239,19 +239,19 @@ def _attempt(name: str, settings: Mapping[str, Any], cell: Cell | None, label: i
 
 
 MOST_MARGINS = 500
-"""Resisting examples whose margin is computed for the list of the closest ones."""
+"""Number of resisting examples whose margin is computed to find those closest to the boundary."""
 
 
 @dataclass(frozen=True)
 class Notable:
-    """Examples that have something in common, and a remark on each by its number."""
+    """Examples of one kind, with a remark on each by its number."""
 
     kind: str
     examples: Mapping[int, str]
 
 
 def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) -> tuple[Notable, ...]:
-    """A few examples of each kind: broken only by a late attack, broken by a single attack, closest to the boundary. An
+    """A few examples of each kind: fooled only by a late attack, by a single attack, or closest to the boundary. Each
     example is listed once.
     """
     attacks = list(book.attacks)
@@ -265,17 +265,17 @@ def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) ->
     margins = _margins(book, model, images, [i for i in tried if i not in breaker][:MOST_MARGINS])
     closest = sorted(margins, key=lambda i: margins[i])[:most]
     kinds = {
-        "broken by a late attack, after all earlier ones had failed": late,
-        "broken by a single attack, while every other failed": single,
+        "fooled by a late attack, after all earlier ones had failed": late,
+        "fooled by a single attack, while every other failed": single,
     }
-    groups = [Notable(kind, {i: f"broken by {attacks[breaker[i]]}" for i in found}) for kind, found in kinds.items()]
+    groups = [Notable(kind, {i: f"fooled by {attacks[breaker[i]]}" for i in found}) for kind, found in kinds.items()]
     resisting = {i: f"margin of the clean image {margins[i]:.3g}" for i in closest}
     groups.append(Notable("resisted every attack, and closest to the boundary", resisting))
     return tuple(group for group in groups if group.examples)
 
 
 def _margins(book: Ledger, model: nn.Module, images: Images, examples: Sequence[int]) -> dict[int, float]:
-    """By how much the right logit leads on each clean image."""
+    """The lead of the label's logit on each clean image."""
     found: dict[int, float] = {}
     with exact_float32(), frozen(model) as exact, torch.no_grad():
         for index in torch.tensor(examples).split(book.identity["batch_size"]) if examples else ():

@@ -1,4 +1,4 @@
-"""Check a finished evaluation from its files: nothing that was printed is taken on trust."""
+"""Verify a finished evaluation from its files, without trusting any printed number."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def threat_of(book: Ledger) -> ThreatModel:
 def specs_of(
     book: Ledger, model: nn.Module, images: Images, suite: Sequence[AttackSpec] | None = None
 ) -> tuple[AttackSpec, ...]:
-    """The attacks that were run, each with exactly the settings on record.
+    """The attacks of the evaluation of this model and these images, with the recorded settings.
 
-    model, images: those that were evaluated. suite: the attacks, if the evaluation was given a list. Raises UserError
-    where their settings are not those on record.
+    `suite` holds the attacks if the evaluation was given a list. Raises UserError if their settings are not the
+    recorded ones.
     """
     identity = book.identity
     if suite is None:
@@ -68,14 +68,14 @@ def another_model(book: Ledger, model: nn.Module) -> list[str]:
     with exact_float32():
         answers = model_answers(model, book.identity["data"]["shape"])
     if book.answers is not None and not answer_alike(book.answers, answers):
-        changed.append("it answers otherwise on the same images")
+        changed.append("it answers differently on the same images")
     return changed
 
 
 def judge_again(book: Ledger, model: nn.Module, images: Images, spec: AttackSpec, examples: Tensor) -> Verdict:
-    """Run one of the attacks on these examples, (B,) int64, with the random numbers and the precision on record.
+    """Run one of the attacks on these examples, (B,) int64, with the recorded random numbers and precision.
 
-    Random numbers are addressed by the example's number, so in another batch the outcome is the same up to rounding.
+    Random numbers are addressed by the example's number, so the outcome in another batch is the same up to rounding.
     """
     identity, device = book.identity, device_of(model)
     x, y = (part.to(device) for part in images.batch(examples))
@@ -84,17 +84,17 @@ def judge_again(book: Ledger, model: nn.Module, images: Images, spec: AttackSpec
 
 
 _ROUNDING = 1e-4
-"""A margin below this share of the largest logit may change its sign on another machine."""
+"""A margin below this share of the largest logit may have the other sign on another machine."""
 
 _ALLOWED_FLIPS = 0.02
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        findings: One for each check.
+        findings: One finding for each check.
     """
 
     findings: tuple[Finding, ...]
@@ -124,8 +124,8 @@ def verify(
     """Check an evaluation's file against its ledger, and the ledger against the model and the images.
 
     Every printed number is computed again from the ledger. Every clean and every stored adversarial image is predicted
-    again and must keep to the ball. A sample of the resisted examples is attacked again with the same random numbers.
-    In other batches than before, rounding may flip a few: one, or 2 %, is noted, more fails.
+    again, and checked against the ball. A sample of the resisted examples is attacked again with the same random
+    numbers. Rounding in different batches may flip a few: one, or 2 %, is noted, more is a failure.
 
     Args:
         evaluation: The file evaluation.json.
@@ -134,15 +134,15 @@ def verify(
         images: The images that were evaluated.
         labels: (N,) int64, with a tensor of images; by default those in the ledger.
         suite: The attacks, if the evaluation was given a list.
-        share: Of the resisted examples, how many are attacked again.
-        at_least: How many are attacked again whatever the share.
-        seed: Draws them; by default from the ledger's checksum.
+        share: Share of the resisted examples that is attacked again.
+        at_least: Smallest number of examples to attack again.
+        seed: Seed of this sample; by default derived from the ledger's checksum.
 
     Returns:
         The findings.
 
     Raises:
-        UserError: If there is nothing to check: a file is missing, damaged or of another kind.
+        UserError: If a file is missing, damaged or of another kind.
     """
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
@@ -173,15 +173,15 @@ def _numbers(written: dict[str, Any], book: Ledger) -> Finding:
         return Finding("numbers", "failed", f"the ledger can't give the printed numbers: {error}")
     wrong = [d for d in differences(written, expected) if d.path != "checksum"]
     if wrong:
-        later = "; the ledger went on after they were printed: run the same evaluation again"
+        later = "; the ledger was continued after they were printed: run the same evaluation again"
         cure = later if missing[0] < missing[1] else ""
-        return Finding("numbers", "failed", f"printed, but not what the ledger says: {some(wrong)}{cure}")
+        return Finding("numbers", "failed", f"these printed numbers differ from the ledger: {some(wrong)}{cure}")
     return Finding("numbers", "ok", f"all {len(expected['attacks']) + 2} rows follow from the ledger")
 
 
 def _statuses(book: Ledger) -> Finding:
     if [cell.example for cell in book.cells(CLEAN)] != list(range(len(book.labels))):
-        return Finding("statuses", "failed", "the clean images are not those that the ledger lists")
+        return Finding("statuses", "failed", "the predicted clean images are not the examples of the ledger")
     odd = []
     for name, settings in book.attacks.items():
         fooled = {
@@ -193,8 +193,8 @@ def _statuses(book: Ledger) -> Finding:
         cells = book.cells(name)
         odd += [f"{name} on {c.example}" for c in cells if (c.status == "not_run") != (c.example in fooled)]
     if odd:
-        return Finding("statuses", "failed", f"left out without reason, or run on what was fooled before: {some(odd)}")
-    return Finding("statuses", "ok", "every attack was run on every image that had not been fooled before it")
+        return Finding("statuses", "failed", f"skipped without reason, or run on images fooled before: {some(odd)}")
+    return Finding("statuses", "ok", "every attack was run on every image that no earlier attack had fooled")
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class _Evidence:
     def same_model(self) -> Finding:
         if changed := another_model(self.book, self.model):
             edited = all(line.startswith("classes.") for line in changed)  # with the same weights and answers
-            says = "its source file was changed since" if edited else "another model"
+            says = "its source file was changed afterwards" if edited else "another model"
             return Finding("model", "noted" if edited else "failed", f"{says}: {some(changed)}")
         return Finding("model", "ok", f"the model that was evaluated ({self.book.identity['model']['checksum'][:12]})")
 
@@ -249,7 +249,7 @@ class _Evidence:
                 except UserError as error:
                     return Finding(name, "failed", str(error))
                 if any(x is None for x in stored):
-                    return Finding(name, "failed", "an image is said to fool the model, but is not there")
+                    return Finding(name, "failed", "an image is recorded as fooling the model, but is not stored")
                 x, y = self._load(index)
                 x_adv = torch.stack([s for s in stored if s is not None]).to(x.device)
                 cells = [shown[i] for i in index.tolist()]
@@ -269,7 +269,7 @@ class _Evidence:
         return Finding(name, "ok", detail)
 
     def resisted_again(self, specs: Sequence[AttackSpec], share: float, at_least: int, seed: int | None) -> Finding:
-        """Attack a sample of what counts as resisted once more, with the same random numbers."""
+        """Attack a sample of the resisted examples again, with the same random numbers."""
         counted = ("resisted", "invalid")
         cells = [(name, c.example) for name in self.book.attacks for c in self.book.cells(name) if c.status in counted]
         count = min(len(cells), max(at_least, math.ceil(share * len(cells))))
@@ -290,7 +290,7 @@ class _Evidence:
         return x.to(device_of(self.model)), y.to(device_of(self.model))
 
     def _batches(self, examples: Sequence[int]) -> list[Tensor]:
-        """Examples in the batches of the evaluation, so that the same machine computes the same bits."""
+        """The examples in the evaluation's batches, so that the same machine computes the same bits."""
         size = self.book.identity["batch_size"]
         batches: dict[int, list[int]] = {}
         for i in examples:
@@ -300,7 +300,7 @@ class _Evidence:
 
 @torch.no_grad()
 def _misclassified(exact: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(misclassified, too close to tell on another machine), (B,) bool each."""
+    """(misclassified, too close to the boundary to be the same on another machine), (B,) bool each."""
     logits = exact(x)
     lead = margin(logits, y)
     close = lead.abs() <= _ROUNDING * logits.abs().amax(1)

@@ -1,7 +1,7 @@
-"""Carrying out an evaluation: attack batch by batch and write every outcome down, in one process or in several.
+"""Run an evaluation: attack batch by batch and record every outcome, in one process or in several.
 
-Each of several processes writes a ledger of its own beside the main one, which takes them over in the end. What any of
-them holds is kept: after an interruption, the next call takes it over first, whatever its number of processes.
+With several processes, each writes a separate ledger beside the main one, and the main one is merged from them at the
+end. After an interruption, the next call merges them first, with any number of processes.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from advsphere.threat import ThreatModel
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far an evaluation has come, reported after each batch.
+    """The progress of an evaluation, reported after each batch.
 
     Attributes:
-        attack: The attack that is running.
-        done: Images that it has finished.
-        total: Images that it is to attack.
-        robust: How many of the finished images resisted.
-        seconds: Time that this process spent on the attack.
-        images: Images that this process attacked in that time.
+        attack: The running attack.
+        done: Number of images that it has finished.
+        total: Number of all images.
+        robust: Number of finished images that resisted.
+        seconds: Time that this process has spent on the attack.
+        images: Number of images that this process attacked in that time.
     """
 
     attack: str
@@ -61,7 +61,7 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """The speed of this process."""
+        """Images that this process attacks per second."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
@@ -75,15 +75,12 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
-"""(numbers of the examples, x, y) -> (their cells, forwards)."""
+"""(numbers of the examples, x, y) -> (cells, forwards)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation that passed its checks, and its ledger.
-
-    answers: of the model on a few images. dtype: the precision of the search, None for float32.
-    """
+    """An evaluation that passed its checks, and its ledger. A `dtype` of None means to search in float32."""
 
     model: nn.Module
     images: Images
@@ -99,9 +96,9 @@ class Plan:
     ledger: Path | None = None
 
     def claim(self, path: Path | None, *, beside: bool = True) -> Plan:
-        """Create the ledger, or find the one to continue. Raises UserError for a ledger of another evaluation.
+        """Create the ledger, or open the one to resume. Raises UserError for a ledger of another evaluation.
 
-        beside: if only the model differs, leave that ledger as it is and write another file beside it.
+        With `beside`, a ledger that differs only in the model is kept, and a new file is written beside it.
         """
         if path is None:
             return self
@@ -120,7 +117,7 @@ class Plan:
         return replace(self, ledger=free, findings=tuple(findings))
 
     def run(self, on_progress: OnProgress | None = None) -> Evaluation:
-        """Attack, as far as the budget goes, and read the result from the ledger."""
+        """Run the attacks within the budget, and compute the result from the ledger."""
         result = None
         with exact_float32():
             if self.world.size > 1:
@@ -157,7 +154,7 @@ class _Work:
     on_progress: OnProgress | None
 
     def run(self) -> None:
-        """Its batches of every attack, one attack after the other, as far as the budget goes."""
+        """Run all attacks on this process's batches, one attack after the other, within the budget."""
         batches = list(torch.arange(len(self.plan.images)).split(self._batch_size))
         finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
         own = {batch: batches[batch] for batch in assign_batches(len(batches), finished, self.plan.world)}
@@ -168,7 +165,7 @@ class _Work:
                 self._attack(spec, own, deadline)
 
     def probe(self) -> None:
-        """Run the probes for the signs of gradient masking that are missing; the budget does not count here."""
+        """Run the missing probes for signs of gradient masking, regardless of the budget."""
         missing = [name for name in PROBES if name not in self.ledger.probes]
         if not missing:
             return
@@ -232,12 +229,12 @@ class _Work:
 
 
 Begin = Callable[..., Ledger]
-"""`Ledger.create_or_resume` with all bound but its path and `beside`."""
+"""`Ledger.create_or_resume` with all arguments bound except the path and `beside`."""
 
 
 @contextmanager
 def whole(path: Path | None, begin: Begin) -> Iterator[Ledger]:
-    """The main ledger (None: in memory), after it took over the parts beside it, which are then deleted."""
+    """Open the main ledger (None: in memory), merge the partial ledgers beside it, and delete them."""
     with begin(path) as book:
         if path is not None and (parts := sorted(path.parent.glob(_part(path, "*").name))):
             with ExitStack() as stack:
@@ -249,9 +246,9 @@ def whole(path: Path | None, begin: Begin) -> Iterator[Ledger]:
 
 @contextmanager
 def own_part(path: Path | None, begin: Begin, world: World) -> Iterator[Ledger]:
-    """The ledger that this process of several writes; the rows of the main one are read from it too.
+    """Open the partial ledger of this process; reading it also reads the rows of the main one.
 
-    All ranks enter and leave it together. Raises UserError without a path, and if the ranks are given different
+    All ranks enter and leave together. Raises UserError if there is no path, and if the ranks have different
     evaluations.
     """
     if path is None:
@@ -271,10 +268,10 @@ def _part(path: Path, rank: str) -> Path:
 
 
 def assign_batches(batches: int, done: Iterable[set[int]], world: World) -> list[int]:
-    """The batches of this process, in order. done: for each attack, its finished batches.
+    """The batches of this process, in order, given the finished batches of each attack in `done`.
 
-    Batches are sorted by how many attacks have finished them, and dealt out in turn, so every rank gets about as much
-    work.
+    Batches are sorted by the number of attacks that finished them and dealt out in turn, so that all ranks get about
+    the same amount of work.
     """
     finished = [*done]
     order = sorted(range(batches), key=lambda batch: sum(batch in one for one in finished))

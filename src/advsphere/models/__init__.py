@@ -1,4 +1,4 @@
-"""Networks by name, with their input normalisation, and weights from files."""
+"""Build networks by name, with their input normalisation, and load weights from files."""
 
 from advsphere.models.by_name import build
 from advsphere.models.weights import load_weights

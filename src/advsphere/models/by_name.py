@@ -16,7 +16,7 @@ from advsphere.errors import UserError
 from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet
 
 OURS = ("small-cnn", "preactresnet-18", "wrn-10-2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20")
-"""Names to suggest. Any wrn-DEPTH-WIDTH exists."""
+"""Names to suggest in error messages. Any wrn-DEPTH-WIDTH exists."""
 
 
 class Statistics(NamedTuple):
@@ -32,7 +32,7 @@ STATISTICS: dict[str, Statistics] = {
     "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "digits": Statistics((0.3053,), (0.3760,)),
 }
-"""The statistics of known image sets, which the input of a network is normalised with."""
+"""The statistics of known image sets, for the input normalisation."""
 
 
 def build(
@@ -46,7 +46,7 @@ def build(
     pretrained: bool = False,
     init_seed: int = 0,
 ) -> PixelClassifier:
-    """Build a network by its name, behind (x - mean) / std: pixels in [0, 1] -> logits.
+    """Build a network by its name, with input normalisation (x - mean) / std: pixels in [0, 1] -> logits.
 
     The caller's random state stays as it was.
 
@@ -60,14 +60,14 @@ def build(
         std: The standard deviation that each channel is divided by.
         pretrained: Use the library's published weights, with a new head if `num_classes` is not theirs. `mean` and
             `std` should then be theirs too.
-        init_seed: Decides the initial weights.
+        init_seed: Determines the initial weights.
 
     Returns:
         The network, on the CPU and in train mode.
 
     Raises:
-        UserError: If the name is unknown (the message has the nearest ones), if the weights can't be downloaded, or if
-            the network does not take these channels or this size.
+        UserError: If the name is unknown (the message lists the nearest names), if the weights can't be downloaded, or
+            if the network does not take these channels or this size.
     """
     if not len(mean) == len(std) == in_channels:
         raise UserError(
@@ -106,7 +106,7 @@ def _library(
         return partial(_torchvision, inner, num_classes, in_channels, pretrained)
     known = {*OURS, *(spelling for lib in names for n in names[lib] for spelling in (n, f"{lib}:{n}"))}
     near = difflib.get_close_matches(name.lower(), sorted(known), n=4)
-    advice = "the nearest are " if near else "any timm or torchvision name will do, and ours: "
+    advice = "the nearest are " if near else "use any timm or torchvision name, or one of ours: "
     raise UserError(f"no network is called {name!r}; {advice}{', '.join(near or OURS)}")
 
 
@@ -144,9 +144,9 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The network with batch norms that normalise by the statistics of all processes' images in train mode.
+    """The network with synchronised batch norms, which use the statistics of all processes' images in train mode.
 
-    Weights and names stay. For our networks, torchvision's and timm's, whose batch norms may hold an activation too.
+    Weights and names stay. It also converts timm's batch norms that contain an activation.
     """
     from timm.layers.norm_act import convert_sync_batchnorm  # here and not at the top: it takes seconds to import
 
@@ -155,7 +155,7 @@ def synchronised(model: nn.Module) -> nn.Module:
 
 
 def _with_exact_head(model: PixelClassifier) -> PixelClassifier:
-    """The network with a head that computes in float32 also under autocast, if it ends in a linear layer."""
+    """If the network ends in a linear layer, make that layer compute in float32 also under autocast."""
     try:
         name = find_head(model)
     except UserError:
@@ -167,7 +167,7 @@ def _with_exact_head(model: PixelClassifier) -> PixelClassifier:
 
 
 def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -> None:
-    """Try one image, so that images too small for the network are refused before a run begins."""
+    """Try one image, so that images too small for the network raise an error before a run begins."""
     size = "x".join(str(side) for side in x.shape[1:])
     model.eval()
     try:

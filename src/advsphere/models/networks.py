@@ -15,7 +15,7 @@ from advsphere.errors import UserError
 class LinearHead(nn.Linear):
     """A linear layer that computes in float32 or wider also under autocast, as the hyperspherical head does.
 
-    With bfloat16 logits a plain network would be attacked and trained on coarser numbers than one with a sphere.
+    With bfloat16 logits a plain network would be attacked and trained at lower precision than one with that head.
     """
 
     @classmethod
@@ -33,9 +33,9 @@ class LinearHead(nn.Linear):
 
 
 class SmallCNN(nn.Module):
-    """Three 3x3 convolutions, each with batch norm and ReLU, and a linear head on a 2x2 grid of averages.
+    """Three 3x3 convolutions, each with batch norm and ReLU, and a linear head on a 2x2 average pooling.
 
-    For grey digits of 8x8 to 16x16 pixels, where adversarial training takes seconds: about 50,000 weights.
+    It has about 50,000 weights. Adversarial training on grey digits of 8x8 to 16x16 pixels takes seconds.
     """
 
     def __init__(self, num_classes: int, *, in_channels: int = 1) -> None:
@@ -83,9 +83,9 @@ class PreActBlock(nn.Module):
 class PreActResNet18(nn.Module):
     """PreActResNet-18 (He et al. 2016, arXiv:1603.05027): four stages of two blocks, 64 to 512 channels.
 
-    As in the code of Fast AT (Wong et al. 2020): a final batch norm, which other copies lack, and PyTorch's default
-    initialisation. It differs in averaging over all that is left of the image, where that code takes 4x4 cells, so that
-    it runs at any size.
+    As in the code of Fast AT (Wong et al. 2020), it has a final batch norm, which other copies lack, and PyTorch's
+    default initialisation. Differs from that code: global average pooling instead of 4x4 cells, so that it runs at any
+    image size.
     """
 
     def __init__(self, num_classes: int, *, in_channels: int = 3) -> None:
@@ -109,9 +109,8 @@ class WideResNet(nn.Module):
     """WRN-depth-width (Zagoruyko & Komodakis 2016, arXiv:1605.07146).
 
     depth = 6n + 4 gives three groups of n blocks with 16, 32 and 64 times `width` channels; no dropout. As in the code
-    of TRADES and of AT_HE, convolutions start from He's normal distribution (fan-out) and the head's bias from zero.
-    Their networks also hold a `sub_block1` that never runs; it is left out. Raises UserError for a depth or width that
-    does not exist.
+    of TRADES and of AT_HE, convolutions are initialised from He's normal distribution (fan-out) and the head's bias
+    with zero. Their unused `sub_block1` is left out. Raises UserError for an impossible depth or width.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int, *, in_channels: int = 3) -> None:

@@ -1,4 +1,4 @@
-"""Load the weights in a file into an existing network."""
+"""Load weights from a file into an existing network."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _WRAPPED = ("state_dict", "model", "model_state_dict", "net")
 
 
 def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None) -> str:
-    """Load the weights in a file into a model.
+    """Load weights from a file into a model.
 
-    Prefixes that data parallelism, compilation, wrappers and this project's checkpoints put before the names are taken
-    off. A file without normalisation is for the network inside a `PixelClassifier`.
+    Name prefixes added by data parallelism, compilation, wrappers and this project's checkpoints are removed. A file
+    without normalisation is loaded into the network inside a `PixelClassifier`.
 
     Args:
-        model: Gets the weights.
+        model: The model, changed in place.
         path: A state dict, as safetensors or from torch.save. Pickles are read with weights_only, so they run no code.
         head: The name of the last linear layer, if the file's may be for other classes. It then keeps its weights.
 
     Returns:
-        A line that says that the head is new, or nothing.
+        A line that says that the head is new, or an empty string.
 
     Raises:
-        UserError: If the file can't be read or does not fit. The message has the first names that differ.
+        UserError: If the file can't be read or does not fit. The message lists the first names that differ.
     """
     state, own = _read(Path(path)), model.state_dict()
     theirs = _aligned(state, own)
@@ -49,7 +49,7 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
             classes = "no head" if given is None else f"a head for {len(given)} classes"
             said = f"{path} has {classes}: training begins with a new one, for {len(wanted)}"
             theirs = {name: value for name, value in theirs.items() if name not in of_head}
-        # A spherical head has no bias, but a scale; a plain one is what weights are loaded into.
+        # The file's head may have a scale and no bias, while the model's head is still a plain one.
         theirs = {name: value for name, value in theirs.items() if name not in of_head or name in own}
         theirs |= {name: own[name] for name in of_head & own.keys() - theirs.keys()}
     if problem := _differences(own, theirs):
@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"there are no weights at {path}") from error
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle raises whatever it likes
+    except Exception as error:  # pickle may raise any exception
         raise UserError(
             f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
         ) from error
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without the first part of its names, repeatedly, while all share it and none is known."""
+    """Remove the first part of all names, repeatedly, as long as all share it and the model knows none of them."""
     names = state
     while names and not names.keys() & own.keys():
         if len({name.partition(".")[0] for name in names}) > 1 or not all("." in name for name in names):
@@ -93,8 +93,8 @@ def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, T
 
 
 def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """What is missing, unknown or of another shape; "" if all fits."""
-    # Counters that files of old versions lack, and that nothing reads.
+    """The tensors that are missing, unknown or of another shape, in words; "" if all fit."""
+    # Files of old versions lack num_batches_tracked, and nothing reads it.
     missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
     unknown = [name for name in theirs if name not in own]
     reshaped = [

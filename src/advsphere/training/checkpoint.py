@@ -21,7 +21,7 @@ from advsphere.files import tensor_checksum, write_atomically
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON-able `meta`, with a SHA-256 over both. Raises UserError as `write_atomically`."""
+    """Write named tensors and JSON-able `meta`, with a SHA-256 over both. Raises UserError if that fails."""
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
     write_atomically(path, serialise(whole, {"meta": text, "sha256": tensor_checksum(whole, text)}))
@@ -54,7 +54,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     text = metadata.get("meta", "")
     if metadata.get("sha256") != tensor_checksum(tensors, text):
         raise UserError(
-            f"{path} does not match its own checksum: it was altered or not written by advsphere; use another one"
+            f"{path} does not match its own checksum: it was altered, or not written by advsphere; use another file"
         )
     return tensors, json.loads(text)
 
@@ -62,7 +62,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class CheckpointWriter:
     """Writes checkpoints in a thread, in the order given, one at a time.
 
-    After a checkpoint that could not be written no other is written, since it may refer to that one.
+    If writing a checkpoint fails, no later one is written, because it may refer to the failed one.
     """
 
     def __init__(self) -> None:
@@ -70,9 +70,9 @@ class CheckpointWriter:
         self.pending: list[Future[None]] = []
 
     def save(self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """As `save`, of the tensors as they are now; returns before the file is written.
+        """Copy the tensors and start writing them as `save` does. Returns before the file is written.
 
-        An error in writing an earlier file is raised here, or by `wait`.
+        Errors of earlier files are raised here, or by `wait`.
         """
         while len(self.pending) > 1:  # a slow disk must not fill the memory with copies
             self.pending.pop(0).result()
@@ -81,7 +81,7 @@ class CheckpointWriter:
         self.pending.append(self.thread.submit(_write, before, path, copied, dict(meta)))
 
     def wait(self) -> None:
-        """Wait until all is written. Raises the error of the first checkpoint that could not be."""
+        """Wait until all files are written. Raises the first error."""
         pending, self.pending = self.pending, []
         for each in pending:
             each.result()
@@ -104,13 +104,13 @@ def section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict into a model. Raises UserError, naming the file at `path`, if it is another network's."""
+    """Load the state dict of the file at `path` into a model. Raises UserError if it belongs to another network."""
     ours, theirs = ({name: tuple(t.shape) for name, t in state.items()} for state in (model.state_dict(), tensors))
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
         name = differing[0]
         raise UserError(
-            f"{path} holds another network than the run's config.yaml says: {len(differing)} tensors differ, e.g. "
+            f"{path} holds another network than the run's config.yaml describes: {len(differing)} tensors differ, e.g. "
             f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here; "
             "use the checkpoint of this run"
         )
@@ -118,10 +118,11 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def optimizer_state(optimizer: optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of an optimizer: its tensors as "parameter/key", and its numbers and texts.
+    """The state of an optimizer: its tensors as "parameter/key", and its numbers and strings.
 
-    The latter are those of each parameter, and those in the groups of parameters, where some optimizers count. Settings
-    of other types, such as betas, come from the config again. Raises UserError for a state of another type.
+    The numbers and strings are those of each parameter, and those of each parameter group, where some optimizers keep
+    counters. Settings of other types, such as betas, are restored from the config. Raises UserError for a state of
+    another type.
     """
     state = dict(_items(optimizer, model))
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
@@ -143,7 +144,7 @@ def restore_optimizer(
     for name, value in {**tensors, **numbers.get("parameters", {})}.items():
         parameter, _, key = name.rpartition("/")
         p = parameters[parameter]
-        # As in `Optimizer.load_state_dict`: torch's optimizers count their steps on the CPU, with two exceptions.
+        # As in `Optimizer.load_state_dict`: torch's optimizers keep step counts on the CPU, with two exceptions.
         on_cpu = key == "step" and not (optimizer.defaults.get("capturable") or optimizer.defaults.get("fused"))
         if isinstance(value, Tensor) and not on_cpu:
             value = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)

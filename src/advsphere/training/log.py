@@ -10,10 +10,10 @@ from advsphere.training.loop import Metrics
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to TensorBoard's files in a run's folder; `close` it at the end.
+    """Appends to `metrics.jsonl` and to TensorBoard's files in a run's folder. Call `close` at the end.
 
-    A resumed run drops the lines of later epochs than `from_epoch`, because that work was lost. Raises UserError if the
-    disk is full or not writable.
+    A resumed run drops the lines of epochs after `from_epoch`, because these epochs are repeated. Raises UserError if
+    the disk is full or not writable.
     """
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:

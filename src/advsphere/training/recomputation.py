@@ -1,4 +1,4 @@
-"""Activation checkpointing: residual blocks keep their inputs only and are computed again in the backward pass."""
+"""Activation checkpointing: residual blocks keep only their inputs and are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from advsphere.errors import UserError
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """Make the blocks of a network forget their activations, also while it is attacked.
+    """Make the blocks of a network discard their activations, also under attack.
 
     Logits, gradients and running statistics stay the same. A block is a module with layers inside that follows others
     in an `nn.Sequential` or `nn.ModuleList`, as in the ResNets of torchvision and timm, in transformers and in our own
-    networks. Raises UserError if there is none.
+    networks. Raises UserError if there is no block.
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
     blocks = list(_blocks(model))
     if not blocks:
         raise UserError(
-            f"this {type(model).__name__} has no blocks of layers whose activations could be computed again; "
-            "leave --checkpoint-activations out"
+            f"this {type(model).__name__} has no blocks of layers whose activations could be recomputed; "
+            "leave out --checkpoint-activations"
         )
     for block in blocks:
         block.forward = partial(_recomputed, block, block.forward)
@@ -56,9 +56,9 @@ def _recomputed(block: nn.Module, forward: Callable[..., Any], *inputs: Any) -> 
 
 @contextmanager
 def _untracked(block: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norm, which has counted these images before.
+    """Do not update the running statistics of batch norm, because they already include these images.
 
-    With a momentum of 0 they stay, and as many tensors are kept for the backward pass as the first time.
+    A momentum of 0 leaves them unchanged but saves as many tensors for the backward pass as the first forward.
     """
     found = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     before = [(m.momentum, m.num_batches_tracked) for m in found]

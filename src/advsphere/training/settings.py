@@ -28,34 +28,35 @@ Arguments = Annotated[
         str_from_instance=lambda value: [json.dumps(value)],
     ),
 ]
-"""Keyword arguments, on the command line in one word: '{betas: [0.9, 0.95]}'."""
+"""Keyword arguments, on the command line as one argument: '{betas: [0.9, 0.95]}'."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How the weights are fitted, for every objective. The defaults are SGD with momentum, as in the paper's recipes.
+    """Hyperparameters of training, for every objective. The default is SGD with momentum, as in the paper's recipes.
 
     Attributes:
         epochs: Passes over the data. FreeAT repeats each of their batches.
-        batch_size: The global batch, over all processes and parts.
-        accumulate: Take a process's share of each batch in this many parts, one after the other: less memory, the same
-            gradient, but batch norm normalises each part by itself.
-        lr: The learning rate where its schedule is 1, for any number of processes.
+        batch_size: The size of the global batch, over all processes and parts.
+        accumulate: Process each rank's share of a batch in this many parts. This takes less memory and gives the same
+            gradient, but batch norm normalises each part separately.
+        lr: The learning rate at a schedule factor of 1, for any number of processes.
         momentum: The momentum of SGD, in [0, 1).
         weight_decay: The weight decay.
         lr_schedule: The factor of the learning rate over the run.
-        optimizer: sgd, or package.module:Class, such as torch.optim:AdamW. It gets lr, and momentum and weight_decay if
-            it has such parameters.
-        optimizer_arguments: Further keyword arguments of another optimizer than sgd, such as '{betas: [0.9, 0.95]}'.
+        optimizer: sgd, or package.module:Class, such as torch.optim:AdamW. It is called with lr, and with momentum and
+            weight_decay if it has such parameters.
+        optimizer_arguments: Further keyword arguments of an optimizer other than sgd, such as '{betas: [0.9, 0.95]}'.
         augment: The augmentation of the training images.
-        ema: Decay of an exponential moving average of the weights, which is then validated and kept; 0 for none.
-        seed: Decides the initial weights, the order of the data, and all other randomness.
-        precision: auto is bfloat16 autocast on devices that have it natively, otherwise float32.
-        fold: Fold batch norm into the convolutions while crafting in eval mode; equal up to rounding.
+        ema: Decay of an exponential moving average of the weights, which is then validated and saved; 0 for none.
+        seed: Determines the initial weights, the order of the data, and all other randomness.
+        precision: auto is bfloat16 autocast on devices that support it natively, otherwise float32.
+        fold: Fold batch norm into the convolutions while crafting in eval mode. The result is equal up to rounding.
         sync_bn: Normalise by the statistics of the whole batch over all processes; GPUs only.
-        checkpoint_activations: Keep only the input of each residual block, and compute the rest again in the backward
-            pass: less memory, a third more time, the same gradient.
-        checkpoint_minutes: Time between checkpoints within an epoch, also a fraction. Each epoch ends with one anyway.
+        checkpoint_activations: Keep only the input of each residual block, and recompute the rest in the backward pass.
+            This takes less memory and a third more time, and gives the same gradient.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; may be a fraction. Every epoch also ends with a
+            checkpoint.
         workers: Processes that decode image files in advance; one for each core by default. The result does not depend
             on it.
 
@@ -101,7 +102,7 @@ class TrainSettings:
             raise UserError(
                 "sgd takes no optimizer_arguments beside lr, momentum and weight_decay: use torch.optim:SGD for others"
             )
-        # As they are read back from a config.yaml, so that a resume finds no difference.
+        # Convert them to the types that config.yaml is read back with, so that a resume finds no difference.
         object.__setattr__(self, "optimizer_arguments", _plain(self.optimizer_arguments))
 
 
@@ -112,19 +113,19 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) 
         return optim.SGD(parameters, **known)
     made = call(settings.optimizer, settings.optimizer_arguments, known, parameters)
     if not isinstance(made, optim.Optimizer):
-        raise UserError(f"{settings.optimizer} made a {type(made).__name__}, not a torch.optim.Optimizer")
+        raise UserError(f"{settings.optimizer} returned a {type(made).__name__}, not a torch.optim.Optimizer")
     return made
 
 
 def _plain(value: Any) -> Any:
-    """A value of plain lists, dictionaries, texts and numbers."""
+    """Convert a value to plain lists, dictionaries, strings and numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, str):
-        with suppress(ValueError):  # YAML takes 1e-3 for text
+        with suppress(ValueError):  # YAML reads 1e-3 as a string
             return float(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UserError(f"{value!r} can't be written into a config: give numbers, texts, lists and dictionaries")
+    raise UserError(f"{value!r} can't be written into a config: give numbers, strings, lists and dictionaries")

@@ -1,8 +1,8 @@
-"""One optimizer step's gradient: crafted and differentiated in parts, over the processes of a world.
+"""The gradient of one optimizer step, computed in parts over several processes.
 
-Every rank and part has fixed positions in the global batch, whatever its size. So what the objective carries from batch
-to batch by position (free training's perturbation) stays in place. A short batch, the last of an epoch, leaves less to
-the last ranks, or nothing.
+Every rank and part has fixed positions in the global batch, for any size of the batch. So the state that an objective
+carries from batch to batch by position (the perturbation of free training) stays in place. If the last batch of an
+epoch is short, the last ranks get fewer images or none.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from advsphere.objectives import Crafting, Criterion, Losses, Objective
 
 
 class Part(NamedTuple):
-    """One forward and backward pass: its number in a full batch, its places in this rank's share, its images.
+    """One forward and backward pass: its number in a full batch, its positions in this rank's share, its image count.
 
-    A stand-in, for a rank that has no image of a batch, has no number and 0 images.
+    A rank without images of a batch runs a placeholder part with no number and 0 images.
     """
 
     number: int | None
@@ -37,8 +37,8 @@ class Part(NamedTuple):
 class Division:
     """Divides batches of up to `batch_size` images, or one more, over the ranks, and a rank's share into parts.
 
-    With `even` every rank takes equally many parts, as layers need that wait for each other (synchronised batch norm).
-    Raises UserError if a full batch has too few images.
+    With `even` all ranks have the same number of parts, as synchronised batch norm requires. Raises UserError if a full
+    batch has too few images.
     """
 
     batch_size: int
@@ -54,7 +54,7 @@ class Division:
             )
 
     def share(self, batch: Tensor) -> Tensor:
-        """This rank's entries of a global batch. If none is left, the first one stands in with weight 0, because all
+        """This rank's entries of a global batch. A rank without any gets the first entry with weight 0, because all
         ranks have to take part in every step.
         """
         positions = self.positions(self.world.rank)
@@ -62,7 +62,7 @@ class Division:
         return mine if len(mine) else batch[:1]
 
     def positions(self, rank: int) -> list[slice]:
-        """The positions of a rank's parts in a full batch. The very last part has room for the single image that
+        """The positions of a rank's parts in a full batch. The last part has room for the extra image that
         `epoch_batches` may add.
         """
         share = cut(self.batch_size, self.world.size)[rank]
@@ -97,11 +97,11 @@ class TrainStep(nn.Module):
 
 
 class BatchGradient:
-    """Computes the gradient of a global batch's mean loss in the parameters of every rank's model, and keeps what the
-    objective carries to the next batch.
+    """Computes the gradient of a global batch's mean loss on every rank, and keeps the state that the objective carries
+    to the next batch.
 
-    Each rank normalises by the statistics of its own parts, unless its batch norm is synchronised. The running ones are
-    averaged by the sizes of the shares, so that all ranks craft and validate with one network.
+    Each rank normalises by the statistics of its own parts, unless batch norm is synchronised. Running statistics are
+    averaged with the sizes of the shares as weights, so that all ranks craft and validate with the same network.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, criterion: Criterion, division: Division) -> None:
@@ -112,9 +112,9 @@ class BatchGradient:
         self.carries: list[Tensor | None] = [None] * division.accumulate
 
     def backward(self, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
-        """Craft this rank's share, (b, C, H, W) and (b,), of a batch of n, and add its part of the gradient.
+        """Craft on this rank's share, (b, C, H, W) and (b,), of a batch of n, and add to the gradient.
 
-        Returns the sum of its losses, () float64.
+        Returns the sum of the share's losses, () float64.
         """
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         parts = self.division.parts(n)
@@ -127,8 +127,8 @@ class BatchGradient:
         return total
 
     def carried(self) -> Tensor | None:
-        """What is carried, by position in the global batch: whole on the first rank, on the CPU. All ranks must call
-        it.
+        """The carried state by position in the global batch, complete on the first rank, on the CPU. All ranks must
+        call it.
         """
         mine = [carry.cpu() for carry in self.carries if carry is not None]
         parts = [carry for rank in self.division.world.gather(mine) for carry in rank]
@@ -146,14 +146,14 @@ class BatchGradient:
         self.model.train()
         with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None):
             losses: Losses = self.step(x, x_adv, y)
-        # Data parallelism averages over ranks as if their parts were of one size: this weights them by their sizes.
+        # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
         (losses.total * (self.division.world.size * part.images / n)).backward()
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
-        """Keep the gradients of all parts but the last on their rank."""
+        """Do not exchange gradients between ranks before the last part."""
         return self.step.no_sync() if isinstance(self.step, DistributedDataParallel) else nullcontext()
 
     def _average_statistics(self, share: float) -> None:
