@@ -80,7 +80,7 @@ def test_without_a_table_it_names_them(capsys: pytest.CaptureFixture[str]) -> No
     ("arguments", "says"),
     [
         (["--jobs", "0"], "at least 1"),
-        (["--methods"], "--methods names none"),
+        (["--methods"], "--methods is empty"),
         (["--seeds", "7"], "7 is not a seed"),
         (["--weight-decay", "0.1"], "there are 0.0005"),
         (["--rows", "runs"], "a folder"),

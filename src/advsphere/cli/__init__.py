@@ -17,32 +17,32 @@ COMMANDS = {
     "demo": "train plain and hyperspherical networks on the digits, attack both, write report.html (about a minute)",
     "recipes": "list the training recipes: the rows of the paper's tables, and small ones",
     "train": "train a recipe and keep the run in a folder; --he adds hypersphere embedding to any of them",
-    "evaluate": "attack a run or a model of yours, and print its robust accuracy with intervals",
-    "compare": "attack a baseline and a method in the same ways, and say how much of the gain remains",
-    "diagnose": "look inside a network: gradients, angles, pictures, and the four claims of the paper",
+    "evaluate": "attack a run or your own model, and print its robust accuracy with intervals",
+    "compare": "attack a baseline and a method in the same way, and say how much of the gain remains",
+    "diagnose": "examine a network: gradients, angles, pictures, and the four claims of the paper",
     "report": "write one HTML page about runs and their evaluations: verdict, tables, curves, pictures, provenance",
     "corruptions": "measure accuracy under common corruptions (CIFAR-10-C, ImageNet-C), generated or loaded",
-    "reproduce": "measure a table of the paper: train and attack its networks, print each cell beside the paper's",
+    "reproduce": "reproduce a table of the paper: train and attack its networks, print each cell beside the paper's",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
     "show": "show one example: every attack on it, its picture, and the command that repeats an attack",
-    "results": "keep measured rows in a file, and make tables from it",
+    "results": "store measured results in a file, and make tables from it",
 }
 
 CONTINUE = ("demo", "evaluate", "compare", "reproduce")
-"""Commands that continue where they were interrupted if they are given again."""
+"""Commands that continue after an interruption when the same command is run again."""
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS]
        advsphere --version
 
 {commands}
 
-`advsphere COMMAND --help` explains a command. To begin with: `advsphere demo`, then
+`advsphere COMMAND --help` explains a command. Start with `advsphere demo`, then
 `advsphere train digits-pgd-at-he --out runs/first` and `advsphere evaluate runs/first`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. The exit status is 0, 1 for a user's mistake (printed in one line), 2 for unknown arguments, or
-    130 after an interruption.
+    """Run one command. The exit status is 0 for success, 1 for a user's mistake (printed in one line), 2 for unknown
+    arguments and 130 after an interruption.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -55,9 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        print(f"advsphere: no command is called {name!r}; {hint}there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"advsphere: no command is called {name!r}; {hint}choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # Each command has a module, which is imported when it is called: `--help` should not wait for torch.
+    # A command's module is imported only when it is called, so that `--help` does not wait for torch.
     command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
     try:
         return command(rest)

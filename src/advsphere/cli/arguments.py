@@ -1,4 +1,4 @@
-"""Arguments from typed dataclasses, by tyro, with radii such as 8/255 and times such as 10m."""
+"""Parse arguments into typed dataclasses with tyro, with radii such as 8/255 and times such as 10m."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """Build a dataclass from flags; exit with the usage and the nearest flag where they do not fit."""
+    """Build a dataclass from flags. If they do not fit, print the usage and the nearest flag, and exit."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -42,7 +42,7 @@ def seconds(text: str) -> float:
     """Read 10m, 90s, 1.5h or a plain number as seconds. Raises ValueError for anything else, and for 0 or less."""
     value = number(text[:-1]) * SECONDS[text[-1]] if text[-1:] in SECONDS else number(text)
     if not value > 0:
-        raise ValueError(f"{text} is no time; write 90s, 10m or 2h")
+        raise ValueError(f"{text} is not a positive time; write 90s, 10m or 2h")
     return value
 
 
@@ -53,7 +53,7 @@ DURATION = PrimitiveConstructorSpec[float | None](
     is_instance=lambda value: value is None or isinstance(value, int | float),
     str_from_instance=lambda value: [str(value)],
 )
-"""For a field of seconds that may be written as 90s, 10m or 2h."""
+"""Parses a number of seconds written as 90s, 10m or 2h."""
 
 
 def number(text: str) -> float:

@@ -33,11 +33,11 @@ class Options:
 
     Three seeds each:  advsphere compare runs/a0,runs/a1,runs/a2 runs/b0,runs/b1,runs/b2
 
-    Both are attacked by cross-entropy at s = 1 (as the paper's official code evaluates) and at their own s, by margin,
-    DLR, targets, features, black-box search and AutoAttack. Each attack gets a paired difference with its interval. The
-    verdict is survives, partly, does not survive or cannot tell, from the share of the gain under PGD that remains in
-    the worst case. With one seed per arm, conclusions hold for these checkpoints only; three seeds in each arm allow
-    conclusions about the method.
+    The attacks are PGD on cross-entropy at s = 1 (as in the paper's official code) and at the head's own s, PGD on the
+    margin, attacks on DLR, target classes and features, a black-box search, and AutoAttack. For each attack the command
+    prints the paired difference with its interval. The verdict (survives, partly, does not survive, cannot tell)
+    depends on the share of the gain under PGD that remains in the worst case. With one seed per arm, conclusions hold
+    for these checkpoints only; three seeds in each arm allow conclusions about the method.
 
     Every evaluation is kept in its run's folder. The same command continues after an interruption, and `advsphere
     verify` checks the evaluations.
@@ -50,34 +50,34 @@ class Options:
     suite: str = "survival"
     """Any suite of `advsphere evaluate` that has a PGD attack."""
     pgd: str | None = None
-    """The attack whose gain is examined; by default PGD on cross-entropy at s = 1."""
+    """The attack whose gain is tested; by default PGD on cross-entropy at s = 1."""
     n: int | None = None
     """The number of test images, chosen as by `advsphere evaluate`; all by default."""
     eps: float | None = None
-    """Radius in pixel units, e.g. 8/255; by default that of the baseline."""
+    """Radius in pixel units, e.g. 8/255; by default the baseline's."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which checkpoint of the runs."""
+    """The checkpoint of each run to evaluate."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
     batch_size: int | None = None
     """Images per batch of each attack; by default as in `advsphere evaluate`."""
     precision: Precision = "auto"
-    """Precision of the search; auto is bfloat16 where the machine supports it."""
+    """Precision of the attacks' search; auto is bfloat16 where the machine supports it."""
     data: Path | None = None
     """The folder of the images, if they have been moved."""
     out: Path | None = None
-    """The folder of comparison.json; by default compared/ in the method's first run."""
+    """The folder for comparison.json; by default compared/ in the method's first run."""
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate what is not evaluated yet, print the table and the verdict, and keep them."""
+    """Run the missing evaluations, print the table and the verdict, and save them."""
     options = parse(Options, arguments or ["--help"], prog="advsphere compare")
     path = compared(options, Console(highlight=False, markup=False))
-    print(f"kept in {path}; check the evaluations with: advsphere verify RUN")
+    print(f"saved in {path}; check the evaluations with: advsphere verify RUN")
     return 0
 
 
 def compared(options: Options, console: Console) -> Path:
-    """Do all that `main` does; returns the path of comparison.json."""
+    """Evaluate, compare and print; returns the path of comparison.json."""
     arms = {name: [Path(p) for p in getattr(options, name).split(",")] for name in ("baseline", "method")}
     configs = {name: [read_config(run) for run in runs] for name, runs in arms.items()}
     eps = configs["baseline"][0].threat.eps if options.eps is None else options.eps
@@ -134,7 +134,7 @@ def _table(result: Gains, eps: str, norm: str) -> Table:
 
 
 def _conclusion(result: Gains, warnings: list[str]) -> list[str]:
-    """The verdict, its scope, possible confounders, and the number of images that would decide more."""
+    """The verdict, its scope, possible confounders, and the number of images for an interval of +- 1 point."""
     if result.of_the_method:
         scope = "Conclusions hold for the method."
     elif max(result.seeds) == 1:
@@ -145,5 +145,5 @@ def _conclusion(result: Gains, warnings: list[str]) -> list[str]:
         f"{result.verdict.upper()}. {result.sentence}",
         scope,
         *(f"! differs between the arms: {warning}" for warning in warnings),
-        f"An interval of +- 1 point in the worst case needs {result.n_for_a_point:,} images; these are {result.n:,}.",
+        f"An interval of +- 1 point in the worst case needs {result.n_for_a_point:,} images; this one has {result.n:,}.",
     ]

@@ -1,4 +1,4 @@
-"""`advsphere corruptions`: accuracy under common corruptions, of a run or a user's model."""
+"""`advsphere corruptions`: measure the accuracy of a run or a user's model under common corruptions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from advsphere.runs.target import EvaluationTarget
 class Options:
     """Measure accuracy under the 15 common corruptions, each at 5 severities, and their mean, mCA.
 
-    Generated:  advsphere corruptions runs/cifar10-small-fastat --n 1000
+    Generated images:  advsphere corruptions runs/cifar10-small-fastat --n 1000
 
-    As published:  advsphere corruptions runs/cifar10-small-fastat --root CIFAR-10-C
+    Published images:  advsphere corruptions runs/cifar10-small-fastat --root CIFAR-10-C
 
-    Yours:  advsphere corruptions --model mypackage.nets:build --weights net.safetensors --data photos --image-size 224
+    Your own model:  advsphere corruptions --model mypackage.nets:build --weights net.pt --data photos --image-size 224
 
     Writes corruptions.json with every outcome, and a heat map. After an interruption, the same command continues.
     """
@@ -41,15 +41,17 @@ class Options:
     generate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Generate the corrupted images; the default without --root."""
     root: Path | None = None
-    """Read them from a folder with NAME.npy and labels.npy (CIFAR-10-C) or NAME/SEVERITY/CLASS/ (ImageNet-C)."""
+    """Read corrupted images from a folder with NAME.npy and labels.npy (CIFAR-10-C) or NAME/SEVERITY/CLASS/
+    (ImageNet-C)."""
     extra: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Add speckle noise, Gaussian blur, spatter and saturation, which do not enter mCA."""
+    """Add speckle noise, Gaussian blur, spatter and saturation, which mCA does not count."""
     frost: Path | None = None
-    """A folder with the published frost textures, frost1.png to frost5.jpg. The default textures are made of noise."""
+    """A folder with the published frost textures, frost1.png to frost5.jpg. The default textures are noise."""
     seed: int = 0
-    """The seed of the generated corruptions."""
+    """Seed of the generated corruptions."""
     reference: str | None = None
-    """For mCE: the folder of another model's record on the same images, or alexnet (for ImageNet-C)."""
+    """Also print mCE relative to another model: the folder of its record on the same images, or alexnet (for
+    ImageNet-C)."""
     row: Path | None = None
     """Add the run's numbers as a row to this file of results (JSON lines), and print the table of its rows."""
     data_name: str | None = None
@@ -61,17 +63,17 @@ class Options:
     verify: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check an existing record: its numbers, and the predictions on the first 50 images of each set."""
     batch_size: int = 250
-    """Images in a batch."""
+    """Images per batch."""
     out: Path | None = None
-    """The folder to write to; by default one in the run's folder, or in runs/own for your model."""
+    """The output folder; by default one in the run's folder, or in runs/own for your own model."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, measure, and print the table and the folder of the record."""
+    """Measure, and print the table and the folder of the record."""
     options = parse(Options, arguments or ["--help"], prog="advsphere corruptions")
     subject, console = options.subject, Console(highlight=False, soft_wrap=True)
     if options.root is not None and (options.generate or options.save is not None or options.frost is not None):
-        raise UserError("--root reads images; leave out --generate, --save and --frost, or leave out --root")
+        raise UserError("--root reads corrupted images; leave out --generate, --save and --frost, or leave out --root")
     model, images = subject.load()
     if options.root is not None:
         corrupted = read_published(options.root, images, extra=options.extra)
@@ -100,7 +102,7 @@ def main(arguments: list[str]) -> int:
     console.print(f"record and heat map: {folder}", markup=False)
     if options.row is not None:
         if subject.run is None:
-            raise UserError("--row is for runs, because a result names the run's recipe; leave it out for your model")
+            raise UserError("--row is for runs, because a result names the run's recipe; omit it for your own model")
         results.add(options.row, [collecting.corrupted(folder, data_name=options.data_name)])
         stored = [one for one in results.read(options.row) if one.kind == "corruptions"]
         console.print(listing(stored), markup=False)
@@ -108,7 +110,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _folder(options: Options) -> Path:
-    """The default folder, different for every choice that changes the record."""
+    """The default folder, whose name depends on every option that changes the record."""
     subject = options.subject
     name = "generated" if options.root is None else options.root.resolve().name
     name += f"-{subject.checkpoint}"
@@ -145,6 +147,7 @@ def _summary(record: CorruptionRecord, reference: str | None) -> list[str]:
         unclear = ": cannot tell the two apart" if d.cannot_tell else ""
         lines.append(f"mCE {100 * record.mce(other):.1f} %, relative to {reference}")
         lines.append(
-            f"mCA {100 * d.value:+.2f} points ({100 * d.low:+.2f} to {100 * d.high:+.2f}) higher, paired{unclear}"
+            f"paired difference in mCA: {100 * d.value:+.2f} points "
+            f"({100 * d.low:+.2f} to {100 * d.high:+.2f}){unclear}"
         )
     return lines

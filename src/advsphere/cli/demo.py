@@ -1,4 +1,4 @@
-"""`advsphere demo`: train, compare and report, one after the other, on digits that come with the installation."""
+"""`advsphere demo`: train two networks on digits that come with the installation, compare them, write the report."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class Options:
 
     One is trained by PGD-AT (adversarial training), the other by PGD-AT with hypersphere embedding (HE); every other
     setting is the same. Both are attacked on 500 test images by FGSM, PGD-20, PGD-100 and PGD-100 on the margin, at
-    linf eps = 0.2. It does the same as `advsphere train`, `advsphere compare --suite quick` and `advsphere report`.
+    linf eps = 0.2. The demo runs `advsphere train`, `advsphere compare --suite quick` and `advsphere report`.
 
-    The output is the accuracy of both under each attack, which is an upper bound of robust accuracy, the paired
-    difference with its 95 % interval, and a verdict. Under --out are a run's folder for each network, with an
-    evaluation and its ledger, and report.html. The same command continues an interrupted demo.
+    It prints each network's accuracy under each attack (an upper bound of its robust accuracy), the paired difference
+    with its 95 % interval, and a verdict. The folder --out then holds both runs, each with its evaluation and ledger,
+    and report.html. The same command continues an interrupted demo.
     """
 
     out: Path = Path("runs/demo")
-    """The folder for everything; new, or of an earlier demo."""
+    """The output folder, which may be that of an earlier demo."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the demo, and print what to do next."""
+    """Run the demo, and print the next commands."""
     options = parse(Options, arguments, prog="advsphere demo")
     console, began = Console(highlight=False, markup=False), time.monotonic()
     runs, page = demo(options.out, console)
@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> int:
 
 
 def demo(out: Path, console: Console, configs: Sequence[Config] | None = None) -> tuple[list[Path], Path]:
-    """Train, compare and report, all in `out`; returns the folders of the runs, and the page.
+    """Train, compare and report in the folder `out`, skipping finished parts. Returns the runs' folders and the page.
 
-    What is there already is not done again. configs: by default those of `RECIPES`, the baseline first. Raises
-    UserError where a run's folder holds a run with other settings.
+    `configs` are the baseline's and the method's, by default `RECIPES`. Raises UserError if a folder holds a run with
+    other settings.
     """
     configs = [recipe(name) for name in RECIPES] if configs is None else configs
     runs, page = [out / config.recipe for config in configs], out / "report.html"
@@ -75,7 +75,7 @@ def demo(out: Path, console: Console, configs: Sequence[Config] | None = None) -
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Small networks gain nothing from several threads, and one thread gives the same numbers on every machine."""
+    """Use one thread: small networks gain nothing from more, and the numbers are the same on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""`advsphere diagnose`: look inside a network, and test the paper's claims on it."""
+"""`advsphere diagnose`: examine a network, and test the paper's claims on it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from advsphere.training import read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Look inside a network, and test the claims of the paper's poster about the hypersphere on it.
+    """Examine a network, and test on it the four claims of the paper's poster about hypersphere embedding.
 
     A run and its baseline:  advsphere diagnose runs/cifar10-fastat-he --baseline runs/cifar10-fastat
 
     A run alone:  advsphere diagnose runs/cifar10-fastat-he
 
-    Yours:  advsphere diagnose --model mypackage.nets:build --weights net.safetensors --data photos --image-size 224
+    Your own model:  advsphere diagnose --model mypackage.nets:build --weights net.pt --data photos --image-size 224
 
-    There are four claims: 1. FN makes perturbations more effective; 2. FN learns better from hard adversarial examples;
+    The claims are: 1. FN makes perturbations more effective; 2. FN learns better from hard adversarial examples;
     3. WN alleviates the class imbalance of untargeted AT; 4. AM increases the inter-class margin. Each is answered
     "seen" (the whole 95 % interval supports it) or "not seen". Claims 1 and 2 switch FN on and off within one network,
     so any network will do. Claims 3 and 4 need a baseline, and are about WN or AM alone only if the networks differ in
@@ -58,21 +58,21 @@ class Options:
     baseline: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """The folder of another run to compare with, trained on the same kind of images."""
     norm: Norm | None = None
-    """The norm of the attacks; by default the run's own, or linf for your model."""
+    """Norm of the attacks; by default the run's own, or linf for your own model."""
     eps: float | None = None
-    """Their radius in pixel units, e.g. 8/255; by default the run's own, or 8/255 for your model."""
+    """Radius of the attacks in pixel units, e.g. 8/255; by default the run's own, or 8/255 for your own model."""
     head: str | None = None
-    """The name of the last linear layer of your model, where it can't be told."""
+    """Name of the last linear layer of your own model, if it can't be found automatically."""
     seed: int = 0
-    """The seed of the attacks' random starts and of the bootstrap."""
+    """Seed of the attacks' random starts and of the bootstrap."""
     batch_size: int | None = None
-    """Images in a batch; by default 250, fewer above 74 pixels a side."""
+    """Images per batch; by default 250, fewer above 74 pixels a side."""
     out: Path | None = None
-    """The folder to write to; by default `diagnosis` in the run's folder, or runs/own/diagnosis for your model."""
+    """The output folder; by default `diagnosis` in the run's folder, or runs/own/diagnosis for your own model."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, diagnose, and print the answers and the folder of the figures."""
+    """Diagnose, and print the answers and the folder of the figures."""
     options = parse(Options, arguments or ["--help"], prog="advsphere diagnose")
     target = options.subject
     model, images = _loaded(target)
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
     lines = [_numbers(found), _table7(found), *_answers(found)]
     if options.baseline is not None and target.run is not None:
         differ = _differences(read_config(options.baseline), read_config(target.run))
-        lines.append(f"Between baseline and run differ: {differ}. Claims 3 and 4 are about all of that together.")
+        lines.append(f"Baseline and run differ in: {differ}. Claims 3 and 4 concern all of these settings together.")
     for line in lines:
         console.print(line, soft_wrap=True)
     console.print(f"\n{len(written) - 1} figures and diagnosis.json: {folder}", soft_wrap=True)
@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
 
 
 def enough(shape: tuple[int, int, int]) -> int:
-    """The default number of images (C, H, W): 500 of 32 pixels a side, and as many pixels of larger ones."""
+    """The default number of images of a shape (C, H, W): 500 of 32 pixels a side, fewer larger images, at least 60."""
     _, height, width = shape
     return max(60, min(500, 500 * 32 * 32 // (height * width)))
 
@@ -118,7 +118,7 @@ def _loaded(target: EvaluationTarget) -> tuple[nn.Module, Images]:
 
 
 def _network(folder: Path, model: nn.Module, images: Images, target: EvaluationTarget) -> Network:
-    """A run's network with its other states. The config determines the initial weights, so they are made again."""
+    """A run's network with its other checkpoint and its initial weights, which are rebuilt from the config."""
     config, states = read_config(folder), {}
     if config == from_scratch(config):
         states["initial"] = build_model(config, images).to(device()).eval()
@@ -137,7 +137,7 @@ def _network(folder: Path, model: nn.Module, images: Images, target: EvaluationT
 
 
 def _baseline(folder: Path, target: EvaluationTarget, images: Images) -> Network:
-    """The network of the baseline's run. Raises UserError where it can't be compared with the target."""
+    """The network of the baseline's run. Raises UserError if it can't be compared with the target."""
     if target.run is not None and target.run.resolve() == folder.resolve():
         raise UserError(f"{folder} is the run itself; give another run as its baseline")
     own = replace(target, run=folder, model=None, weights=None, mean=None, std=None)
@@ -150,7 +150,7 @@ def _baseline(folder: Path, target: EvaluationTarget, images: Images) -> Network
 
 
 def _differences(baseline: Config, run: Config) -> str:
-    """The settings in which two runs differ, of those that affect a result."""
+    """The settings that differ between two runs and affect a result."""
     lines = [str(change) for change in differences(baseline, run) if change.path != "sphere"]
     sphere = run.sphere or baseline.sphere
     if sphere is not None and None in (run.sphere, baseline.sphere):
@@ -162,7 +162,7 @@ def _differences(baseline: Config, run: Config) -> str:
 
 
 def _numbers(found: Diagnosis) -> Table:
-    """The networks in a few numbers."""
+    """A table with the main numbers of each network."""
     threat, every = found.threat, found.examinations
     table = _table(f"{found.n} images of {found.data}, {threat.norm}, eps = {radius(threat.eps)}", found)
     table.add_row("accuracy, clean, %", *(numbers.percent(e.eps.accuracy[0]) for e in every))
@@ -175,7 +175,7 @@ def _numbers(found: Diagnosis) -> Table:
 
 
 def _table7(found: Diagnosis) -> Table:
-    """The paper's Table 7, of these networks."""
+    """The paper's Table 7 for these networks."""
     one = found.examinations[0].table7
     title = (
         f"Table 7's attack: linf {one.threat.eps:g}, step {one.step_size:g} (both inferred), {one.start} start; "
@@ -205,4 +205,4 @@ def _answers(found: Diagnosis) -> list[str]:
         lines.append(f"{number}. {claim.statement}: {claim.answer.upper()}")
         lines += [f"   {line}" for line in (*claim.evidence, claim.detail)]
     which = "this checkpoint" if len(found.examinations) == 1 else "these two checkpoints"
-    return [*lines, f"This is about {which}, on these images."]
+    return [*lines, f"These answers hold for {which}, on these images."]

@@ -1,4 +1,4 @@
-"""`advsphere evaluate`: attack a run or a user's model, and print what is left."""
+"""`advsphere evaluate`: attack a run or a user's model, and print its accuracy under each attack."""
 
 from __future__ import annotations
 
@@ -33,49 +33,50 @@ class Options:
 
     A run:  advsphere evaluate runs/digits-pgd-at-he --suite paper
 
-    Yours:  advsphere evaluate --model mypackage.nets:build --weights net.safetensors --data photos --image-size 64
+    Your own model:  advsphere evaluate --model mypackage.nets:build --weights net.pt --data photos --image-size 64
 
-    A ledger keeps every outcome and every adversarial image, and evaluation.json every number. Interrupt it at any
-    time; the same command goes on. Then `advsphere verify` checks it.
+    A ledger stores every outcome and every adversarial image; evaluation.json holds the numbers. Interrupt the command
+    at any time; the same command continues. `advsphere verify` checks the result.
 
-    Several processes share the images and write the same ledger:
+    Several processes can share the images and write one ledger:
 
     torchrun --nproc-per-node 4 -m advsphere evaluate runs/digits-pgd-at-he
     """
 
     subject: Annotated[EvaluationTarget, tyro.conf.arg(name="")] = EvaluationTarget()
     suite: str = "quick"
-    """Which attacks.
+    """The attacks to run.
     - quick: FGSM, PGD-20, PGD-100, margin PGD-100.
     - paper: PGD-50 at s = 1 and at s, margin PGD-50.
     - autoattack: APGD-CE, APGD-T, FAB-T, Square.
     - table2, table4, table6: the columns of the paper's tables.
-    - survival: what `advsphere compare` needs.
+    - survival: the attacks of `advsphere compare`.
     - adaptive: for bounded cosine heads: several scales, angles, features.
-    - package.module:name: a suite of yours, see docs/extending.md.
+    - package.module:name: your own suite, see docs/extending.md.
     """
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
     budget: Annotated[float | None, DURATION] = None
-    """How long the attacks may take, e.g. 10m, 90s or 2h; the result is the tightest upper bound that the time allows.
-    The same command again goes on for as long."""
+    """Time limit for the attacks, e.g. 10m, 90s or 2h; the result is the tightest upper bound found in that time.
+    The same command run again continues for as long."""
     norm: Norm | None = None
-    """The run's own by default; linf for a model of yours."""
+    """Norm of the attacks; by default the run's own, or linf for your own model."""
     eps: float | None = None
-    """Radius in pixel units, e.g. 8/255; the run's own by default, 8/255 for a model of yours."""
+    """Radius in pixel units, e.g. 8/255; by default the run's own, or 8/255 for your own model."""
     seed: int = 0
-    """Of the attacks' random starts."""
+    """Seed of the attacks' random starts."""
     batch_size: int | None = None
-    """Of each attack, and the unit of work; by default 250, fewer for images of more than 74 pixels a side."""
+    """Images per batch of each attack, and the unit of work; by default 250, fewer above 74 pixels a side."""
     precision: Precision = "auto"
-    """Of the search; auto is bfloat16 where the machine has it. Every find is checked in float32."""
+    """Precision of the attacks' search; auto is bfloat16 where the machine supports it. Every adversarial image is
+    checked in float32."""
     head: str | None = None
-    """The last linear layer's name, where it can't be found; a run with a named head knows its own."""
+    """Name of the last linear layer, if it can't be found automatically; not needed for a run that names its head."""
     out: Path | None = None
-    """Where to write; by default a folder inside the run's folder, or in runs/own for a model of yours."""
+    """The output folder; by default one in the run's folder, or in runs/own for your own model."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, evaluate, print the table and where the evidence lies."""
+    """Evaluate, and print the table and the folder of the evidence."""
     with joined() as world:
         options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
         console = Console(highlight=False)
@@ -93,7 +94,9 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Path]:
-    """The evaluation and its folder; what is there already is not done again. Nothing is written before all checks."""
+    """Evaluate, continuing from the folder's ledger; returns the evaluation and its folder. All checks come before the
+    first write.
+    """
     subject = options.subject
     config = None if subject.run is None else read_config(subject.run)
     head = None if config is None else head_name(config)
@@ -128,8 +131,8 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
 
 
 def folder_of(options: Options, config: Config | None, identity: Mapping[str, Any]) -> Path:
-    """The folder of a question. Its name says the usual options; a hash of everything else follows where any of it is
-    not as usual, so that another question never meets the ledger of this one.
+    """The default folder. Its name gives the common options, and a hash if any other option differs from its default,
+    so that different evaluations never share a ledger.
     """
     subject, suite, threat = options.subject, identity["suite"], identity["threat"]
     name = f"{_plain(options.suite)}-{subject.checkpoint}-{threat['norm']}-{threat['eps']:.4g}"
@@ -156,7 +159,7 @@ def folder_of(options: Options, config: Config | None, identity: Mapping[str, An
 
 
 def _usual(eps: float, trained: float) -> bool:
-    """Whether four digits tell this radius: the run's own, or whole grey levels."""
+    """Whether four digits identify this radius: it is the run's own, or a whole number of grey levels."""
     levels = round(255 * eps) / 255
     return eps == trained or (eps == levels and f"{eps:.4g}" != f"{trained:.4g}")
 

@@ -23,7 +23,7 @@ from advsphere.training import Metrics, Tick, Trainer
 
 
 class TrainingProgress:
-    """The callbacks of `advsphere.train`, drawing on a console. Use it as a context."""
+    """Callbacks for `advsphere.train` that show its progress on a console. Use it as a context manager."""
 
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
@@ -49,7 +49,7 @@ class TrainingProgress:
         self.bar.stop()
 
     def start(self, trainer: Trainer, notes: list[str]) -> None:
-        """Print what is trained and on how many images."""
+        """Print the recipe, network, objective and data, and all notes."""
         settings = trainer.settings
         weights = sum(p.numel() for p in trainer.model.parameters())
         processes = "" if trainer.world.size == 1 else f"{trainer.world.size} x "
@@ -74,7 +74,7 @@ class TrainingProgress:
         self.bar.update(self.task, completed=done, note=note)
 
     def epoch(self, metrics: Metrics) -> None:
-        """Print a line for the epoch; validation is on held-out training images."""
+        """Print a line for the epoch; validation uses held-out training images."""
         self.robust = f"  robust {metrics['robust']:.1%}"
         self.console.print(
             f"epoch {metrics['epoch']:3.0f}/{self.config.training.epochs}  loss {metrics['loss']:.3f}  "
@@ -103,7 +103,6 @@ def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar for each attack. Yields a function for `on_progress` of `evaluate`."""
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

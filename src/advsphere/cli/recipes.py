@@ -1,4 +1,4 @@
-"""`advsphere recipes`: list what can be trained by name."""
+"""`advsphere recipes`: list the recipes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from advsphere.recipes import describe
 
 HELP = """usage: advsphere recipes [WORD]
 
-Lists the recipes by the table of the paper that they belong to: all, or those whose name contains WORD.
-Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all of its settings."""
+Lists the recipes, grouped by the table of the paper that they belong to. With WORD it lists only recipes whose name
+contains it, with their sources and uncertainties.
+Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all its settings."""
 
 
 def main(arguments: list[str]) -> int:
@@ -33,5 +34,5 @@ def main(arguments: list[str]) -> int:
         console.print(f"no recipe's name contains {' '.join(arguments)!r}; `advsphere recipes` lists them all")
         return 1
     if not arguments:
-        console.print("\nSources, and what is uncertain: advsphere recipes WORD")
+        console.print("\nSources and uncertainties: advsphere recipes WORD")
     return 0

@@ -1,4 +1,4 @@
-"""`advsphere report`: one page about runs and their evaluations."""
+"""`advsphere report`: write one page about runs and their evaluations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from advsphere.threat import radius
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write one HTML page about a run, or about several that are compared with the first, their baseline.
+    """Write one HTML page about a run, or about several runs compared with the first, the baseline.
 
     One run:  advsphere report runs/pgd-at-he
 
@@ -40,13 +40,13 @@ class Options:
 
     Three seeds of each:  advsphere report runs/a0,runs/a1,runs/a2 runs/b0,runs/b1,runs/b2
 
-    The page shows finished evaluations: the strongest that all of the runs have, or the one of --suite. Curves and
-    angles are computed once, in a minute or two for each model, and kept beside the evaluation. The page is one file
-    that needs no network. Beside it, report.json has the rows of the models in the format of RobustBench.
+    The page shows finished evaluations by the strongest suite that all runs have, or by --suite. Curves and angles are
+    computed once, in a minute or two for each model, and stored beside the evaluation. The page is one file that needs
+    no network. report.json, written beside it, has a row for each model in the format of RobustBench.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Folders of runs, or of evaluations; the first is the baseline. Join several seeds of one method by commas; the
+    """Folders of runs or of evaluations; the first is the baseline. Join several seeds of one method by commas; the
     page shows details of the first seed."""
     suite: str | None = None
     """The suite of the evaluations; by default the strongest suite that all have finished."""
@@ -59,11 +59,11 @@ class Options:
     data_name: str | None = None
     """The name of the images on the page; by default the name of the data set."""
     out: Path | None = None
-    """The page; by default report.html in the folder of the last run."""
+    """The page's path; by default report.html in the folder of the last run."""
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page; print the conclusion and the path of the page."""
+    """Write the page; print its conclusions and its path."""
     options = parse(Options, arguments or ["--help"], prog="advsphere report")
     console = Console(highlight=False, markup=False)
     models, warnings, path = write(options, console)
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 
 
 def write(options: Options, console: Console) -> tuple[list[ModelReport], list[str], Path]:
-    """Find the evaluations, compute what is missing and write the page; (models, warnings, the page)."""
+    """Find the evaluations, compute the missing parts and write the page; returns (models, warnings, page)."""
     for name in options.section:
         load_section(name)
     arms = [[Path(place) for place in arm.split(",")] for arm in options.runs]
@@ -102,7 +102,7 @@ def write(options: Options, console: Console) -> tuple[list[ModelReport], list[s
 
 
 def _of_the_data(subject: EvaluationTarget) -> list[str]:
-    """A sentence where the images of a run are not what their name says."""
+    """A sentence if the files of a run's images differ from the published data set."""
     if subject.run is None:
         return []
     data = read_config(subject.run).data
@@ -111,7 +111,7 @@ def _of_the_data(subject: EvaluationTarget) -> list[str]:
 
 
 def commands(options: Options, arms: Sequence[Sequence[Finished]]) -> list[tuple[str, str]]:
-    """The commands that lead from training to this page; each arm is one run, or several seeds."""
+    """The commands that reproduce this page, each with a title. An arm is one run, or several seeds."""
     lines = []
     for one in (one for arm in arms for one in arm):
         run = one.subject.run
@@ -131,7 +131,7 @@ def commands(options: Options, arms: Sequence[Sequence[Finished]]) -> list[tuple
 
 
 def _train(run: Path) -> str | None:
-    """None where a run differs from its recipe in more than a flag can say."""
+    """The command that trains a run; None if flags can't express how it differs from its recipe."""
     config = read_config(run)
     try:
         typed = flags(recipe(config.recipe), config)

@@ -1,4 +1,4 @@
-"""`advsphere reproduce TABLE`: train what a table of the paper needs, attack it, and set it beside the paper."""
+"""`advsphere reproduce TABLE`: train and attack the networks of a table, and print each cell beside the paper's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from advsphere.reproduce.tables import TABLES, table
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Train what a table of the paper needs, attack it, and print each cell beside the paper's.
+    """Train and attack the networks of a table of the paper, and print each cell beside the paper's.
 
     In a minute:  advsphere reproduce table3 --budget smoke
 
@@ -40,23 +40,23 @@ class Options:
 
     Everything:  advsphere reproduce all --budget gpu
 
-    The plan is shown first. Interrupt it at any time: the same command continues. Runs that two tables need are trained
-    once.
+    The plan is printed first. Interrupt the command at any time; the same command continues. Runs that two tables share
+    are trained once.
     """
 
     tables: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """survival, table2 to table7, gradients, perturbations, ablation; all; or package.module:object."""
+    """The tables: survival, table2 to table7, gradients, perturbations, ablation, all, or package.module:object."""
     budget: Literal["smoke", "cpu", "gpu", "full"] = "smoke"
-    """How much it may cost: networks, epochs, seeds and images, the same for both arms of each pair.
-    - smoke: the digits, a minute; it shows that everything works, and nothing else.
-    - cpu: small networks on CIFAR-10, an hour or two a table on four cores.
-    - gpu: PreActResNet-18, about half an hour a table on one GPU.
+    """The cost: networks, epochs, seeds and images, the same for both arms of each pair.
+    - smoke: the digits, a minute; shows only that everything works.
+    - cpu: small networks on CIFAR-10, an hour or two per table on four cores.
+    - gpu: PreActResNet-18, about half an hour per table on one GPU.
     - full: the paper's own recipes and networks.
     """
     jobs: int = 1
-    """How many run at once, each on one thread."""
+    """Number of jobs that run at once, each on one thread."""
     on: Literal["here", "ray"] = "here"
-    """Where they run: on this machine, or as tasks of a Ray cluster that shares this folder (pip install
+    """Where the jobs run: on this machine, or as tasks of a Ray cluster that shares this folder (pip install
     'advsphere[ray]')."""
     address: str | None = None
     """Address of the Ray cluster; without it a local one is started."""
@@ -66,22 +66,22 @@ class Options:
     """The folder of Table 4's images; by default tiny-imagenet-40, or imagenet with --budget full, in
     $ADVSPHERE_DATA."""
     weight_decay: tuple[float, ...] | None = None
-    """Use only these of the budget's weight decays, 5e-4 and 2e-4. At the first, every seed of every method is trained
-    and attacked. At the next, one seed of each method is trained and evaluated on held-out training images; if it is
-    better, the other seeds are trained and attacked too, and those of the method without HE."""
+    """Use only these of the budget's weight decays, 5e-4 and 2e-4. With the first, every seed of every method is
+    trained and attacked. With the next, one seed of each method is trained and evaluated on held-out training images;
+    if it is better there, all seeds of the method and of its partner without HE are trained and attacked too."""
     seeds: tuple[int, ...] | None = None
     """Run only these seeds."""
     methods: tuple[str, ...] | None = None
     """Run only these methods, e.g. FastAT FastAT+HE."""
     rows: Path | None = None
-    """The file of stored results; by default results/BUDGET.jsonl, from which `advsphere results results --pages DIR`
-    makes pages, and for smoke results/smoke.jsonl in the folder of the runs."""
+    """The file of stored results; by default results/BUDGET.jsonl, or for smoke results/smoke.jsonl in the folder of
+    the runs. `advsphere results results --pages DIR` makes pages from it."""
     only: Literal["plan", "rows"] | None = None
-    """plan: show the plan and stop. rows: store and show finished measurements, without training or attacking."""
+    """plan: print the plan and stop. rows: store and print finished measurements, without training or attacking."""
 
 
 def main(arguments: list[str]) -> int:
-    """Show the plan, do it, print the tables."""
+    """Print the plan, run it, and print the tables."""
     options = parse(Options, arguments or ["--help"], prog="advsphere reproduce")
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # also while a job's output goes to its log
     if not options.tables:
@@ -113,10 +113,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _checked(options: Options) -> Path:
-    """The file of results. Raises UserError for options that could not work."""
+    """The file of results. Raises UserError for invalid options."""
     for name in ("weight_decay", "seeds", "methods"):
         if getattr(options, name) == ():
-            raise UserError(f"--{name.replace('_', '-')} names none; name some, or omit it for all")
+            raise UserError(f"--{name.replace('_', '-')} is empty; give at least one value, or omit it for all")
     if options.jobs < 1:
         raise UserError(f"--jobs is {options.jobs}; it must be at least 1")
     smoke = options.runs / "results" / "smoke.jsonl"
@@ -143,7 +143,7 @@ def _planned(options: Options, names: Sequence[str]) -> Plan:
 
 
 def show(text: str, console: Console) -> None:
-    """A page of Markdown on a terminal, its tables drawn."""
+    """Print a page of Markdown on a terminal, with its tables drawn."""
     for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
         if not is_table:
             console.print("\n".join(line for line in lines if not line.startswith("!")), markup=False)
@@ -161,7 +161,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _show(found: Plan, console: Console) -> None:
-    """The number of jobs of each kind, and how many are done."""
+    """Print the number of jobs of each kind, and how many are done."""
     console.print(
         f"[bold]{', '.join(t.name for t in found.tables)}[/], budget {found.budget.name}: {found.budget.scale}"
     )
@@ -176,7 +176,7 @@ def _show(found: Plan, console: Console) -> None:
 
 
 def _run(found: Plan, options: Options, console: Console) -> list[Job]:
-    """Run every open job, with a line for each that ends; returns those that failed."""
+    """Run every open job, with a line for each that ends; returns the failed jobs."""
     logs = options.runs / "logs"
     executor: AbstractContextManager[Start]
     if options.on == "ray":

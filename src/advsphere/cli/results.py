@@ -22,7 +22,7 @@ from advsphere.reproduce.tables import table as find_table
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Print the tables of a file of stored results, after adding the evaluations of some runs to it.
+    """Add the evaluations of runs to a file of stored results, and print its tables.
 
     Store:  advsphere results results/mine.jsonl runs/digits-pgd-at runs/digits-pgd-at-he
 
@@ -32,10 +32,10 @@ class Options:
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """JSON lines, one for each measurement of a run; or a folder of such files."""
+    """A file of JSON lines, one for each measurement of a run, or a folder of such files."""
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Runs whose finished evaluations and diagnoses are added, or single evaluations; a result that the file holds
-    already is replaced. With --check: where to look for the evidence.
+    """Runs whose finished evaluations and diagnoses are added, or single evaluations. A result that is already in the
+    file is replaced. With --check: folders to search for the ledgers.
     """
     data_name: str | None = None
     """Name of the images in the results; by default the data set's name."""
@@ -44,14 +44,14 @@ class Options:
     suite: str | None = None
     """Show only results of this suite."""
     into: Path | None = None
-    """A page to write the tables into, between the lines <!-- results --> and <!-- /results -->; with --pages, the
-    table of all objectives."""
+    """An existing page to write the tables into, between the lines <!-- results --> and <!-- /results -->. With --pages
+    it gets the table of all objectives."""
     pages: Path | None = None
-    """A folder to write a page for each of the paper's tables into, with its figures."""
+    """A folder for the pages of the paper's tables, with their figures."""
     table: tuple[str, ...] = ()
-    """With --pages: user-defined tables that get a page too, as package.module:object."""
+    """With --pages: further, user-defined tables to write, as package.module:object."""
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Recompute the results whose evidence is below the runs, and name the others."""
+    """Recompute the results whose ledgers are found in the runs' folders, and list the others."""
 
 
 def main(arguments: list[str]) -> int:
@@ -66,12 +66,12 @@ def main(arguments: list[str]) -> int:
         return _check(options)
     if options.pages is not None:
         if options.runs:
-            raise UserError("--pages shows stored results; add those of runs first, in a call without it")
+            raise UserError("--pages shows stored results only; first add the runs in a call without it")
         stored = {file: results.read(file) for file in _files(options.file)}
         print("\n".join(map(str, pages.write(stored, options.pages, options.into, [*map(find_table, options.table)]))))
         return 0
     if options.file.is_dir():
-        raise UserError(f"{options.file} is a folder; name a file of it, or say --pages or --check")
+        raise UserError(f"{options.file} is a folder; name one of its files, or use --pages or --check")
     added = [one for place in options.runs for one in _measured(place, options)]
     if added:
         results.add(options.file, added)
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
 def _measured(place: Path, options: Options) -> Iterator[StoredResult]:
     """All finished evaluations and diagnoses of a run, or one evaluation.
 
-    Raises UserError if there is none, or if two measured the same with other settings.
+    Raises UserError if there is none, or if two have the same suite and number of images but different settings.
     """
     if (place / "evaluation.json").is_file():
         yield evaluated(place, data_name=options.data_name)
@@ -105,8 +105,8 @@ def _measured(place: Path, options: Options) -> Iterator[StoredResult]:
         other = seen.setdefault(one.key, evaluation)
         if other != evaluation:
             raise UserError(
-                f"{other} and {evaluation} are of one suite on as many images, with other settings; name the one that "
-                f"counts: advsphere results {options.file} {evaluation}"
+                f"{other} and {evaluation} have the same suite and number of images, but different settings; name the "
+                f"one to store: advsphere results {options.file} {evaluation}"
             )
         yield one
     for diagnosis in sorted(place.glob("diagnosis/**/diagnosis.json")):
@@ -117,19 +117,19 @@ def _page(path: Path) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}; --into names a page that exists") from error
+        raise UserError(f"could not read {path}: {error.strerror}; --into needs an existing page") from error
 
 
 def _files(place: Path) -> list[Path]:
-    """The file, or those of the folder."""
+    """The file, or the files in the folder."""
     found = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
     if not (found and all(file.is_file() for file in found)):
-        raise UserError(f"there is no file {place}; name runs whose results are to be stored in it")
+        raise UserError(f"there is no file {place}; name runs to store their results in it")
     return found
 
 
 def _check(options: Options) -> int:
-    """Print what became of each result; 1 if one is wrong."""
+    """Print the status of each result; returns 1 if one is wrong."""
     found = [one for file in _files(options.file) for one in check(results.read(file), options.runs)]
     for one in found:
         print(f"{one.status}: {one.label}{f': {one.detail}' if one.detail else ''}")

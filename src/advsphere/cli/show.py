@@ -1,4 +1,4 @@
-"""`advsphere show`: one example, and every attack that tried it."""
+"""`advsphere show`: show one example and every attack on it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NUMBER = PrimitiveConstructorSpec[int | None](
     is_instance=lambda value: value is None or isinstance(value, int),
     str_from_instance=lambda value: [str(value)],
 )
-"""For a number that may be left out."""
+"""Parses an optional integer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show one example: every attack that tried it, the outcomes, a picture, and the command that attacks it again.
-    Without EXAMPLE: a few examples that are worth looking at.
+    """Show one example: every attack on it, the outcomes, a picture, and the command that attacks it again. Without
+    EXAMPLE, list a few notable examples.
 
     advsphere show runs/first
 
@@ -48,17 +48,17 @@ class Options:
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """An evaluation's folder, or a run's: then all of its evaluations."""
+    """The folder of an evaluation, or of a run with all its evaluations."""
     example: Annotated[int | None, tyro.conf.Positional, NUMBER] = None
     """The number of a test image, from 0."""
     replay: str | None = None
     """Attack the example again with this attack and the same random numbers, and compare the outcomes."""
     out: Path | None = None
-    """Where to write the picture; by default beside the evaluation."""
+    """The picture's path; by default beside the evaluation."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print outcomes and where the pictures are; 1 if a replay had another outcome."""
+    """Print the outcomes and the paths of the pictures; returns 1 if a replay had a different outcome."""
     options = parse(Options, arguments or ["--help"], prog="advsphere show")
     if options.example is None and (options.replay is not None or options.out is not None):
         raise UserError("--replay and --out are for one example; give its number after the folder")
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
             model, images = EvaluationTarget.read(folder).load()
             if images.labels.tolist() != book.labels:
                 raise UserError(
-                    f"{folder} is an evaluation of other images than {images.name} has now; put its own images back"
+                    f"the images of {images.name} have changed since the evaluation in {folder}; restore them"
                 )
             if options.example is None:
                 _list(console, folder, book, model, images)
@@ -115,7 +115,7 @@ def _compare(console: Console, folder: Path, found: Replay, trace: Trace, images
     for when, attempt in {"recorded": found.then, "now": found.now}.items():
         distance = "" if attempt.distance is None else f", at a distance of {attempt.distance:.4g}"
         console.print(f"  {when + ':':<10} {trace.words(attempt)}{distance}")
-    verdicts = {True: "the same outcome", False: "ANOTHER outcome", None: "nothing is recorded to compare it with"}
+    verdicts = {True: "the same outcome", False: "a DIFFERENT outcome", None: "no recorded outcome to compare with"}
     console.print(verdicts[found.same], style="bold")
     path = out or folder / f"example-{trace.example}-{re.sub('[^A-Za-z0-9]+', '-', attack).strip('-')}.png"
     _draw(path, strip_figure(trace, images, {f"{attack}, again": strip(trace, images, found.now, found.x_adv)}))
@@ -129,15 +129,13 @@ def _draw(path: Path, figure: Figure) -> None:
 
 
 def _command(folder: Path, example: int, attack: str | None = None) -> str:
-    """A line to copy."""
+    """The command that shows an example, or replays an attack on it."""
     again = [] if attack is None else ["--replay", attack]
     return shlex.join(["advsphere", "show", str(folder), str(example), *again])
 
 
 def _chosen(options: Options) -> list[Path]:
-    """The evaluations to look into, also unfinished ones: all of a run that have the example. A replay and --out need
-    a single one.
-    """
+    """All evaluations that have the example, including unfinished ones. A replay and --out need exactly one."""
     folder = options.folder
     found = evaluations(folder, LEDGER)
     if not found:
@@ -154,4 +152,4 @@ def _chosen(options: Options) -> list[Path]:
         attacks = {path: names for path, names in attacks.items() if name in names}
     if len(attacks) > 1 and (options.replay is not None or options.out is not None):
         raise UserError(f"{folder} has {len(attacks)} such evaluations; name one: {', '.join(map(str, attacks))}")
-    return list(attacks) or found[:1]  # the caller says that there is no such example
+    return list(attacks) or found[:1]  # the caller reports that there is no such example

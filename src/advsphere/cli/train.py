@@ -1,4 +1,4 @@
-"""`advsphere train RECIPE`: train a recipe, with typed overrides, into a run's folder."""
+"""`advsphere train RECIPE`: train a recipe with overrides, and write a run's folder."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ from advsphere.training import Metrics, Stopped
 HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--objective NAME] [--diagnose] [OVERRIDES]
 
 Trains a recipe, or a config in a YAML file, and writes a run's folder: config.yaml, last.safetensors,
-best.safetensors (chosen on held-out training images), metrics.jsonl, TensorBoard's files. Interrupt it at any time;
+best.safetensors (chosen on held-out training images), metrics.jsonl and TensorBoard files. Interrupt it at any time;
 --resume continues exactly where it stopped.
 
   advsphere train digits-pgd-at-he
   advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
   advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
 
-Parts of your own are named package.module:object; the module is in the current folder, or installed:
+Name your own parts as package.module:object; the module must be in the current folder or installed:
 
   advsphere train digits-pgd-at --objective mine.mart:MART --objective.beta 6 --optimizer torch.optim:AdamW --lr 1e-3
   advsphere train folder-pgd-at --data.name mine.data:photos --model.name mine.nets:build
 
---threat.norm and --threat.eps set what the network is trained, validated and evaluated against. --objective.threat.*
-sets another threat model for training.
+--threat.norm and --threat.eps set the threat model for training, validation and evaluation. --objective.threat.* sets
+a different one for training.
 
-On several GPUs or machines the command is the same, and so are its settings: --batch-size is the global batch,
---lr belongs to it. A process that dies is started again, and all continue from the last checkpoint:
+On several GPUs or machines the command and its settings stay the same: --batch-size is the global batch size, and --lr
+applies to it. If a process dies, it is restarted and all processes continue from the last checkpoint:
 
   torchrun --nproc-per-node 8 --max-restarts 3 -m advsphere train imagenet-freeat-he-resnet50 --resume
 
 --diagnose also records, after each epoch, the ratio of adversarial to clean gradient norms of each layer;
-`advsphere diagnose` draws it.
+`advsphere diagnose` plots it.
 
-`advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with its values."""
+`advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +69,15 @@ class Options:
     out: Path | None = None
     """The run's folder."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on from the folder's last checkpoint; begin if there is none yet."""
+    """Continue from the folder's last checkpoint, or start if there is none."""
     diagnose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Record the gradient-norm ratio of every layer after each epoch, on held-out images, in metrics.jsonl."""
     he: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Hypersphere embedding: put the network on the sphere, with s = 15 and m = 0.2 unless --sphere.* says otherwise.
-    """
+    """Add hypersphere embedding, with s = 15 and m = 0.2 unless --sphere.* sets other values."""
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, train, and say where the result is."""
+    """Train, and print the command that evaluates the run."""
     with joined() as world:
         status = _train(arguments, world)
     leave(status)
@@ -117,8 +116,8 @@ def _train(arguments: list[str], world: World) -> int:
 
 
 def _begun(name: str, rest: list[str]) -> tuple[Config, Path, list[str]]:
-    """What has to be known before the other arguments are parsed, since it decides which flags there are: the config
-    with its objective and its sphere, the usual folder, and the arguments that are left.
+    """Read the arguments that decide which flags exist. Returns the config with its objective and sphere, the default
+    folder, and the remaining arguments.
     """
     config = _read(Path(name)) if name.endswith((".yaml", ".yml")) else recipe(name)
     folder = config.recipe
@@ -140,7 +139,7 @@ def _read(path: Path) -> Config:
 
 
 def _taken(words: list[str], flag: str) -> tuple[list[str], str | None]:
-    """The words without a flag and its value, and the value."""
+    """Split the arguments into all but one flag, and the value of that flag."""
     for i, word in enumerate(words):
         if word == flag and i + 1 < len(words):
             return words[:i] + words[i + 2 :], words[i + 1]
@@ -150,7 +149,7 @@ def _taken(words: list[str], flag: str) -> tuple[list[str], str | None]:
 
 
 def _one_threat(config: Config, words: list[str]) -> Config:
-    """What --threat.* says holds for training too, unless --objective.threat.* says something else."""
+    """Apply --threat.* to training too, except where --objective.threat.* is given."""
     own = getattr(config.objective, "threat", None)
     given = {word.partition("=")[0] for word in words}
     names = [field.name for field in fields(ThreatModel)]
@@ -166,14 +165,14 @@ def _recorder(config: Config) -> Callable[[nn.Module, Images, Loss], Metrics]:
 
 
 def _resuming(rest: list[str], folder: Path) -> list[str]:
-    """The arguments that go on with a run."""
+    """The arguments that continue a run."""
     out = [] if "--out" in rest else ["--out", str(folder)]
     return [*rest, *out, *([] if "--resume" in rest else ["--resume"])]
 
 
 @contextmanager
 def stopping() -> Iterator[list[int]]:
-    """A list that holds a signal once SIGINT or SIGTERM came; a second one interrupts at once."""
+    """Yields a list that receives the number of a SIGINT or SIGTERM; a second signal interrupts at once."""
     asked: list[int] = []
 
     def ask(number: int, _: object) -> None:

@@ -1,4 +1,4 @@
-"""`advsphere verify`: check evaluations from their files."""
+"""`advsphere verify`: check stored evaluations."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from advsphere.runs.target import EvaluationTarget, evaluations
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Check an evaluation: compute every printed number from the ledger again, predict every stored adversarial image
-    again, and attack a random 5 % (at least 20) of the resisting ones again.
+    """Check an evaluation: recompute every printed number from the ledger, classify every stored adversarial image
+    again, and attack a random 5 % (at least 20) of the resisting examples again.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """An evaluation's folder, or a run's: then all of its evaluations."""
+    """The folder of an evaluation, or of a run with all its evaluations."""
     share: float = 0.05
-    """Share of the resisting examples that are attacked again."""
+    """Share of the resisting examples to attack again."""
     seed: int | None = None
-    """Which examples these are; by default drawn from the ledger's checksum."""
+    """Seed that selects these examples; by default derived from the ledger's checksum."""
 
 
 def main(arguments: list[str]) -> int:
-    """Print what was found; 1 if an evaluation did not pass."""
+    """Print the findings; returns 1 if an evaluation did not pass."""
     options = parse(Options, arguments or ["--help"], prog="advsphere verify")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     passed = True
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 def _finished(folder: Path) -> list[Path]:
     found = evaluations(folder)
     if not found and evaluations(folder, "ledger.sqlite"):
-        raise UserError(f"no evaluation in {folder} is finished; run the same `advsphere evaluate` again to go on")
+        raise UserError(f"no evaluation in {folder} is finished; run the same `advsphere evaluate` again to continue")
     if not found:
         raise UserError(f"{folder} holds no finished evaluation; `advsphere evaluate {folder}` makes one")
     return found
