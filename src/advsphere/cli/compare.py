@@ -145,5 +145,5 @@ def _conclusion(result: Gains, warnings: list[str]) -> list[str]:
         f"{result.verdict.upper()}. {result.sentence}",
         scope,
         *(f"! differs between the arms: {warning}" for warning in warnings),
-        f"An interval of +- 1 point in the worst case needs {result.n_for_a_point:,} images; this one has {result.n:,}.",
+        f"An interval of +- 1 point in the worst case needs {result.n_for_a_point:,} images; there are {result.n:,}.",
     ]
