@@ -113,7 +113,7 @@ def test_curve_and_angles_of_a_sample_or_of_all(
 ) -> None:
     monkeypatch.setattr("advsphere.cli.report.SAMPLE", 20)
     assert main(["report", str(runs[0]), "--out", str(tmp_path / "some.html")]) == 0
-    assert (tmp_path / "some.html").read_text().count("20 images, drawn from the 60") == 2
+    assert (tmp_path / "some.html").read_text().count("20 images, drawn from all 60") == 2
     kept = {path.name for path in evaluations(runs[0]).glob("*-20.json")}
     assert kept == {"curve-20.json", "angles-20.json"}
     assert main(["report", str(runs[0]), "--whole", "--out", str(tmp_path / "all.html")]) == 0

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about the robustness of one model, or of several on the same images."""
+"""A self-contained HTML page about the robustness of one model, or of several models on the same images."""
 
 from advsphere.report.collect import ModelReport
 from advsphere.report.document import page, report

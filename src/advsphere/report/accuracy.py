@@ -1,4 +1,4 @@
-"""The sections on accuracy under attack: of one checkpoint each, over seeds, and against eps."""
+"""The sections on accuracy under attack: for one checkpoint of each model, over seeds, and against eps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from advsphere.threat import radius
 
 
 def rows_of(models: Sequence[ModelReport]) -> list[tuple[str, list[Row | None]]]:
-    """Every row that any model has, worst case last; None where a model has no such row.
+    """Each attack's rows, one for each model, in the order of the longest evaluation; the worst case comes last.
 
-    The order is that of the evaluation with most rows. The scale s of a plain head is 1, so its rows also stand for the
-    rows "(s = 1)".
+    A row is None if the model was not attacked so. The scale s of a plain head is 1, so its rows also count as the rows
+    "(s = 1)".
     """
     evaluations = [model.evaluation for model in models]
     longest = sorted(evaluations, key=lambda e: -len(e.rows))
@@ -31,9 +31,9 @@ def rows_of(models: Sequence[ModelReport]) -> list[tuple[str, list[Row | None]]]
 
 
 def differences(models: Sequence[ModelReport]) -> list[tuple[str, list[PairedDifference | None]]]:
-    """For every row, the paired difference of each model after the first to the first; None where one was not run.
+    """For every attack, the paired difference of each model to the first; None if either was not attacked so.
 
-    Raises UserError where the images or the threats differ.
+    Raises UserError if the images or the threat models differ.
     """
     for model in models[1:]:
         compare(model.evaluation, models[0].evaluation)
@@ -42,7 +42,7 @@ def differences(models: Sequence[ModelReport]) -> list[tuple[str, list[PairedDif
 
 @section("Over seeds", order=10)
 def seeds(models: Sequence[ModelReport]) -> Markup | None:
-    """Means over seeds, each seed, and the gain over the first model."""
+    """Mean accuracy over seeds, the accuracy of each seed, and the gain over the first model."""
     if not any(model.seeds for model in models):
         return None
     found = [survived(models[0], model) for model in models[1:]]
@@ -80,7 +80,7 @@ def accuracy(models: Sequence[ModelReport]) -> Markup:
 
 @section("Accuracy against eps", order=40)
 def curves(models: Sequence[ModelReport]) -> Markup | None:
-    """Accuracy against eps, as a figure and as the numbers behind it."""
+    """Accuracy against eps, as a figure and a table."""
     known = {model.name: model.curve for model in models if model.curve is not None}
     if not known:
         return None
@@ -133,7 +133,7 @@ def _difference(d: PairedDifference | Gain, ends: tuple[float, float], *, tells:
 
 
 def _mean(model: ModelReport, name: str) -> TableCell | None:
-    """The mean accuracy over the seeds of a model, and each seed's; None where one has no such row."""
+    """The mean accuracy over the seeds of a model, and each seed's; None if the attack was not run on every seed."""
     rows = [row_for(evaluation, name) for evaluation in model.checkpoints.values()]
     shares = [row.accuracy for row in rows if row is not None]
     if len(shares) < len(rows):

@@ -1,4 +1,4 @@
-"""What a report shows of each model. Missing parts are computed and kept beside the evaluation."""
+"""Collect a report's data on each model. Missing parts are computed and stored beside the evaluation."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ SAMPLE = 250
 """Curves and angles use this many images by default: a minute or two, and an interval of +- 6 points."""
 
 PICTURE_BYTES = 3_000_000
-"""The pictures of a report take about this much space, with at most three examples of each class."""
+"""Upper bound, roughly, of the size of a report's pictures."""
 
 Part = TypeVar("Part", Curve, Spread)
 
 
 class Pictures(NamedTuple):
-    """Examples that an attack fooled a model with; the models of a report have the same examples."""
+    """Examples on which an attack fooled a model. All models of a report show the same examples."""
 
     attack: str
     examples: Sequence[Picture]
 
 
 class Source(NamedTuple):
-    """What a model's report is made from, for sections that measure something themselves.
+    """The sources of a model's report, for sections that measure something themselves.
 
     Attributes:
-        found: The finished evaluation of the model, then those of further seeds of the same training.
-        network: The network that was evaluated.
-        images: The images that it was evaluated on.
+        found: The finished evaluation of the model, then the evaluations of further seeds of the same training.
+        network: The evaluated network.
+        images: The images on which it was evaluated.
     """
 
     found: Sequence[Finished]
@@ -73,25 +73,25 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
-    """What a report shows of one model. Only name and evaluation are required.
+    """A report's data on one model. Only name and evaluation are required.
 
     Attributes:
         name: The model's name on the page.
-        evaluation: The evaluation that the page is about.
+        evaluation: The evaluation to report.
         data_name: The name of the images on the page; by default the name in the evaluation.
-        curve: Accuracy against eps, of the same model and images.
-        spread: Angles and angular margins, of the same model and images.
+        curve: Accuracy against eps, measured on the same model and images.
+        spread: Angles and angular margins, measured on the same model and images.
         classes: Accuracy of each class.
         gradients: Gradient-norm ratios of the layers.
         corruption: Accuracy under common corruptions.
-        metrics: What the run logged after each epoch.
+        metrics: The metrics that the run logged after each epoch.
         training: The settings of the run.
-        pictures: Examples that an attack fooled the model with.
-        seeds: (seed, evaluation) for each of several trainings, this one first; empty where there is one.
+        pictures: Examples on which an attack fooled the model.
+        seeds: (seed, evaluation) for each of several training runs, this one first; empty for a single run.
         source: The network, its images and files; None for a report that was put together by hand.
 
     Raises:
-        UserError: Curve or spread belong to another model or other images, or two seeds have the same checkpoint.
+        UserError: If curve or spread belong to another model or other images, or two seeds have the same checkpoint.
     """
 
     name: str
@@ -122,7 +122,7 @@ class ModelReport:
 
     @property
     def threat(self) -> str:
-        """The threat in words: "linf, eps = 8/255"."""
+        """The threat model as text: "linf, eps = 8/255"."""
         threat = self.evaluation.identity["threat"]
         return f"{threat['norm']}, eps = {radius(threat['eps'])}"
 
@@ -140,17 +140,20 @@ def collect(
     most: int | None = SAMPLE,
     on_progress: Callable[[str, str, int, int], None] = lambda *_: None,
 ) -> list[ModelReport]:
-    """Collect everything that a report shows of finished evaluations; of several seeds, details of the first.
+    """Collect a report's data from finished evaluations. Details are those of the first of several seeds.
 
     Args:
-        arms: For each model its evaluation, or those of several seeds; all evaluated in the same way.
+        arms: For each model its evaluation, or its evaluations of several seeds, all evaluated in the same way.
         data: The folder of the images, if they have been moved.
         data_name: The name of the images on the page.
-        most: Curves and angles use a sample of this many images; None for all.
-        on_progress: Called with (model, stage, done, total) while something is computed.
+        most: Curves and angles use a sample of at most this many images; None for all.
+        on_progress: Called with (model, stage, done, total) during computations.
+
+    Returns:
+        The data on each model.
 
     Raises:
-        UserError: A file is missing or damaged, the model or its images are not those that were evaluated, or one of
+        UserError: If a file is missing or damaged, the model or its images have changed since the evaluation, or one of
             several seeds is not a training run.
     """
     for one in (one for arm in arms if len(arm) > 1 for one in arm):
@@ -166,7 +169,7 @@ def collect(
 
 
 def model_name(found: Finished) -> str:
-    """The method of a run; of a user-defined model the file of its weights, or its module and function."""
+    """The method of a run; for a user-defined model, the name of its weights' file, or its module and function."""
     subject = found.subject
     if subject.run is not None:
         return method(read_config(subject.run))
@@ -174,7 +177,7 @@ def model_name(found: Finished) -> str:
 
 
 def unique_names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """Names with those that occur twice told apart by their folders, or by numbers where the folders are the same."""
+    """The names, with the folder's name, or a number if folders are equal, added to names that occur twice."""
     found = list(called)
     for name in {*called}:
         places = [i for i, other in enumerate(called) if other == name]
@@ -187,7 +190,7 @@ def unique_names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def warnings_on(models: Sequence[ModelReport]) -> list[str]:
-    """Sentences on settings that differ between each model and the first, and on other radii in training."""
+    """Sentences on settings that differ between a model and the first, and on training with another radius."""
     known = [(one, configs) for one in models if one.source and (configs := one.source.configs)]
     found = []
     for one, configs in known[1:]:
@@ -212,7 +215,7 @@ def _collect_model(
     with Ledger.read(folder / LEDGER) as ledger:
         labels = ledger.labels
     if images.labels.tolist() != labels:
-        raise UserError(f"{folder} was evaluated on other images than those that {images.name} holds now")
+        raise UserError(f"the images of {images.name} have changed since the evaluation in {folder}; restore them")
     head = evaluation.identity["suite"].get("head") or (head_name(configs[0]) if configs else None)
     threat, run = dict(evaluation.identity["threat"]), subject.run
     settings: dict[str, Any] = {
@@ -242,7 +245,7 @@ def _collect_model(
 
 
 def _spread(source: Source, head: str | None, **settings: Any) -> Spread | None:
-    """None for a network without a last linear layer, which has no angles."""
+    """The angles; None for a network without a last linear layer."""
     try:
         return spread_of_angles(source.network, source.images, head=find_head(source.network, head), **settings)
     except UserError:
@@ -250,7 +253,7 @@ def _spread(source: Source, head: str | None, **settings: Any) -> Spread | None:
 
 
 def _cached(path: Path, kind: type[Part], evaluation: Evaluation, compute: Callable[[], Part | None]) -> Part | None:
-    """What was computed before if it belongs to this model and these images, else what is computed now."""
+    """Read the stored part if it belongs to this model and these images, else compute and store it."""
     try:
         found = kind.load(path) if path.is_file() else None
     except UserError:
@@ -288,7 +291,7 @@ def _gradients(run: Path, evaluation: Evaluation) -> LayerGradients | None:
 
 
 def _corruption(run: Path, evaluation: Evaluation) -> CorruptionRecord | None:
-    """Of the complete records of this checkpoint, the one of most images and corruptions."""
+    """The complete record of this checkpoint with the most images and corruptions."""
     checksum = evaluation.identity["model"]["checksum"]
     found = [CorruptionRecord.load(path) for path in sorted((run / "corruptions").glob(f"*/{RECORD}"))]
     own = [one for one in found if one.complete and one.counted and one.identity["model"]["checksum"] == checksum]
@@ -296,7 +299,7 @@ def _corruption(run: Path, evaluation: Evaluation) -> CorruptionRecord | None:
 
 
 def _training(run: Path, which: str) -> dict[str, Any]:
-    """The settings of a run, which of its checkpoints was evaluated, and the machine that trained it."""
+    """The settings of a run, the evaluated checkpoint, and the environment that trained it."""
     config = read_config(run)
     by, epochs, last = config.objective.chosen_by, config.training.epochs, read_metrics(run)[-1]
     chosen = f"last of {epochs} epochs"

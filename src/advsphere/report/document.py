@@ -1,4 +1,4 @@
-"""The page: its header and all registered sections in order, in one file that needs nothing else."""
+"""The page: its header and all registered sections in order, in one file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ def report(
     commands: Sequence[tuple[str, str]] = (),
     warnings: Sequence[str] = (),
 ) -> None:
-    """Write a report on one model, or on several that are compared with the first, as one HTML file.
+    """Write a report on one model, or on several models compared with the first, as one HTML file.
 
-    A file beside it, with the ending .json, holds the models' rows in the format of RobustBench, and the warnings.
+    A file of the same name with the ending .json holds the models' rows in the format of RobustBench, and the warnings.
 
     Args:
         models: The models, each with its own name; the first is the baseline.
         path: The HTML file.
-        commands: Commands that reproduce the numbers, each after a description.
+        commands: Pairs of a title and a command, for the section on reproducing the numbers.
         warnings: Sentences that limit the conclusions, e.g. on confounders.
 
     Raises:
-        UserError: The models were evaluated on different images or threats, or a file cannot be written.
+        UserError: If the models were evaluated on different images or threat models, two have the same name, or a file
+            can't be written.
     """
     write_atomically(path, page(models, commands=commands, warnings=warnings).encode())
     found = {"format": FORMAT, "rows": [row for model in models for row in rows(model)], "notes": list(warnings)}
@@ -57,7 +58,7 @@ def page(
         The page.
 
     Raises:
-        UserError: The models were evaluated on different images or threats, or two of them have the same name.
+        UserError: If the models were evaluated on different images or threat models, or two have the same name.
     """
     names = [model.name for model in models]
     if not models or len({*names}) < len(names):

@@ -1,4 +1,4 @@
-"""The sections on where a model fails, and why: corruptions, classes, attacks, angles, gradients and pictures."""
+"""The sections on where and why a model fails: corruptions, classes, attacks, angles, gradients and pictures."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def classes(models: Sequence[ModelReport]) -> Markup | None:
 
 @section("Overlap of the attacks", order=70)
 def agreement(models: Sequence[ModelReport]) -> Markup | None:
-    """What each attack finds that another misses."""
+    """The number of images that each attack fools and another does not."""
     known = {model.name: Agreement.of(model.evaluation) for model in models}
     known = {name: found for name, found in known.items() if len(found.names) > 1}
     if not known:
@@ -105,7 +105,7 @@ def agreement(models: Sequence[ModelReport]) -> Markup | None:
 
 @section("Margins and angles", order=80)
 def angles(models: Sequence[ModelReport]) -> Markup | None:
-    """How angles and angular margins are distributed over the images."""
+    """The distributions of angles and angular margins over the images."""
     known = {model.name: model.spread for model in models if model.spread is not None}
     if not known:
         return None
@@ -170,7 +170,7 @@ def pictures(models: Sequence[ModelReport]) -> Markup | None:
 
 
 def _quartiles(spread: Spread, part: str) -> list[str | TableCell]:
-    """Median and quartiles of the margins, the share of margins below 0, median and quartiles of the angles."""
+    """Cells: quartiles of the margins, the share of margins below 0, quartiles of the angles."""
     sample = getattr(spread, part)
     cells = []
     for values in map(sorted, (sample.margin, sample.angle)):

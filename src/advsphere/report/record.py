@@ -1,4 +1,4 @@
-"""The sections on what the numbers rest on: flags, counts, settings, checks and provenance."""
+"""The sections on the evidence for the numbers: flags, counts, settings, checks and provenance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advsphere.stats import PairedDifference
 
 
 class Fact(NamedTuple):
-    """A line of a list: a label, and values with the names of the models that they hold for ("" for all)."""
+    """A label with its values. Each value comes with the names of its models, "" for all models."""
 
     label: str
     values: list[tuple[str, str]]
@@ -24,7 +24,7 @@ class Fact(NamedTuple):
 
 @section("Flags", order=30)
 def flags(models: Sequence[ModelReport]) -> Markup:
-    """What a reader must know before believing the numbers."""
+    """The flags of every evaluation, and the signs of gradient masking."""
     every = {name: evaluation for model in models for name, evaluation in model.checkpoints.items()}
     found = [(name, flag, "") for name, evaluation in every.items() for flag in evaluation.flags]
     found += [
@@ -38,7 +38,7 @@ def flags(models: Sequence[ModelReport]) -> Markup:
 
 @section("Counts and cost", order=110)
 def counts(models: Sequence[ModelReport]) -> Markup:
-    """How many examples are behind each number, and what it cost to compute."""
+    """The counts behind each accuracy, and the cost of each attack."""
 
     def counted(row: Row | None) -> list[str]:
         return [f"{row.k}", f"{row.forwards or 0:,}", f"{row.seconds:.1f}"] if row else [""] * 3
@@ -48,7 +48,7 @@ def counts(models: Sequence[ModelReport]) -> Markup:
 
     names = [model.name for model in models]
     costs = table(
-        f"Correct images of {models[0].evaluation.worst.n}, passes of images through the model, and seconds.",
+        f"Correct images out of {models[0].evaluation.worst.n}, images passed through the model, and seconds.",
         ["attack", *["correct", "forwards", "seconds"] * len(models)],
         [[name, *(text for row in row_s for text in counted(row))] for name, row_s in rows_of(models)],
         groups=[(name, 3) for name in key(names)],
@@ -66,7 +66,7 @@ def counts(models: Sequence[ModelReport]) -> Markup:
 
 @section("Training", order=120)
 def training(models: Sequence[ModelReport]) -> Markup | None:
-    """The settings that differ between the training runs, then those that are the same."""
+    """The settings that differ between the training runs, then the settings that all share."""
     known = [model.training for model in models]
     if not any(known):
         return None
@@ -85,12 +85,12 @@ def attacks(models: Sequence[ModelReport]) -> Markup:
 
 @section("Checks", order=140)
 def checks(models: Sequence[ModelReport]) -> Markup:
-    """What was checked before the first attack."""
+    """The checks before the first attack."""
     found = [
         {f.check: f.detail if f.status == "ok" else f"{f.status}: {f.detail}" for f in model.evaluation.findings or ()}
         for model in models
     ]
-    return _facts("Checked before the first attack. A model that fails a check is not evaluated.", models, found)
+    return _facts("The checks before the first attack. A model that fails one is not evaluated.", models, found)
 
 
 @section("Provenance", order=150)
@@ -111,7 +111,7 @@ def provenance(models: Sequence[ModelReport]) -> Markup:
 
 
 def _facts(lead: str, models: Sequence[ModelReport], known: Sequence[Mapping[str, Any]]) -> Markup:
-    """The facts about each model under each label."""
+    """A list of facts under a leading sentence."""
     names = [model.name for model in models]
     labels = dict.fromkeys(label for facts in known for label in facts)
     found = [
@@ -122,7 +122,7 @@ def _facts(lead: str, models: Sequence[ModelReport], known: Sequence[Mapping[str
 
 
 def _fact(label: str, names: Sequence[str], values: Mapping[str, Any]) -> Fact:
-    """A value for each model by name, once for models that agree."""
+    """A fact from each model's value; models with equal values share one entry."""
     holders: dict[str, list[str]] = {}
     for name, value in values.items():
         holders.setdefault(text_of(value), []).append(name)
@@ -131,7 +131,7 @@ def _fact(label: str, names: Sequence[str], values: Mapping[str, Any]) -> Fact:
 
 
 def text_of(value: Any) -> str:
-    """A setting as text; of nested settings the name comes first."""
+    """A setting as text; among nested settings the name comes first."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
@@ -145,7 +145,7 @@ def text_of(value: Any) -> str:
 
 
 def _differing(values: Sequence[Any], path: str = "") -> list[tuple[str, list[Any]]]:
-    """The innermost settings that are not the same for all: ("training.seed", [0, 1])."""
+    """The innermost settings that differ, with each model's value: ("training.seed", [0, 1])."""
     if all(value == values[0] for value in values):
         return []
     if not all(isinstance(value, Mapping) for value in values):
@@ -155,7 +155,7 @@ def _differing(values: Sequence[Any], path: str = "") -> list[tuple[str, list[An
 
 
 def _same(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The settings that all have in common, nested as they are."""
+    """The settings that all have in common, with their nesting."""
     found: dict[str, Any] = {}
     for key_, value in values[0].items():
         others: list[Any] = [other.get(key_) for other in values]

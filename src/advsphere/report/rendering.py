@@ -1,4 +1,4 @@
-"""Numbers, tables and figures as parts of a page."""
+"""Render numbers, tables and figures as HTML."""
 
 from __future__ import annotations
 
@@ -46,17 +46,18 @@ def table(
     groups: Sequence[tuple[str, int]] = (),
     large: bool = False,
 ) -> Markup:
-    """A table as HTML that scrolls on narrow screens and can be sorted by each column.
+    """Render an HTML table that scrolls on narrow screens and can be sorted by each column.
 
     Args:
         caption: What the table shows, with units.
-        columns: The headings, that of the row names first; each alone or with a smaller text below it.
-        rows: For each row its name, then its cells: text, a `TableCell`, or None for what was not run.
+        columns: The headings, first the one above the row names. Each is a text, or a pair of a text and a smaller text
+            below it.
+        rows: For each row its name, then its cells: text, a `TableCell`, or None for "not run".
         groups: Headings above the last columns, each with the number of columns that it spans.
         large: Use larger type, with each cell's smaller text on its own line.
 
     Returns:
-        The table.
+        The HTML of the table.
     """
     heads = [(column, "") if isinstance(column, str) else column for column in columns]
     lead = len(columns) - sum(span for _, span in groups)
@@ -67,14 +68,14 @@ def table(
 
 
 def figure(drawing: Figure, alt: str) -> Markup:
-    """A matplotlib figure as an embedded image.
+    """Embed a matplotlib figure as an SVG image.
 
     Args:
         drawing: The figure.
         alt: A description for readers who cannot see it.
 
     Returns:
-        The image.
+        The HTML of the image.
     """
     out = io.BytesIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}  # the same figure gives the same bytes
@@ -85,7 +86,7 @@ def figure(drawing: Figure, alt: str) -> Markup:
 
 
 def png(image: Tensor) -> str:
-    """An image (C, H, W) in [0, 1], with one or three channels, as a data URI, without loss."""
+    """An image (C, H, W) in [0, 1], with one or three channels, as the data URI of a PNG."""
     levels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     out = io.BytesIO()
     Image.fromarray(levels.squeeze(2) if levels.shape[2] == 1 else levels).save(out, format="PNG", optimize=True)
@@ -97,7 +98,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def render(template: str, **values: object) -> Markup:
-    """A template as HTML; values that are not markup already are escaped."""
+    """Render a template as HTML. Values that are not `Markup` are escaped."""
     return Markup(_environment().get_template(f"{template}.html.j2").render(**values))
 
 
@@ -121,12 +122,12 @@ def asset(name: str) -> Markup:
 
 
 def script_checksum(text: str) -> str:
-    """The name of a script in the page's content security policy."""
+    """The source expression that allows a script in the page's content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def key(names: Sequence[str]) -> list[str]:
-    """The names of models, each with a dot in the colour that figures draw it in."""
+    """The names of models, each with a dot in the model's colour in figures."""
     dot = Markup('<span class="key series-{}">{}</span>')
     return [dot.format(i % 6 + 1, unbroken(name)) for i, name in enumerate(names)]
 
@@ -154,7 +155,7 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """0.046 -> "+4.6"; what rounds to zero has no sign."""
+    """0.046 -> "+4.6"; a value that rounds to zero has no sign."""
     rounded = round(100 * difference, 1)
     return "0.0" if rounded == 0 else f"{rounded:+.1f}"
 

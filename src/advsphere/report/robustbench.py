@@ -1,4 +1,4 @@
-"""The rows of a report in the format of RobustBench's model_info."""
+"""A report's models as rows in the format of RobustBench's model_info."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def rows(model: ModelReport) -> list[dict[str, Any]]:
-    """The fields of RobustBench under its names, one row for each seed; what was not measured is left out.
+    """RobustBench's fields for a model, one row for each seed; fields that were not measured are left out.
 
-    Accuracies are text in percent with two decimals. autoattack_acc is there only if AutoAttack ran at its standard
-    settings. The entry "advsphere" holds what RobustBench has no field for.
+    Accuracies are text in percent with two decimals. autoattack_acc exists only if AutoAttack ran with its standard
+    settings. The entry "advsphere" holds values for which RobustBench has no field.
     """
     return [_row(name, evaluation, model) for name, evaluation in model.checkpoints.items()]
 

@@ -1,4 +1,4 @@
-"""The sections of a report: each is a function of the models that registers itself with its title and its place."""
+"""The registry of a report's sections. A section is a function of the models, registered with a title and a place."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class Section(NamedTuple):
 
 
 SECTIONS: dict[str, Section] = {}
-"""Every registered section by its id, the target of links."""
+"""Every registered section by its id, which links on the page use."""
 
 
 def section(title: str, *, order: float = 105) -> Callable[[F], F]:
     """Register a function as a section of every report that is written from now on.
 
-    The function takes the models of a report, the baseline first, and returns HTML, or None where it has nothing to
-    show. Text that is not `markupsafe.Markup` is escaped. The function's name is the section's id on the page.
+    The function takes the models of a report, the baseline first, and returns HTML, or None if it has nothing to show.
+    Text that is not `markupsafe.Markup` is escaped. The function's name is the section's id on the page.
 
     Args:
         title: The heading.
-        order: The place on the page. Ours are at 10 (seeds), 20 (accuracy), 30 (flags), 40 (curves), 50 (corruptions),
-            60 (classes), 70 (agreement), 80 (angles), 90 (gradients), 100 (pictures), 110 (counts), 120 (training),
-            130 (attacks), 140 (checks) and 150 (provenance).
+        order: The place on the page. The built-in sections are at 10 (seeds), 20 (accuracy), 30 (flags), 40 (curves),
+            50 (corruptions), 60 (classes), 70 (agreement), 80 (angles), 90 (gradients), 100 (pictures), 110 (counts),
+            120 (training), 130 (attacks), 140 (checks) and 150 (provenance).
 
     Returns:
-        The decorator.
+        A decorator that registers the function and returns it.
 
     Raises:
-        UserError: Another module has registered a section with the same id.
+        UserError: If another module has registered a section with the same id.
     """
 
     def register(function: F) -> F:
@@ -56,7 +56,7 @@ def section(title: str, *, order: float = 105) -> Callable[[F], F]:
 
 
 def load_section(name: str) -> None:
-    """Import the section named package.module:function, which registers it. Raises UserError where it is no section."""
+    """Import package.module:function, which registers itself. Raises UserError if it is not a section."""
     function = load(name)
     if not any(known.function is function for known in SECTIONS.values()):
-        raise UserError(f"{name} is no section of the report; decorate it with advsphere.report.section('A title')")
+        raise UserError(f"{name} is not a section of the report; decorate it with advsphere.report.section('A title')")

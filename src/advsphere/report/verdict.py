@@ -1,4 +1,4 @@
-"""What a report concludes about its models, in plain sentences, always from the interval."""
+"""The conclusions of a report, in sentences derived from the intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
 class KeyNumber(NamedTuple):
-    """A number in large type with its 95 % interval and its unit; the value is "" where it is withheld."""
+    """A number in large type with its 95 % interval and its unit; the value is "" if it is withheld."""
 
     label: str
     value: str
@@ -25,12 +25,12 @@ class KeyNumber(NamedTuple):
 
 
 class Conclusion(NamedTuple):
-    """What a report says of one model, or of a model and the baseline.
+    """A conclusion about one model, or about a model and the baseline.
 
     Attributes:
         headline: One sentence.
-        detail: The numbers behind it.
-        numbers: The few numbers that it rests on.
+        detail: A sentence or two with the numbers behind it.
+        numbers: The most important numbers, shown in large type.
     """
 
     headline: str
@@ -39,9 +39,9 @@ class Conclusion(NamedTuple):
 
 
 def conclusions(models: Sequence[ModelReport]) -> list[Conclusion]:
-    """One conclusion for each model after the first, which is the baseline; for a single model, how robust it is.
+    """A conclusion for each model after the first, the baseline; for a single model, one on its robust accuracy.
 
-    The worst case over all attacks decides. Raises UserError where the images or the threats differ.
+    The worst case over all attacks decides. Raises UserError if the images or the threat models differ.
     """
     if len(models) == 1:
         return [_alone(models[0])]
@@ -49,7 +49,7 @@ def conclusions(models: Sequence[ModelReport]) -> list[Conclusion]:
 
 
 def cautions(models: Sequence[ModelReport]) -> list[str]:
-    """What limits every conclusion of a report."""
+    """Sentences that limit every conclusion of a report."""
     every = [evaluation for model in models for evaluation in model.checkpoints.values()]
     fewest = min(len(model.seeds) for model in models)
     if len(models) > 1 and fewest >= ENOUGH_SEEDS:
@@ -68,7 +68,7 @@ def cautions(models: Sequence[ModelReport]) -> list[str]:
 
 
 def survived(first: ModelReport, second: ModelReport) -> Gains | None:
-    """How much of the second model's gain over the first survives; None where they share no PGD attack."""
+    """How much of the second model's gain over the first survives; None if they share no PGD attack."""
     try:
         return measure_gains([*first.checkpoints.values()], [*second.checkpoints.values()])
     except UserError:
@@ -114,7 +114,7 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
 
 
 def _headline(names: Sequence[str], difference: float, tells: bool, found: Gains | None) -> str:
-    """Whether a gain survives where the sample tells, else which of the two models is more robust."""
+    """Whether the gain survives, if the sample tells; else which of the two models is more robust."""
     old, new = names
     endings = {"survives": "survives", "partly": "survives in part", "does not survive": "does not survive"}
     if found is not None and found.verdict in endings:
@@ -142,7 +142,7 @@ def _numbers(found: Gains) -> tuple[KeyNumber, ...]:
 
 
 def _share(part: float) -> str:
-    """A part of a gain, in whole percent."""
+    """A share of a gain, in whole percent."""
     return f"{round(100 * part)}" if abs(part) < 10 else f"{'-' if part < 0 else ''}over 1000"
 
 

@@ -2,7 +2,7 @@
   "use strict";
   const status = document.getElementById("status");
 
-  // Tables that sort: a click orders the rows, a second one turns them round, a third puts them back.
+  // Sortable tables: a click sorts the rows, a second one reverses them, a third restores the original order.
   const value = (row, column) => {
     const text = row.cells[column].textContent.trim().replace(/\u2212/g, "-").replace(/,/g, "");
     const number = parseFloat(text.replace(/^< /, ""));
@@ -43,7 +43,7 @@
     }
   }
 
-  // Pictures that can be paged through, also by the arrow keys.
+  // Galleries with pages; the arrow keys also turn them.
   const PAGE = 6;
   for (const gallery of document.querySelectorAll(".gallery")) {
     const cards = [...gallery.querySelectorAll(".card")];
