@@ -89,11 +89,11 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(
         FAILURES[fails](patch)
         with pytest.raises(UserError) as caught:
             write_atomically(old, b"x" * 100)
-        said = f"could not write {old}: No space left on device; last.bin as it was before is intact. Mend that and try"
+        said = f"could not write {old}: No space left on device; the earlier last.bin is intact. Fix that and try"
         assert str(caught.value) == f"{said} again"
         with pytest.raises(UserError) as caught:
             write_atomically(new, b"x" * 100)
-        assert str(caught.value) == f"could not write {new}: No space left on device. Mend that and try again"
+        assert str(caught.value) == f"could not write {new}: No space left on device. Fix that and try again"
     assert old.read_bytes() == b"precious" and names(tmp_path) == ["last.bin"]
     write_atomically(old, b"x")
     assert old.read_bytes() == b"x"
@@ -129,7 +129,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
     path = tiny_disk / "last.bin"
     write_atomically(path, b"a" * 30_000)
-    with pytest.raises(UserError, match=r"No space left on device; last\.bin as it was before is intact"):
+    with pytest.raises(UserError, match=r"No space left on device; the earlier last\.bin is intact"):
         write_atomically(path, b"b" * 50_000)
     assert path.read_bytes() == b"a" * 30_000 and names(tiny_disk) == ["last.bin"]
     write_atomically(path, b"c" * 10_000)

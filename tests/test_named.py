@@ -32,7 +32,7 @@ def test_what_has_none() -> None:
 )
 def test_what_is_no_name(text: str) -> None:
     assert not named.is_name(text)
-    with pytest.raises(UserError, match="names no object"):
+    with pytest.raises(UserError, match="is not the name of an object"):
         named.load(text)
 
 

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, one process to a folder, JSON values, and checksums of what is inside."""
+"""Files: atomic writes, a lock for each folder, JSON values, and checksums of contents."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from advsphere.errors import UserError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, fsync, rename, fsync of the folder.
+    """Write a file whole or not at all: write a temporary file beside it, fsync, rename, fsync the folder.
 
     Args:
-        path: The file; its folder is made if it does not exist.
+        path: The file; its folder is created if it does not exist.
         data: The new content.
 
     Raises:
@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)  # only there if something went wrong, Ctrl-C included
+            temporary.unlink(missing_ok=True)  # exists only after an error or Ctrl-C
         if os.name == "nt":  # Windows can't open a folder
             return
         folder = os.open(path.parent, os.O_RDONLY)
@@ -51,12 +51,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is written into a UserError that says what could not be written, and why."""
+    """Turn an OSError while `path` is written into a UserError that names the file and the reason."""
     try:
         yield
     except OSError as error:
-        kept = f"; {path.name} as it was before is intact" if path.is_file() else ""
-        raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Mend that and try again") from error
+        kept = f"; the earlier {path.name} is intact" if path.is_file() else ""
+        raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Fix that and try again") from error
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def folder_lock(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
     killed; the file stays.
 
     Args:
-        folder: The folder; it is made if it does not exist.
+        folder: The folder; it is created if it does not exist.
         patience: Seconds to wait for another process. The data loaders of a killed process live on for up to five
             seconds and hold its lock.
 
@@ -81,7 +81,7 @@ def folder_lock(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
             lock.acquire(timeout=patience, poll_interval=0.1)
         except Timeout as error:
             raise UserError(
-                f"another process is writing into {folder}; wait until it is done, or name another folder"
+                f"another process is writing into {folder}; wait until it has finished, or name another folder"
             ) from error
     try:
         yield
@@ -94,7 +94,7 @@ def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
     Args:
         tensors: The tensors by name; their order does not matter.
-        text: What else is to enter the checksum.
+        text: A text that also enters the checksum.
 
     Returns:
         64 hexadecimal digits.
@@ -113,7 +113,7 @@ def packed(x: Tensor | None) -> bytes | None:
 
 
 def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
-    """The tensor that was packed. Raises ValueError for bytes of another shape."""
+    """The tensor from its packed bytes. Raises ValueError if the shape does not fit."""
     try:
         return torch.from_numpy(np.frombuffer(zlib.decompress(blob), dtype=np.float32).copy().reshape(shape))
     except (zlib.error, TypeError) as error:
@@ -121,14 +121,14 @@ def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
 
 
 def fingerprint(blob: bytes) -> str:
-    """SHA-256 of the values in a packed tensor, whichever build of zlib packed them."""
-    with suppress(zlib.error):  # damaged bytes are taken as they are, so that the damage shows
+    """SHA-256 of the values in a packed tensor, which does not depend on the build of zlib."""
+    with suppress(zlib.error):  # damaged bytes are hashed as they are, so that the damage shows
         blob = zlib.decompress(blob)
     return hashlib.sha256(blob).hexdigest()
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same text for equal values: sorted keys, no spaces."""
+    """JSON with sorted keys and no spaces, so that equal values give the same text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -142,8 +142,8 @@ class Change(NamedTuple):
 
     Attributes:
         path: The dotted path of the place.
-        old: Its value in the first of the two; None where there is none.
-        new: Its value in the second of the two; None where there is none.
+        old: The first value there; None if it is missing.
+        new: The second value there; None if it is missing.
     """
 
     path: str
@@ -156,16 +156,16 @@ class Change(NamedTuple):
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:
-    """Where two JSON values differ, in the order of the first one's keys.
+    """List the differences of two JSON values, in the order of the first one's keys.
 
     Args:
         old: A value of dictionaries, lists, strings and numbers.
-        new: Another one.
-        path: Where the values stand in a larger one; put before each path.
+        new: Another such value.
+        path: A prefix for all paths, for values within a larger one.
 
     Returns:
-        A change for each entry that differs, and for each list whose length differs. None counts as a dictionary
-        without entries where the other value is a dictionary.
+        A change for each entry that differs, and for each list whose length differs. None counts as an empty dictionary
+        if the other value is a dictionary.
     """
     if isinstance(old, Mapping | None) and isinstance(new, Mapping | None) and old is not new:
         old, new = old or {}, new or {}
@@ -177,7 +177,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 
 def some(items: Sequence[object], most: int = 5) -> str:
-    """The first few items, and how many more there are."""
+    """The first few items, and the number of the rest."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
 
@@ -189,21 +189,21 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as {kind!r}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != kind:
-        raise UserError(f"{path} is no {kind!r}; give a file that `advsphere evaluate` of this version wrote")
+        raise UserError(f"{path} is not {kind!r}; give a file that `advsphere evaluate` of this version wrote")
     return data
 
 
 def write_cache(path: Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Keep computed values in a JSON file, with a checksum."""
+    """Store computed values in a JSON file with a checksum."""
     content = {"format": kind, **values}
     write_atomically(path, json.dumps(content | {"checksum": content_checksum(content)}).encode())
 
 
 def read_cache(path: Path, kind: str) -> dict[str, Any]:
-    """The values that `write_cache` kept. Raises UserError for a file that is missing, of another kind, or changed."""
+    """The values that `write_cache` stored. Raises UserError if the file is missing, of another kind, or changed."""
     data = read_json(path, kind)
     if data.get("checksum") != content_checksum(data):
-        raise UserError(f"{path} was changed after it was written; delete it, and it is computed again")
+        raise UserError(f"{path} was changed after it was written; delete it to compute it again")
     return {key: value for key, value in data.items() if key not in ("format", "checksum")}
 
 

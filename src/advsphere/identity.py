@@ -1,8 +1,8 @@
 """Records of everything that decides a result, as JSON-able data: attacks, losses, models and images.
 
-Parts of advsphere are recorded by their name and arguments. User-defined functions and classes are recorded with the
-module they are defined in and a hash of its source file as well, so that two of one name can't be confused. Where a
-record can't be complete, it says so under the key "unknown", and nothing may be taken over from an earlier evaluation.
+Parts of advsphere are recorded by name and arguments. For user-defined functions and classes the module and a hash of
+its source file are recorded too, so that two with the same name can't be confused. A record that can't be complete has
+the key "unknown"; results of an earlier evaluation are then not reused.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from advsphere.named import source_checksum
 from advsphere.rng import Rng
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "numpy")
-"""What comes from these and from Python itself is recorded by its name."""
+"""Objects of these libraries and of Python itself are recorded by name."""
 
 _ENTRIES = ("name", "defined_in", "source", "kind", "self", "unknown")
-"""What a record of `describe` has besides arguments."""
+"""The entries of a record of `describe` that are not arguments."""
 
 _DEEPEST = 20
-"""Levels of arguments within arguments that a record goes down."""
+"""The largest depth of nested arguments in a record."""
 
 PROBE_IMAGES = 4
-"""Images of random pixels, and as many of random quarters, that a model's answers are recorded on."""
+"""A model's answers are recorded on this many images of random pixels, and as many of random quarters."""
 
 TOLERANCE = 1e-3
-"""How far two answers may differ, relative to the spread of all logits: other machines differ by about 1e-5."""
+"""The allowed difference of two answers, relative to the range of all logits; machines differ by about 1e-5."""
 
 
 def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
-    """A record of an attack, a loss or any argument of one, as JSON-able data. Different things have different records.
+    """Record an attack, a loss or any argument of one as JSON-able data. Different objects have different records.
 
-    A partial becomes its function's name and every parameter, defaults included. A function that another one made
-    becomes its maker's name and what it was made from: `at_scale(margin, 0.1)` is {"name": "at_scale", "factor": 0.1,
-    "loss": "margin"}. A tensor becomes its shape and checksum, a module its type and the checksum of its state. What is
-    user-defined has "defined_in" (its module) and "source" (SHA-256 of its file, or its package's version) as well. The
-    entry "unknown" marks what can't be recorded, such as a lambda.
+    A partial is recorded by its function's name and every parameter, defaults included. A function returned by another
+    function is recorded by the outer function's name and the captured values: `at_scale(margin, 0.1)` is {"name":
+    "at_scale", "factor": 0.1, "loss": "margin"}. A tensor is recorded by its shape and checksum, a module by its type
+    and the checksum of its state. User-defined objects also have "defined_in" (their module) and "source" (the SHA-256
+    of its file, or its package's version). "unknown" marks an object that can't be recorded, such as a lambda.
     """
     again = partial(describe, deepest=deepest - 1)
     if deepest < 0:
@@ -93,7 +93,7 @@ def describe(value: object, *, deepest: int = _DEEPEST) -> Any:
 
 
 def unknowns(record: Any) -> Iterator[str]:
-    """What a record marks as unknown, each with the reason."""
+    """The unknown entries of a record, each with the reason."""
     if isinstance(record, Mapping):
         if isinstance(record.get("unknown"), str):
             yield f"{record.get('name')}: {record['unknown']}"
@@ -105,8 +105,8 @@ def unknowns(record: Any) -> Iterator[str]:
 
 
 def model_checksum(model: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of a model's state, wherever it lives: parameters, saved buffers,
-    packed weights of quantised layers, and extra state.
+    """SHA-256 over names, types, shapes and values of a model's state, on any device: parameters, saved buffers, packed
+    weights of quantised layers, and extra state.
     """
     tensors: dict[str, Tensor] = {}
     words: list[str] = []
@@ -129,9 +129,9 @@ def model_record(model: nn.Module) -> dict[str, Any]:
 
 
 def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
-    """A model's logits on a few fixed images of this shape (C, H, W), and the norms of its gradients there (None if it
-    has none). They tell models apart whose code or plain attributes differ while their weights are the same. Another
-    processor gives nearly the same numbers, so `answer_alike` compares them, and they enter no checksum.
+    """A model's logits on a few fixed images of shape (C, H, W), and the norms of its gradients there (None without
+    gradients). They distinguish models with equal weights but different code or plain attributes. They vary slightly
+    between processors, so `answer_alike` compares them with a tolerance and no checksum includes them.
     """
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     rng = Rng(0, torch.arange(PROBE_IMAGES))
@@ -148,7 +148,7 @@ def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
 
 
 def answer_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two results of `model_answers` agree within what another processor may change."""
+    """Whether two results of `model_answers` agree, up to differences between processors."""
     a, b = (np.nan_to_num(np.array(one["logits"], dtype=float)) for one in (first, second))
     if a.shape != b.shape or (first["slopes"] is None) != (second["slopes"] is None):
         return False
@@ -162,7 +162,7 @@ def answer_alike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 class AnotherModelError(UserError):
-    """A ledger holds the same evaluation of another model, or something that can't be recorded."""
+    """Raised if a ledger holds the same evaluation of another model, or parts that can't be recorded."""
 
 
 def refuse_another(
@@ -172,26 +172,26 @@ def refuse_another(
     held_answers: Mapping[str, Any] | None,
     answers: Mapping[str, Any] | None,
 ) -> None:
-    """Raise UserError if the evaluation that a ledger holds differs from the one that is asked for, naming what
-    differs; AnotherModelError if all of it follows from the model.
+    """Raise UserError with the differences if a ledger holds another evaluation than the requested one, and
+    AnotherModelError if only the model differs.
     """
     changed = [str(change) for change in differences(held, json.loads(canonical(given))) if change.path != "anew"]
     if held.get("anew") != given.get("anew"):
         changed.append("the model or its attacks have parts that can't be recorded")
     if held_answers is not None and answers is not None and not answer_alike(held_answers, answers):
-        changed.append("the model answers otherwise on the same images")
+        changed.append("the model gives other outputs on the same images")
     if list(held["attacks"]) != list(given["attacks"]):
         changed = changed or ["the attacks are in another order"]
     if not changed:
         return
-    # The settings of a named suite follow from the suite and the model. Those lines are long, so they come last.
+    # The attacks' settings follow from a named suite and the model. Their lines are long, so they come last.
     named = given.get("suite", {}).get("name", "own") != "own"
     own = [line for line in changed if not (named and line.startswith("attacks"))]
     only_model = bool(own) and all(line.startswith(("model.", "the model")) for line in own)
     changed.sort(key=lambda line: line.startswith("attacks"))
     raise (AnotherModelError if only_model else UserError)(
         f"{place} holds another evaluation: {'; '.join(changed[:4])}. "
-        "Give another file, or delete this one to begin again"
+        "Give another file, or delete this one to start again"
     )
 
 
@@ -205,7 +205,7 @@ def data_checksum(images: Images, batch_size: int) -> str:
 
 
 def home(thing: Any) -> str:
-    """The module that defines a function or class; a script is called by its file's name, also while it runs."""
+    """The module that defines a function or class; for a script, its file's name even while it runs as `__main__`."""
     name = str(getattr(thing, "__globals__", {}).get("__name__") or getattr(thing, "__module__", None) or "builtins")
     if name != "__main__":
         return name
@@ -216,7 +216,7 @@ def home(thing: Any) -> str:
 
 
 def _origin(thing: Any) -> dict[str, str]:
-    """Module and hash of the source file of a user-defined function or class; nothing for one of advsphere."""
+    """The module of a function or class and, if user-defined, the hash of its source file; empty for advsphere."""
     module = home(thing)
     package = module.partition(".")[0]
     if package == "advsphere":
@@ -259,9 +259,9 @@ def _of_function(value: Any, again: partial[Any]) -> Any:
 
 
 def _with(given: Mapping[str, Any], record: Mapping[str, Any], again: partial[Any]) -> dict[str, Any]:
-    """A record with its arguments; one that has the name of another entry is written with a "=" after it."""
+    """A record with its arguments. An argument whose name is that of another entry gets a "=" after it."""
     arguments = {f"{k}=" if k in _ENTRIES else k: again(v) for k, v in given.items() if k != "rng"}
-    return {**record, **arguments}  # random numbers are given by the evaluation
+    return {**record, **arguments}  # without rng, which the evaluation passes
 
 
 def _flatten(name: str, value: Any, tensors: dict[str, Tensor], words: list[str]) -> None:

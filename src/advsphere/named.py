@@ -1,4 +1,4 @@
-"""User-defined parts by name: `package.module:object`, and the checksum of the file that defines one."""
+"""User-defined parts by name, `package.module:object`, and the checksum of their source file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_name(text: str) -> bool:
 
 
 def load(name: str) -> Any:
-    """Import the object with that name; modules in the current folder are found too.
+    """Import the object with that name, from the current folder too.
 
     Args:
         name: `package.module:object`. The object may be an attribute of another, as in `module:Class.method`.
@@ -43,7 +43,7 @@ def load(name: str) -> Any:
         UserError: If the name has another form, or the module or object does not exist or can't be imported.
     """
     if not is_name(name):
-        raise UserError(f"{name!r} names no object; write package.module:object")
+        raise UserError(f"{name!r} is not the name of an object; write package.module:object")
     module_name, _, path = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -53,7 +53,7 @@ def load(name: str) -> Any:
         raise UserError(f"{name}: {error}; run from the folder that holds the module, or install it") from error
     except AttributeError as error:
         raise UserError(f"{name}: {error}") from error
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except Exception as error:  # importing runs the user's code, which may raise any error
         raise UserError(f"{name} can't be imported: {type(error).__name__}: {error}") from error
 
 
@@ -64,8 +64,8 @@ def name_of(thing: Any) -> str | None:
         thing: A function or a class.
 
     Returns:
-        `package.module:object`; None for what has no such name: a lambda, a local class, an object of a script or a
-        notebook (`__main__`), an instance.
+        `package.module:object`; None for objects without such a name: a lambda, a local class, an instance, or an
+        object of a script or notebook (`__main__`).
     """
     module, path = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(path, str):
@@ -75,7 +75,7 @@ def name_of(thing: Any) -> str | None:
             return None
     except (KeyError, AttributeError):
         return None
-    if module == "__main__":  # `python -m package.module` has a name for it, a script has none
+    if module == "__main__":  # `python -m package.module` has a module name, a script has none
         spec = getattr(sys.modules[module], "__spec__", None)
         module = None if spec is None else spec.name
     return module and f"{module}:{path}"
@@ -88,8 +88,8 @@ def source_checksum(thing: Any) -> str | None:
         thing: The object, or its name `package.module:object`.
 
     Returns:
-        64 hexadecimal digits; None for what comes from advsphere, an installed package or the standard library (their
-        versions are recorded instead), and where there is no file.
+        64 hexadecimal digits; None if there is no file, or if it belongs to advsphere, an installed package or the
+        standard library, whose versions are recorded instead.
     """
     if isinstance(thing, str):
         thing = load(thing)
@@ -113,14 +113,14 @@ def call(
     Args:
         function: The function, or its name `package.module:object`.
         arguments: Keyword arguments that the user gave.
-        offered: Values that are passed where the function has a parameter of that name and the user gave none.
+        offered: Values for parameters of these names, if the function has them and the user gave none.
         *positional: Positional arguments.
 
     Returns:
-        What it returns.
+        The function's return value.
 
     Raises:
-        UserError: If it can't be imported, or raises an error.
+        UserError: If the function can't be imported, or raises an error.
     """
     found = load(function) if isinstance(function, str) else function
     try:
@@ -139,7 +139,7 @@ def fitting(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str
         values: Values by name.
 
     Returns:
-        The chosen values; none for a built-in function that does not tell its parameters.
+        The chosen values; empty for a built-in function without a signature.
     """
     try:
         parameters = inspect.signature(function).parameters

@@ -1,4 +1,4 @@
-"""Where a number comes from: the code, the libraries and the machine that made it."""
+"""The provenance of a number: the code, the libraries and the machine that computed it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The code and the machine as JSON-able facts: everything that may change a result besides settings and inputs."""
+    """The versions and the machine as JSON-able values: all that may change a result besides settings and inputs."""
     return {
         "advsphere": version("advsphere"),
         "commit": commit(),
@@ -28,7 +28,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that this package runs from, with "+changes" if its files differ; None outside of a checkout."""
+    """The commit of this package, with "+changes" if its files differ from it; None outside a checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -46,7 +46,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name, as the operating system reports it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -128,18 +128,18 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("model.name", 18, "model.name: 18 is not text"),
         ("data.root", 5, "data.root: 5 is not text"),
         ("data.image_size", "big", "data.image_size: 'big' is not a whole number"),
-        ("threat.norm", "l3", "threat.norm: 'l3' is none of linf, l2, l1"),
-        ("threat.norm", ["l2"], "threat.norm: ['l2'] is none of linf, l2, l1"),
+        ("threat.norm", "l3", "threat.norm: 'l3' is not one of linf, l2, l1"),
+        ("threat.norm", ["l2"], "threat.norm: ['l2'] is not one of linf, l2, l1"),
         ("threat.bounds", [0, 1, 2], "threat.bounds: [0, 1, 2] is not a list of 2"),
         ("threat.bounds", "01", "threat.bounds: '01' is not a list"),
         ("notes", "one note", "notes: 'one note' is not a list"),
         ("sphere.margin_schedule.points", [[0]], "sphere.margin_schedule.points: [0] is not a list of 2"),
         ("sphere.margin_schedule.points", 1, "sphere.margin_schedule.points: 1 is not a list"),
-        ("training", 5, "training: its settings are expected here, one `name: value` a line"),
-        ("training", None, "training: its settings are expected here, one `name: value` a line"),
-        ("training", ["epochs"], "training: its settings are expected here, one `name: value` a line"),
-        ("training", "epochs", "training: its settings are expected here, one `name: value` a line"),
-        ("sphere", 15.0, "sphere: its settings are expected here, one `name: value` a line"),
+        ("training", 5, "training: settings are expected here, one `name: value` per line"),
+        ("training", None, "training: settings are expected here, one `name: value` per line"),
+        ("training", ["epochs"], "training: settings are expected here, one `name: value` per line"),
+        ("training", "epochs", "training: settings are expected here, one `name: value` per line"),
+        ("sphere", 15.0, "sphere: settings are expected here, one `name: value` per line"),
     ],
 )
 def test_a_value_of_another_type_is_refused_and_never_converted(path: str, value: Any, said: str) -> None:
@@ -172,9 +172,9 @@ def test_a_value_that_makes_no_sense_says_why(path: str, value: Any, said: str) 
         (
             "objective.kind",
             "TRADE",
-            "objective: no `kind` is called 'TRADE' (did you mean TRADES?); it is one of Standard, ",
+            "objective: no `kind` is called 'TRADE' (did you mean TRADES?); choose one of Standard, ",
         ),
-        ("objective.kind", None, "objective: no `kind` is called None; it is one of Standard, PGDAT, ALP, TRADES, "),
+        ("objective.kind", None, "objective: no `kind` is called None; choose one of Standard, PGDAT, ALP, TRADES, "),
         ("objective.kind", ["TRADES"], "objective: no `kind` is called ['TRADES']"),
         ("objective", "TRADES", "objective: no `kind` is called None"),
         ("objective", {}, "objective: no `kind` is called None"),
@@ -186,7 +186,7 @@ def test_a_value_that_makes_no_sense_says_why(path: str, value: Any, said: str) 
         (
             "training.lr_schedule.kind",
             "TRADES",
-            "training.lr_schedule: no `kind` is called 'TRADES'; it is one of Constant,",
+            "training.lr_schedule: no `kind` is called 'TRADES'; choose one of Constant,",
         ),
         (
             "objective.kind",
@@ -281,7 +281,7 @@ def test_arguments_are_plain_data_and_a_config_can_be_hashed() -> None:
     assert again.data.arguments == {"size": [3, 4], "names": ["a"]} and differences(config, again) == []
     assert (
         refused(changed("data.arguments", [3]))
-        == "data.arguments: arguments are expected here, one `name: value` a line"
+        == "data.arguments: arguments are expected here, one `name: value` per line"
     )
     with pytest.raises(UserError, match="plain data"):
         to_yaml(replace(BASE, model=replace(BASE.model, arguments={"layer": object()})))

@@ -43,7 +43,7 @@ def test_a_folder_holds_one_run(tmp_path: Path) -> None:
     train(config, folder)
     before = left_behind(folder)
     for other in (config, tiny_config("trades")):
-        with pytest.raises(UserError, match="already holds a run; go on with it by --resume, or name another folder"):
+        with pytest.raises(UserError, match="already holds a run; continue it with --resume, or name another folder"):
             train(other, folder)
     with pytest.raises(UserError) as caught:
         train(replace(tiny_config("fastat", epochs=7, lr=0.5), sphere=HypersphereConfig()), folder, resume=True)

@@ -52,7 +52,7 @@ def test_a_run_that_is_named_in_full_is_still_found_beside_its_evaluation(tmp_pa
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"run": Path("a"), "model": "mine:build"}, "--model is for a model of yours, but a is a run"),
+        ({"run": Path("a"), "model": "mine:build"}, "--model is for your own model, but a is a run"),
         ({"run": Path("a"), "weights": Path("net.pt")}, "--weights is for"),
         ({"run": Path("a"), "image_size": 32}, "--image-size is for"),
         ({"run": Path("a"), "mean": (0.5,), "std": (0.5,)}, "--mean is for"),

@@ -261,7 +261,7 @@ def test_a_resume_with_another_source_is_refused(module: str, capfd: pytest.Capt
         file.write("# changed\n")
     before = left_behind(Path("run"))
     assert main(command(module, "--resume")) == 1
-    assert "the source file was changed since the run in run began" in "".join(capfd.readouterr())
+    assert "the source file has changed since the run in run started" in "".join(capfd.readouterr())
     assert left_behind(Path("run")) == before
 
 

@@ -123,7 +123,7 @@ def test_no_file(tmp_path: Path) -> None:
 def test_what_cannot_be_written_leaves_what_was_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.read_bytes()
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(UserError, match=r"No space left on device; last\.safetensors as it was before is intact"):
+    with pytest.raises(UserError, match=r"No space left on device; the earlier last\.safetensors is intact"):
         save(file, {"w": torch.zeros(1000)}, {})
     assert file.read_bytes() == before and load(file)[1] == META
     assert [path.name for path in file.parent.iterdir()] == ["last.safetensors"]

@@ -1,4 +1,4 @@
-"""Recipes: named training configs, one for each trained row of the paper's tables, and some for small machines."""
+"""Recipes: named training configs, one for each trained row of the paper's tables, and more for small machines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TABLES: dict[str, list[Config]] = {
     OURS: [*small.RECIPES, *cifar10.RECIPES, *imagenet.RECIPES],
     **dict(sorted((cifar10.TABLES | imagenet.TABLES).items())),
 }
-"""The recipes by the table of the paper that their results belong to."""
+"""The recipes by the table of the paper to which their results belong."""
 RECIPES: dict[str, Config] = {config.recipe: config for configs in TABLES.values() for config in configs}
 
 
 class Listing(NamedTuple):
-    """A recipe as `advsphere recipes` prints it. table: "Table 2", or "ours". summary: one line."""
+    """A line of `advsphere recipes`: the table ("Table 2", or "ours"), a summary in one line, and the config."""
 
     table: str
     summary: str
@@ -38,7 +38,7 @@ def recipe(name: str) -> Config:
         The config.
 
     Raises:
-        UserError: If there is no such recipe; the nearest names are given.
+        UserError: If there is no such recipe. The message gives the nearest names.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
@@ -48,7 +48,7 @@ def recipe(name: str) -> Config:
 
 
 def plain(name: str) -> str:
-    """The name of the plain partner of a recipe with HE: the same without -he or -m-he."""
+    """The name of the plain partner of a recipe with HE: its name without -he or -m-he."""
     return re.sub(r"(-m)?-he(?=-|$)", "", name)
 
 

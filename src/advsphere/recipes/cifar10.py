@@ -1,7 +1,7 @@
-"""The paper's networks on CIFAR-10, one line for each trained row of Tables 2, 3, 6 and 7.
+"""The paper's networks on CIFAR-10, one recipe for each trained row of Tables 2, 3, 6 and 7.
 
-Within a pair, plain and -he, everything but the sphere is equal (ALP's beta says why it is not). Each recipe's notes
-name its sources, what no source settles and what was chosen there, and where it differs on purpose.
+The two recipes of a pair, plain and -he, differ only in the sphere (and in ALP's beta, for the reason given there).
+Each recipe's notes name its sources, choices that no source settles, and intended differences.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EPS_8_255 = ThreatModel(norm="linf", eps=8 / 255)
 PGD_AT = PGDAT(threat=EPS_0031, steps=10, step_size=0.007, start="normal", mode="eval")
 PLAIN_ALP = ALP(threat=EPS_0031, steps=10, step_size=0.007, start="normal", mode="eval", beta=0.5)
 HE_ALP = ALP(threat=EPS_0031, steps=10, step_size=0.007, start="normal", mode="eval", beta=0.5 / 20**2)
-"""The official code pairs bare cosines, here the logits 20 * cos are paired: their squares are 20^2 as large."""
+"""The official code pairs bare cosines; here the logits 20 * cos are paired, whose squares are 20^2 times as large."""
 PLAIN_TRADES = TRADES(threat=EPS_0031, steps=10, step_size=0.007, start="normal", mode="eval", beta=6.0)
 FAST_AT = FastAT(threat=EPS_8_255, steps=1, step_size=10 / 255, start="uniform", mode="train")
 FREE_AT = FreeAT(threat=EPS_8_255, step_size=8 / 255, repeats=8)
@@ -101,21 +101,21 @@ def wide_resnet(
     weight_decay: float = 2e-4,
     threat: ThreatModel = EPS_0031,
 ) -> Config:
-    """A wide ResNet as in the official code, whose epochs count from 1: the rate falls as its epoch 75 of 77 begins."""
+    """A wide ResNet as in the official code. It counts epochs from 1 and lowers the rate at the start of epoch 75."""
     schedule = Steps(at=(74 / 77,), gamma=0.1)
     training = TrainSettings(epochs=77, weight_decay=weight_decay, lr_schedule=schedule, augment=CROP_AND_FLIP)
     return _config(name, network, objective, sphere, training, threat, (*WIDE_NOTES, *notes))
 
 
 def released(name: str, sphere: HypersphereConfig | None, *notes: str, network: str) -> Config:
-    """PGD-AT+HE with the README's last settings, which came after the two released models and the AutoAttack script;
-    and its plain partner.
+    """PGD-AT+HE, and its plain partner, with the README's last settings. They are more recent than the two released
+    models and the AutoAttack script.
     """
     return wide_resnet(name, PGD_AT, sphere, *notes, network=network, weight_decay=5e-4, threat=EPS_8_255)
 
 
 def fast(name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
-    """FastAT for 30 epochs, with a PreActResNet-18 as in its code."""
+    """FastAT for 30 epochs with a PreActResNet-18, as in its code."""
     training = TrainSettings(epochs=30, lr=0.2, lr_schedule=CYCLIC, augment=CROP_AND_FLIP)
     notes = (*FAST_NOTES, *notes, *PREACT_NOTES)
     return _config(name, "preactresnet-18", FAST_AT, sphere, training, EPS_8_255, notes)
@@ -176,4 +176,4 @@ RECIPES = [
     released("pgd-at-s10", None, *TABLE_6_PLAIN_NOTES, network="wrn-34-10"),
     released("pgd-at-s10-wrn-34-20", None, *TABLE_6_PLAIN_NOTES, WRN_34_20_NOTE, network="wrn-34-20"),
 ]
-"""Those that are in no table of the paper."""
+"""Recipes that belong to no table of the paper."""

@@ -1,8 +1,8 @@
 """The paper's networks on ImageNet: FreeAT, plain and with HE, for the four networks of Table 4. FastAT and PGD-AT at
 the same scale are not in the paper.
 
-The data is a folder of images with train/ and val/, or one of tar shards. The short names without a network are
-ResNet-50's.
+The data is a folder of images with train/ and val/, or a folder of tar shards. Names without a network stand for
+ResNet-50.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ WIDE_NOTE = "uncertain: batch size; 256, as in configs.yml; old lines of run_com
 
 
 def freeat(network: str, library_name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:
-    """Epochs count from 0 here, and the rate falls as the epochs 8 and 16 of 23 begin: 30 / 4 rounded up, and twice
-    that.
+    """FreeAT as in the official code. It counts epochs from 0 and lowers the rate at the start of epochs 8 (30 / 4
+    rounded up) and 16 of 23.
     """
     training = TrainSettings(
         epochs=23,
@@ -73,7 +73,7 @@ def freeat(network: str, library_name: str, sphere: HypersphereConfig | None, *n
 
 
 def fast(sphere: HypersphereConfig | None, *notes: str) -> Config:
-    """FastAT for 15 epochs, its three phases as one."""
+    """FastAT for 15 epochs, with the official code's three phases as one."""
     training = TrainSettings(
         epochs=15,
         batch_size=256,
@@ -135,4 +135,4 @@ TABLES = {
     ],
 }
 RECIPES = [fast(None), fast(S10, SCALE_HE_NOTE), pgd_at(None), pgd_at(S10, SCALE_HE_NOTE)]
-"""Those that are in no table of the paper."""
+"""Recipes that belong to no table of the paper."""

@@ -1,7 +1,7 @@
 """Recipes for small machines: the digits, which take seconds, and CIFAR-10 with WRN-10-2 and 40 classes of
 Tiny ImageNet with ResNet-18, which take about an hour on a CPU core or two.
 
-Within each pair, plain and -he, everything but the sphere is equal, weight decay included.
+The two recipes of a pair, plain and -he, differ only in the sphere (and in ALP's beta). Weight decay is the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from advsphere.training import TrainSettings
 
 CYCLIC = Linear(((0.0, 0.0), (0.5, 1.0), (1.0, 0.0)))
 DIGITS_EPS = ThreatModel(norm="linf", eps=0.2)
-"""At 0.2, standard training keeps almost nothing on the 8x8 digits and adversarial training most."""
+"""At 0.2, standard training keeps almost no accuracy on the 8x8 digits, and adversarial training keeps most of it."""
 EPS = ThreatModel(norm="linf", eps=8 / 255)
 SMALL_EPS = ThreatModel(norm="linf", eps=4 / 255)
 
@@ -46,7 +46,7 @@ def cifar10_small(name: str, objective: Objective, epochs: int, lr: float = 0.2)
 
 
 def tiny_imagenet(name: str, objective: Objective, epochs: int) -> Config:
-    """40 classes of Tiny ImageNet at 64 pixels with ResNet-18, at the radius and weight decay of the paper's Table 4;
+    """40 classes of Tiny ImageNet at 64 pixels with ResNet-18, with the radius and weight decay of the paper's Table 4.
     --data.root names their folder.
     """
     augment = Augment(padding=8, flip=True)
@@ -61,7 +61,7 @@ def tiny_imagenet(name: str, objective: Objective, epochs: int) -> Config:
 
 
 def folder(name: str, objective: Objective) -> Config:
-    """A folder of your images at 64 pixels, with timm's ResNet-18; --data.root names it."""
+    """A folder of your own images at 64 pixels, with timm's ResNet-18. --data.root names the folder."""
     return Config(
         recipe=f"folder-{name}",
         data=DataSettings(name="imagefolder", image_size=64, validation=500),
@@ -89,7 +89,7 @@ _FASTAT = FastAT(threat=EPS)
 _PGDAT = PGDAT(threat=EPS, step_size=2 / 255, start="uniform")
 _S10, _S20 = HypersphereConfig(scale=10.0, margin=0.2), HypersphereConfig(scale=20.0, margin=0.3)
 _ALP, _ALP_HE = (ALP(threat=EPS, step_size=2 / 255, start="uniform", beta=beta) for beta in (0.5, 0.5 / _S20.scale**2))
-"""The same loss: logits on the sphere are s times the cosines that the paper's code pairs."""
+"""Both betas give the same loss, because logits on the sphere are s times the cosines that the paper's code pairs."""
 _TINY = tiny_imagenet("freeat", FreeAT(threat=SMALL_EPS, step_size=4 / 255, repeats=4), 6)
 
 PLAIN = [

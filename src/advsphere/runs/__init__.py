@@ -1,1 +1,1 @@
-"""Training runs: their config, parts, training, folder, and what of them is evaluated."""
+"""Training runs: config, parts, training, folder, and the target of an evaluation."""

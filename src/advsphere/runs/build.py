@@ -1,4 +1,4 @@
-"""From a config to its parts: the images, the network with its sphere, the loss and the optimizer."""
+"""Build the parts of a config: the images, the network with its sphere, and the loss."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _TEST = ("test", "validation", "valid", "val")
 
 
 def device() -> torch.device:
-    """Where networks run: the GPU if there is one."""
+    """The device that networks run on: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_data(config: Config, root: Path | None = None) -> Dataset:
-    """The training and test images of a config. `root` is where they are now, if they have moved."""
+    """The training and test images of a config. `root` is their new folder, if they have been moved."""
     data = config.data
     if _user_defined(data.name):
         return _user_data(config, root)
@@ -41,7 +41,7 @@ def load_data(config: Config, root: Path | None = None) -> Dataset:
 
 
 def load_test_data(config: Config, root: Path | None = None) -> Images:
-    """The test images alone; those of an image folder can be loaded without its training images."""
+    """The test images alone. An image folder does not need its training images for this."""
     data = config.data
     if _user_defined(data.name):
         return _user_data(config, root).test
@@ -55,21 +55,21 @@ def build_model(
     *,
     network: nn.Module | Callable[..., nn.Module] | None = None,
 ) -> nn.Module:
-    """The network of a config for these images, with its sphere if it has one.
+    """Build the network of a config for these images, with its sphere if it has one.
 
     Args:
-        config: The run. Its seed decides the initial weights, unless it names weights to start from.
-        images: Decide the input's shape and the classes.
-        tell: Called with a line that the user should know.
-        network: Use this network, or the one that this function builds, instead of the one that the config names. A
-            network gets its sphere in place.
+        config: The run's config. Its seed decides the initial weights, unless it names weights to start from.
+        images: Images that decide the input's shape and the classes.
+        tell: Called with each line that the user should read.
+        network: A network, or a function that builds one, in place of the network that the config names. A network is
+            changed in place.
 
     Returns:
         The network, on the CPU unless `network` is elsewhere.
 
     Raises:
-        UserError: For an unknown name, a last linear layer that can't be found, a network that does not fit the images,
-            and weights that do not exist or do not fit.
+        UserError: If a name is unknown, the last linear layer can't be found, the network does not fit the images, or
+            the weights do not exist or do not fit.
     """
     if config.model.pretrained and config.model.weights is not None:
         raise UserError("start from --model.pretrained or from --model.weights, not from both")
@@ -88,20 +88,20 @@ def build_model(
 
 
 def from_scratch(config: Config) -> Config:
-    """The same config without weights to start from: for a network that is about to be given others."""
+    """The same config without initial weights, for a network whose weights will be loaded."""
     return replace(config, model=replace(config.model, pretrained=False, weights=None))
 
 
 def head_name(config: Config) -> str | None:
-    """The user's name for the head, as it is called inside the wrapper that normalises the input."""
+    """The user's name for the head, with the prefix of the wrapper that normalises the input."""
     model = config.model
     wrapped = not _user_defined(model.name) or model.statistics is not None
     return f"network.{model.head}" if model.head is not None and wrapped else model.head
 
 
 class Parts(NamedTuple):
-    """What the training loop needs besides images: the model, the criterion, and how the sphere's schedules and margin
-    reach them.
+    """The model and the criterion, a function that sets the sphere's schedules before each step, and the margin's shift
+    of the logits while crafting (None for no shift).
     """
 
     model: nn.Module
@@ -136,22 +136,22 @@ def as_dataset(
     resize: int | None = None,
     crops: bool = False,
 ) -> Dataset:
-    """Training and test images from whatever holds them.
+    """Convert training and test images of any supported kind.
 
     Args:
         data: A `Dataset`; one set, a tenth of which is then held out for testing; or two sets: a pair (train, test), or
             a mapping with "train" and "test" or "validation". A set is anything that `advsphere.data.from_dataset`
             takes.
-        name: What reports call the images; by default the name of their type.
-        image_size: The side to which PIL images are brought.
-        resize: The length of their shorter side before the centre is cut out.
+        name: The name of the images in reports; by default the name of their type.
+        image_size: The side to which PIL images are resized.
+        resize: The length of their shorter side before the centre is cropped.
         crops: Whether the training images will be cropped at random, from their own resolution.
 
     Returns:
         Both sets, with the same classes.
 
     Raises:
-        UserError: If it is something else, an image or label is invalid, or the two sets have different classes.
+        UserError: If the kind is not supported, an image or label is invalid, or the two sets have different classes.
     """
     if isinstance(data, Dataset):
         return data
@@ -162,7 +162,7 @@ def as_dataset(
     if not (isinstance(data, tuple) and len(data) == 2) or isinstance(data[0], Tensor):
         return hold_out(convert(data, crops=crops))
     train, test = convert(data[0], crops=crops), convert(data[1])
-    longer = max(train.classes, test.classes, key=len)  # tensors have as many as their highest label says
+    longer = max(train.classes, test.classes, key=len)  # for tensors, the highest label gives the number of classes
     if not all(longer[: len(part.classes)] == part.classes for part in (train, test)):
         raise UserError(
             f"{train.name}: training and test images differ in their classes, {train.classes} and {test.classes}"
@@ -218,7 +218,7 @@ def _by_name(config: Config, images: Images) -> nn.Module:
 
 
 def _users_network(config: Config, images: Images, network: Any) -> nn.Module:
-    """A user-defined network, checked against the images; it normalises pixels itself unless the config says how."""
+    """A user-defined network, checked against the images. Without statistics in the config it gets raw pixels."""
     name, (channels, size, _) = config.model.name, images.shape
     if config.model.pretrained:
         raise UserError(f"--model.pretrained is for the libraries' networks; let {name} load its weights itself")

@@ -1,5 +1,5 @@
-"""What a training run is: one frozen value. Recipes are such values, the command line overrides them, and each run's
-folder keeps one.
+"""The config of a training run, a frozen value. Recipes are configs; the command line overrides their fields, and each
+run's folder stores one.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from advsphere.training.settings import Arguments
 
 OBJECTIVES: dict[str, type[Objective]] = {c.__name__: c for c in (Standard, PGDAT, ALP, TRADES, FastAT, FreeAT)}
 GIVEN = "given: "
-"""Begins the name of data, a model or an optimizer that was passed from Python and has no name of its own."""
+"""Prefix of the recorded name of data, a model or an optimizer that was passed from Python and has no name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """Which images to train on.
+    """The images to train on.
 
     Attributes:
-        name: digits, cifar10, cifar100, imagefolder, or package.module:function of yours, which returns the data.
-        arguments: Arguments of your function.
-        root: Where the images are. Without it $ADVSPHERE_DATA and ./data are searched. An image folder holds files or
-            tar shards, on this machine or at a URL.
-        image_size: The side in pixels to which an image folder's images are brought.
-        resize: The length in pixels to which their shorter side is resized before the centre is cut out; image_size by
+        name: digits, cifar10, cifar100, imagefolder, or your own package.module:function, which returns the data.
+        arguments: Arguments of your own function.
+        root: The folder of the images. Without it $ADVSPHERE_DATA and ./data are searched. An image folder holds files
+            or tar shards, on this machine or at a URL.
+        image_size: The side in pixels to which an image folder's images are resized.
+        resize: The length in pixels to which their shorter side is resized before the centre is cropped; image_size by
             default.
-        validation: How many training images are held out to choose the best checkpoint. Test images are never used.
+        validation: The number of training images held out to choose the best checkpoint. Test images are never used.
     """
 
     name: str = "digits"
@@ -58,18 +58,18 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """Which network to train.
+    """The network to train.
 
     Attributes:
-        name: wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, a bare name of theirs, or
-            package.module:function of yours, which returns the network.
-        arguments: Arguments of your function.
+        name: wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, a name of theirs without prefix,
+            or your own package.module:function, which returns the network.
+        arguments: Arguments of your own function.
         pretrained: Start from the library's published weights.
         weights: Start from the weights in this file: a state dict, as safetensors or from torch.save. A head for other
             classes is replaced by a new one.
-        head: The dotted name of the last linear layer, where it can't be found.
-        statistics: The data set whose pixel mean and std normalise the input; the data's own by default. A network of
-            yours gets pixels in [0, 1] unless this is given.
+        head: The dotted name of the last linear layer, if it can't be found automatically.
+        statistics: The data set whose pixel mean and std normalise the input; by default the data's own. Your own
+            network gets pixels in [0, 1] unless this is given.
     """
 
     name: str = "small-cnn"
@@ -85,14 +85,13 @@ class Config:
     """A training run.
 
     Attributes:
-        recipe: The recipe it started from.
-        data: Which images to train on.
-        model: Which network to train.
+        recipe: The recipe from which it was derived.
+        data: The images to train on.
+        model: The network to train.
         objective: How examples are crafted and which loss is minimised.
         sphere: Hypersphere embedding; None for a plain head.
         training: The settings of the training loop.
-        threat: The threat model that the run is validated and, by default, evaluated against. The objective has its
-            own for training.
+        threat: The threat model for validation and, by default, evaluation. The objective has its own for training.
         notes: Sources and uncertainties, for reports.
     """
 
@@ -108,7 +107,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenObjective(Objective):
-    """Stands in a run's config for an objective without a name, which was passed from Python: a local class, say."""
+    """A stand-in, in a run's config, for an objective that was passed from Python and has no name."""
 
     description: str
     chosen: str = "robust"
@@ -131,7 +130,7 @@ class GivenObjective(Objective):
 
 
 def recorded(objective: Objective) -> Objective:
-    """The objective as a config can hold it: itself, if its class can be found again by its name, else a stand-in."""
+    """The objective for a config: itself if its class can be found again by its name, else a stand-in."""
     if objective_name(objective) is not None:
         return objective
     return GivenObjective(
@@ -151,7 +150,7 @@ def objective_name(objective: Objective) -> str | None:
 
 
 def title_of(objective: Objective | type[Objective]) -> str:
-    """What tables and reports call an objective: the `title` that its class declares, else the class's name."""
+    """The objective's name in tables and reports: the `title` that its class declares, else the class's name."""
     if isinstance(objective, GivenObjective):
         return objective.description.partition("(")[0].rpartition(".")[2]
     kind = objective if isinstance(objective, type) else type(objective)
@@ -159,18 +158,18 @@ def title_of(objective: Objective | type[Objective]) -> str:
 
 
 def objective_class(name: str) -> type[Objective]:
-    """The objective with that name: one of ours, or package.module:Class. Raises UserError for anything else."""
+    """The objective class of that name, built-in or package.module:Class. Raises UserError for anything else."""
     if not named.is_name(name):
         return OBJECTIVES[known_kind(name, [*OBJECTIVES])]
     found = named.load(name)
     if not (isinstance(found, type) and issubclass(found, Objective) and _declares_fields(found)):
-        raise UserError(f"{name} is no dataclass that derives from advsphere.objectives.Objective")
+        raise UserError(f"{name} is not a dataclass derived from advsphere.objectives.Objective")
     return found
 
 
 def objective_like(name: str, config: Config) -> Objective:
-    """An objective by name, with the threat model of the config and those settings of the config's objective that both
-    have from the same class. Raises UserError for a class that needs further settings.
+    """An objective by name. It takes over the threat model, and the settings that it and the config's objective inherit
+    from the same class. Raises UserError if the class needs further settings.
     """
     kind, like = objective_class(name), config.objective
     shared = [c for c in kind.__mro__ if isinstance(like, c) and _declares_fields(c)]
@@ -180,7 +179,7 @@ def objective_like(name: str, config: Config) -> Objective:
     try:
         return kind(**settings)
     except TypeError as error:
-        raise UserError(f"{name} can't be made from its defaults ({error}); give each of its fields one") from error
+        raise UserError(f"{name} has fields without a default ({error}); give each field a default") from error
 
 
 def user_names(config: Config) -> list[str]:
@@ -191,7 +190,7 @@ def user_names(config: Config) -> list[str]:
 
 
 def _declares_fields(kind: type) -> bool:
-    """Whether a class is a dataclass itself, and not only derived from one."""
+    """Whether a class is itself a dataclass, and not only derived from one."""
     return "__dataclass_fields__" in vars(kind)
 
 
@@ -223,7 +222,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(old: Config, new: Config) -> list[Change]:
-    """The settings in which two runs differ, of those that affect a result."""
+    """The settings that differ between two runs and affect a result."""
     ignored = _without_effect()
     return [c for c in json_differences(to_dict(old), to_dict(new)) if c.path not in ignored]
 
@@ -234,7 +233,7 @@ def _without_effect() -> frozenset[str]:
 
 
 def flags(old: Config, new: Config) -> list[str] | None:
-    """What to type after `advsphere train RECIPE` to get `new`, where the recipe is `old`; None if no flag says it."""
+    """The flags of `advsphere train` that turn the recipe `old` into `new`; None if flags can't express it."""
     words: list[str] = []
     changes = differences(old, new)
     changed = {change.path for change in changes}
@@ -245,7 +244,7 @@ def flags(old: Config, new: Config) -> list[str] | None:
         if path == "objective.kind":
             words[:0] = ["--objective", value]
         elif value is None and "objective.kind" in changed and group == "objective":
-            continue  # a setting of the former objective
+            continue  # a setting of the recipe's objective
         elif arguments:
             words += [] if flag in words else [flag, json.dumps(attrgetter(head + arguments)(new))]
         elif value is None or isinstance(value, tuple | list):
@@ -255,7 +254,7 @@ def flags(old: Config, new: Config) -> list[str] | None:
         else:
             words += [flag, str(value)]
         if group == "threat" and f"objective.{path}" not in changed and hasattr(new.objective, "threat"):
-            # --threat.* alone would set the objective's as well.
+            # --threat.* alone would also set the objective's threat model.
             words += [f"--objective.threat.{last}", str(getattr(new.objective.threat, last))]
     return words
 
@@ -264,22 +263,22 @@ def flags(old: Config, new: Config) -> list[str] | None:
 
 
 def known_kind(kind: Any, known: Sequence[str]) -> str:
-    """The kind, if it is known. Raises UserError with the nearest one."""
+    """The kind, if it is known. Raises UserError with the nearest kind otherwise."""
     if isinstance(kind, str) and kind in known:
         return kind
-    raise UserError(f"no `kind` is called {kind!r}{nearest(str(kind), known)}; it is one of {', '.join(known)}")
+    raise UserError(f"no `kind` is called {kind!r}{nearest(str(kind), known)}; choose one of {', '.join(known)}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint at the nearest known name or, for a setting that belongs elsewhere, at that place."""
+    """A hint at the nearest known name or, for a setting that belongs elsewhere, at its full path."""
     near = difflib.get_close_matches(name, known, n=1)
     hints = near or [path for path, _ in places(Config) if path.partition(" ")[0].rpartition(".")[2] == name]
     return f" (did you mean {hints[0]}?)" if hints else ""
 
 
 def places(kind: Any, path: str = "", of: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """The path of every setting below a type, and the field that declares it. Where a place may have several types,
-    " of TYPE" follows the path.
+    """The path of every setting below a type, and the field that declares it. If several types are possible at a path,
+    " of TYPE" follows it.
     """
     types = OBJECTIVES.values() if kind is Objective else get_args(kind)
     members = [one for one in types if isinstance(one, type) and is_dataclass(one)]

@@ -1,4 +1,4 @@
-"""A config as YAML, read strictly: no unknown keys, no values of another type."""
+"""A config as YAML. Reading is strict: no unknown keys, and no values of another type."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def from_yaml(text: str | bytes, source: str = "config") -> Config:
     """Read a config strictly.
 
     Args:
-        text: YAML, as `to_yaml` writes it. Settings that are left out have their defaults.
-        source: What errors call it, such as the file's path.
+        text: YAML, as `to_yaml` writes it. Omitted settings have their defaults.
+        source: The name of the text in errors, such as the file's path.
 
     Returns:
         The config.
 
     Raises:
-        UserError: If it is not YAML, or has an unknown key or a value of another type. All such places are named, each
-            unknown key with the nearest known one.
+        UserError: If it is not YAML, or has an unknown key or a value of another type. The message names all such
+            places, and for each unknown key the nearest known one.
     """
     try:
         plain = yaml.safe_load(text)
@@ -51,7 +51,7 @@ def from_yaml(text: str | bytes, source: str = "config") -> Config:
 
 
 def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
-    """The value as that type; None, with a line more in `problems`, where it can't be."""
+    """The value as that type. If that fails, add a line to `problems` and return None."""
     try:
         return _value(kind, value, path, problems)
     except UserError as error:
@@ -67,13 +67,13 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return Path(_scalar(value, str))
     if origin is Literal:
         if value not in members:
-            raise UserError(f"{value!r} is none of {', '.join(members)}")
+            raise UserError(f"{value!r} is not one of {', '.join(members)}")
         return value
     if origin is tuple:
         return _list(value, members, path, problems)
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise UserError("arguments are expected here, one `name: value` a line")
+            raise UserError("arguments are expected here, one `name: value` per line")
         return value
     if kind is Objective:
         name = _kind_in(value)
@@ -94,7 +94,7 @@ _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    """YAML's own types, without Python's conversions, by which "false" is True and 1.9 is 1."""
+    """Check the type without converting: for Python, bool("false") is True and int(1.9) is 1."""
     if kind is float and type(value) in (int, str):
         with suppress(ValueError):
             return float(value)  # YAML reads 5e-4 as text
@@ -116,7 +116,7 @@ def _list(value: Any, kinds: tuple[Any, ...], path: str, problems: list[str]) ->
 def _fields(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     """A dataclass from the values of its fields."""
     if not isinstance(value, dict):
-        raise UserError("its settings are expected here, one `name: value` a line")
+        raise UserError("settings are expected here, one `name: value` per line")
     hints = typing.get_type_hints(kind)
     known = {f.name: f for f in fields(kind) if f.init}
     before = len(problems)

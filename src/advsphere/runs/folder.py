@@ -1,9 +1,9 @@
-"""The folder of a run: what is recorded, and reading it back.
+"""Write and read the folder of a run.
 
 config.yaml          the config
 provenance.json      code, libraries, machine, number of processes, checksums of user-defined source files
 classes.json         the class names, in the order of the network's outputs
-last.safetensors     the state after the last step, to go on from
+last.safetensors     the state after the last step, from which training resumes
 best.safetensors     the network that was best on held-out training images
 metrics.jsonl        one line for each epoch; tensorboard/ has the same numbers
 """
@@ -32,7 +32,7 @@ CONFIG, PROVENANCE, CLASSES = "config.yaml", "provenance.json", "classes.json"
 
 
 class Run(NamedTuple):
-    """A trained network with its config and the test images on which it is to be evaluated."""
+    """A trained network with its config and its test images."""
 
     config: Config
     model: nn.Module
@@ -50,7 +50,7 @@ def read_config(folder: Path) -> Config:
 
 
 def ranks(folder: Path) -> int:
-    """How many processes began a run."""
+    """The number of processes that started a run."""
     return int(_provenance(folder).get("ranks", 1))
 
 
@@ -62,20 +62,20 @@ def load_run(
     model: nn.Module | None = None,
     test: Any = None,
 ) -> Run:
-    """Read a trained network back, on the device that `device` names.
+    """Load a trained network with its config and test images, on the GPU if there is one.
 
     Args:
         folder: The run's folder.
-        which: Which of its checkpoints.
-        data_root: Where its images are now, if they have moved.
-        model: The network, for a run whose network was passed from Python. It gets the run's weights in place.
+        which: The checkpoint to load.
+        data_root: The new folder of its images, if they have been moved.
+        model: The network, for a run whose network was passed from Python. The run's weights are loaded into it.
         test: The test images, for a run whose images were passed from Python; see `advsphere.data.from_dataset`.
 
     Returns:
-        The config, the network in eval mode, and the test images, numbered by the run's classes.
+        The config, the network in eval mode, and the test images, with labels numbered by the run's classes.
 
     Raises:
-        UserError: If the run, its checkpoint or its images do not exist or are broken, or the images have classes that
+        UserError: If the run, its checkpoint or its images do not exist or are damaged, or the images have classes that
             the run does not know.
     """
     config = read_config(folder)
@@ -90,7 +90,7 @@ def load_run(
 
 
 def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> Images:
-    """The images with their labels numbered by the classes of a run, which are matched by name.
+    """Renumber the labels of images by the classes of a run. Classes are matched by name.
 
     Args:
         images: Images with classes of the same names, in any order; some may be missing.
@@ -98,10 +98,10 @@ def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> I
         folder: The run's folder, for the error.
 
     Returns:
-        The images. Those of a folder, which lie class by class, are brought into the order of the run's classes.
+        The images. Images that lie class by class, as in a folder, are sorted by the run's classes.
 
     Raises:
-        UserError: If there is a class that the run does not know.
+        UserError: If the run does not know a class.
     """
     if classes is None or images.classes == tuple(classes):
         return images
@@ -120,16 +120,16 @@ def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> I
 
 
 def claim(folder: Path, config: Config, resume: bool) -> bool:
-    """Whether the folder holds a checkpoint of this run to go on from. Nothing is written.
+    """Whether the folder holds a checkpoint from which this run can resume. Nothing is written.
 
     Raises:
-        UserError: If the folder holds a run and `resume` is not asked for; if it is another run, or its user-defined
-            source files were changed since; or if its config.yaml is not a run's.
+        UserError: If the folder holds a run and `resume` is False, holds another run, or holds a config.yaml that is
+            not a run's, or if user-defined source files have changed since the run started.
     """
     begun = (folder / "last.safetensors").exists()
     if begun and not resume:
-        raise UserError(f"{folder} already holds a run; go on with it by --resume, or name another folder with --out")
-    # Reading it also refuses to write over a config.yaml that is somebody else's.
+        raise UserError(f"{folder} already holds a run; continue it with --resume, or name another folder with --out")
+    # Reading also refuses to overwrite a config.yaml that is not a run's.
     kept = read_config(folder) if begun or (folder / CONFIG).exists() else config
     if not begun:
         return False
@@ -141,14 +141,14 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
     changed = [name for name in now if before.get(name, now[name]) != now[name]]
     if changed:
         raise UserError(
-            f"{some(changed)}: the source file was changed since the run in {folder} began, so that a resume would mix "
+            f"{some(changed)}: the source file has changed since the run in {folder} started, so a resume would mix "
             "two versions; restore the file, or use another --out"
         )
     return True
 
 
 def record(folder: Path, config: Config, environment: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Write down what the run is, before its first step."""
+    """Record the run's config, environment and classes before its first step."""
     checksums = sources(config)
     provenance = {**environment, **({"sources": checksums} if checksums else {})}
     write_atomically(folder / CONFIG, to_yaml(config).encode())
@@ -157,7 +157,7 @@ def record(folder: Path, config: Config, environment: Mapping[str, Any], classes
 
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
-    """Raises UserError if the training images of a resumed run have other classes than it began with."""
+    """Raise UserError if the training images of a resumed run have other classes than at its start."""
     known = _classes(folder)
     if known is None or (len(classes) == len(known) and (_numbered(classes) or _numbered(known))):
         return

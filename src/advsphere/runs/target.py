@@ -1,5 +1,5 @@
-"""What is evaluated: one of our runs, or a user's model with its images. It is kept beside its evaluation, so that
-`verify` finds it again.
+"""The target of an evaluation: a run, or a user's model with its images. It is stored beside the evaluation, so that
+`verify` can load it again.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ class EvaluationTarget:
 
     Attributes:
         run: The folder of a training run.
-        checkpoint: Which of the run's checkpoints.
-        model: A model of yours: package.module:function, called without arguments. It takes pixels in [0, 1]; see
+        checkpoint: The checkpoint of the run.
+        model: Your own model: package.module:function, called without arguments. The model takes pixels in [0, 1]; see
             --mean.
-        weights: The weights of your model: a state dict, as safetensors or from torch.save.
-        data: The images of your model: a folder with val/<class>/ or test/<class>/, CIFAR, or package.module:function,
-            which returns them. For a run: where its data lie now.
-        image_size: The side that an image folder's images are brought to.
-        mean: What your model's input is normalised with, if the model does not do that itself; one number a channel.
+        weights: The weights of your own model: a state dict, as safetensors or from torch.save.
+        data: The images for your own model: a folder with val/<class>/ or test/<class>/, CIFAR, or
+            package.module:function, which returns them. For a run: the folder of its images, if they have been moved.
+        image_size: The side in pixels to which an image folder's images are resized.
+        mean: The mean by which your own model's input is normalised, one number per channel; omit it if the model
+            normalises its input itself.
         std: The standard deviation that belongs to --mean.
-        n: The first n test images, or n at equal distances where they lie class by class; all by default. Under
-            torchrun, which would take --n for one of its own, write -n.
+        n: The number of test images: the first n, or n at equal distances if they lie class by class; all by default.
+            With torchrun, which takes --n for its own option, write -n.
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -55,8 +56,8 @@ class EvaluationTarget:
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
 
     def load(self) -> tuple[nn.Module, Images]:
-        """The model in eval mode and its test images, on one device. Raises UserError for anything that is missing,
-        does not fit, or contradicts the rest.
+        """The model in eval mode and its test images, on one device. Raises UserError if a part is missing or does not
+        fit, or if options contradict each other.
         """
         if self.run is None:
             model, images = self._own()
@@ -64,7 +65,7 @@ class EvaluationTarget:
             for name in ("model", "weights", "image_size", "mean", "std"):
                 if getattr(self, name) is not None:
                     flag = f"--{name.replace('_', '-')}"
-                    raise UserError(f"{flag} is for a model of yours, but {self.run} is a run; leave out one of them")
+                    raise UserError(f"{flag} is for your own model, but {self.run} is a run; leave out one of them")
             run = load_run(self.run, self.checkpoint, data_root=self.data)
             model, images = run.model, run.test
         return model.to(device()).eval(), images if self.n is None else images.few(self.n)
@@ -72,17 +73,17 @@ class EvaluationTarget:
     def _own(self) -> tuple[nn.Module, Images]:
         if self.model is None or self.data is None:
             raise UserError(
-                "name a run, or a model of yours: --model package.module:function --data DIR [--weights FILE]"
+                "name a run, or your own model: --model package.module:function --data DIR [--weights FILE]"
             )
         if self.checkpoint != "best":
-            raise UserError("--checkpoint is for a run; a model of yours takes --weights")
+            raise UserError("--checkpoint is for a run; use --weights for your own model")
         model = named.call(self.model, {}, {})
         if not isinstance(model, nn.Module):
             raise UserError(f"--model {self.model} returned a {type(model).__name__}, not a torch.nn.Module")
         if self.weights is not None:
             load_weights(model, self.weights)
         if (self.mean is None) != (self.std is None):
-            raise UserError("give both --mean and --std, one number a channel, or neither")
+            raise UserError("give both --mean and --std, one number per channel, or neither")
         if self.mean is not None and self.std is not None:
             model = PixelClassifier(model, self.mean, self.std)
         if named.is_name(str(self.data)):
@@ -92,32 +93,32 @@ class EvaluationTarget:
         return model, images.to(device())
 
     def at(self, data: Path | None) -> EvaluationTarget:
-        """The same target with its images at another place; None leaves it as it is."""
+        """The same target with another folder of images; None changes nothing."""
         return self if data is None else replace(self, data=data)
 
     def save(self, folder: Path) -> None:
-        """Write subject.json into an evaluation's folder. Relative paths, and those of folders around it, are written
-        relative to it, so that they are found after both were moved together.
+        """Write subject.json into an evaluation's folder. Relative paths, and paths of folders around it, are stored
+        relative to it, so that they stay valid if all are moved together.
         """
         places = {name: _relative(getattr(self, name), folder) for name in ("run", "weights", "data")}
         write_atomically(folder / "subject.json", json.dumps(asdict(self) | places, indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> EvaluationTarget:
-        """What `save` wrote. Raises UserError where the folder holds no evaluation."""
+        """Read what `save` wrote. Raises UserError if the folder holds no evaluation."""
         path = folder / "subject.json"
         if not path.is_file():
             raise UserError(f"{folder} holds no evaluation: there is no subject.json; `advsphere evaluate` writes one")
         try:
             subject: EvaluationTarget = cattrs.structure(json.loads(path.read_text()), cls)
         except (ValueError, OSError, cattrs.BaseValidationError) as error:
-            raise UserError(f"{path} is damaged; evaluate into {folder} again to write it anew") from error
+            raise UserError(f"{path} is damaged; evaluate into {folder} again to rewrite it") from error
         run, weights, data = (_found(place, folder) for place in (subject.run, subject.weights, subject.data))
         return replace(subject, run=run, weights=weights, data=data)
 
 
 def evaluations(place: Path, holding: str = "evaluation.json") -> list[Path]:
-    """The folders of evaluations at a place: itself, or those in a run's folder. holding: a file that they have."""
+    """The folders of evaluations at a place: itself, or the evaluations of a run. Each has a file `holding`."""
     if (place / holding).is_file():
         return [place]
     return sorted(path.parent for path in place.glob(f"evaluations/*/{holding}"))

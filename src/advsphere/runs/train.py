@@ -1,4 +1,4 @@
-"""Training a run: data, network, sphere, objective and loop put together, in a folder that a resume goes on from."""
+"""Train a run: connect data, network, sphere, objective and loop, and store the run in a folder."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Validation:
     """Clean and PGD-10 accuracy on held-out training images, which choose the best checkpoint.
 
     PGD-10 takes steps of eps / 4 from a uniform start, with the same random numbers in every epoch. The processes share
-    the images and all get the counts of all.
+    the images, and each gets the total counts.
 
     Attributes:
         images: The held-out images.
-        threat: What they are attacked with.
+        threat: The threat model of the attack.
         dtype: The precision to compute in; None for float32.
-        batch_size: How many images are attacked at once.
-        record: Further metrics of the model on these images; asked on the first process only.
+        batch_size: The number of images attacked at once.
+        record: A function that computes further metrics of the model on these images, on the first process only.
         world: The processes that train together.
     """
 
@@ -96,33 +96,34 @@ def train(
     world: World = World(),
     **settings: Any,
 ) -> nn.Module:
-    """Train a network and keep the run in a folder, which every command of `advsphere` reads.
+    """Train a network and store the run in a folder, which every command of `advsphere` reads.
 
-    A part that is given replaces the config's. It is recorded by its name, `package.module:object`, if it has one, and
-    the run can then be resumed and evaluated from the command line. Of a part without a name (a tensor, a lambda, a
-    local class) a description is recorded; pass it again to resume or to evaluate (`advsphere.runs.folder.load_run`).
+    A part that is passed replaces the config's. It is recorded by its name, `package.module:object`, if it has one; the
+    run can then be resumed and evaluated from the command line. For a part without a name (a tensor, a lambda, a local
+    class) a description is recorded; pass it again to resume or to evaluate (`advsphere.load_run`).
 
     Args:
-        config: What to train, such as `advsphere.recipes.recipe("digits-pgd-at")`; by default small-cnn on the digits
-            without an adversary.
-        folder: Where to keep the run; `runs/` and the recipe's name by default.
+        config: The settings, such as `advsphere.recipe("digits-pgd-at")`; by default small-cnn on the digits without an
+            adversary.
+        folder: The run's folder; by default `runs/` and the recipe's name.
         data: The images: a name (`cifar10`, or package.module:function), or a pair of tensors, a
             map-style data set, a pair (train, test) or mapping of these, or a `Dataset`.
-        model: The network: a name, a function that builds it (called with those of num_classes, in_channels and
-            image_size that it takes), or the network, which is trained in place. It maps pixels in [0, 1] to logits.
-        objective: How examples are crafted and which loss is minimised: an object, or the name of a class of yours.
-        optimizer: A name such as `torch.optim:AdamW`, a class, or a function of the parameters. It is given those of
-            lr, momentum and weight_decay that it takes; the learning rate then follows the schedule.
+        model: The network: a name, a function that builds it, or the network itself, which is trained in place. The
+            function is called with those of num_classes, in_channels and image_size that are among its parameters. The
+            network maps pixels in [0, 1] to logits.
+        objective: How examples are crafted and which loss is minimised: an object, or the name of your own class.
+        optimizer: A name such as `torch.optim:AdamW`, a class, or a function of the network's parameters. It is called
+            with those of lr, momentum and weight_decay that it takes; the learning rate then follows the schedule.
         sphere: Hypersphere embedding.
-        threat: What the run is validated and evaluated against. A given objective keeps its own for training, which is
-            also used here if this is left out; otherwise the objective of the config gets this one.
-        resume: Go on from the folder's last checkpoint, or begin if there is none.
-        on_start: Called with the trainer and with lines that the user should know.
+        threat: The threat model for validation and evaluation, and for the config's objective. An objective that is
+            passed keeps its own for training; it is also used for validation if `threat` is omitted.
+        resume: Continue from the folder's last checkpoint, or start if there is none.
+        on_start: Called with the trainer and with lines that the user should read.
         on_tick: Called a few times a second with the progress, on the first process.
         on_epoch: Called after each epoch with its metrics, on the first process.
-        stop: Asked after every step; True stops training after a checkpoint.
-        record: Asked after each epoch for further metrics: (model, held-out images, criterion) -> metrics.
-        world: The processes that train together. They need a folder that all of them see; the first writes it.
+        stop: Called after every step; if it returns True, training writes a checkpoint and stops.
+        record: Called after each epoch for further metrics: (model, held-out images, criterion) -> metrics.
+        world: The processes that train together. All of them must see the folder; the first one writes it.
         **settings: Settings of the loop, such as epochs=5 or lr=0.1 (`advsphere.training.TrainSettings`), and
             validation, the number of training images that are held out.
 
@@ -132,7 +133,7 @@ def train(
     Raises:
         UserError: If a part does not exist or does not fit, the folder holds another run, another process trains into
             it, training diverges or the disk is full.
-        Stopped: If `stop` said so; the folder holds a checkpoint to resume from.
+        Stopped: If `stop` returned True; the folder holds a checkpoint to resume from.
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
     folder = Path(folder) if folder is not None else Path("runs") / run.recipe
@@ -164,7 +165,7 @@ def train(
         if begun:
             check_classes(folder, images.train.classes)
             notes += [
-                f"resumed where this differs, so equal up to rounding only: {change}" for change in trainer.resume()
+                f"resumed in another environment, so equal up to rounding only: {change}" for change in trainer.resume()
             ]
         elif world.first:
             write_record(folder, run, around, images.train.classes)
@@ -185,7 +186,7 @@ def train(
                 held_out.to(where),
                 run.threat,
                 trainer.dtype,
-                # Fewer at once of large images.
+                # Large images need smaller batches.
                 batch_size=max(1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))),
                 record=lambda model, images: {} if record is None else record(model, images, parts.criterion),
                 world=world,
@@ -200,7 +201,7 @@ def train(
 
 
 def threats_differ(config: Config) -> list[str]:
-    """A line where a run is trained against another threat model than it is validated and evaluated against."""
+    """A line if the threat model for training differs from that for validation and evaluation."""
     own = getattr(config.objective, "threat", None)
     if own is None or own == config.threat:
         return []
@@ -209,7 +210,7 @@ def threats_differ(config: Config) -> list[str]:
 
 
 class _Given(NamedTuple):
-    """The parts that were passed as objects, and the objective in any case."""
+    """The parts that were passed as objects and have no name, and the objective."""
 
     data: Dataset | None
     network: Any
@@ -227,7 +228,7 @@ def _described(
     threat: ThreatModel | None,
     settings: dict[str, Any],
 ) -> tuple[Config, _Given]:
-    """The config with the parts that replace its own, by name or description, and those that have no name."""
+    """The config, in which names or descriptions of the passed parts replace its own, and the parts without a name."""
     run = config or Config(recipe="custom")
     validation = settings.pop("validation", None)
     known = [field.name for field in fields(TrainSettings)]
@@ -265,7 +266,7 @@ def _described(
 
 
 def _name(part: Any) -> str | None:
-    """A part's name: the text itself, or where a function or class is found again."""
+    """A part's name: the text itself, or `package.module:object` for a function or class; None if it has none."""
     return part if isinstance(part, str) else named.name_of(part)
 
 
