@@ -130,4 +130,4 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["demo", "--help"])
     words = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert exited.value.code == 0
-    assert "upper bound of robust accuracy" in words and "--out" in words and "runs/demo" in words
+    assert "upper bound of its robust accuracy" in words and "--out" in words and "runs/demo" in words

@@ -197,7 +197,7 @@ def test_a_user_s_section_is_one_file(page: Path, runs: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("add_a_report_metric:error", "no section"), ("nowhere:a", "nowhere"), ("add_a_report_metric:b", "has no")],
+    [("add_a_report_metric:error", "not a section"), ("nowhere:a", "nowhere"), ("add_a_report_metric:b", "has no")],
 )
 def test_a_section_that_is_none_gets_one_line(
     name: str, says: str, runs: list[Path], own: None, capfd: pytest.CaptureFixture[str]

@@ -44,7 +44,7 @@ def test_every_pair_of_attacks_is_counted(tree: Node) -> None:
     numbers = [text for text in plain if text.isdigit()]
     assert numbers[-6:] == ["40", "0", "0", "29", "69", "29"]
     assert "Fooled by one attack alone: PGD-20 29." in str(section.all("img")[0].attributes["alt"])
-    assert "Of 190 images" in section.text
+    assert "Of 190 correctly classified images" in section.text
 
 
 def test_margins_and_angles_come_with_their_quartiles(tree: Node) -> None:
