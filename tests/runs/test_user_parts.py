@@ -281,7 +281,7 @@ def test_a_config_file_is_trained(module: str) -> None:
     [
         (["--objective", "TRADE"], "did you mean TRADES"),
         (["--objective", "nowhere:Mine"], "nowhere:Mine: No module named 'nowhere'"),
-        (["--objective", "torch:Tensor"], "no dataclass that derives from advsphere.objectives.Objective"),
+        (["--objective", "torch:Tensor"], "not a dataclass derived from advsphere.objectives.Objective"),
         (["--model.name", "torch.nn:nothing"], "no attribute 'nothing'"),
         (["--data.name", "torch:get_num_threads"], "torch:get_num_threads is no map-style data set"),
         (["--optimizer", "adam"], "adam"),
@@ -306,7 +306,7 @@ def test_an_objective_takes_over_what_both_have_from_one_class() -> None:
     assert objective_like("Standard", config) == Standard()
     standard = recipe("digits-standard")
     assert objective_like("PGDAT", standard) == PGDAT(threat=standard.threat)
-    with pytest.raises(UserError, match="give each of its fields one"):
+    with pytest.raises(UserError, match="give each field a default"):
         objective_like("advsphere.runs.config:GivenObjective", standard)
 
 
