@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.classifier import PixelClassifier, fooled, frozen, input_gradient, logits_of, low_precision, split
+from advsphere.classifier import (
+    PixelClassifier,
+    answer,
+    fooled,
+    frozen,
+    input_gradient,
+    logits_of,
+    low_precision,
+    split,
+)
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from tests.laws import assert_same_state, conv_net, global_randomness_untouched, images, labels, mixed, state_of
@@ -75,9 +84,9 @@ def test_frozen_restores_after_an_exception_inside(fold: bool) -> None:
 
 def test_frozen_restores_after_an_exception_while_it_sets_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of two foldings fails: the first one is undone, modes and gradients too."""
-    import advsphere.classifier
+    import advsphere.folding
 
-    fuse: Any = vars(advsphere.classifier)["fuse_conv_bn_eval"]
+    fuse: Any = vars(advsphere.folding)["fuse_conv_bn_eval"]
     calls: list[Any] = []
 
     def fail_at_second(*pair: Any) -> nn.Module:
@@ -86,7 +95,7 @@ def test_frozen_restores_after_an_exception_while_it_sets_up(monkeypatch: pytest
             raise ZeroDivisionError
         return fuse(*pair)
 
-    monkeypatch.setattr(advsphere.classifier, "fuse_conv_bn_eval", fail_at_second)
+    monkeypatch.setattr(advsphere.folding, "fuse_conv_bn_eval", fail_at_second)
     model = mixed(conv_net())
     before = state_of(model)
     with pytest.raises(ZeroDivisionError), frozen(model, fold=True):
@@ -333,3 +342,97 @@ def test_split_by_name_and_of_a_layer_that_is_never_called() -> None:
     assert torch.equal(split(model, head="fc").features(x), x.flatten(1))
     with pytest.raises(UserError, match="never runs the Linear"):
         split(model).features(x)
+
+
+class Awkward(nn.Module):
+    """A network that flattens by `view`, overwrites its input, and has its convolution under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handle, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.body = nn.Sequential(self.handle, self.norm, nn.ReLU())
+        self.head = nn.Linear(4 * 36, 4)
+        assert self.norm.running_var is not None
+        self.norm.running_var.fill_(0.01)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x -= 0.5
+        z = self.body(x)
+        return self.head(z.view(len(x), -1)), z
+
+
+def awkward() -> Awkward:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Awkward().eval()
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("preset", [torch.channels_last, torch.contiguous_format])
+def test_a_network_gets_a_copy_of_the_images_in_a_layout_that_it_can_take(fold: bool, preset: Any) -> None:
+    model, x = awkward(), images(3).contiguous(memory_format=preset)
+    given = x.clone()
+    with torch.no_grad(), frozen(model, fold=fold) as classify:
+        seen = [classify(x) for _ in range(2)]
+    expected = model(x.clone().contiguous())[0]
+    assert torch.equal(x, given)
+    assert all(torch.allclose(logits, expected, atol=1e-5) for logits in seen)
+
+
+def test_a_layout_that_fails_half_way_leaves_the_running_statistics_as_one_forward_does() -> None:
+    first, second = awkward().train(), awkward().train()
+    answer(first, images(3), torch.channels_last)
+    second(images(3).contiguous())
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
+
+
+def test_a_network_whose_forward_was_changed_is_not_folded_by_its_old_trace() -> None:
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.normalised = conv_net(seed=1), True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) if self.normalised else self.net[2:](self.net[0](x))
+
+    model, x = Switched().eval(), images(3)
+    for model.normalised in (True, False):
+        with torch.no_grad(), frozen(model, fold=True) as classify:
+            assert torch.allclose(classify(x), model.net(x) if model.normalised else model(x), atol=1e-4)
+
+
+def test_logits_have_the_type_of_the_images() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).double()
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.double())
+
+    with frozen(Inside()) as classify:
+        assert classify(images(2)).dtype == torch.float32 and classify(images(2).double()).dtype == torch.float64
+
+
+def test_features_of_a_compiled_network_and_of_a_head_called_by_keyword() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(192, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=x.flatten(1))
+
+    for model in (Named(), torch.compile(Named(), backend="eager")):
+        model(images(2))
+        assert torch.equal(split(model).features(images(2)), images(2).flatten(1))
+
+
+def test_a_scale_for_each_class_is_no_scale_of_the_head() -> None:
+    model = conv_net()
+    head = model[-1]
+    for scale, expected in ((torch.ones(4), 1.0), (torch.tensor([3.0]), 3.0), (2, 2.0)):
+        head.scale = scale
+        assert split(model).scale == expected

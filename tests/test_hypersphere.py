@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereConfig, HypersphereHead, attach_head, m_he
@@ -272,3 +272,46 @@ def test_why_only_a_kl_sees_the_shift() -> None:
 def test_a_schedule_may_not_take_the_scale_to_nothing() -> None:
     with pytest.raises(UserError, match="positive"):
         HypersphereConfig(scale_schedule=Linear(((0.0, 0.0), (1.0, 1.0))))
+
+
+def test_a_head_takes_the_place_of_a_layer_under_all_of_its_names() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Linear(12, 5)
+            self.net = nn.Sequential(nn.Flatten(), self.classifier)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    net = Twice()
+    attach_head(net, scale=15.0)
+    assert net.classifier is net.net[1] and isinstance(net.classifier, HypersphereHead)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_layer_that_the_forward_does_not_call_is_refused_and_kept(with_bias: bool) -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.conv(x).mean((2, 3)), self.fc.weight, self.fc.bias if with_bias else None)
+
+    net = Aside()
+    with pytest.raises(UserError, match="without calling its layer 'fc'"):
+        attach_head(net, scale=15.0)
+    assert type(net.fc) is nn.Linear and net.training
+
+
+def test_rows_too_short_to_learn_are_drawn_or_lengthened() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    with torch.no_grad():
+        net[1].weight[0], net[1].weight[1] = 0, net[1].weight[1] * 1e-6
+    old = net[1].weight.detach().clone()
+    attach_head(net, scale=15.0)
+    new = net[1].weight.detach()
+    assert new[0].norm() > 0.1
+    assert torch.allclose(new[1], old[1] / old[1].norm(), atol=1e-5)
+    assert torch.equal(new[2], old[2])

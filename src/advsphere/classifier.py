@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from advsphere import folding
 from advsphere.errors import UserError
+from advsphere.folding import replace_modules
 
 Classifier = Callable[[Tensor], Tensor]
 """(B, C, H, W) pixels -> (B, K) logits."""
@@ -110,15 +112,17 @@ def frozen(
 ) -> Iterator[Classifier]:
     """Prepare a model for attacks, and restore it afterwards.
 
-    Inside the block weights take no gradient, images are laid out channels last and logits are float32. No other place
-    sets low precision, memory layout and folding. Every module's own mode is restored. Running statistics that a
-    forward pass updates in train mode stay updated.
+    Inside the block weights take no gradient, the network gets a copy of the images, channels last if it can take that,
+    and logits have the type of the images, at least float32. No other place sets low precision, memory layout and
+    folding. Every module's own mode is restored. Running statistics that a forward pass updates in train mode stay
+    updated.
 
     Args:
         model: The model.
         dtype: Autocast to this type, such as bfloat16.
         fold: In eval mode, fold each batch norm into the convolution before it, where tracing finds such pairs. The
-            logits are equal up to rounding, and computed faster.
+            logits are equal up to rounding, and computed faster. The first batch checks that: a network whose logits
+            change is not folded.
         mode: The mode of all modules.
 
     Yields:
@@ -126,30 +130,111 @@ def frozen(
     """
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    folded: list[tuple[str, nn.Module]] = []
+    folded: dict[nn.Module, nn.Module] = {}
+    checked = False
     device_type = next((p.device.type for p in model.parameters()), "cpu")
 
-    def classify(x: Tensor) -> Tensor:
-        if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+    def ask(x: Tensor) -> Tensor:
         with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-            logits = logits_of(model(x))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return answer(model, x, torch.channels_last)
+
+    @torch.no_grad()
+    def plainly(x: Tensor) -> Tensor:
+        # `forward` leaves out hooks of the model itself, which may count what a search costs.
+        with _eagerly(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
+
+    def check_folding(x: Tensor) -> None:
+        try:
+            after = plainly(x)
+        except Exception:  # the user's code may look at the layers that are no longer there
+            after = torch.full((), torch.nan, device=x.device)
+        replace_modules(model, {new: old for old, new in folded.items()})
+        before = plainly(x)
+        if float((after - before).abs().max()) <= (0.1 if dtype else 0.01) * float(before.abs().max()):
+            replace_modules(model, folded)
+        else:
+            folded.clear()
+
+    def classify(x: Tensor) -> Tensor:
+        nonlocal checked
+        if folded and not checked:
+            checked = True
+            check_folding(x[:2].detach())
+        return ask(x).to(torch.promote_types(x.dtype, torch.float32))
 
     try:
         for p in trainable:
             p.requires_grad_(False)
         model.train(mode == "train")
         if fold and mode == "eval":
-            _fold(model, folded)
+            folding.fold(model, folded)
         yield classify
     finally:
-        for name, module in folded:
-            model.set_submodule(name, module)
+        replace_modules(model, {new: old for old, new in folded.items()})
         for p in trainable:
             p.requires_grad_(True)
         for module, training in modes:
             module.training = training
+
+
+# For each model: whether it took images of this shape (C, H, W) in the preferred memory format.
+_TAKEN: WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, torch.memory_format, bool], bool]] = WeakKeyDictionary()
+
+
+def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.preserve_format) -> Tensor:
+    """Ask a network for the logits of a copy of the images, which it may overwrite.
+
+    A network that flattens by `view` can't take images channels last; it gets them contiguous.
+
+    Args:
+        model: The network.
+        x: Images (B, C, H, W).
+        preferred: The memory format, if the network takes images in it.
+
+    Returns:
+        The logits (B, K).
+
+    Raises:
+        UserError: As `logits_of`.
+    """
+    if x.dim() != 4:
+        return logits_of(model(x.clone()))
+    taken = _TAKEN.setdefault(model, {})
+    key = x.shape[1:], preferred, x.is_contiguous()
+    known = taken.get(key)
+    if known is None:
+        before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            logits = logits_of(model(x.clone(memory_format=preferred)))
+            taken[key] = True
+            return logits
+        except RuntimeError:
+            for buffer, value in before:  # a part of the network has run already, perhaps in train mode
+                buffer.data.copy_(value)
+    logits = logits_of(model(x.clone(memory_format=preferred if known else torch.contiguous_format)))
+    taken[key] = bool(known)
+    return logits
+
+
+class Answering(nn.Module):
+    """A network as a module that returns logits, whatever it returns itself, see `answer`.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return answer(self.network, x)
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Run compiled networks uncompiled, so that hooks are called and nothing is compiled for a small batch."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def low_precision(device: torch.device) -> torch.dtype | None:
@@ -180,8 +265,8 @@ def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
     """
     seen: list[Tensor] = []
 
-    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[:] = [given[0]]
+    def note(_: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        seen[:] = [*given, *named.values()][:1]
 
     def latest() -> Tensor:
         if not seen:
@@ -191,9 +276,10 @@ def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
             )
         return seen[0]
 
-    handle = head.register_forward_pre_hook(note)
+    handle = head.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield latest
+        with _eagerly():
+            yield latest
     finally:
         handle.remove()
 
@@ -204,7 +290,7 @@ class Split(NamedTuple):
     Attributes:
         features: Maps images (B, C, H, W) to features (B, D).
         head: Maps features (B, D) to logits (B, K).
-        scale: The scale s of the head, 1.0 for a plain one.
+        scale: The scale s of the head, 1.0 for a plain one and one with a scale for each class.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -232,7 +318,9 @@ def split(model: nn.Module, head: str | None = None) -> Split:
             model(x)
             return latest()
 
-    return Split(features, module, float(getattr(module, "scale", 1.0)))
+    scale = getattr(module, "scale", 1.0)
+    one = isinstance(scale, int | float) or (isinstance(scale, Tensor) and scale.numel() == 1)
+    return Split(features, module, float(scale) if one else 1.0)
 
 
 def find_head(model: nn.Module, name: str | None = None) -> str:
@@ -275,45 +363,3 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
             f"can't tell which of {', '.join(rivals[-3:])} is the head of this {type(model).__name__}; {cure}"
         )
     return last
-
-
-# For each traced model: the names and types of its modules (one may be replaced later), and the pairs found.
-_PAIRS: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, type]], list[tuple[str, str]]]] = WeakKeyDictionary()
-
-
-def _fold(model: nn.Module, originals: list[tuple[str, nn.Module]]) -> None:
-    """Replace each conv -> batch norm pair by one convolution, and note the modules to restore in `originals`."""
-    structure = [(name, type(module)) for name, module in model.named_modules()]
-    if model not in _PAIRS or _PAIRS[model][0] != structure:
-        _PAIRS[model] = structure, _conv_bn_pairs(model)
-    for conv_name, bn_name in _PAIRS[model][1]:
-        conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
-        fused = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var,arg-type]
-        originals += [(conv_name, conv), (bn_name, bn)]
-        model.set_submodule(conv_name, fused)
-        model.set_submodule(bn_name, nn.Identity())
-
-
-class _LeafTracer(fx.Tracer):
-    """Traces into containers only: a module without children is one node, whatever it does inside."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return next(m.children(), None) is None
-
-
-def _conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    try:
-        graph = _LeafTracer().trace(model)
-    except Exception:  # tracing runs the user's code on proxies and may fail in any way, and folding only saves time
-        return []
-    called = [n.target for n in graph.nodes if n.op == "call_module"]
-    pairs = []
-    for node in graph.nodes:
-        source = node.args[0] if node.op == "call_module" and node.args else None
-        if not (isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1):
-            continue
-        conv, bn = model.get_submodule(str(source.target)), model.get_submodule(str(node.target))
-        once = called.count(source.target) == 1 and called.count(node.target) == 1
-        if once and type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.track_running_stats:
-            pairs.append((str(source.target), str(node.target)))
-    return pairs

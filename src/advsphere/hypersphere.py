@@ -7,14 +7,16 @@ s * cos. The criterion applies the angular margin (AM). Training sets s and m fr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.classifier import find_head
+from advsphere.classifier import answer, find_head
 from advsphere.errors import UserError
+from advsphere.folding import replace_modules
 from advsphere.losses import cross_entropy
 from advsphere.schedule import Constant, Linear, Schedule
 
@@ -85,7 +87,8 @@ def attach_head(
     """Replace the last linear layer of a network by a `HypersphereHead`.
 
     Works for torchvision, timm, Hugging Face and your own networks. The new head starts with the old layer's weights,
-    without its bias. So it uses no random numbers and keeps what a pretrained head has learnt.
+    without its bias, so it keeps what a pretrained head has learnt. Where weights are normalised, rows of zeros are
+    drawn at random and rows shorter than 0.01 get length 1, because the gradient of a row grows as it gets shorter.
 
     Args:
         model: The network, changed in place.
@@ -98,7 +101,8 @@ def attach_head(
         The same model.
 
     Raises:
-        UserError: If the head can't be found, or the scale is invalid.
+        UserError: If the head can't be found, the scale is invalid, or the network does not compute its logits with
+            this layer (tried on an image, where its shape can be guessed).
     """
     name = find_head(model, head)
     if not name:
@@ -115,10 +119,50 @@ def attach_head(
             normalize_weights=normalize_weights,
         ).to(weight)
     with torch.no_grad():
+        length = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+        if normalize_weights and bool((length < 0.01).any()):
+            weight = weight.where(length >= 0.01, weight / length).where(length > 0, new.weight)
         new.weight.copy_(weight)
     new.train(old.training)
-    model.set_submodule(name, new)
+    probed = _probe(model, _images_for(model))
+    replace_modules(model, {old: new})
+    if probed is not None and ((after := _probe(model, [probed[0]])) is None or torch.equal(probed[1], after[1])):
+        replace_modules(model, {new: old})
+        raise UserError(
+            f"this {type(model).__name__} computes its logits without calling its layer {name!r}, so no head can take "
+            "its place; name the layer that its forward calls, e.g. head='fc' (--model.head fc)"
+        )
     return model
+
+
+def _images_for(model: nn.Module) -> Iterator[Tensor]:
+    """One image of each shape that the network may take."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    channels = [first.in_channels] if isinstance(first, nn.Conv2d) else [3, 1]
+    shapes = [(c, side, side) for side in (32, 224, 28, 64, 96, 299, 384) for c in channels]
+    if isinstance(first, nn.Linear):
+        shapes.insert(0, (first.in_features, 1, 1))
+    like = next(model.parameters())
+    for shape in shapes:
+        yield torch.linspace(0, 1, math.prod(shape)).view(1, *shape).to(like)
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, images: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The first image that the network takes, and its logits; None if it takes none."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for x in images:
+                try:
+                    return x, answer(model, x)
+                except Exception:  # the user's code refuses a shape in any way
+                    continue
+    finally:
+        for module, training in modes:
+            module.training = training
+    return None
 
 
 class AngularMargin:

@@ -45,6 +45,19 @@ class ThreatModel:
         if not self.bounds[0] < self.bounds[1]:
             raise UserError(f"bounds are {self.bounds}, but the lowest pixel must be below the highest")
 
+    def require_unit_pixels(self) -> None:
+        """Check that the bounds are for images in [0, 1], which is what evaluations and training work on.
+
+        Raises:
+            UserError: If they reach beyond.
+        """
+        low, high = self.bounds
+        if not 0 <= low < high <= 1:
+            raise UserError(
+                f"the bounds are {low:g} to {high:g}, but images are in [0, 1] here; give bounds and eps in that unit, "
+                "such as eps = 8/255, and put any other unit into the model"
+            )
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Project images onto the intersection of ball and box.
 

@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from advsphere import attacks
 from advsphere.attacks import Attack, fgsm, pgd, restarts, worst_case
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
@@ -125,3 +126,53 @@ def test_more_restarts_lose_no_success() -> None:
         assert (before <= now).all()
         before = now
     assert before.sum() > fooled(model(one(model, x, y, rng=Rng.of(x))), y).sum()
+
+
+BALL = {"threat": ThreatModel(norm="linf", eps=0.1)}
+SPACE = {"norm": "linf"}
+SHORT = {
+    "fgsm": partial(attacks.fgsm, **BALL),
+    "pgd": partial(attacks.pgd, **BALL, steps=1, step_size=0.1),
+    "mim": partial(attacks.mim, **BALL, steps=1, step_size=0.1),
+    "apgd": partial(attacks.apgd, **BALL, steps=1),
+    "apgd_targeted": partial(attacks.apgd_targeted, **BALL, steps=1),
+    "square": partial(attacks.square, **BALL, queries=1),
+    "rays": partial(attacks.rays, queries=2),
+    "cw": partial(attacks.cw, **SPACE, steps=1, rounds=1),
+    "deepfool": partial(attacks.deepfool, **SPACE, steps=1),
+    "fab": partial(attacks.fab, **SPACE, steps=1),
+    "fab_targeted": partial(attacks.fab_targeted, **SPACE, steps=1),
+    "auto_attack": attacks.auto_attack(BALL["threat"], steps=1, queries=1),
+}
+
+
+@pytest.mark.parametrize("attack", [*SHORT.values()][:-1], ids=[*SHORT][:-1])
+def test_images_outside_the_bounds_are_refused(attack: Attack) -> None:
+    model, x = conv_net(), images(2)
+    y = model(x).argmax(1)
+    for outside in (255 * x, x - 0.7, x / 0):
+        with pytest.raises(UserError, match="scale them into the bounds"):
+            attack(model, outside, y)
+
+
+def test_bounds_of_255_for_images_of_1_are_refused() -> None:
+    threat = ThreatModel(norm="linf", eps=8, bounds=(0, 255))
+    with pytest.raises(UserError, match="use bounds of 0 to 1"):
+        fgsm(conv_net(), images(2), torch.zeros(2).long(), threat=threat)
+
+
+@pytest.mark.parametrize("attack", SHORT.values(), ids=SHORT)
+def test_a_network_may_return_more_than_logits_and_overwrite_its_input(attack: Attack) -> None:
+    class Talkative(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.net(x.mul_(1.0)), "features": x}
+
+    model, x = conv_net().eval(), images(3)
+    y = model(x).argmax(1)
+    given = x.clone()
+    assert torch.equal(attack(Talkative(model), x, y), attack(model, x, y))
+    assert torch.equal(x, given)

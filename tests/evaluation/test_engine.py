@@ -239,6 +239,8 @@ def test_what_no_evaluation_can_be_of_is_refused() -> None:
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=0.0))
     with pytest.raises(UserError, match="did you mean eps / 255"):
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8))
+    with pytest.raises(UserError, match="bounds are 0 to 255"):
+        evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8, bounds=(0, 255)))
     with pytest.raises(UserError, match="function; wrap it in a"):
         evaluate(lambda x: model(x), images, labels, threat=THREAT)  # type: ignore[arg-type]
 

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.data import Augment
+from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy
 from advsphere.objectives import PGDAT, Crafting, FastAT, FreeAT, Objective, Standard
 from advsphere.rng import derived_seed, permutation
 from advsphere.schedule import Linear
+from advsphere.threat import ThreatModel
 from advsphere.training import Hooks, Metrics, Stopped, Tick, load_checkpoint
 from tests.laws import OBJECTIVES, conv_net
 from tests.training.tiny import State, few_images, kept, order_of, same, state, stopping_after, tiny_trainer
@@ -283,3 +285,25 @@ def test_the_model_trains_in_train_mode_and_every_parameter_gets_its_turn(tmp_pa
     assert all(all(each) for each in modes)
     assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.model.parameters(), strict=True))
     assert torch.equal(trainer.model.state_dict()["1.num_batches_tracked"], torch.tensor(6)), "crafting does not count"
+
+
+def test_bounds_of_another_unit_are_refused_at_once(tmp_path: Path) -> None:
+    threat = ThreatModel(norm="linf", eps=8, bounds=(0, 255))
+    with pytest.raises(UserError, match="eps = 8/255"):
+        tiny_trainer(tmp_path, FreeAT(threat=threat))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_network_that_returns_more_than_logits_is_trained_as_any_other(name: str, tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = conv_net()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.net(x.mul_(1.0)), x
+
+    objective, pair, plain = OBJECTIVES[name].objective, Pair(), conv_net()
+    tiny_trainer(tmp_path / "pair", objective, model=pair, epochs=1).fit()
+    tiny_trainer(tmp_path / "plain", objective, model=plain, epochs=1).fit()
+    assert all(torch.equal(a, b) for a, b in zip(pair.state_dict().values(), plain.state_dict().values(), strict=True))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.gradient import Keep, Start, starting_point
 from advsphere.attacks.step_size import Halving, Path, Thinning
 from advsphere.classifier import Classifier, fooled, input_gradient
@@ -72,6 +72,7 @@ def apgd(
     Raises:
         UserError: If `until_fooled` is set and `target` does not hold labels.
     """
+    model = prepared(model, x, threat.bounds)
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
 
@@ -130,6 +131,7 @@ def apgd_targeted(
     Raises:
         UserError: If targets < 1, or if the model has a single class.
     """
+    model = prepared(model, x, threat.bounds)
     if targets < 1:
         raise UserError(f"targets is {targets}, but the attack needs at least 1")
     x, rng = x.detach(), rng or Rng.of(x)

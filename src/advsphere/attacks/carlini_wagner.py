@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.records import Rows, Smallest
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
@@ -84,6 +84,7 @@ def cw(
     Raises:
         UserError: If norm is "l1", or if a setting is out of its range.
     """
+    model = prepared(model, x, bounds)
     if norm not in FIRST_C:
         raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or use fab")
     c, most = FIRST_C[norm] if first_c is None else first_c, ROUNDS[norm] if rounds is None else rounds

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from advsphere.classifier import Classifier, fooled
+from advsphere.classifier import Classifier, answer, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng
@@ -61,6 +62,28 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
     return declare
 
 
+def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Classifier:
+    """Check what an attack is given: refuse images that do not fit the bounds, and let any network return logits."""
+    low, high = bounds
+    if x.numel():
+        darkest, brightest = (float(value) for value in torch.aminmax(x.detach()))
+        if not (low <= darkest and brightest <= high):
+            raise UserError(
+                f"the images have pixels from {darkest:.4g} to {brightest:.4g}, but the bounds are {low:g} to "
+                f"{high:g}; scale them into the bounds, and put the input normalisation into the model "
+                "(advsphere.classifier.PixelClassifier)"
+            )
+        if low >= 0 and math.inf > high >= 100 and 0 < brightest <= 1:
+            raise UserError(
+                f"the brightest pixel is {brightest:.4g}, but the bounds are {low:g} to {high:g}; "
+                "for images in [0, 1] use bounds of 0 to 1 and eps / 255"
+            )
+    if not isinstance(model, nn.Module):
+        return model
+    network = model
+    return lambda images: answer(network, images).to(torch.promote_types(images.dtype, torch.float32))
+
+
 def worst_case(attacks: Sequence[Attack]) -> Attack:
     """Combine attacks: they run one after the other, each on the examples that still resist.
 
@@ -73,7 +96,7 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
     """
 
     def attack(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
-        rng = rng or Rng.of(x)
+        model, rng = prepared(model, x), rng or Rng.of(x)
         with torch.no_grad():
             logits = model(x)
         result, best, done = x.detach().clone(), margin(logits, y), fooled(logits, y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, traced
 from advsphere.attacks.records import Smallest
 from advsphere.classifier import Classifier, fooled
@@ -59,6 +59,7 @@ def deepfool(
     Raises:
         UserError: If norm is "l1", or if bounds, eps or classes are invalid.
     """
+    model = prepared(model, x, bounds)
     if norm == "l1":
         raise UserError("DeepFool does not support l1, where clipping undoes its steps; choose l2 or linf, or use fab")
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advsphere.attacks.auto_pgd import apgd, apgd_targeted
-from advsphere.attacks.combine import Attack, restarts, worst_case
+from advsphere.attacks.combine import Attack, prepared, restarts, worst_case
 from advsphere.attacks.fast_adaptive_boundary import fab, fab_targeted
 from advsphere.attacks.square_attack import square
 from advsphere.classifier import Classifier, input_gradient
@@ -112,7 +112,7 @@ def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
         raise UserError(f"can't average {passes} forwards; passes is 1 or more")
 
     def run(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
-        mean = _Mean(model, loss, passes)
+        mean = _Mean(prepared(model, x), loss, passes)
         return attack(mean.model, x, y, loss=mean.loss, rng=rng)
 
     return run

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, project, traced
 from advsphere.attacks.records import Smallest
 from advsphere.classifier import Classifier, fooled
@@ -66,6 +66,7 @@ def fab(
     Raises:
         UserError: If norm, bounds, eps, starts or classes are invalid.
     """
+    model = prepared(model, x, bounds)
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
     walk = _Walk(model, y, found, steps, starts, alpha_max, eta, beta)
     walk.clean_logits()
@@ -122,6 +123,7 @@ def fab_targeted(
     Raises:
         UserError: If norm, bounds, eps, starts or targets are invalid.
     """
+    model = prepared(model, x, bounds)
     found, rng = Smallest(x, norm=norm, bounds=bounds, eps=eps), rng or Rng.of(x)
     walk = _Walk(model, y, found, steps, starts, alpha_max, eta, beta)
     rivals = most_likely_rivals(walk.clean_logits(), y, targets)

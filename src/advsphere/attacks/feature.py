@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.classifier import Classifier, fooled, head_inputs
 from advsphere.errors import UserError
 from advsphere.losses import margin, widen
@@ -113,6 +113,7 @@ def feature_attack(
     Raises:
         UserError: If tries < 1, the model does not run `head`, or there is no guide of another class.
     """
+    model = prepared(model, x, threat.bounds)
     if tries < 1:
         raise UserError(f"tries is {tries}, but each image needs at least 1 guide (100 is usual)")
     x, rng = x.detach(), rng or Rng.of(x)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds
@@ -106,6 +106,7 @@ def pgd(
     Raises:
         UserError: If `until_fooled` is set and `target` does not hold labels.
     """
+    model = prepared(model, x, threat.bounds)
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
     sign = -1.0 if targeted else 1.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.records import Rows, Smallest
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
@@ -60,6 +60,7 @@ def rays(
     Raises:
         UserError: If queries < 1, or if bounds or eps are invalid.
     """
+    model = prepared(model, x, bounds)
     if queries < 1:
         raise UserError(f"queries is {queries}, but RayS needs at least 1 (10000 is usual)")
     found = Smallest(x, norm="linf", bounds=bounds, eps=eps)

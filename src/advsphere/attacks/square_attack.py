@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advsphere.attacks.combine import attack_kind
+from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import Loss, margin
@@ -72,6 +72,7 @@ def square(
     Raises:
         UserError: If `x` is not (B, C, H, W), queries < 1 or p is outside (0, 1].
     """
+    model = prepared(model, x, threat.bounds)
     if x.dim() != 4:
         raise UserError(f"square windows need images (B, C, H, W), the input has shape {tuple(x.shape)}")
     if queries < 1 or not 0 < p <= 1:

@@ -48,7 +48,7 @@ def evaluate(
     suite: str | Sequence[AttackSpec] = "quick",
     seed: int = 0,
     batch_size: int | None = None,
-    ledger: Path | None = None,
+    ledger: Path | str | None = None,
     effort: Effort = Effort(),
     budget: float | None = None,
     head: str | None = None,
@@ -103,7 +103,7 @@ def evaluate(
         precision=precision,
         world=world,
     )
-    return plan.claim(ledger).run(on_progress)
+    return plan.claim(None if ledger is None else Path(ledger)).run(on_progress)
 
 
 def prepare(
@@ -125,6 +125,7 @@ def prepare(
     images, device = images_of(images, labels), device_of(model)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)
+    threat.require_unit_pixels()
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
     if threat.norm == "linf" and threat.eps > threat.bounds[1] - threat.bounds[0]:

@@ -26,6 +26,7 @@ from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
+from advsphere.threat import ThreatModel
 from advsphere.training.checkpoint import (
     CheckpointWriter,
     load,
@@ -114,7 +115,8 @@ class Trainer:
         world: The processes that train together.
 
     Raises:
-        UserError: If the settings do not fit the model or the number of processes.
+        UserError: If the settings do not fit the model or the number of processes, or the bounds of the objective's
+            threat do not fit images in [0, 1].
     """
 
     def __init__(
@@ -134,6 +136,8 @@ class Trainer:
         self.model, self.objective, self.images = model, objective, images
         self.settings, self.folder, self.world = settings, Path(folder), world
         self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
+        if isinstance(threat := getattr(objective, "threat", None), ThreatModel):
+            threat.require_unit_pixels()
         if settings.checkpoint_activations:
             recompute_blocks(model)
         self.division = Division(settings.batch_size, settings.accumulate, world, even=settings.sync_bn)

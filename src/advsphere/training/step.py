@@ -17,6 +17,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from advsphere.classifier import Answering
 from advsphere.distributed import World, cut
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Losses, Objective
@@ -90,7 +91,7 @@ class TrainStep(nn.Module):
 
     def __init__(self, model: nn.Module, objective: Objective, criterion: Criterion) -> None:
         super().__init__()
-        self.model, self.objective, self.criterion = model, objective, criterion
+        self.model, self.objective, self.criterion = Answering(model), objective, criterion
 
     def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Losses:
         return self.objective.loss(self.model, x, x_adv, y, criterion=self.criterion)

@@ -1,0 +1,68 @@
+"""Folding of batch norms into convolutions, and the replacement of modules in a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from weakref import WeakKeyDictionary
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def replace_modules(model: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules under all of their names.
+
+    Args:
+        model: The network, changed in place.
+        new_of: What takes the place of each.
+    """
+    for parent in [*model.modules()] if new_of else ():
+        for name, child in parent._modules.items():
+            if child is not None and child in new_of:
+                parent._modules[name] = new_of[child]
+
+
+# For each traced model: the names and types of its modules (one may be replaced later), and the pairs found.
+_PAIRS: WeakKeyDictionary[nn.Module, tuple[list[tuple[str, type]], list[tuple[str, str]]]] = WeakKeyDictionary()
+
+
+def fold(model: nn.Module, folded: dict[nn.Module, nn.Module]) -> None:
+    """Replace each conv -> batch norm pair by one convolution.
+
+    Args:
+        model: The network in eval mode, changed in place.
+        folded: Gets what takes the place of each module, so that a caller can undo it.
+    """
+    structure = [(name, type(module)) for name, module in model.named_modules()]
+    if model not in _PAIRS or _PAIRS[model][0] != structure:
+        _PAIRS[model] = structure, _conv_bn_pairs(model)
+    for conv_name, bn_name in _PAIRS[model][1]:
+        conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
+        folded[conv] = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var,arg-type]
+        folded[bn] = nn.Identity()
+    replace_modules(model, folded)
+
+
+class _LeafTracer(fx.Tracer):
+    """Traces into containers only: a module without children is one node, whatever it does inside."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return next(m.children(), None) is None
+
+
+def _conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    try:
+        graph = _LeafTracer().trace(model)
+    except Exception:  # tracing runs the user's code on proxies and may fail in any way, and folding only saves time
+        return []
+    called = [n.target for n in graph.nodes if n.op == "call_module"]
+    pairs = []
+    for node in graph.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not (isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1):
+            continue
+        conv, bn = model.get_submodule(str(source.target)), model.get_submodule(str(node.target))
+        once = called.count(source.target) == 1 and called.count(node.target) == 1
+        if once and type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.track_running_stats:
+            pairs.append((str(source.target), str(node.target)))
+    return pairs
