@@ -433,6 +433,7 @@ def test_features_of_a_compiled_network_and_of_a_head_called_by_keyword() -> Non
 def test_a_scale_for_each_class_is_no_scale_of_the_head() -> None:
     model = conv_net()
     head = model[-1]
-    for scale, expected in ((torch.ones(4), 1.0), (torch.tensor([3.0]), 3.0), (2, 2.0)):
+    cases: list[tuple[Any, float]] = [(torch.ones(4), 1.0), (torch.tensor([3.0]), 3.0), (2, 2.0)]
+    for scale, expected in cases:
         head.scale = scale
         assert split(model).scale == expected
