@@ -202,7 +202,7 @@ def test_class_folders_that_differ_are_named(folder: Path, read: object) -> None
 
 
 def test_a_missing_image_size_names_that_of_the_first_image(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"needs an image size, .* first image is 6x6, so try image_size=6"):
+    with pytest.raises(UserError, match=r"needs an image size .* first image is 6x6, so try image_size=6"):
         load("imagefolder", folder)
 
 

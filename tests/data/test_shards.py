@@ -165,7 +165,7 @@ def test_an_archive_is_indexed_once_and_again_when_it_changed(
         (b"", r"cannot read the archive .*bad.tar \(.*\): replace or remove it"),
         (tar([("a.txt", b"")]), r"bad.tar has no images, looked for .*jpg"),
         (tar([("a.png", png(0)), ("b.png", png(0)), ("b.cls", b"0")]), r"a.png has no label \(1 such images\): add"),
-        (tar([("d/a.cls", b"0")]), r"d/a has a label but no image \(1 such labels\): add it"),
+        (tar([("d/a.cls", b"0")]), r"d/a has a label but no image \(1 such labels\): add an image"),
         (tar([("a.png", png(0)), ("a.cls", b"cat")]), r"a.cls holds no class number: write one from 0 on"),
         (tar([("a.png", png(0)), ("a.json", b'{"class": 3}')]), r"a.json holds no class number"),
         (tar([("a.png", png(0)), ("a.cls", b"-1")]), r"a.cls holds no class number"),
@@ -187,7 +187,7 @@ def test_an_archive_that_shrank_since_is_told(shards: Path) -> None:
 
 
 def test_a_missing_image_size_names_that_of_the_first_image(shards: Path) -> None:
-    with pytest.raises(UserError, match=r"train needs an image size, .* first image is 8x6, so try image_size=6"):
+    with pytest.raises(UserError, match=r"train needs an image size .* first image is 8x6, so try image_size=6"):
         load("imagefolder", shards)
 
 

@@ -81,5 +81,5 @@ def test_a_run_is_the_same_with_dropout_an_average_and_bfloat16(tmp_path: Path) 
 
 
 def test_a_network_without_blocks_is_told_so() -> None:
-    with pytest.raises(UserError, match=r"has no blocks .* leave --checkpoint-activations out"):
+    with pytest.raises(UserError, match=r"has no blocks .* leave out --checkpoint-activations"):
         recompute_blocks(conv_net())

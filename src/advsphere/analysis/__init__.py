@@ -1,4 +1,4 @@
-"""What lies behind one number: curves, angles, gradients, pictures, and the paper's claims put to the test."""
+"""Analyses beyond robust accuracy: curves, angles, gradients, pictures, and tests of the paper's claims."""
 
 from advsphere.analysis.curves import Curve, accuracy_against_eps, curve_figure
 from advsphere.analysis.diagnosis import Diagnosis, Network, diagnose

@@ -1,4 +1,4 @@
-"""Which examples each pair of attacks fools, together and alone: what an attack adds to the others."""
+"""The examples that each pair of attacks fools, together and alone, to show what an attack adds to the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Agreement:
     """The examples that each attack fooled, out of the `right` ones that are classified correctly.
 
-    `left_out` names the attacks that tried only what others had left; they can't be compared.
+    `left_out` names the attacks that skipped examples fooled by others. They can't be compared.
     """
 
     names: tuple[str, ...]
@@ -37,15 +37,15 @@ class Agreement:
         )
 
     def both(self, i: int, j: int) -> int:
-        """How many examples attacks i and j both fool."""
+        """The number of examples that attacks i and j both fool."""
         return len(self.fooled[i] & self.fooled[j])
 
     def only(self, i: int, j: int) -> int:
-        """How many examples attack i fools and attack j does not."""
+        """The number of examples that attack i fools and attack j does not."""
         return len(self.fooled[i] - self.fooled[j])
 
     def alone(self, i: int) -> int:
-        """How many examples attack i fools and no other does."""
+        """The number of examples that only attack i fools."""
         others = (found for j, found in enumerate(self.fooled) if j != i)
         return len(self.fooled[i].difference(*others))
 
@@ -53,7 +53,7 @@ class Agreement:
 def agreement_figure(agreement: Agreement) -> Figure:
     """A heat map with numbers: the images that the row's attack fools and the column's does not.
 
-    The diagonal has all images that an attack fools, and the last column those that no other attack fools.
+    The diagonal counts all images that an attack fools, the last column the images that only it fools.
     """
     from matplotlib.patches import Rectangle
 

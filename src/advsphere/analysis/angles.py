@@ -1,7 +1,8 @@
-"""Angles on the sphere: how far an image's features point from its class, and how much farther from the others.
+"""Angles on the sphere between an image's features and the class directions, and the angular margin.
 
-The norm of the features, the scale and the bias do not enter an angle, so networks with a hypersphere head and without
-can be compared. A network with a bias, or with class weights of different lengths, need not decide by angles alone.
+Angles do not depend on the norm of the features, the scale and the bias, so networks with and without a hypersphere
+head can be compared. A network with a bias, or with class weights of different lengths, does not decide by angles
+alone.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ FORMAT = "advsphere spread 2"
 class Angles:
     """The angles of N images under one network, on the CPU.
 
-    `labels` and `predictions` are (N,) int64. `angles` is (N, K), in degrees, between the features and the direction of
-    each class. `norms` is (N,), the ||z||, and `mean_norm` their mean on clean images.
+    `labels` and `predictions` are (N,) int64. `angles` (N, K) are in degrees, between the features and the direction of
+    each class. `norms` (N,) are the ||z||, and `mean_norm` is their mean on clean images.
     """
 
     classes: tuple[str, ...]
@@ -63,7 +64,7 @@ class Angles:
 
     @property
     def margin(self) -> Tensor:
-        """(N,) degrees by which the nearest other class is farther than the label's; negative where it is nearer."""
+        """(N,) degrees by which the nearest other class is farther than the label's; negative if it is nearer."""
         others = self.angles.scatter(1, self.labels[:, None], float("inf"))
         return others.amin(1) - self.own
 
@@ -94,7 +95,7 @@ def measure_angles(parts: HeadParts, x: Tensor, y: Tensor, classes: Sequence[str
 
 
 def margin_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]) -> Figure:
-    """By the networks' names: the distribution of the angular margins, and their mean for each class."""
+    """The distribution of the angular margins of each network, by name, and their mean for each class."""
     classes = next(iter(clean.values())).classes
     named = len(classes) <= NAMED
     height = max(3.2, 0.5 + 0.24 * len(classes)) if named else 3.6
@@ -123,7 +124,7 @@ def margin_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]
 
 
 def norm_figure(clean: Mapping[str, Angles], adversarial: Mapping[str, Angles]) -> Figure:
-    """By the networks' names: the distribution of the feature norms, divided by the mean clean norm."""
+    """The distribution of the feature norms of each network, by name, divided by the mean clean norm."""
     figure, axes = canvas(4.6 * len(clean), 2.9, columns=len(clean), sharey=True)
     for i, (name, ax) in enumerate(zip(clean, axes, strict=True)):
         colour = SERIES[i % len(SERIES)]
@@ -170,7 +171,7 @@ class Spread:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a saved one. Raises UserError for a file that is missing, of another kind, or changed since."""
+        """Read a saved file. Raises UserError if it is missing, of another kind, or was changed afterwards."""
         values = read_cache(path, FORMAT)
         for part in ("clean", "adversarial"):
             values[part] = AngleSample(**{key: tuple(found) for key, found in values[part].items()})
@@ -219,7 +220,7 @@ def spread_of_angles(
 
 
 def spread_figure(spreads: Mapping[str, Spread], what: Literal["angle", "margin"]) -> Figure:
-    """A panel for each model, by its name: clean images as a filled histogram, adversarial ones as an outline."""
+    """A panel for each model, by name: clean images as a filled histogram, adversarial ones as an outline."""
     label = {"angle": "angle to the class of the label, degrees", "margin": "angular margin, degrees"}[what]
     figure, axes = canvas(3.6, 0.75 + 1.1 * len(spreads), rows=len(spreads), sharex=True, sharey=True)
     pairs = {name: (getattr(s.clean, what), getattr(s.adversarial, what)) for name, s in spreads.items()}

@@ -1,8 +1,8 @@
-"""Which classes adversarial examples are predicted as: all other classes alike, or a few again and again.
+"""The classes that adversarial examples are predicted as: all other classes equally often, or a few preferred ones.
 
-An untargeted attack follows the least resistance, which leads to classes with long weight vectors. Adversarial training
-then sees some classes as targets much more often than others. WN, weight normalisation, gives all weight vectors the
-same length; the paper claims that this alleviates the imbalance.
+An untargeted attack takes the easiest direction, which leads to classes with long weight vectors. In adversarial
+training some classes are then targets much more often than others. WN, weight normalisation, gives all weight vectors
+the same length. The paper claims that this alleviates the imbalance.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENOUGH = 5
-"""With fewer wrong predictions for each class, on average, nothing can be said about preferred classes."""
+"""Average number of wrong predictions per class that the analysis needs."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Balance:
     """Adversarial examples with their `labels` and `predictions`, (N,) int64.
 
-    `lengths` is (K,), the lengths of the classes' weights as they act on the logits; all s where the network has WN.
+    `lengths` (K,) are the lengths of the class weights as they act on the logits, all s if the network has WN.
     """
 
     classes: tuple[str, ...]
@@ -43,14 +43,14 @@ class Balance:
     def rates(self, weights: Tensor) -> Tensor:
         """How often each class is predicted wrongly, as a share of the images of other classes: (R, N) -> (R, K).
 
-        `weights` says how often each image counts.
+        `weights` are the counts of each image in R resamples.
         """
         labels, predictions = (F.one_hot(t, len(self.classes)).double() for t in (self.labels, self.predictions))
         wrong = predictions * (self.predictions != self.labels).double()[:, None]
         return (weights @ wrong) / (weights @ (1 - labels)).clamp(min=1e-12)
 
     def imbalance(self, weights: Tensor) -> Tensor:
-        """The coefficient of variation of the rates, 0 where all classes are alike: (R, N) -> (R,)."""
+        """The coefficient of variation of the rates, 0 if all classes are equal: (R, N) -> (R,)."""
         rates = self.rates(weights)
         return rates.std(1, correction=0) / rates.mean(1).clamp(min=1e-12)
 
@@ -66,8 +66,8 @@ class Balance:
 
 
 def balance_figure(found: Mapping[str, Balance]) -> Figure:
-    """By the networks' names: how often adversarial examples are predicted as each class, and how this depends on the
-    length of the class's weights.
+    """How often each network, by name, predicts adversarial examples as each class, and how this depends on the length
+    of the class's weights.
     """
     first = next(iter(found.values()))
     named = len(first.classes) <= NAMED

@@ -1,4 +1,4 @@
-"""The style of every figure: colours, quiet axes, legends, and the marks that several figures share."""
+"""The style of every figure: colours, plain axes, legends, and the marks that several figures share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INK = "#22262b"
 SOFT = "#5b636e"
 LINE = "#dcd9d2"
 SERIES = ("#1b6ca8", "#b4511f", "#3d7a3d", "#7a4fa3", "#8a6d00", "#57606a")
-"""The colour of each model, in order. Colour-blind readers can tell them apart, and each also has its own marker."""
+"""The colour of each model, in order. Colour-blind readers can distinguish them, and each also has its own marker."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 NAMED = 24
 """A figure names its classes if there are at most this many."""
@@ -31,7 +31,7 @@ def style(number: int) -> tuple[str, str]:
 
 
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of that size in inches with its axes, row by row. It belongs to the caller, not to pyplot."""
+    """A figure of this size in inches with its axes, row by row. It is not registered with pyplot."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -39,7 +39,7 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **grid:
 
 
 def quiet(axes: Axes, x: str, y: str, *, title: str = "", grid: str = "y") -> None:
-    """Name the axes, with their units; no frame, and a grid along `grid` ("x", "y", or "" for none)."""
+    """Label the axes, remove their frame, and draw a grid along `grid` ("x", "y", or "" for none)."""
     axes.set_xlabel(x, color=SOFT, fontsize=9)
     axes.set_ylabel(y, color=SOFT, fontsize=9)
     if title:
@@ -75,7 +75,7 @@ def histogram(
 
 
 def bins_of(values: Sequence[float], count: int = 30) -> list[float]:
-    """The edges of `count` equal bins that hold all values."""
+    """The edges of `count` equal bins that contain all values."""
     low, high = min(values), max(values) + 1e-6
     return [low + (high - low) * i / count for i in range(count + 1)]
 
@@ -107,7 +107,7 @@ def joined_dots(
 
 
 def legend(axes: Axes, **where: Any) -> None:
-    """A legend without a box. A $ in a name stays a $."""
+    """A legend without a box. A $ in a name is not read as mathematics."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         _plain(axes.legend(handles, labels, **_LEGEND | {"loc": "best"} | where))

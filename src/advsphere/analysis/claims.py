@@ -1,8 +1,8 @@
-"""The four claims of the paper's poster about why the hypersphere helps adversarial training, each tested.
+"""Tests of the four claims of the paper's poster about why the hypersphere helps adversarial training.
 
-Two claims are about FN and are tested within one network, by switching FN on and off on the way to the loss. The other
-two compare a network with a baseline. They are about WN or AM alone only if the two networks differ in nothing else.
-"Seen" means that the whole 95 % interval supports the claim; everything else is "not seen".
+Two claims are about FN and are tested within one network, by switching FN on and off in front of the loss. The other
+two compare a network with a baseline. They isolate WN or AM only if the two networks differ in nothing else. "Seen"
+means that the whole 95 % interval supports the claim; everything else is "not seen".
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ NEEDS_A_PAIR = "needs a baseline to compare with: a network without the hypersph
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimEvidence:
-    """A difference with its 95 % interval, positive where the claim holds.
+    """A difference with its 95 % interval, positive if the claim holds.
 
-    `clear` is +1 where the interval (and the test, if there is one) says that the difference is positive, -1 where
-    negative, 0 where the sample can't tell.
+    `clear` is +1 if the interval (and the test, if there is one) shows a positive difference, -1 if it shows a negative
+    one, and 0 if the sample is not conclusive.
     """
 
     what: str
@@ -50,7 +50,7 @@ class ClaimEvidence:
 
     @classmethod
     def of(cls, what: str, found: Estimate, unit: str, scale: float = 1.0) -> ClaimEvidence:
-        """From an estimate, whose interval decides."""
+        """Make it from an estimate, whose interval decides."""
         value, low, high = (scale * number for number in (found.value, found.low, found.high))
         return cls(what=what, value=value, low=low, high=high, unit=unit, clear=(low > 0) - (high < 0))
 
@@ -60,7 +60,7 @@ class ClaimEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim and its answer; `detail` says what was compared and with which result."""
+    """A claim and its answer; `detail` describes the comparison and its result."""
 
     key: Key
     answer: Answer
@@ -73,9 +73,9 @@ class Claim:
 
 
 def effective(found: FewSteps) -> Claim:
-    """Claim 1: the same steps from the same starts fool more images with FN on the attack's path.
+    """Claim 1: the same steps from the same starts fool more images if the attack's forward pass uses FN.
 
-    The unchanged network judges. The claim is seen only if it holds for each number of steps.
+    The unchanged network judges success. The claim is seen only if it holds for each number of steps.
     """
     evidence, best = [], []
     for k in found.steps:
@@ -86,8 +86,8 @@ def effective(found: FewSteps) -> Claim:
         on, off = (100 * found.strongest(k, fn=fn).accuracy for fn in (True, False))
         best.append(f"PGD-{k} {on:.1f} % with and {off:.1f} % without")
     detail = (
-        "FN on and off on the attack's path; the same network, starts and steps. At its strongest logit scale each "
-        f"leaves: {', '.join(best)}. So far as these are equal, a gain at the network's own scale is due to the scale."
+        "Attacks with and without FN use the same network, starts and steps. Accuracy under each at its strongest "
+        f"logit scale: {', '.join(best)}. If these are equal, a gain at the network's own scale is due to the scale."
     )
     return _answer("effective", evidence, detail)
 
@@ -97,17 +97,17 @@ def hard(found: Hardness, *, seed: int = 0) -> Claim:
     gain = found.gain(seed=seed)
     on, off = (100 * found.share(GROUPS - 1, fn=fn) for fn in (True, False))
     detail = (
-        f"Of the norms of {len(found.margin)} adversarial examples' own gradients, the hardest fifth (by angular "
-        f"margin) has {on:.1f} % with FN on the way to the loss and {off:.1f} % without, in the same network."
+        f"The hardest fifth (by angular margin) of {len(found.margin)} adversarial examples has {on:.1f} % of the sum "
+        f"of per-example gradient norms with FN and {off:.1f} % without, in the same network."
     )
     evidence = ClaimEvidence.of("share of the hardest fifth in the gradient norms", gain, "points", 100)
     return _answer("hard", [evidence], detail)
 
 
 def balanced(baseline: Balance | None, method: Balance, *, seed: int = 0) -> Claim:
-    """Claim 3: the classes that adversarial examples are predicted as vary less than in the baseline.
+    """Claim 3: how often adversarial examples are predicted as each class varies less than in the baseline.
 
-    Raises UserError where the two are of different images.
+    Raises UserError if the two are of different images.
     """
     if baseline is None:
         return Claim(key="balance", answer="not tested", detail=NEEDS_A_PAIR)
@@ -117,7 +117,7 @@ def balanced(baseline: Balance | None, method: Balance, *, seed: int = 0) -> Cla
     _check_same(baseline.labels, method.labels)
     found = bootstrap(lambda w: baseline.imbalance(w) - method.imbalance(w), len(method.labels), seed=seed)
     detail = (
-        "How often adversarial examples are predicted as a class varies between classes by "
+        "The rate at which adversarial examples are predicted as a class varies between classes by "
         f"{100 * method.value:.0f} % of the mean, in the baseline by {100 * baseline.value:.0f} %."
     )
     evidence = ClaimEvidence.of("fall of the variation between classes", found, "of the mean")
@@ -127,7 +127,7 @@ def balanced(baseline: Balance | None, method: Balance, *, seed: int = 0) -> Cla
 def margins(baseline: tuple[Angles, Angles] | None, method: tuple[Angles, Angles], *, seed: int = 0) -> Claim:
     """Claim 4: the mean angular margin is larger than in the baseline, on clean images and on adversarial ones.
 
-    Each network is given as (clean, adversarial). Raises UserError where the two are of different images.
+    Each network is given as (clean, adversarial). Raises UserError if the two are of different images.
     """
     if baseline is None:
         return Claim(key="margin", answer="not tested", detail=NEEDS_A_PAIR)
@@ -139,7 +139,7 @@ def margins(baseline: tuple[Angles, Angles] | None, method: tuple[Angles, Angles
         evidence.append(ClaimEvidence.of(f"mean angular margin, {what} images", found, "degrees"))
         now, before = float(new.margin.mean()), float(old.margin.mean())
         means.append(f"{what} images {now:.1f} degrees, in the baseline {before:.1f}")
-    detail = f"How much farther the nearest other class is than the label's, on average: {'; '.join(means)}."
+    detail = f"Mean angle by which the nearest other class is farther than the label's: {'; '.join(means)}."
     return _answer("margin", evidence, detail)
 
 
@@ -155,6 +155,6 @@ def _answer(key: Key, evidence: Sequence[ClaimEvidence], detail: str) -> Claim:
     why = {
         frozenset({0}): "The sample cannot tell.",
         frozenset({-1}): "The opposite is seen.",
-        frozenset({-1, 0}): "Where the sample tells, the opposite is seen.",
-    }.get(frozenset(sides), "It holds in part of the comparisons only.")
+        frozenset({-1, 0}): "Where the sample can tell, the opposite is seen.",
+    }.get(frozenset(sides), "It holds only in some of the comparisons.")
     return Claim(key=key, answer="not seen", detail=f"{why} {detail}", evidence=tuple(evidence))

@@ -1,4 +1,4 @@
-"""Robustness class by class, because an average over all classes hides the weakest ones."""
+"""Robust accuracy of each class, because an average over all classes hides the weakest ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassAccuracy:
-    """How many of the n images of a class are classified as labelled, clean and in the worst case."""
+    """The number of a class's n images that are classified as labelled, clean and in the worst case."""
 
     name: str
     n: int

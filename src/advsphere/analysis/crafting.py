@@ -26,7 +26,7 @@ def silent(done: int, total: int) -> None:
 
 
 def sample_positions(count: int, most: int | None, *, seed: int) -> Tensor:
-    """(n,) int64, in order: all of `count` positions, or a random sample of `most` where there are more."""
+    """(n,) int64, in order: all of `count` positions, or a random sample of `most` if there are more."""
     if most is None or most >= count:
         return torch.arange(count)
     return permutation(count, seed=seed, epoch=0, purpose="a look")[:most].sort().values
@@ -42,7 +42,7 @@ class Crafted:
     threat: ThreatModel
 
     def few(self, n: int) -> Crafted:
-        """n of them at equal distances, so that no class is left out where the images are sorted by class."""
+        """n of them at equal distances, so that no class is left out if the images are sorted by class."""
         total = len(self.y)
         index = torch.arange(min(n, total), device=self.y.device) * total // min(n, total)
         return replace(self, x=self.x[index], x_adv=self.x_adv[index], y=self.y[index])
@@ -60,10 +60,10 @@ def craft(
     batch_size: int = 250,
     on_progress: OnProgress = silent,
 ) -> Crafted:
-    """PGD with steps of eps / 4 from a uniform start, all steps, last iterate: what a training step would see.
+    """Craft as in training: PGD with steps of eps / 4 from a uniform start, without early stopping, last iterate.
 
-    `index` chooses examples, by default all. `path` is attacked instead of the model, e.g. `HeadParts.path`; it has to
-    run that very model.
+    `index` selects examples, by default all. If `path` is given, such as `HeadParts.path`, it is attacked instead of
+    the model. It must run the same model.
     """
     attack = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4)
     index, found = torch.arange(len(images)) if index is None else index, []

@@ -1,8 +1,8 @@
-"""Accuracy as an attack gets stronger: against its radius eps, and against its number of steps.
+"""Accuracy against the strength of an attack: its radius eps, or its number of steps.
 
 The ball of a smaller eps lies inside that of a larger one, and a short attack is the beginning of a longer one. So an
-example that was fooled once counts as fooled from there on, and a curve never rises. A curve against steps that still
-falls at its end says that the attack has not converged.
+example that was fooled once counts as fooled at all greater strengths, and a curve never rises. If a curve against
+steps still falls at its end, the attack has not converged.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ STEP_COUNTS = (1, 2, 5, 10, 20, 50, 100)
 class AccuracyCurve:
     """Accuracy at rising strengths of an attack.
 
-    `at` lists the strengths; the first is 0, the clean images. `broken` gives for each example the position in `at` of
-    the first attack that fooled, len(at) where none did. The examples are a sample of `of` images.
+    `at` lists the strengths; the first is 0, the clean images. `broken` has for each example the position in `at` of
+    the first attack that fooled the model, len(at) if none did. The examples are a sample of `of` images.
     """
 
     at: tuple[float, ...]
@@ -61,7 +61,7 @@ class AccuracyCurve:
 
     @property
     def robust(self) -> tuple[int, ...]:
-        """How many examples are correct at each strength; never rising."""
+        """The number of correct examples at each strength, which never rises."""
         return tuple(sum(b > i for b in self.broken) for i in range(len(self.at)))
 
     @property
@@ -81,7 +81,7 @@ class Curve(AccuracyCurve):
 
     Attributes:
         at: The radii, starting with 0.
-        broken: For each example the position in `at` of the first radius at which it was fooled, len(at) where at none.
+        broken: For each example the position in `at` of the first radius at which it was fooled, len(at) if at none.
         of: The number of images that the examples are a sample of.
         seed: The seed of the sample and of the random starts.
         norm: The norm of the radii.
@@ -136,19 +136,20 @@ def accuracy_against_eps(
     batch_size: int = 250,
     on_progress: OnProgress = silent,
 ) -> Curve:
-    """Attack with PGD at each radius in turn, and at each only the examples that still resist.
+    """Attack with PGD at each radius in turn, each time only the examples that still resist.
 
-    PGD starts at a uniform draw, takes steps of a quarter of the radius, keeps the best iterate and stops at the first
+    PGD starts at a uniform point, takes steps of a quarter of the radius, keeps the best iterate and stops at the first
     success. Each result is judged as in an evaluation: inside its own ball, and misclassified in float32.
 
     Args:
         model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
         images: A set of images, or a tensor (N, C, H, W).
         labels: (N,) int64, for images given as a tensor.
-        threat: Its norm and bounds apply. Its eps sets the default radii, from 0 to twice that in quarters.
+        threat: Norm and bounds of the attacks. The default radii go from 0 to twice its eps, in steps of eps / 4.
         eps: Other radii, in any order; 0 is always added.
         steps: The number of PGD steps.
-        most: Attack a random sample of this size where there are more images. An example has the same draws in it.
+        most: If there are more images, attack a random sample of this size. It does not change an example's random
+            numbers.
         seed: The seed of the sample and of the random starts.
         batch_size: Images in a batch.
         on_progress: Called with (attacks done, attacks in total), over all batches.
@@ -157,7 +158,7 @@ def accuracy_against_eps(
         The curve.
 
     Raises:
-        UserError: For radii, images or labels that make no sense.
+        UserError: If radii, images or labels are invalid.
     """
     images = images_of(images, labels)
     radii = tuple(sorted({0.0, *([threat.eps * share for share in GRID] if eps is None else map(float, eps))}))
@@ -187,9 +188,9 @@ def accuracy_against_steps(
     batch_size: int = 250,
     on_progress: OnProgress = silent,
 ) -> AccuracyCurve:
-    """Attack with PGD with each number of steps in turn, and with each only the examples that still resist.
+    """Attack with PGD with each number of steps in turn, each time only the examples that still resist.
 
-    All attacks have steps of eps / 4 and start at the same uniform draw. The strengths of the curve are the numbers of
+    All attacks have steps of eps / 4 and start at the same uniform point. The strengths of the curve are the numbers of
     steps. The other arguments are those of `accuracy_against_eps`. Raises UserError for steps that are not positive.
     """
     numbers = tuple(sorted({*map(int, steps)}))
@@ -208,9 +209,9 @@ def _broken(
     batch_size: int,
     on_progress: OnProgress,
 ) -> tuple[int, ...]:
-    """For each example of a sample, the number of the first attack that fooled; 0 where its clean prediction is wrong.
+    """For each example of a sample, the number of the first attack that fooled the model; 0 if it is misclassified.
 
-    An attack is PGD with a threat and a number of steps. It gets only the examples that resisted all before it.
+    An attack is PGD with a threat and a number of steps. It gets only the examples that resisted all earlier attacks.
     """
     device, examples = device_of(model), sample_positions(len(images), most, seed=seed)
     broken = torch.full((len(images),), len(attacks) + 1)
@@ -237,8 +238,8 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
     """Curves against eps with their 95 % bands.
 
     Args:
-        curves: By the models' names.
-        evaluations: By the same names; adds the worst case of each at its own eps, as a hollow marker with an interval.
+        curves: The curves by the models' names.
+        evaluations: By the same names. The worst case of each at its own eps is added as a hollow marker with interval.
 
     Returns:
         The figure.
@@ -262,7 +263,7 @@ def curve_figure(curves: Mapping[str, Curve], evaluations: Mapping[str, Evaluati
 
 
 def steps_figure(curves: Mapping[str, AccuracyCurve], threat: ThreatModel) -> Figure:
-    """Curves against the number of steps (logarithmic, from 1 on), by the models' names, with their 95 % bands."""
+    """Curves against the number of steps (logarithmic, from 1), by the models' names, with their 95 % bands."""
     figure, (axes,) = canvas(4.6, 3.2)
     for i, (name, curve) in enumerate(curves.items()):
         _line(axes, curve, i, name, first=1)

@@ -1,4 +1,4 @@
-"""The whole diagnosis of one network, or of one beside its baseline: the four claims, as data and figures."""
+"""The diagnosis of one network, or of a network and a baseline: all measurements, figures and the four claims."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 FORMAT = "advsphere diagnosis 1"
 
 GRADIENTS, HARD, CURVES, SURFACES = 256, 500, 250, 4
-"""How many images suffice: for the layers' gradients, for each example's own gradient, for the curves against eps and
-steps (which take most of the time), and for slices of the loss surface.
+"""Numbers of images: for the layers' gradients, for per-example gradients, for the curves against eps and steps (which
+take most of the time), and for slices of the loss surface.
 """
 
 STAGES = ("craft", "gradients", "hardness", "few steps", "Table 7", "eps", "steps", "surface", "pictures")
@@ -60,10 +60,10 @@ class Network:
     Attributes:
         name: Its name in figures and sentences.
         model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
-        head: The name of the last linear layer, where it can't be told.
+        head: The name of the last linear layer, if it can't be found automatically.
         margin: The angular margin m it was trained with, for the gradients of its training loss.
-        states: The same network at other times of its training, by name, for the gradients over training.
-        metrics: What its run logged after each epoch, with gradient-norm ratios if they were recorded.
+        states: The same network at other stages of its training, by name, for the gradients over training.
+        metrics: The logged metrics of each epoch of its run, with gradient-norm ratios if they were recorded.
     """
 
     name: str
@@ -76,8 +76,8 @@ class Network:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Examination:
-    """All measurements of one network. `first_steps` has few steps of the threat's own size, `table7` those of the
-    paper's Table 7. `pictures` are with FN on the attack's path and without.
+    """All measurements of one network. `first_steps` attacks with a few steps within the threat, `table7` with the
+    settings of the paper's Table 7. `pictures` show attacks with and without FN.
     """
 
     network: Network
@@ -95,7 +95,7 @@ class Examination:
 
     @property
     def balance(self) -> Balance:
-        """The classes that its adversarial examples are predicted as."""
+        """The predicted classes of its adversarial examples."""
         a = self.adversarial
         lengths = self.parts.weight.norm(dim=1).cpu()
         return Balance(classes=a.classes, labels=a.labels, predictions=a.predictions, lengths=lengths)
@@ -106,9 +106,9 @@ class Diagnosis:
     """The examinations of one or two networks, and the answers to the four claims.
 
     Attributes:
-        examinations: Of the network that the claims are about, then of its baseline if there is one.
+        examinations: That of the network to diagnose, then that of its baseline if there is one.
         claims: The four claims with their answers.
-        threat: What all attacks may do, except those of Table 7, which have their own radius.
+        threat: The threat model of all attacks, except those of Table 7, which have their own radius.
         data: The name of the set of images.
         n: The number of images.
         seed: The seed of the random starts and of the bootstrap.
@@ -122,7 +122,7 @@ class Diagnosis:
     seed: int
 
     def figures(self) -> dict[str, Figure]:
-        """Every figure by the name of its file."""
+        """All figures by file name."""
 
         def each(part: str) -> dict[str, Any]:
             return {e.network.name: getattr(e, part) for e in self.examinations}
@@ -159,10 +159,10 @@ class Diagnosis:
         """Write diagnosis.json and a png of each figure.
 
         Args:
-            folder: Where to write.
+            folder: The destination folder.
 
         Returns:
-            The files that were written.
+            The written files.
 
         Raises:
             UserError: If a file can't be written.
@@ -193,9 +193,9 @@ def diagnose(
     The models are restored to the state they were in, and their gradients stay as they are.
 
     Args:
-        network: The network that the claims are about.
+        network: The network to diagnose.
         images: The clean images.
-        threat: What the attacks may do.
+        threat: The threat model of the attacks.
         baseline: A network to compare with, for claims 3 and 4.
         seed: The seed of the random starts and of the bootstrap.
         batch_size: Images in a batch.
@@ -205,8 +205,8 @@ def diagnose(
         The measurements and the answers.
 
     Raises:
-        UserError: For networks or images that `preflight` refuses, a network without a linear head, fewer than ten
-            images, and two networks with the same name.
+        UserError: If `preflight` fails, a network has no linear head, there are fewer than ten images, or both networks
+            have the same name.
     """
     networks = [network] if baseline is None else [network, baseline]
     if len({one.name for one in networks}) < len(networks):
@@ -276,9 +276,9 @@ def _examine(
 def _gradients(
     network: Network, images: Images, threat: ThreatModel, seed: int, on_progress: OnProgress
 ) -> dict[str, LayerGradients]:
-    """Of each state by its training loss, and of the network itself also without the margin.
+    """The layers' gradients of the training loss in each state, and of the loss without margin in the final network.
 
-    A margin makes clean images hard as well, so the two ratios differ.
+    A margin also makes clean images hard, so the two ratios differ.
     """
 
     def training_loss(model: nn.Module) -> Loss:

@@ -1,8 +1,8 @@
-"""The paper's Table 7: PGD with a few steps on one network, with FN on the attack's path or without.
+"""The paper's Table 7: PGD with a few steps on one network, with and without FN in the attack's forward pass.
 
-The paper claims that FN makes perturbations more effective: without it, part of a step goes into the norm of the
-features, which changes no prediction. So the same steps from the same starts attack the same network twice. One attack
-sees the logits with FN, the other without, and the unchanged network judges both.
+The paper claims that FN makes perturbations more effective, because without it part of a step changes the norm of the
+features, which changes no prediction. So the same network is attacked twice with the same steps and starts. One attack
+uses the logits with FN, the other those without, and the unchanged network judges both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PAPER = {(1, False): 67.09, (1, True): 62.89, (2, False): 50.37, (2, True): 33.7
 
 @dataclass(frozen=True, kw_only=True)
 class ShortAttack:
-    """One attack with `factor` times s; `resisted` says which images the unchanged network still classifies right."""
+    """One attack at `factor` times s; `resisted` marks the images that the unchanged network still classifies right."""
 
     steps: int
     fn: bool
@@ -92,7 +92,7 @@ class FewSteps:
         return paired(without, with_)
 
     def strongest(self, steps: int, *, fn: bool) -> ShortAttack:
-        """The attack of the sweep that leaves the fewest images."""
+        """The attack of the sweep with the lowest accuracy."""
         return min((self.attack(steps, fn=fn, factor=factor) for factor in self.factors), key=lambda a: a.accuracy)
 
 
@@ -112,11 +112,11 @@ def few_steps(
 ) -> FewSteps:
     """Attack with each number of steps, with FN and without, at each multiple of s.
 
-    The attack without FN is scaled as well, so that an effect of FN can be told from one of the logit scale alone.
-    Log-odds have the direction of cross-entropy but never a gradient of exactly zero. The paper's cross-entropy has one
-    on confident images, which has nothing to do with FN but can look like it. s, the mean clean ||z||, is our choice,
-    because the paper does not give it. The uniform start is that of the official evaluator. Raises UserError where 1 is
-    not among the factors.
+    The attack without FN is scaled as well, to separate the effect of FN from that of the logit scale. Log-odds have
+    the gradient direction of cross-entropy, but their gradient never vanishes. That of the paper's cross-entropy is
+    exactly zero on confident images, which has nothing to do with FN but can look like it. s, the mean clean ||z||, is
+    our choice, because the paper does not give it. The uniform start is that of the official evaluator. Raises
+    UserError if 1 is not among the factors.
     """
     if 1.0 not in factors or not steps:
         raise UserError("a sweep of s needs the factor 1, and at least one number of steps")
@@ -140,8 +140,8 @@ def few_steps(
 
 
 def few_steps_figure(found: Mapping[str, FewSteps]) -> Figure:
-    """A row for each network: accuracy against the logit scale with FN on the attack's path and without, and the
-    paired difference with its 95 % interval.
+    """A row for each network: accuracy against the logit scale for attacks with and without FN, and the paired
+    difference with its 95 % interval.
     """
     figure, axes = canvas(9.2, 2.9 * len(found), len(found), 2, sharex=True, sharey="col")
     for row, (name, one) in enumerate(found.items()):

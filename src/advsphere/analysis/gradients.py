@@ -1,8 +1,8 @@
 """Gradient-norm ratios, layer by layer: the gradients of the weights on adversarial images relative to clean ones.
 
-This is the paper's figure of gradient norms without two faults of its official script (AT_HE's main_free.py). There the
-clean pass comes after the step, takes images that were not normalised, and changes the running statistics of batch
-norm. Here both passes have the same weights and the same input normalisation, and change nothing.
+This is the paper's figure of gradient norms without the faults of its official script (AT_HE's main_free.py). There the
+clean pass runs after the optimizer step, on images that were not normalised, and changes the running statistics of
+batch norm. Here both passes use the same weights and the same input normalisation, and change nothing.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def layer_gradients(
 ) -> LayerGradients:
     """Gradient norms on images and on their PGD examples, in eval mode. Nothing in the model changes.
 
-    `criterion` is the loss that is differentiated, e.g. an `AngularMargin`. `head` names the last linear layer where it
-    can't be told; it and all after it are left out.
+    `criterion` is the loss to differentiate, e.g. an `AngularMargin`. `head` names the last linear layer if it can't be
+    found automatically. The head and all layers after it are left out.
     """
     layers = _layers(model, find_head(model, head))
     crafted = craft(model, images, threat=threat, seed=seed, batch_size=batch_size)
@@ -93,7 +93,7 @@ def layer_gradients(
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and as it was afterwards."""
+    """Put every module into eval mode, and restore its mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -104,13 +104,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def gradient_norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    """The norm of several gradients taken together, float64; 0 where there is none."""
+    """The norm of several gradients taken together, float64; 0 if there is none."""
     parts = [g.double().square().sum() for g in gradients if g is not None]
     return torch.stack(parts).sum().sqrt() if parts else torch.zeros((), dtype=torch.float64)
 
 
 def _layers(model: nn.Module, head: str) -> dict[str, tuple[list[Tensor], str]]:
-    """By name, the weight and bias and the kind of each layer that is defined before the head."""
+    """The weight and bias and the kind of each layer that is defined before the head, by name."""
     found: dict[str, tuple[list[Tensor], str]] = {}
     for name, module in model.named_modules():
         if name == head:
@@ -131,7 +131,7 @@ def _median(ratios: Sequence[float]) -> float:
 def record_ratios(
     model: nn.Module, images: Images, criterion: Loss, *, threat: ThreatModel, head: str | None = None, n: int = 256
 ) -> dict[str, float]:
-    """The ratio of each layer that has one, on n of the images, as metrics to log after an epoch of training."""
+    """The ratio of each layer with a gradient, on n of the images, as metrics to log after an epoch of training."""
     found = layer_gradients(model, images.few(n), threat=threat, criterion=criterion, head=head)
     return {f"{RECORD}{layer}": ratio for layer, ratio in zip(found.layers, found.ratio, strict=True) if ratio == ratio}
 
@@ -139,7 +139,7 @@ def record_ratios(
 def recorded_ratios(
     metrics: Sequence[Mapping[str, float]],
 ) -> tuple[tuple[float, ...], dict[str, tuple[float, ...]]]:
-    """The epochs, and by layer its ratio after each, from a run's metrics; ((), {}) where none were recorded."""
+    """The epochs, and each layer's ratio after each epoch, from a run's metrics; ((), {}) if none were recorded."""
     known = [line for line in metrics if any(name.startswith(RECORD) for name in line)]
     names = [name for name in known[-1] if name.startswith(RECORD)] if known else []
     ratios = {name.removeprefix(RECORD): tuple(line.get(name, float("nan")) for line in known) for name in names}
@@ -151,7 +151,8 @@ def gradient_figure(
 ) -> Figure:
     """A row for each network: ratios by layer, one line for each of its states (e.g. "best"), and ratios over training.
 
-    `metrics` has what the networks' runs logged, by the same names. The second column is left out without records.
+    `metrics` has the logged metrics of the networks' runs, by the same names. Without recorded ratios there is no
+    second column.
     """
     histories = {name: recorded_ratios(metrics.get(name, ())) for name in found}
     columns = 2 if any(epochs for epochs, _ in histories.values()) else 1
@@ -205,13 +206,13 @@ def _layers_over_epochs(
 
 
 def ratio_figure(gradients: Mapping[str, LayerGradients]) -> Figure:
-    """By the models' names: adversarial over clean, layer by layer from the input to the head."""
+    """The ratio adversarial / clean of each layer from the input to the head, by the models' names."""
     lines = {name: (range(1, len(found.ratio) + 1), found.ratio) for name, found in gradients.items()}
     return _ratio_lines(lines, _BY_LAYER, "adversarial / clean")
 
 
 def ratio_history_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """By the models' names: the median ratio of the layers after each epoch of training, as the runs recorded it."""
+    """The recorded median ratio of the layers after each epoch of training, by the models' names."""
     lines = {}
     for name, logged in metrics.items():
         epochs, ratios = recorded_ratios(logged)

@@ -45,9 +45,9 @@ class Hardness:
 
     @property
     def quintile(self) -> Tensor:
-        """(N,) 0 for the easiest fifth of the examples to 4 for the hardest, by angular margin.
+        """(N,) from 0 for the easiest fifth of the examples to 4 for the hardest, by angular margin.
 
-        Neither FN nor the scale enters the margin, so the fifths are the same with FN and without.
+        The margin does not depend on FN or the scale, so the fifths are the same with FN and without.
         """
         rank = self.margin.argsort(descending=True, stable=True).argsort()
         return rank * GROUPS // len(rank)
@@ -58,7 +58,7 @@ class Hardness:
         return float(norms[self.quintile == quintile].sum() / norms.sum())
 
     def gain(self, *, seed: int = 0) -> Estimate:
-        """By how much FN raises the share of the hardest fifth, with an interval over the examples."""
+        """The increase in the share of the hardest fifth through FN, with an interval over the examples."""
         hardest = (self.quintile == GROUPS - 1).double()
 
         def difference(weights: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class Hardness:
 
 
 def check_count(n: int) -> None:
-    """Raise UserError where n examples are too few to divide into fifths."""
+    """Raise UserError if n examples are too few to divide into fifths."""
     if n < 2 * GROUPS:
-        raise UserError(f"fifths of {n} examples say nothing; give at least {2 * GROUPS} images")
+        raise UserError(f"{n} examples are too few to divide into fifths; give at least {2 * GROUPS} images")
 
 
 def hardness(parts: HeadParts, crafted: Crafted, *, on_progress: OnProgress = silent) -> Hardness:
-    """Each adversarial example's own gradient, in eval mode, where an example does not depend on its batch.
+    """Per-example gradients of adversarial examples, in eval mode, in which examples do not depend on their batch.
 
     Raises UserError for fewer than ten examples, and for a network whose weights take no gradient.
     """

@@ -1,8 +1,8 @@
-"""A network taken apart: its features, the directions of its classes, and logits with FN or without.
+"""A network split into features and linear head, which gives class directions, and logits with and without FN.
 
-FN, feature normalisation, replaces the features z by z / ||z|| in front of the last layer. Switching it on or off on
-the way from the features to the loss shows what it changes in an attack or a training step, in any network and without
-training another one.
+FN, feature normalisation, replaces the features z by z / ||z|| in front of the last layer. Switching it on or off
+between the features and the loss shows its effect on an attack or a training step, in any network and without training
+another one.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ class HeadParts:
     mean_norm: float
 
     def logits(self, z: Tensor, *, fn: bool, factor: float = 1.0) -> Tensor:
-        """(B, D) features -> (B, K) logits with FN or without, whatever the network itself does.
+        """(B, D) features -> (B, K) logits with or without FN, independent of the network's own head.
 
-        With FN: factor * s * W'z/||z|| + b. Here s is 1 for a network that has FN, because its W holds the scale, and
-        `mean_norm` for one that has not. Without FN: factor * W'z + b, with z / mean_norm for z in a network that has
-        FN. So both have logits of the same size on average and agree where ||z|| is constant. At factor 1, one of them
-        is the network itself.
+        With FN: factor * s * W'z/||z|| + b. Here s is 1 for a network with FN, because its W contains the scale, and
+        `mean_norm` for other networks. Without FN: factor * W'z + b, with z / mean_norm instead of z in a network with
+        FN. So both have logits of the same size on average and agree if ||z|| is constant. At factor 1, one of them is
+        the network itself.
         """
         z = z.to(self.weight.dtype)
         unit = F.normalize(z, dim=1) if fn else z / self.mean_norm
         return F.linear(unit * (factor if self.normalized else factor * self.mean_norm), self.weight, self.bias)
 
     def path(self, *, fn: bool, factor: float = 1.0) -> Classifier:
-        """The network with FN or without, as a classifier to attack inside `frozen`."""
+        """The network with or without FN, as a classifier to attack inside `frozen`."""
 
         def classify(x: Tensor) -> Tensor:
             return self.logits(self.features(x.contiguous(memory_format=torch.channels_last)), fn=fn, factor=factor)
@@ -65,18 +65,18 @@ class HeadParts:
 
 
 def split_head(model: nn.Module, images: Images, *, head: str | None = None, batch_size: int = 250) -> HeadParts:
-    """Take a network apart, and measure the mean norm of its features on these clean images.
+    """Split a network, and measure the mean norm of its features on these clean images.
 
-    `head` names the last linear layer where `classifier.find_head` can't tell it. W and b come from the head's answers
-    to unit vectors, and a head has FN if doubled features give the same logits, so heads of other projects work too.
-    Raises UserError for a head that is not linear (with FN or without), and for features other than (B, D).
+    `head` names the last linear layer if `classifier.find_head` can't find it. W and b are computed from the head's
+    outputs for unit vectors, and a head has FN if doubled features give the same logits, so heads of other projects
+    work too. Raises UserError for a head that is not linear (with or without FN), and for features other than (B, D).
     """
     parts = split(model, head)
     with frozen(model), torch.no_grad():
         z = [parts.features(images.batch(index)[0]) for index in torch.arange(len(images)).split(batch_size)]
         if any(part.dim() != 2 for part in z):
             raise UserError(
-                f"features of shape {tuple(z[0].shape[1:])} enter the head of this {type(model).__name__}, but angles "
+                f"the head of this {type(model).__name__} takes features of shape {tuple(z[0].shape[1:])}, but angles "
                 "need one vector for each image; pool the features first"
             )
         features = torch.cat(z).float()
@@ -90,7 +90,7 @@ def split_head(model: nn.Module, images: Images, *, head: str | None = None, bat
 
 
 def _probe(head: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """W, b and whether the head has FN, from its answers."""
+    """Compute W, b and whether the head has FN from its outputs."""
     eye = torch.eye(z.shape[1], device=z.device)
     bias = head(torch.zeros_like(eye[:1])).float()[0]
     weight = (head(eye).float() - bias).T.contiguous()

@@ -1,4 +1,4 @@
-"""Pictures of clean image, perturbation and adversarial image, of examples that a rule chooses."""
+"""Pictures of the clean image, the perturbation and the adversarial image, for examples selected by a fixed rule."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Picture:
         return self.adversarial - self.clean
 
     def scaled(self, size: float) -> Tensor:
-        """The perturbation as an image: grey where nothing changed, black at -size and white at +size or beyond."""
+        """The perturbation as an image: grey means no change, black -size and white +size or beyond."""
         return (0.5 + self.perturbation / (2 * size)).clamp(0, 1)
 
 
 def strongest(evaluations: Sequence[Evaluation]) -> str:
-    """The attack that leaves the fewest examples, summed over the models; the first one of equals.
+    """The attack that leaves the fewest examples correct, summed over the models; the first one of a tie.
 
-    An attack that tried only what others had left counts only if there is no other. Raises UserError where the
+    Attacks that skipped examples because of others count only if there are no other attacks. Raises UserError if the
     evaluations share no attack.
     """
     rows = evaluations[0].attacks
@@ -61,7 +61,7 @@ def strongest(evaluations: Sequence[Evaluation]) -> str:
 
 
 def fooled_by(ledgers: Sequence[Ledger], attack: str, *, each: int = 1) -> list[int]:
-    """The first example of each class with which the attack fooled all models, then the second, up to `each`."""
+    """The first example of each class on which the attack fooled all models, then the second, up to `each`."""
     columns = [{cell.example for cell in ledger.cells(attack) if cell.status == "fooled"} for ledger in ledgers]
     of_class: dict[int, list[int]] = {}
     for example in sorted(set.intersection(*columns)):
@@ -70,7 +70,7 @@ def fooled_by(ledgers: Sequence[Ledger], attack: str, *, each: int = 1) -> list[
 
 
 def pictures(ledger: Ledger, images: Images, attack: str, examples: Sequence[int]) -> tuple[Picture, ...]:
-    """The pictures of examples with which the attack fooled the model, from the ledger and the evaluated images.
+    """The pictures of examples on which the attack fooled the model, from the ledger and the evaluated images.
 
     Raises UserError for damaged data.
     """
@@ -103,7 +103,7 @@ def strip(trace: Trace, images: Images, attempt: Attempt, x_adv: Tensor) -> Pict
 
 
 def stored_strips(ledger: Ledger, trace: Trace, images: Images) -> dict[str, Picture]:
-    """A picture for each attack whose result the ledger stores. Raises UserError where one is damaged or gone."""
+    """A picture for each attack whose result the ledger stores. Raises UserError if one is damaged or missing."""
     strips = {}
     for attempt in trace.attempts:
         if attempt.stored:
@@ -141,7 +141,7 @@ def _clean(images: Images, example: int) -> Tensor:
 
 
 def first_right(clean: Angles, most: int = 6) -> tuple[int, ...]:
-    """The first correctly classified image of each class, in order, for at most so many classes."""
+    """The first correctly classified image of each class, in order, for at most `most` classes."""
     right = (clean.predictions == clean.labels).nonzero().squeeze(1).tolist()
     first: dict[int, int] = {}
     for i in right:
@@ -158,9 +158,9 @@ def both_ways(
     steps: int = STEPS,
     seed: int = 0,
 ) -> dict[str, tuple[Picture, ...]]:
-    """{"with FN": ..., "without FN": ...}: the examples under PGD with FN on the attack's path and without.
+    """{"with FN": ..., "without FN": ...}: the examples under PGD with and without FN in the attack's forward pass.
 
-    The predictions are the unchanged network's and need not be wrong.
+    The predictions are those of the unchanged network and need not be wrong.
     """
     chosen = images.take(torch.tensor(examples, device=images.labels.device))
     found = {}

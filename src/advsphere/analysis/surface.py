@@ -1,7 +1,7 @@
 """A slice of the loss surface around an image, along its adversarial direction and along a random one.
 
-Gradient attacks need a smooth slope towards the boundary. Ridges and plateaus on the scale of the radius are a sign
-that gradients mislead, so that robust accuracy under gradient attacks is too high.
+Gradient attacks need a smooth slope towards the boundary. Ridges and plateaus on the scale of the radius indicate
+misleading gradients, so that robust accuracy under gradient attacks is too high.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REACH = 2.0
-"""A slice goes this many radii in each direction."""
+"""Extent of a slice in each direction, in radii."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Surface:
     """The margin loss (n, A, A) around n examples: rows along the random direction, columns along the adversarial one.
 
-    `along` (A,) are the positions on both axes, in units of the radius. 0 is the clean image; 1 on the adversarial axis
-    is the adversarial one, if that lies on the ball's surface.
+    `along` (A,) are the positions on both axes, in units of the radius. 0 is the clean image. 1 on the adversarial axis
+    is the adversarial image, if that lies on the ball's surface.
     """
 
     examples: tuple[int, ...]
@@ -50,8 +50,8 @@ def loss_surface(
 ) -> Surface:
     """The margin loss of x + a d + b r for a, b from -REACH to REACH; a value above 0 means misclassified.
 
-    d is the crafted perturbation and r a random step, both as long as the radius. `examples` are positions in
-    `crafted`. Pixels are clipped to the box, as an attack would have to do.
+    d is the crafted perturbation and r a random step, both scaled to the radius. `examples` are positions in
+    `crafted`. Pixels are clipped to the box, as in an attack.
     """
     threat, chosen = crafted.threat, torch.tensor(examples, device=crafted.y.device)
     x, y = crafted.x[chosen], crafted.y[chosen]

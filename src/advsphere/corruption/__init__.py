@@ -1,4 +1,4 @@
-"""Common corruptions (Hendrycks and Dietterich 2019): generated at any resolution, read and written as published."""
+"""Common corruptions (Hendrycks and Dietterich 2019), generated at any resolution or read in the published formats."""
 
 from advsphere.corruption.evaluate import corruption_accuracy
 from advsphere.corruption.generate import Corrupted, corrupt, generated

@@ -1,4 +1,4 @@
-"""Blur (defocus, glass, motion, zoom, Gaussian), and the filters that other corruptions use as well."""
+"""Blur (defocus, glass, motion, zoom, Gaussian), and filters that other corruptions also use."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from advsphere.rng import Rng
 Border = Literal["nearest", "reflect"]
 
 ALMOST = 2.0**-12
-"""Added to grey levels before they are cut to whole numbers, so that rounding pushes no whole number below itself."""
+"""Added to grey levels before truncation, so that rounding errors do not reduce a whole number by one."""
 
 
 def gaussian_blur(images: Tensor, rng: Rng, sigma: float) -> Tensor:
-    """A Gaussian filter that repeats the last pixel beyond the border."""
+    """Apply a Gaussian filter that repeats the last pixel beyond the border."""
     return gaussian_filter(images.float(), sigma)
 
 
 def defocus_blur(images: Tensor, rng: Rng, radius: float, softness: float) -> Tensor:
-    """A filter with a disk whose edge is softened by a Gaussian; the image is mirrored at the border."""
+    """Filter with a disk whose edge is softened by a Gaussian. The image is mirrored at the border."""
     return correlate(side_by_side(images), _disk(radius, softness)).reshape(images.shape)
 
 
 def motion_blur(images: Tensor, rng: Rng, radius: float, sigma: float) -> Tensor:
-    """Smeared along a line at an angle of -45 to 45 degrees."""
+    """Smear the image along a line at a random angle from -45 to 45 degrees."""
     return motion_filter(images, rng.uniform((), "motion_blur").mul(90).sub(45), radius, sigma)
 
 
 def zoom_blur(images: Tensor, rng: Rng, stop: float, step: float) -> Tensor:
     """The mean of the image and of its enlargements by 1, 1 + step, ... below stop."""
     x = side_by_side(images)
-    factors = np.arange(1, stop, step).tolist()  # as published: rounding decides whether `stop` itself is among them
+    factors = np.arange(1, stop, step).tolist()  # as published; rounding decides whether `stop` is included
     total = x.clone()
     for factor in factors:
         total += zoomed(x, factor)
@@ -46,12 +46,13 @@ def zoom_blur(images: Tensor, rng: Rng, stop: float, step: float) -> Tensor:
 
 
 def glass_blur(images: Tensor, rng: Rng, sigma: float, reach: float, passes: float) -> Tensor:
-    """Blurred; each pixel replaced by one at most `reach` away, one after the other, `passes` times; blurred again.
+    """Blur; replace each pixel in turn by one at most `reach` away, `passes` times; blur again.
 
-    From the last row and column to the first, pixel (h, w) takes what then is at (h + dy, w + dx) with dy and dx in
-    -reach..reach-1. The published code means to swap the two but copies, because of an alias. The published images
-    are made so, and so are these. Copying makes this parallel: a pixel's new value is another pixel's new value if
-    that one came before it, else its old value. Doubling follows all these arrows to their ends in a few rounds.
+    From the last row and column to the first, pixel (h, w) takes the current value at (h + dy, w + dx) with dy and dx
+    in -reach..reach-1. The published code is meant to swap the two but copies, because of an alias. The published
+    images were made with it, so it is reproduced here. Copying allows a parallel form: a pixel takes another pixel's
+    new value if that one was replaced before, else its old value. Doubling follows these arrows to their ends in a few
+    rounds.
     """
     d, side = int(reach), images.shape[-1]
     x = whole_levels(gaussian_filter(images.float(), sigma)).flatten(2)
@@ -68,7 +69,7 @@ def _sources(rng: Rng, side: int, d: int) -> Tensor:
     row, column = here // side, here % side
     moved = (row > d) & (row <= side - d) & (column > d) & (column <= side - d)
     there = torch.where(moved, here + dy * side + dx, here)
-    # 0..pixels-1 are new values; from `pixels` on are old ones, at which the arrows end.
+    # Indices 0..pixels-1 are new values. Indices from `pixels` on are old values, at which the arrows end.
     arrow = torch.where((there > here) & moved[there], there, there + pixels)
     ends = (here + pixels).expand(batch, -1)
     while bool((arrow < pixels).any()):
@@ -97,30 +98,30 @@ def _disk(radius: float, softness: float) -> Tensor:
 
 
 def whole_levels(x: Tensor) -> Tensor:
-    """Grey levels in 0..255 cut to whole numbers, in place."""
+    """Truncate grey levels in 0..255 to whole numbers, in place."""
     return x.add_(ALMOST).floor_()
 
 
 def side_by_side(x: Tensor) -> Tensor:
-    """All planes of x (B, C, H, W) as the channels of one image, (1, B * C, H, W) float32.
+    """Arrange all planes of x (B, C, H, W) as the channels of one image, (1, B * C, H, W) float32.
 
-    An operation that treats every plane alike is several times as fast on this layout as plane by plane.
+    An operation that is the same for every plane is several times as fast on this layout.
     """
     return x.flatten(0, 1)[None].to(torch.float32, memory_format=torch.channels_last)
 
 
 def correlate(planes: Tensor, kernel: Tensor) -> Tensor:
-    """Every plane of `side_by_side` under a (K, K) kernel with K odd, mirrored at the centre of its border pixels."""
+    """Filter every plane of `side_by_side` with a (K, K) kernel, K odd, mirrored at the centre of its border pixels."""
     planes = F.pad(planes, [len(kernel) // 2] * 4, mode="reflect").contiguous(memory_format=torch.channels_last)
     count = planes.shape[1]
     return F.conv2d(planes, kernel.to(planes.device).expand(count, 1, -1, -1).contiguous(), groups=count)
 
 
 def gaussian_filter(x: Tensor, sigma: float, *, border: Border = "nearest", truncate: float = 4.0) -> Tensor:
-    """A Gaussian filter of x (B, C, S, S), cut off `truncate` sigmas from its centre and scaled to sum 1.
+    """Apply a Gaussian filter to x (B, C, S, S), cut off `truncate` sigmas from its centre and scaled to sum 1.
 
     The border "nearest" repeats the last pixel, "reflect" mirrors at its outer edge. A sigma of 0 changes nothing.
-    Along one axis the filter is a matrix, and multiplying planes of this size by it is faster than a convolution.
+    Along one axis the filter is a matrix. For planes of this size a matrix product is faster than a convolution.
     """
     if sigma <= 0:
         return x
@@ -144,9 +145,9 @@ def _gaussian_matrix(size: int, sigma: float, border: Border, truncate: float) -
 
 
 def zoomed(x: Tensor, factor: float) -> Tensor:
-    """The middle of x (B, C, S, S), enlarged by `factor` >= 1 and cut to S x S.
+    """Enlarge the middle of x (B, C, S, S) by `factor` >= 1 and crop it to S x S.
 
-    The middle ceil(S / factor) pixels are stretched linearly, corners on corners, to round(factor) times as many.
+    The middle ceil(S / factor) pixels are resized linearly, with aligned corners, to round(factor) times as many.
     """
     size = x.shape[-1]
     part = math.ceil(size / factor)
@@ -160,17 +161,18 @@ def zoomed(x: Tensor, factor: float) -> Tensor:
 
 
 def motion_filter(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
-    """Each image smeared along a line from each pixel onwards, as by ImageMagick's -motion-blur.
+    """Smear each image along a line that starts at each pixel, as ImageMagick's -motion-blur does.
 
     x is (B, C, S, S) uint8 or float32 in 0..255, angle is (B,) in degrees. The line has 2 * ceil(radius) + 1 pixels,
-    weighed by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole numbers in
-    0..255 as float32. Sorted by angle, neighbouring images share most points of their lines and are moved together.
+    weighted by half a Gaussian of width sigma; beyond the border its last pixel is repeated. Returns whole numbers in
+    0..255 as float32. Images are sorted by angle, so that neighbours share most points of their lines and are shifted
+    together.
     """
     angle, order = angle.sort()
     taps = torch.arange(2 * math.ceil(radius) + 1, device=x.device)
     weights = torch.exp(-0.5 * (taps / sigma).double() ** 2)
     radians = angle.double() * (math.pi / 180)
-    # The pixel nearest to each point of the line; halves go towards the start.
+    # The pixel nearest to each point of the line; halves are rounded towards the start.
     line = torch.stack((torch.sin(radians), torch.cos(radians)), 1) * taps[:, None, None]
     points = line.sub_(0.5).ceil_().long()  # (T, B, 2)
     reach, size = len(taps) - 1, x.shape[-1]

@@ -16,13 +16,13 @@ from advsphere.rng import Rng
 
 
 def contrast(images: Tensor, rng: Rng, share: float) -> Tensor:
-    """Each channel is pulled towards its mean."""
+    """Pull each channel towards its mean."""
     x = images.float()
     return x.mul_(share).add_(x.mean((2, 3), keepdim=True).mul_(1 / share - 1))
 
 
 def saturate(images: Tensor, rng: Rng, factor: float, offset: float) -> Tensor:
-    """S of HSV becomes S * factor + offset, in [0, 1]; hue and V stay. Grey counts as red, of saturation zero."""
+    """Replace S of HSV by S * factor + offset, clipped to [0, 1]. Grey counts as red with saturation zero."""
     x = images.float()
     v, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     span = v - low
@@ -33,10 +33,10 @@ def saturate(images: Tensor, rng: Rng, factor: float, offset: float) -> Tensor:
 
 
 def pixelate(images: Tensor, rng: Rng, share: float) -> Tensor:
-    """Shrunk to `share` of the side by averaging (Pillow's BOX filter), and enlarged again by repeating pixels.
+    """Shrink to `share` of the side by averaging (Pillow's BOX filter), and enlarge again by repeating pixels.
 
-    All planes are shrunk as one tall image. Planes meet where pixels of the small image meet, so no average crosses
-    from one plane to the next. A mean of exactly half a grey level may be rounded the other way.
+    All planes are shrunk as one tall image. Borders between planes coincide with pixel borders of the small image, so
+    no average mixes two planes. A mean of exactly half a grey level may be rounded the other way than as published.
     """
     side, planes = images.shape[-1], images.shape[:2].numel()
     small = int(side * share)
@@ -47,7 +47,7 @@ def pixelate(images: Tensor, rng: Rng, share: float) -> Tensor:
 
 
 def jpeg_compression(images: Tensor, rng: Rng, quality: float) -> Tensor:
-    """Written and read by libjpeg as JPEG of this quality, with colours at half the resolution."""
+    """Encode as JPEG of this quality, with colours at half the resolution, and decode with libjpeg."""
     from torchvision.io import decode_jpeg, encode_jpeg
 
     def through(image: Tensor) -> Tensor:  # (S, S, 3), the codec's layout
@@ -64,7 +64,7 @@ def jpeg_compression(images: Tensor, rng: Rng, quality: float) -> Tensor:
 
 
 def elastic_transform(images: Tensor, rng: Rng, amplitude: float, smoothness: float, jitter: float) -> Tensor:
-    """A random affine map, then random smooth displacements, both with linear interpolation.
+    """Apply a random affine map, then random smooth displacements, both with linear interpolation.
 
     The affine map moves three corners of a square about the centre by at most `jitter`. The displacements are uniform
     noise, smoothed by a Gaussian of width `smoothness` and multiplied by `amplitude`. The image is mirrored at its

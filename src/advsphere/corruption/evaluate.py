@@ -1,7 +1,7 @@
 """Measure accuracy under common corruptions.
 
-Nothing is attacked here, so there is no ledger. A record holds one character for each image under each corruption and
-severity, and a checksum of the pixels that the model saw. Every number is computed from these.
+There are no attacks, so there is no ledger. A record holds one character for each image under each corruption and
+severity, and a checksum of the model's input pixels. Every number is computed from these.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def corruption_accuracy(
         model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
         images: The clean images, with the model's classes.
         corrupted: The corrupted sets of these images.
-        record: A JSON file, written after each corruption and severity. If it exists, only what is missing is measured.
+        record: A JSON file, written after each corruption and severity. If it exists, only missing sets are measured.
         batch_size: Images in a batch.
         on_progress: Called after each batch with the progress under the corruption's name.
 
@@ -52,8 +52,8 @@ def corruption_accuracy(
         The complete record.
 
     Raises:
-        UserError: For a model, images or labels that `preflight` refuses; for a record of another model, of other
-            images or of corruptions from another source; and where the severities differ in their number of images.
+        UserError: If `preflight` fails; if the record is of another model, of other images or of corruptions from
+            another source; or if the severities differ in their number of images.
     """
     preflight(model, images, batch_size=batch_size)
     done = _begin(model, images, corrupted, record, batch_size)
@@ -82,9 +82,10 @@ def corruption_accuracy(
 def recheck(
     model: nn.Module, corrupted: Corrupted, record: CorruptionRecord, *, images: int = 50, batch_size: int = 250
 ) -> list[str]:
-    """Predict the first `images` of every corrupted set again; one line for each set that differs from the record.
+    """Predict the first `images` of every corrupted set again. Returns a line for each set that differs.
 
-    The pixels' checksum is compared where all images are predicted. Raises UserError for another model.
+    If all images of a set are predicted, the checksum of their pixels is also compared. Raises UserError for another
+    model.
     """
     if model_checksum(model) != record.identity["model"]["checksum"]:
         raise UserError("this is not the model of the record: its weights have another checksum")

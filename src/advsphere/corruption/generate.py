@@ -1,4 +1,4 @@
-"""Generate corrupted images: 19 corruptions at 5 severities, whole batches at once, each image with its own noise."""
+"""Generate corrupted images: 19 corruptions at 5 severities, in batches, with separate noise for each image."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ BY_NAME = {function.__name__: function for function in _FUNCTIONS}
 
 _SMALLEST = 24
 _AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
-"""Pixel values that are corrupted together: on a CPU, what fits a core's cache, for each thread."""
+"""Number of pixel values to corrupt together: on a CPU, as many per thread as fit into a core's cache."""
 _LIGHT = {"impulse_noise", "motion_blur", "snow", "frost", "fog", "elastic_transform", "spatter"}
-"""These do most of their work in at most one plane for an image, so four times as many fit."""
+"""These mostly work on at most one plane per image, so four times as many images fit."""
 
 
 @torch.no_grad()
@@ -46,9 +46,9 @@ def corrupt(
         images: (B, 3, S, S) uint8 with S >= 24. The published table of the nearest side (32, 64 or 224) is used.
         name: One of CORRUPTIONS or EXTRA.
         severity: 1 (mild) to 5 (strong).
-        rng: The source of randomness, by default seed 0 with the positions in the batch as example ids. Each severity
-            has its own draws.
-        frost_folder: A folder with the published frost textures. Without it, procedural textures take their place.
+        rng: The random numbers, by default of seed 0 with the positions in the batch as example ids. Severities have
+            independent numbers.
+        frost_folder: A folder with the published frost textures. Without it, procedural textures are used.
 
     Returns:
         The corrupted images, uint8 of the same shape.
@@ -62,19 +62,19 @@ def corrupt(
     function = partial(BY_NAME[name], folder=frost_folder) if name == "frost" else BY_NAME[name]
     each = _AT_ONCE.get(images.device.type, 2**26) * (torch.get_num_threads() if images.device.type == "cpu" else 1)
     each *= 4 if name in _LIGHT else 1
-    size = 16 * max(1, each // math.prod(images.shape[1:]) // 16)  # whole vectors of planes side by side
+    size = 16 * max(1, each // math.prod(images.shape[1:]) // 16)  # `side_by_side` then fills whole vectors
     done = torch.empty_like(images)
     if not len(images):
         return done
     for part, into, ids in zip(images.split(size), done.split(size), rng.ids.split(size), strict=True):
         result = function(part, replace(rng, ids=ids), *parameters)
-        # Cut off and not rounded, as published; through int32, which is faster than from floats to bytes.
+        # Truncate instead of rounding, as published. Converting through int32 is faster than from floats to bytes.
         into.copy_(result if result.dtype == torch.uint8 else result.clamp_(0, 255).add_(blur.ALMOST).int())
     return done
 
 
 def check_images(images: Tensor) -> None:
-    """Raise UserError unless these can be corrupted: (B, 3, S, S) uint8, S at least 24."""
+    """Raise UserError unless images are (B, 3, S, S) uint8 with S at least 24."""
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise UserError(f"corruptions are for square colour images, (B, 3, S, S); found {tuple(images.shape)}")
     if images.dtype != torch.uint8:
@@ -87,11 +87,11 @@ def check_images(images: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Corrupted:
-    """The corrupted versions of a set of images, made or read when they are asked for.
+    """The corrupted versions of a set of images, generated or read on demand.
 
     Attributes:
         names: The corruptions, each available at severities 1 to 5.
-        source: Where the corrupted images come from, as JSON-able values for records.
+        source: The source of the corrupted images, as JSON-able values for records.
         load: (name, severity) -> the images.
     """
 
@@ -102,9 +102,9 @@ class Corrupted:
 
 @dataclass(frozen=True, eq=False)
 class LazyImages(Images):
-    """Images that are made or read when they are asked for: `read` maps positions (B,) to (B, C, H, W) uint8 pixels.
+    """Images that are generated or read on demand: `read` maps positions (B,) to (B, C, H, W) uint8 pixels.
 
-    `rows` is (N,) int64, the positions of these examples in the whole set.
+    `rows` (N,) int64 has the positions of these examples in the whole set.
     """
 
     read: Callable[[Tensor], Tensor]
@@ -131,19 +131,19 @@ class LazyImages(Images):
 
 
 def generated(images: Images, *, extra: bool = False, seed: int = 0, frost_folder: Path | None = None) -> Corrupted:
-    """All corruptions of a set of images, generated batch by batch when they are asked for.
+    """All corruptions of a set of images, generated batch by batch on demand.
 
     Args:
         images: Square, three channels, uint8, at least 24 pixels a side.
         extra: Include the four corruptions of EXTRA.
-        seed: The seed of the draws, which are addressed by the images' positions in the set.
+        seed: Seed of the random numbers, which are addressed by the images' positions in the set.
         frost_folder: A folder with the published frost textures.
 
     Returns:
         The corrupted sets.
 
     Raises:
-        UserError: For images of another shape or type, and for missing textures.
+        UserError: If images have another shape or type, or if textures are missing.
     """
     check_images(images.stored(torch.arange(min(1, len(images))))[0])
     side = images.shape[-1]

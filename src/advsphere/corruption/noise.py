@@ -23,17 +23,17 @@ def speckle_noise(images: Tensor, rng: Rng, sigma: float) -> Tensor:
 
 
 def impulse_noise(images: Tensor, rng: Rng, amount: float) -> Tensor:
-    """A share `amount` of the values becomes black or white, half each.
+    """Set a share `amount` of the values to black or white, half each.
 
-    The draws are the distances from one changed value to the next, which are geometrically distributed. That takes far
-    fewer draws than one for each value.
+    It draws the distances from one changed value to the next, which are geometrically distributed. This takes far
+    fewer random numbers than one for each value.
     """
     size = images[0].numel()
-    most = int(size * amount + 7 * math.sqrt(size * amount)) + 10  # more than this change with a chance below 1e-9
+    most = int(size * amount + 7 * math.sqrt(size * amount)) + 10  # the probability of more changes is below 1e-9
     ways = rng.uniform((most,), "impulse_noise").log_().div_(math.log1p(-amount)).floor_().add_(1)
     places = ways.cumsum(1).sub_(1).clamp_(max=size).long()
     colours = rng.integers((most,), "impulse_noise colour").bitwise_and_(1).mul_(255).byte()
-    room = torch.empty((len(images), size + 1), dtype=torch.uint8, device=images.device)  # beyond the last value: lost
+    room = torch.empty((len(images), size + 1), dtype=torch.uint8, device=images.device)  # the last entry is discarded
     room[:, :size] = images.flatten(1)
     return room.scatter_(1, places, colours)[:, :size].reshape(images.shape)
 
@@ -57,7 +57,7 @@ def symmetric(rng: Rng, shape: tuple[int, ...] | torch.Size, purpose: str) -> Te
 
 
 def poisson(images: Tensor, rng: Rng, photons: float) -> Tensor:
-    """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) int32, chances exact to 2^-16.
+    """Poisson counts of mean p * photons / 255 for values p in 0..255, (B, C, H, W) int32, with probabilities to 2^-16.
 
     This is Walker's alias method (1974). Each of the 256 means has a table of 256 cells, and each cell has one count
     below a mark and another count above it. Half of a draw's bits choose the cell, the other half the side of the mark.
@@ -74,7 +74,7 @@ def _look_up(table: Tensor, places: Tensor) -> Tensor:
 
 @cache
 def _normal_table() -> Tensor:
-    """(65536,) float32 quantiles, each in the middle of an equal part of the distribution."""
+    """(65536,) float32: the midpoint quantiles of equally likely intervals."""
     return torch.special.ndtri((torch.arange(65536, dtype=torch.float64) + 0.5) / 65536).float()
 
 
@@ -89,11 +89,11 @@ def _poisson_cells(photons: float) -> Tensor:
     k = torch.arange(int(photons + 7 * math.sqrt(photons) + 12), dtype=torch.float64)
     p = (torch.xlogy(k, mean) - mean - torch.lgamma(k + 1)).exp()
     chance = p.cumsum(1).mul_(65536).round_().diff(dim=1, prepend=torch.zeros(256, 1, dtype=torch.float64)).int()
-    first = (chance > 0).int().argmax(1, keepdim=True)  # no more than 256 counts have any chance
+    first = (chance > 0).int().argmax(1, keepdim=True)  # at most 256 counts have a probability above 0
     place = first + torch.arange(256)
     left = F.pad(chance, (0, 256)).gather(1, place)
     beyond, open_ = torch.zeros_like(place), torch.ones_like(place, dtype=torch.bool)
-    for _ in range(256):  # the fullest cell fills up the emptiest one
+    for _ in range(256):  # fill up the emptiest cell from the fullest one
         poor = torch.where(open_, left, 1 << 20).argmin(1, keepdim=True)
         rich = torch.where(open_, left, -1).argmax(1, keepdim=True)
         left.scatter_add_(1, rich, left.gather(1, poor) - 256)

@@ -1,4 +1,4 @@
-"""Corrupted images as they are published: CIFAR-10-C's arrays and ImageNet-C's folders, read and written.
+"""Read and write corrupted images in the published formats: arrays of CIFAR-10-C and folders of ImageNet-C.
 
 CIFAR-10-C and CIFAR-100-C have NAME.npy for each corruption, (5 N, 32, 32, 3) uint8 with one severity after the other,
 and labels.npy, (5 N,). ImageNet-C and Tiny-ImageNet-C have NAME/SEVERITY/CLASS/IMAGE.JPEG, where NAME may lie in a
@@ -34,20 +34,20 @@ JPEG_QUALITY = 85
 
 
 def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupted:
-    """The corrupted sets in a folder, in either layout. A set's files are opened when it is asked for.
+    """The corrupted sets in a folder, in either layout. The files of a set are opened on demand.
 
     Args:
         root: The folder with NAME.npy and labels.npy, or with NAME/SEVERITY/CLASS/.
-        clean: The images that the model is tested on. The corrupted ones must have their classes and their shape;
-            images in folders are resized to it.
+        clean: The clean test images. The corrupted images must have the same classes and shape; images in folders are
+            resized to it.
         extra: Include the four corruptions of EXTRA.
 
     Returns:
-        The corrupted sets that the folder has.
+        The corrupted sets in the folder.
 
     Raises:
-        UserError: For a folder without corrupted images, for arrays or labels of another shape or type, for a
-            truncated file, and for classes that `clean` does not have.
+        UserError: If the folder has no corrupted images, if arrays or labels have another shape or type, if a file is
+            truncated, or if `clean` lacks a class.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give one with NAME.npy and labels.npy, or NAME/SEVERITY/CLASS/")
@@ -76,8 +76,8 @@ def save_arrays(corrupted: Corrupted, folder: Path, *, batch_size: int = 1000) -
 
     Args:
         corrupted: The sets to write.
-        folder: Where to write.
-        batch_size: Images that are generated at once.
+        folder: The destination folder.
+        batch_size: Number of images to generate at once.
 
     Raises:
         UserError: If a file can't be written.
@@ -102,11 +102,11 @@ def save_folders(corrupted: Corrupted, folder: Path, *, batch_size: int = 250) -
 
     Args:
         corrupted: The sets to write.
-        folder: Where to write.
-        batch_size: Images that are generated at once.
+        folder: The destination folder.
+        batch_size: Number of images to generate at once.
 
     Raises:
-        UserError: If a file can't be written, or if the name of a class can't be that of a folder.
+        UserError: If a file can't be written, or if the name of a class is not valid as a folder name.
     """
     for name in corrupted.names:
         for severity in SEVERITIES:
@@ -205,7 +205,7 @@ def _folder(root: Path, name: str) -> Path | None:
 
 
 def _in_order_of(clean: Images, images: Images, title: str) -> Images:
-    """The images with the class numbers of the clean set."""
+    """Renumber the classes of the images as in the clean set."""
     unknown = sorted(set(images.classes) - set(clean.classes))
     if unknown:
         raise UserError(

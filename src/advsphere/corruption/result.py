@@ -1,4 +1,4 @@
-"""The record of a model's accuracy under common corruptions, and the numbers computed from it."""
+"""The record of a model's accuracy under common corruptions, and the numbers computed from it: mCA and mCE."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ class CorruptionRecord:
     """A model's accuracy under common corruptions.
 
     Attributes:
-        identity: All that the outcomes depend on: checksums of the model and the clean images, and the source of the
-            corrupted ones.
+        identity: Everything that the outcomes depend on: checksums of the model and the clean images, and the source of
+            the corrupted images.
         clean: The predictions on the clean images.
         cells: One for each corruption and severity measured so far.
-        environments: The machines and library versions it was measured with.
-        answers: The model's answers on a few fixed images, by `identity.model_answers`; None in old records.
+        environments: The machines and library versions of the measurement.
+        answers: The model's answers to a few fixed images, by `identity.model_answers`; None in old records.
     """
 
     identity: Mapping[str, Any]
@@ -86,7 +86,7 @@ class CorruptionRecord:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The corruptions that enter mCA and mCE: those of the benchmark's 15 that the record has."""
+        """The corruptions that count for mCA and mCE: those of the benchmark's 15 in this record."""
         return tuple(name for name in CORRUPTIONS if name in self.names)
 
     @property
@@ -141,7 +141,7 @@ class CorruptionRecord:
             The mCE; 1 where both models are equally good.
 
         Raises:
-            UserError: For a record of other images, and for a reference without an error above 0 for a corruption.
+            UserError: If the record is of other images, or the reference lacks an error above 0 for a corruption.
         """
         if isinstance(reference, CorruptionRecord):
             _check_same(self, reference)
@@ -152,7 +152,7 @@ class CorruptionRecord:
         return fmean(self.error(name) / reference[name] for name in self.counted)
 
     def better_than(self, other: Self) -> Estimate:
-        """The paired difference of two models' mCA on the same images.
+        """The paired difference in mCA of two models on the same images.
 
         Args:
             other: The record of the other model.
@@ -214,8 +214,8 @@ class CorruptionRecord:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read the values of `to_dict` without checking them.
 
-        Old results have None for the outcomes on clean images, for pixels and for seconds. Such outcomes become "", as
-        if they were not measured.
+        Old results have None for the outcomes on clean images, for pixels and for seconds. Such outcomes are read as
+        "", which means not measured.
 
         Args:
             data: The JSON-able values.
@@ -247,7 +247,7 @@ def _check_same(first: CorruptionRecord, second: CorruptionRecord) -> None:
 def corruption_figure(record: CorruptionRecord, title: str = "") -> Figure:
     """A heat map of accuracy in % by corruption and severity; the last column is the mean over severities.
 
-    The colour of a field goes from 0 to the clean accuracy. Raises UserError for a record that is not complete.
+    The colour scale goes from 0 to the clean accuracy. Raises UserError for an incomplete record.
     """
     rows = [[100 * record.cell(name, s).accuracy for s in SEVERITIES] for name in record.names]
     rows = [[*row, sum(row) / len(row)] for row in rows]

@@ -3,7 +3,7 @@
 Source: D. Hendrycks and T. Dietterich, *Benchmarking Neural Network Robustness to Common Corruptions and Perturbations*
 (ICLR 2019, arXiv 1903.12261), with the numbers of make_cifar_c.py (32), make_tinyimagenet_c.py and
 make_imagenet_64_c.py (64) and make_imagenet_c.py (224) in hendrycks/robustness at 8190fe3. Lengths are in pixels,
-intensities in units of the range [0, 1]. They are in severity.json; the function of a corruption names its parameters.
+intensities in units of the range [0, 1]. The numbers are in severity.json; each corruption's function names them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SEVERITIES = (1, 2, 3, 4, 5)
 TABLES = {32: "CIFAR-10-C", 64: "Tiny-ImageNet-C", 224: "ImageNet-C"}
 """Image side for which a table was published, and the data set made with it."""
 _ELASTIC = {32: 32, 64: 64, 224: 244}
-"""The lengths of elastic_transform are fractions of these sides. 244 is a slip in the generator, so it is in the
-published images.
+"""The lengths of elastic_transform are fractions of these sides. 244 is a typo of the published generator, and the
+published images were made with it.
 """
 
 
 def table_for(side: int) -> int:
     """The side (32, 64 or 224) whose table applies to images of `side` pixels: the nearest by ratio.
 
-    Lengths are not rescaled. Which table to use between the published sides is our choice.
+    Lengths are not rescaled. The rule for sides between the published ones is our choice.
     """
     return min(TABLES, key=lambda known: abs(math.log(known / side)))
 
@@ -54,6 +54,6 @@ def strength(name: str, severity: int, side: int) -> tuple[float, ...]:
 
 @cache
 def _tables() -> dict[str, dict[str, list[list[float]]]]:
-    """By name and side, the parameters at each severity."""
+    """The parameters at each severity, by name and side."""
     tables: dict[str, dict[str, list[list[float]]]] = json.loads(Path(__file__).with_suffix(".json").read_text())
     return tables

@@ -1,12 +1,12 @@
 """Weather: snow, frost, fog, brightness, and drops of water or mud on the lens (spatter).
 
-Frost lays photographs of frosted windows over an image. The published photographs are not ours to ship, so five fields
-of needles made of noise take their place, with the same means, spreads and spectra. A user who has the published files
-(frost1.png, frost2.png, frost3.png, frost4.jpg and frost5.jpg of hendrycks/robustness) can name their folder.
+Frost blends photographs of frosted windows into an image. We may not distribute the published photographs, so five
+procedural textures of needles replace them, with the same means, spreads and spectra. Users who have the published
+files (frost1.png, frost2.png, frost3.png, frost4.jpg and frost5.jpg of hendrycks/robustness) can name their folder.
 
-The relief of spattered water is drawn by a chain of 8-bit image operations of OpenCV: Canny edges, distances to them,
-histogram equalisation, embossing. They are written here for whole batches, with OpenCV's conventions at borders and in
-rounding.
+The relief of spattered water is computed by a chain of 8-bit image operations of OpenCV: Canny edges, distances to
+them, histogram equalisation, embossing. They are implemented here for whole batches, with OpenCV's conventions for
+borders and rounding.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def snow(
     width: float,
     keep: float,
 ) -> Tensor:
-    """A whitened image and, on it, flakes: enlarged noise above a threshold, smeared, together with its half turn.
+    """Whiten the image and add flakes: enlarged, thresholded and smeared noise plus its rotation by 180 degrees.
 
-    The noise has this mean and sigma; `radius` and `width` are of the motion blur, at -135 to -45 degrees. `keep` is
-    the share of the image that is not whitened.
+    The noise has this mean and sigma. `radius` and `width` belong to the motion blur, at -135 to -45 degrees. `keep` is
+    the weight of the original image against the whitened one.
     """
     flakes = zoomed(normal(rng, (1, *images.shape[2:]), "snow").mul_(sigma).add_(mean), zoom)
     flakes = F.threshold(flakes, threshold, 0).clamp_(0, 1).mul_(255).floor_()
@@ -57,7 +57,7 @@ def snow(
 
 
 def fog(images: Tensor, rng: Rng, thickness: float, decay: float) -> Tensor:
-    """A plasma fractal added to the image, which is darkened so that its brightest value stays what it was."""
+    """Add a plasma fractal to the image, and darken it so that its brightest value does not change."""
     x = images.float()
     side, layer = images.shape[-1], 255 * thickness
     brightest = x.amax((1, 2, 3), keepdim=True)
@@ -66,10 +66,10 @@ def fog(images: Tensor, rng: Rng, thickness: float, decay: float) -> Tensor:
 
 
 def brightness(images: Tensor, rng: Rng, more: float) -> Tensor:
-    """V of HSV raised: hue and saturation stay, so every channel grows by the same factor, and black becomes grey."""
+    """Raise V of HSV. Hue and saturation stay, so all channels grow by the same factor, and black becomes grey."""
     x = images.float()
     v = x.amax(1, keepdim=True)
-    x += (v < 1).float()  # black as grey of level 1, which is divided by below
+    x += (v < 1).float()  # black becomes grey level 1, because the next line divides by v
     return x.mul_((v + 255 * more).clamp_(max=255).div_(v.clamp_(min=1)))
 
 
@@ -77,7 +77,7 @@ def plasma(rng: Rng, side: int, decay: float) -> Tensor:
     """(B, M, M) float32 with values from 0 to 1, M the power of two from `side` on: midpoint displacement on a torus.
 
     Each round halves the grid: centres of squares, then of diamonds, get the mean of their four neighbours plus a
-    uniform draw of amplitude w^2, where w is 100 at first and divided by `decay` in each round.
+    uniform random number of amplitude w^2, where w starts at 100 and is divided by `decay` in each round.
     """
     m = 1 << (side - 1).bit_length()
     noise = symmetric(rng, (m, m), "fog")
@@ -100,7 +100,7 @@ def plasma(rng: Rng, side: int, decay: float) -> Tensor:
 
 
 FROST_FILES = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
-"""The published textures. The published code never draws from its sixth file."""
+"""The published textures. The published code never uses its sixth file."""
 
 _STATISTICS = (  # of each published file: means and spreads of red, green and blue, slope of the power spectrum
     ((78, 149, 166), (27, 16, 15), -1.5),
@@ -110,12 +110,12 @@ _STATISTICS = (  # of each published file: means and spreads of red, green and b
     ((112, 123, 135), (44, 43, 42), -2.0),
 )
 _SCALE = {32: 0.2, 64: 0.3, 224: 1.0}
-"""The scale to which the published generators shrink the files, by the side of the images."""
+"""The factor by which the published generators scale the files, by the side of the images."""
 _SIZE, _DIRECTIONS = 400, 6
 
 
 def frost(images: Tensor, rng: Rng, image_share: float, frost_share: float, folder: Path | None = None) -> Tensor:
-    """A weighted sum of the image and of a random part of one of five textures."""
+    """Blend the image with a random part of one of five textures."""
     side = images.shape[-1]
     pick = rng.uniform((3,), "frost")
     x = images.float().mul_(image_share)
@@ -131,7 +131,7 @@ def frost(images: Tensor, rng: Rng, image_share: float, frost_share: float, fold
 
 
 def frost_source(folder: Path | None) -> str:
-    """Where the frost textures come from, for a record: "procedural", or the SHA-256 of the files."""
+    """The source of the frost textures for a record: "procedural", or the SHA-256 of the files."""
     if folder is None:
         return "procedural"
     digest = hashlib.sha256()
@@ -144,7 +144,7 @@ def frost_source(folder: Path | None) -> str:
 def frost_textures(folder: Path | None, side: int) -> tuple[Tensor, ...]:
     """Five textures, (3, H, W) float32 in 0..255 with H and W above `side`, scaled for images of this side.
 
-    Without a folder of the published files they are procedural. Raises UserError for a missing or broken file.
+    Without a folder of published files they are procedural. Raises UserError for a missing or broken file.
     """
     whole = [_needles(number) for number in range(5)] if folder is None else [_read(folder, n) for n in FROST_FILES]
     resized = []
@@ -165,17 +165,17 @@ def _read(folder: Path, name: str) -> Tensor:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders may raise any exception
         raise UserError(f"cannot read the image {path} ({error}): replace it") from error
 
 
 @cache
 def _needles(number: int) -> Tensor:
-    """(3, 400, 400) float32 of whole numbers: patches of needles, each patch with a direction of its own.
+    """(3, 400, 400) float32 of whole numbers: patches of needles, each patch with its own direction.
 
-    White noise is smeared along each of several directions. The highest of as many smooth random fields decides which
-    direction shows in a place. The spectrum is then brought to the published slope, the colours to their means and
-    spreads.
+    White noise is smeared along each of several directions. Of as many smooth random fields, the highest one selects
+    the direction at each pixel. The spectrum is then scaled to the published slope, the colours to the published means
+    and spreads.
     """
     rng = Rng(number, torch.arange(_DIRECTIONS))
     noise = torch.fft.fft2(rng.uniform((_SIZE, _SIZE), "frost texture").double() - 0.5)
@@ -192,7 +192,7 @@ def _needles(number: int) -> Tensor:
     patches = torch.fft.ifft2(noise.roll(1, 0) * torch.exp(-2 * (math.pi * patch * frequency) ** 2)).real
     field = torch.fft.fft2(needles.gather(0, patches.argmax(0, keepdim=True))[0])
     means, spreads, slope = _STATISTICS[number]
-    # The mean power of each ring of frequencies is brought to frequency^slope.
+    # Scale the mean power of each ring of frequencies to frequency^slope.
     ring = (frequency * _SIZE).round().long().flatten()
     power = torch.zeros(int(ring.max()) + 1, dtype=torch.float64)
     power = power.scatter_reduce(0, ring, field.abs().square().flatten(), "mean", include_self=False)
@@ -219,7 +219,7 @@ _STEPS = [
 def spatter(
     images: Tensor, rng: Rng, mean: float, sigma: float, blur: float, threshold: float, strength: float, mud: float
 ) -> Tensor:
-    """Smoothed noise above a threshold is liquid: mud where `mud` is 1, water where it is 0.
+    """Cover the image with liquid where smoothed noise exceeds a threshold: mud if `mud` is 1, water if it is 0.
 
     The noise has this mean, sigma and blur. `strength` is the opacity of water, or the blur of the edges of mud.
     """
@@ -249,8 +249,8 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
     def larger(i: int, j: int, k: int, m: int) -> Tensor:
         return torch.maximum(_shifted(around, 1 + i, 1 + j, size), _shifted(around, 1 + k, 1 + m, size))
 
-    # A crest is higher than its neighbours across; along rows and columns, than half a level below the later one.
-    # Masks are floats and choose by arithmetic, exact in whole and half numbers: torch's `where` is ten times as slow.
+    # A crest exceeds both neighbours across the edge. Along rows and columns it may equal the later one (hence - 0.5).
+    # Float masks select by arithmetic, which is exact for whole and half numbers. torch's `where` is ten times as slow.
     around_half = around - 0.5
     beside = torch.maximum(_shifted(around, 1, 0, size), _shifted(around_half, 1, 2, size))
     above = torch.maximum(_shifted(around, 0, 1, size), _shifted(around_half, 2, 1, size))
@@ -263,7 +263,7 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
     across_it.add_(above.sub_(across_it).mul_(steep))
     crest = size > across_it.clamp_(min=low)
     found = F.pad(crest & (size > high), [1] * 4).movedim(1, -1).contiguous()
-    # A weak pixel that touches an edge becomes an edge. Few are weak, so they are visited one by one.
+    # A weak pixel that touches an edge becomes an edge. There are few weak pixels, so a loop visits them one by one.
     weak = F.pad(crest & (size <= high), [1] * 4).movedim(1, -1).flatten().nonzero()
     row, pixel = found.stride(1), found.stride(2)
     steps = torch.tensor([i * row + j * pixel for i in (-1, 0, 1) for j in (-1, 0, 1)], device=grey.device)
@@ -277,8 +277,8 @@ def edges(grey: Tensor, low: float = 50, high: float = 150) -> Tensor:
 def distances(edge: Tensor) -> Tensor:
     """(1, B, H, W) float32: length of the shortest path to an edge by _STEPS, at most 20.
 
-    A shortest path uses each kind of step some number of times, in any order. So one kind is taken after the other, in
-    1, 2, 4, 8 and 16 steps.
+    The order of the steps in a shortest path does not matter. So one kind of step is applied after the other, with 1,
+    2, 4, 8 and 16 steps at once.
     """
     reach = 32
     padded = F.pad(_FARTHEST * (1 - edge.float()), [reach] * 4, value=_FARTHEST)
@@ -309,7 +309,7 @@ def equalised(grey: Tensor) -> Tensor:
 
 
 def _relief(liquid: Tensor) -> Tensor:
-    """(1, B, H, W), whole numbers in 0..255: how much light each place of the water reflects."""
+    """(1, B, H, W), whole numbers in 0..255: the light that the water reflects at each pixel."""
     away = equalised(_mean3(distances(edges(liquid))).floor_())
     embossed = correlate(away, torch.tensor(_EMBOSS)).clamp_(0, 255)
     return _mean3(embossed).round_()
