@@ -84,5 +84,5 @@ def test_am_increases_the_margin_or_not() -> None:
     same = margins((noise, noise), (angles(spread), angles(spread)))
     assert same.answer == "not seen" and "cannot tell" in same.detail
     partly = margins(near, (far[0], near[1]))
-    assert partly.answer == "not seen" and "part" in partly.detail
+    assert partly.answer == "not seen" and "only in some" in partly.detail
     assert margins(None, near).answer == "not tested"

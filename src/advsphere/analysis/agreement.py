@@ -37,11 +37,9 @@ class Agreement:
         )
 
     def both(self, i: int, j: int) -> int:
-        """The number of examples that attacks i and j both fool."""
         return len(self.fooled[i] & self.fooled[j])
 
     def only(self, i: int, j: int) -> int:
-        """The number of examples that attack i fools and attack j does not."""
         return len(self.fooled[i] - self.fooled[j])
 
     def alone(self, i: int) -> int:
@@ -51,10 +49,7 @@ class Agreement:
 
 
 def agreement_figure(agreement: Agreement) -> Figure:
-    """A heat map with numbers: the images that the row's attack fools and the column's does not.
-
-    The diagonal counts all images that an attack fools, the last column the images that only it fools.
-    """
+    """A heat map: images fooled by the row's attack and not by the column's (in the last column, by no other)."""
     from matplotlib.patches import Rectangle
 
     count = len(agreement.names)

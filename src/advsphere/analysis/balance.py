@@ -41,10 +41,7 @@ class Balance:
         return int((self.predictions != self.labels).sum()) >= ENOUGH * len(self.classes)
 
     def rates(self, weights: Tensor) -> Tensor:
-        """How often each class is predicted wrongly, as a share of the images of other classes: (R, N) -> (R, K).
-
-        `weights` are the counts of each image in R resamples.
-        """
+        """The share of images of other classes that are predicted as each class: counts of images (R, N) -> (R, K)."""
         labels, predictions = (F.one_hot(t, len(self.classes)).double() for t in (self.labels, self.predictions))
         wrong = predictions * (self.predictions != self.labels).double()[:, None]
         return (weights @ wrong) / (weights @ (1 - labels)).clamp(min=1e-12)
@@ -61,7 +58,6 @@ class Balance:
 
     @property
     def value(self) -> float:
-        """The imbalance of these examples."""
         return float(self.imbalance(self.once))
 
 

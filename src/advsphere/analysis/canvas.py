@@ -52,7 +52,6 @@ def quiet(axes: Axes, x: str, y: str, *, title: str = "", grid: str = "y") -> No
 
 
 def no_frame(axes: Axes) -> None:
-    """Hide the four sides of the axes."""
     for side in axes.spines.values():
         side.set_visible(False)
 

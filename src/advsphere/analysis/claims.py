@@ -73,10 +73,7 @@ class Claim:
 
 
 def effective(found: FewSteps) -> Claim:
-    """Claim 1: the same steps from the same starts fool more images if the attack's forward pass uses FN.
-
-    The unchanged network judges success. The claim is seen only if it holds for each number of steps.
-    """
+    """Claim 1: an attack with FN on its path fools more images of the unchanged network, at each number of steps."""
     evidence, best = [], []
     for k in found.steps:
         gain = found.gain(k)
@@ -105,10 +102,7 @@ def hard(found: Hardness, *, seed: int = 0) -> Claim:
 
 
 def balanced(baseline: Balance | None, method: Balance, *, seed: int = 0) -> Claim:
-    """Claim 3: how often adversarial examples are predicted as each class varies less than in the baseline.
-
-    Raises UserError if the two are of different images.
-    """
+    """Claim 3: predictions of adversarial examples vary less between classes than in the baseline."""
     if baseline is None:
         return Claim(key="balance", answer="not tested", detail=NEEDS_A_PAIR)
     if not (baseline.enough and method.enough):
@@ -125,10 +119,7 @@ def balanced(baseline: Balance | None, method: Balance, *, seed: int = 0) -> Cla
 
 
 def margins(baseline: tuple[Angles, Angles] | None, method: tuple[Angles, Angles], *, seed: int = 0) -> Claim:
-    """Claim 4: the mean angular margin is larger than in the baseline, on clean images and on adversarial ones.
-
-    Each network is given as (clean, adversarial). Raises UserError if the two are of different images.
-    """
+    """Claim 4: the mean angular margin exceeds the baseline's. Networks are given as (clean, adversarial)."""
     if baseline is None:
         return Claim(key="margin", answer="not tested", detail=NEEDS_A_PAIR)
     evidence, means = [], []

@@ -276,10 +276,7 @@ def _examine(
 def _gradients(
     network: Network, images: Images, threat: ThreatModel, seed: int, on_progress: OnProgress
 ) -> dict[str, LayerGradients]:
-    """The layers' gradients of the training loss in each state, and of the loss without margin in the final network.
-
-    A margin also makes clean images hard, so the two ratios differ.
-    """
+    """The layers' gradients of the training loss in each state, and of the loss without margin, which differs."""
 
     def training_loss(model: nn.Module) -> Loss:
         head = model.get_submodule(find_head(model, network.head))
@@ -299,10 +296,7 @@ def _gradients(
 
 
 def diagnosed_gradients(path: Path, model: str) -> LayerGradients | None:
-    """The gradients of the model with this checksum in a diagnosis.json; None if the file is not about that model.
-
-    Raises UserError for a file that is missing or of another kind.
-    """
+    """The gradients of the model with this checksum in a diagnosis.json; None if the file is about another model."""
     for network in read_json(path, FORMAT)["networks"]:
         if network["checksum"] == model:
             found = network["gradients"]["as judged"]

@@ -45,10 +45,7 @@ class Hardness:
 
     @property
     def quintile(self) -> Tensor:
-        """(N,) from 0 for the easiest fifth of the examples to 4 for the hardest, by angular margin.
-
-        The margin does not depend on FN or the scale, so the fifths are the same with FN and without.
-        """
+        """(N,) from 0 (easiest fifth) to 4 (hardest), by angular margin, which does not depend on FN and scale."""
         rank = self.margin.argsort(descending=True, stable=True).argsort()
         return rank * GROUPS // len(rank)
 
@@ -75,10 +72,7 @@ def check_count(n: int) -> None:
 
 
 def hardness(parts: HeadParts, crafted: Crafted, *, on_progress: OnProgress = silent) -> Hardness:
-    """Per-example gradients of adversarial examples, in eval mode, in which examples do not depend on their batch.
-
-    Raises UserError for fewer than ten examples, and for a network whose weights take no gradient.
-    """
+    """Per-example gradients in eval mode. Raises UserError for under ten examples, or weights without gradient."""
     check_count(len(crafted.y))
     model = parts.model
     weights = [p for p in model.parameters() if p.requires_grad]

@@ -70,10 +70,7 @@ def fooled_by(ledgers: Sequence[Ledger], attack: str, *, each: int = 1) -> list[
 
 
 def pictures(ledger: Ledger, images: Images, attack: str, examples: Sequence[int]) -> tuple[Picture, ...]:
-    """The pictures of examples on which the attack fooled the model, from the ledger and the evaluated images.
-
-    Raises UserError for damaged data.
-    """
+    """Pictures of examples on which the attack fooled the model. Raises UserError for damaged data."""
     cells = {cell.example: cell for cell in ledger.cells(attack)}
     found = []
     for example in examples:
@@ -116,10 +113,7 @@ def stored_strips(ledger: Ledger, trace: Trace, images: Images) -> dict[str, Pic
 
 
 def strip_figure(trace: Trace, images: Images, strips: Mapping[str, Picture]) -> Figure:
-    """A row for each attack, or the clean image alone.
-
-    Each perturbation is scaled by its own largest value, which its caption gives; grey is no change.
-    """
+    """A row for each attack, or the clean image alone. Captions give the largest value, which scales a perturbation."""
     rows, columns = max(1, len(strips)), 3 if strips else 1
     figure, axes = canvas(2.1 * columns + 0.4, 2.5 * rows + 0.4, rows, columns)
     figure.suptitle(trace.title, color=INK, fontsize=10, parse_math=False, wrap=True)
@@ -158,10 +152,7 @@ def both_ways(
     steps: int = STEPS,
     seed: int = 0,
 ) -> dict[str, tuple[Picture, ...]]:
-    """{"with FN": ..., "without FN": ...}: the examples under PGD with and without FN in the attack's forward pass.
-
-    The predictions are those of the unchanged network and need not be wrong.
-    """
+    """PGD "with FN" and "without FN" on the examples. The network's predictions need not be wrong."""
     chosen = images.take(torch.tensor(examples, device=images.labels.device))
     found = {}
     for name, fn in (("with FN", True), ("without FN", False)):
@@ -176,10 +167,7 @@ def both_ways(
 
 
 def picture_figure(found: Mapping[str, Sequence[Picture]], scale: float) -> Figure:
-    """A row for each image: the clean one, then the perturbation and the result of each way to attack it.
-
-    Perturbations of -scale and +scale, in pixel units, are black and white.
-    """
+    """Each row has a clean image, and the perturbation (-scale is black, +scale white) and result of each attack."""
     ways = list(found)
     rows = list(zip(*(found[way] for way in ways), strict=True))
     columns, heads_and_note = 1 + 2 * len(ways), 0.75

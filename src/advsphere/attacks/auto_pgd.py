@@ -200,7 +200,6 @@ class _Search:
         return found
 
     def ascend(self, x: Tensor, target: Tensor, start: Tensor) -> _Found:
-        """Ascend in one ball."""
         threat, steps = self.threat, self.steps
         path = Path.from_start(x, target, start)
         rule = (Thinning if threat.norm == "l1" else Halving).from_start(x, start, threat.eps)

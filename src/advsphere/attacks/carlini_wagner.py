@@ -179,7 +179,6 @@ class _Search(Rows):
         return replace(self, tau=tau, low=low, c=c, start=w, left=self.left.where(~ended, 1))._again(over)
 
     def _again(self, over: Tensor) -> _Search:
-        """Begin the next round where the last one is over."""
         fresh = over_pixels(over, self.w)
         return replace(
             self,

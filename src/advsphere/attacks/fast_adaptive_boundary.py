@@ -244,10 +244,7 @@ class _Walk(NamedTuple):
         found.x_adv[index[clear]], found.distance[index[clear]] = wrong[clear], found.threat.distance(wrong, x)[clear]
 
     def deepen(self) -> None:
-        """If eps is given, move the best example out to eps if that raises the margin.
-
-        On the boundary itself the rounding of another batch or precision would decide.
-        """
+        """If eps is given, move the best example out to eps if that raises the margin, away from rounding errors."""
         found = self.found
         index = (found.done & (found.distance > 0)).nonzero().squeeze(1)
         if found.eps is None or len(index) == 0:

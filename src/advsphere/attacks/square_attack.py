@@ -171,7 +171,6 @@ def _rearranged(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, num
 
 
 def _signs(numbers: Tensor) -> Tensor:
-    """Turn numbers in (0, 1) into +-1."""
     return 1 - 2 * (numbers < 0.5).float()
 
 

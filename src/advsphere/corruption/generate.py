@@ -102,10 +102,7 @@ class Corrupted:
 
 @dataclass(frozen=True, eq=False)
 class LazyImages(Images):
-    """Images that are generated or read on demand: `read` maps positions (B,) to (B, C, H, W) uint8 pixels.
-
-    `rows` (N,) int64 has the positions of these examples in the whole set.
-    """
+    """Images that `read` makes on demand: positions -> (B, C, H, W) uint8. `rows` (N,) are the positions of these."""
 
     read: Callable[[Tensor], Tensor]
     labels: Tensor

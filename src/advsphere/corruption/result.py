@@ -245,10 +245,7 @@ def _check_same(first: CorruptionRecord, second: CorruptionRecord) -> None:
 
 
 def corruption_figure(record: CorruptionRecord, title: str = "") -> Figure:
-    """A heat map of accuracy in % by corruption and severity; the last column is the mean over severities.
-
-    The colour scale goes from 0 to the clean accuracy. Raises UserError for an incomplete record.
-    """
+    """A heat map of accuracy in %; the last column is the mean over severities. Raises UserError if incomplete."""
     rows = [[100 * record.cell(name, s).accuracy for s in SEVERITIES] for name in record.names]
     rows = [[*row, sum(row) / len(row)] for row in rows]
     clean = 100 * record.clean.accuracy

@@ -34,10 +34,7 @@ published images were made with it.
 
 
 def table_for(side: int) -> int:
-    """The side (32, 64 or 224) whose table applies to images of `side` pixels: the nearest by ratio.
-
-    Lengths are not rescaled. The rule for sides between the published ones is our choice.
-    """
+    """The side (32, 64 or 224) whose table is used unscaled at this side: the nearest by ratio, which is our choice."""
     return min(TABLES, key=lambda known: abs(math.log(known / side)))
 
 

@@ -34,17 +34,11 @@ class Augment:
             raise UserError(f"a crop is padded by {self.padding} pixels; give 0 for none, 4 is usual at 32 pixels")
 
     def __call__(self, pixels: Tensor, rng: Rng) -> Tensor:
-        """Pad, crop and flip a batch. The random crops by `min_area` are made before, by `Images.stored`.
+        """Pad, crop and flip a batch: (B, C, H, W), uint8 or in [0, 1] -> float32 in [0, 1], channels last.
 
-        All (2 padding + 1)^2 positions are equally likely. The augmentation of an example depends on its seed, id,
-        restart and step, not on its batch. Its crop is the same with and without flips.
-
-        Args:
-            pixels: (B, C, H, W), uint8 or floating point in [0, 1]; not changed.
-            rng: The generator of these examples.
-
-        Returns:
-            (B, C, H, W) float32 in [0, 1], in channels_last layout, which convolutions prefer.
+        The random crops by `min_area` are made before, by `Images.stored`. All (2 padding + 1)^2 positions are equally
+        likely. The augmentation of an example depends on its seed, id, restart and step, not on its batch. Its crop is
+        the same with and without flips.
         """
         if self.padding or self.flip:
             uniform = rng.uniform((3,), "augment").to(pixels.device)

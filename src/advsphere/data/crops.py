@@ -32,7 +32,6 @@ class ResizedCrops:
 
     @classmethod
     def of(cls, rng: Rng, min_area: float) -> ResizedCrops:
-        """The crops of the examples of a generator."""
         return cls(rng.uniform((2 * TRIES + 2,), "resized crop"), min_area)
 
     def box(self, i: int, width: int, height: int) -> tuple[int, int, int, int]:

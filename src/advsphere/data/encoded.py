@@ -61,7 +61,6 @@ class Encoded(NamedTuple):
             raise self.unreadable(error) from error
 
     def unreadable(self, error: Exception) -> UserError:
-        """The error to raise for an image that can't be decoded."""
         return UserError(f"cannot read the image {self.name} ({error}): replace or remove it")
 
 

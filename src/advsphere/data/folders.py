@@ -20,8 +20,6 @@ TEST_FOLDERS = ("val", "test")
 
 @dataclass(frozen=True, eq=False)
 class FolderImages(EncodedImages):
-    """Image files at `paths`."""
-
     paths: tuple[str, ...]
 
     def encoded(self, index: list[int]) -> list[Encoded]:

@@ -143,7 +143,6 @@ class DatasetImages(Images):
 
 
 def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int]:
-    """One item's image and class number."""
     item = dataset[i]
     if isinstance(item, Mapping):
         found = f"the entries {', '.join(map(str, item))}"

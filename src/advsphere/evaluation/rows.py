@@ -72,7 +72,6 @@ class Row:
 
 
 def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
-    """The row of an attack in the ledger."""
     cost, counts = ledger.cost(name), ledger.counts(name)
     outcomes = ledger.outcomes(name)
     return Row(

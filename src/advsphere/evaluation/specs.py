@@ -122,10 +122,7 @@ _ORIGIN = ("defined_in", "source", "kind", "unknown")
 
 
 def in_words(settings: Mapping[str, Any], norm: str) -> str:
-    """The recorded settings of an attack in one line, such as "pgd, steps 20, step size 2/255, loss log_odds".
-
-    The attack's norm is named if it is not the `norm` of the evaluation's threat.
-    """
+    """The recorded settings of an attack in one line; its norm is named if it is not the threat's `norm`."""
     if "attacks" in settings:  # restarts are a worst case of runs that differ only in their number
         several = [run["attack"] if run.get("name") == "restarts" else run for run in settings["attacks"]]
         runs = Counter(in_words(run, norm) for run in several)

@@ -74,7 +74,6 @@ class Trace:
         return self.classes[number] if number < len(self.classes) else f"class {number}"
 
     def words(self, attempt: Attempt) -> str:
-        """The outcome of an attempt in a few words."""
         if attempt.outcome == "resisted":
             return f"resisted: {self.name(attempt.prediction)} is outside the ball" if attempt.stored else "resisted"
         left = "pixel range" if attempt.settings.get("minimal") else "ball"
@@ -133,10 +132,7 @@ class Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """The recorded outcome of an attack on one example and the outcome of running it again.
-
-    `x_adv` (C, H, W) is the image that the attack returned now.
-    """
+    """The recorded outcome of an attack on one example, and that of running it again, with its `x_adv` (C, H, W)."""
 
     then: Attempt
     now: Attempt

@@ -32,7 +32,6 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def threat_of(book: Ledger) -> ThreatModel:
-    """The threat that was evaluated."""
     threat = book.identity["threat"]
     low, high = threat["bounds"]
     return ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high))
@@ -73,10 +72,7 @@ def another_model(book: Ledger, model: nn.Module) -> list[str]:
 
 
 def judge_again(book: Ledger, model: nn.Module, images: Images, spec: AttackSpec, examples: Tensor) -> Verdict:
-    """Run one of the attacks on these examples, (B,) int64, with the recorded random numbers and precision.
-
-    Random numbers are addressed by the example's number, so the outcome in another batch is the same up to rounding.
-    """
+    """Run an attack on these examples, (B,) int64, with the recorded random numbers and precision."""
     identity, device = book.identity, device_of(model)
     x, y = (part.to(device) for part in images.batch(examples))
     rng = Rng(identity["seed"], examples.to(device))

@@ -144,10 +144,7 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """The network with synchronised batch norms, which use the statistics of all processes' images in train mode.
-
-    Weights and names stay. It also converts timm's batch norms that contain an activation.
-    """
+    """Convert batch norms, also timm's with an activation, to the statistics of all processes' images in train mode."""
     from timm.layers.norm_act import convert_sync_batchnorm  # here and not at the top: it takes seconds to import
 
     converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

@@ -13,10 +13,7 @@ from advsphere.errors import UserError
 
 
 class LinearHead(nn.Linear):
-    """A linear layer that computes in float32 or wider also under autocast, as the hyperspherical head does.
-
-    With bfloat16 logits a plain network would be attacked and trained at lower precision than one with that head.
-    """
+    """A linear layer in float32 or wider also under autocast, for the same precision as the hypersphere head."""
 
     @classmethod
     def of(cls, linear: nn.Linear) -> LinearHead:

@@ -60,20 +60,14 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, in the order given, one at a time.
-
-    If writing a checkpoint fails, no later one is written, because it may refer to the failed one.
-    """
+    """Writes checkpoints in a thread, in order. After a failure it writes none, because they may refer to that one."""
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: list[Future[None]] = []
 
     def save(self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Copy the tensors and start writing them as `save` does. Returns before the file is written.
-
-        Errors of earlier files are raised here, or by `wait`.
-        """
+        """As `save`, of a copy, in the background. Errors of earlier files are raised here, or by `wait`."""
         while len(self.pending) > 1:  # a slow disk must not fill the memory with copies
             self.pending.pop(0).result()
         copied = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}

@@ -299,10 +299,7 @@ class Trainer:
         )
 
     def _close_epoch(self) -> None:
-        """Validate, save the best, go to the next epoch, write the checkpoint.
-
-        In this order, a run that is killed in between does all of it again.
-        """
+        """Validate, save the best, advance the epoch, write the checkpoint. A run killed in between repeats it all."""
         epochs = self.cursor.epoch + 1
         metrics = {
             "epoch": epochs,

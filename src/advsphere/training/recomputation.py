@@ -34,7 +34,6 @@ def recompute_blocks(model: nn.Module) -> None:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost blocks."""
     for child in model.children():
         row = isinstance(model, nn.Sequential | nn.ModuleList)
         if row and next(child.children(), None) is not None:

@@ -118,7 +118,6 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) 
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to plain lists, dictionaries, strings and numbers."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
