@@ -1,4 +1,4 @@
-"""Statistics: every interval, test and mean of the package is computed here.
+"""Statistics: every interval and test of the package, and the means that have an interval, are computed here.
 
 | question | function |
 |---|---|

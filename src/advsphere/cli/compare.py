@@ -51,7 +51,7 @@ class Options:
     """Any suite of `advsphere evaluate` that has a PGD attack."""
     pgd: str | None = None
     """The attack whose gain is tested; by default PGD on cross-entropy at s = 1."""
-    n: int | None = None
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """The number of test images, chosen as by `advsphere evaluate`; all by default."""
     eps: float | None = None
     """Radius in pixel units, e.g. 8/255; by default the baseline's."""

@@ -143,7 +143,8 @@ class Images(ABC):
         """
         if not 0 < validation < len(self):
             raise UserError(
-                f"cannot hold out {validation} of the {len(self)} images of {self.name}: ask for 1 to {len(self) - 1}"
+                f"cannot hold out {validation} of the {len(self)} images of {self.name} for validation; "
+                f"hold out 1 to {len(self) - 1} of them (--data.validation)"
             )
         order = permutation(len(self), seed=seed, epoch=0, purpose="validation")
         return self.take(order[validation:].sort().values), self.take(order[:validation].sort().values)

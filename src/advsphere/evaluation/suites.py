@@ -3,7 +3,8 @@
 Steps are eps / 4 long unless a table says otherwise: 2/255 at 8/255, the usual step for 10 to 100 steps (Madry et al.
 2018; Wong et al. 2020 for PGD-50). The step is proportional to eps so that a suite is equivalent at any radius. On
 adversarially trained digits networks eps / 4 fooled more images than eps / 10 and 2.5 eps / steps. All attacks keep
-their best iterate, stop at the first success, and ascend losses that never saturate. The cheapest attacks run first.
+their best iterate, stop at the first success, and ascend losses that never saturate. PGD in `survival` ascends
+cross-entropy instead, because the gain under such attacks is in question. The cheapest attacks run first.
 """
 
 from __future__ import annotations

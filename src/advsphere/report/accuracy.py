@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from markupsafe import Markup
 
 from advsphere.analysis.curves import curve_figure
@@ -14,7 +15,7 @@ from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table
 from advsphere.report.sections import section
 from advsphere.report.verdict import survived
-from advsphere.stats import ENOUGH_SEEDS, PairedDifference, paired
+from advsphere.stats import ENOUGH_SEEDS, PairedDifference, mean_over_seeds, paired
 from advsphere.threat import radius
 
 
@@ -138,4 +139,5 @@ def _mean(model: ModelReport, name: str) -> TableCell | None:
     shares = [row.accuracy for row in rows if row is not None]
     if len(shares) < len(rows):
         return None
-    return TableCell(percent(sum(shares) / len(shares)), " \u00b7 ".join(map(percent, shares)))
+    outcomes = np.array([[outcome == "1" for outcome in row.outcomes] for row in rows if row is not None], dtype=float)
+    return TableCell(percent(mean_over_seeds(outcomes).value), " \u00b7 ".join(map(percent, shares)))

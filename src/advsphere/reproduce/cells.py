@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -26,19 +25,16 @@ FEWEST_PAIRS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A method's accuracy under one attack, in [0, 1]: of each seed, with a 95 % interval over images and, from three
-    seeds on, over seeds; and the paper's, if it has one.
+    """A method's accuracy under one attack, in [0, 1]: the mean over seeds with its 95 % interval, and each seed's.
+
+    `paper` is the paper's number, if it has one.
     """
 
+    value: float
     seeds: tuple[float, ...]
     low: float
     high: float
     paper: float | None
-
-    @property
-    def value(self) -> float:
-        """The mean over seeds."""
-        return fmean(self.seeds)
 
 
 def entry(group: Group, name: str, attack: str, table: Table) -> Entry | None:
@@ -46,14 +42,13 @@ def entry(group: Group, name: str, attack: str, table: Table) -> Entry | None:
     columns = _columns(group.evaluations(name), attack)
     if columns is None:
         return None
+    mean = mean_over_seeds(columns)
+    low, high = max(0.0, mean.low), min(1.0, mean.high)
     if len(columns) == 1:
         low, high = wilson(int(columns.sum()), columns.size)
-    else:
-        found = mean_over_seeds(columns)
-        low, high = max(0.0, found.low), min(1.0, found.high)
     paper = table.printed(name, group.network).get(table.columns.get(attack, ""))
     seeds = tuple(float(accuracy) for accuracy in columns.mean(1))
-    return Entry(seeds=seeds, low=low, high=high, paper=None if paper is None else paper / 100)
+    return Entry(value=mean.value, seeds=seeds, low=low, high=high, paper=None if paper is None else paper / 100)
 
 
 @dataclass(frozen=True, kw_only=True)
