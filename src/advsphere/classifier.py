@@ -112,17 +112,17 @@ def frozen(
 ) -> Iterator[Classifier]:
     """Prepare a model for attacks, and restore it afterwards.
 
-    Inside the block weights take no gradient, the network gets a copy of the images, channels last if it can take that,
-    and logits have the type of the images, at least float32. No other place sets low precision, memory layout and
-    folding. Every module's own mode is restored. Running statistics that a forward pass updates in train mode stay
+    Inside the block weights take no gradient. The network gets a copy of the images, channels last if it accepts that
+    layout, and logits have the type of the images, at least float32. No other place sets low precision, memory layout
+    and folding. Every module's own mode is restored. Running statistics that a forward pass updates in train mode stay
     updated.
 
     Args:
         model: The model.
         dtype: Autocast to this type, such as bfloat16.
         fold: In eval mode, fold each batch norm into the convolution before it, where tracing finds such pairs. The
-            logits are equal up to rounding, and computed faster. The first batch checks that: a network whose logits
-            change is not folded.
+            logits are equal up to rounding, and computed faster. The first batch verifies this, and a network whose
+            logits change is not folded.
         mode: The mode of all modules.
 
     Yields:
@@ -140,14 +140,14 @@ def frozen(
 
     @torch.no_grad()
     def plainly(x: Tensor) -> Tensor:
-        # `forward` leaves out hooks of the model itself, which may count what a search costs.
+        # `forward` skips hooks of the model itself, which may count the forwards of a search.
         with _eagerly(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
             return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
 
     def check_folding(x: Tensor) -> None:
         try:
             after = plainly(x)
-        except Exception:  # the user's code may look at the layers that are no longer there
+        except Exception:  # the user's code may access the layers that were replaced
             after = torch.full((), torch.nan, device=x.device)
         replace_modules(model, {new: old for old, new in folded.items()})
         before = plainly(x)
@@ -178,14 +178,14 @@ def frozen(
             module.training = training
 
 
-# For each model: whether it took images of this shape (C, H, W) in the preferred memory format.
+# For each model: whether it accepted images of this shape (C, H, W) in the preferred memory format.
 _TAKEN: WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, torch.memory_format, bool], bool]] = WeakKeyDictionary()
 
 
 def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.preserve_format) -> Tensor:
-    """Ask a network for the logits of a copy of the images, which it may overwrite.
+    """Compute the logits for a copy of the images, which the network may overwrite.
 
-    A network that flattens by `view` can't take images channels last; it gets them contiguous.
+    A network that flattens by `view` can't take images channels last, so it gets them contiguous.
 
     Args:
         model: The network.
@@ -218,7 +218,7 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
 
 
 class Answering(nn.Module):
-    """A network as a module that returns logits, whatever it returns itself, see `answer`.
+    """A module that returns the logits of a network with any type of output, see `answer`.
 
     Args:
         network: The network.
@@ -233,7 +233,7 @@ class Answering(nn.Module):
 
 
 def _eagerly() -> AbstractContextManager[Any]:
-    """Run compiled networks uncompiled, so that hooks are called and nothing is compiled for a small batch."""
+    """Run compiled networks eagerly, so that hooks are called and a small batch triggers no compilation."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 

@@ -14,7 +14,7 @@ def replace_modules(model: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> 
 
     Args:
         model: The network, changed in place.
-        new_of: What takes the place of each.
+        new_of: The replacement of each module.
     """
     for parent in [*model.modules()] if new_of else ():
         for name, child in parent._modules.items():
@@ -31,7 +31,7 @@ def fold(model: nn.Module, folded: dict[nn.Module, nn.Module]) -> None:
 
     Args:
         model: The network in eval mode, changed in place.
-        folded: Gets what takes the place of each module, so that a caller can undo it.
+        folded: Receives the replacement of each module, so that the caller can undo it.
     """
     structure = [(name, type(module)) for name, module in model.named_modules()]
     if model not in _PAIRS or _PAIRS[model][0] != structure:
@@ -44,7 +44,7 @@ def fold(model: nn.Module, folded: dict[nn.Module, nn.Module]) -> None:
 
 
 class _LeafTracer(fx.Tracer):
-    """Traces into containers only: a module without children is one node, whatever it does inside."""
+    """Traces only into containers: any module without children is one node."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return next(m.children(), None) is None
@@ -53,7 +53,7 @@ class _LeafTracer(fx.Tracer):
 def _conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
     try:
         graph = _LeafTracer().trace(model)
-    except Exception:  # tracing runs the user's code on proxies and may fail in any way, and folding only saves time
+    except Exception:  # tracing runs the user's code on proxies and may fail in any way; folding only saves time
         return []
     called = [n.target for n in graph.nodes if n.op == "call_module"]
     pairs = []

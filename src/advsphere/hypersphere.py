@@ -102,7 +102,7 @@ def attach_head(
 
     Raises:
         UserError: If the head can't be found, the scale is invalid, or the network does not compute its logits with
-            this layer (tried on an image, where its shape can be guessed).
+            this layer (tested on an image, if its shape can be guessed).
     """
     name = find_head(model, head)
     if not name:

@@ -26,7 +26,7 @@ def test_settings_are_said_as_people_say_them() -> None:
     assert words(spec) == said
     assert (
         words(AttackSpec("x", spec.attack, 3, after=("y",), note="as in z"))
-        == f"{said}, 3 restarts, only on images that earlier attacks left (as in z)"
+        == f"{said}, 3 restarts, only on images that resisted earlier attacks (as in z)"
     )
     assert words(AttackSpec("x", restarts(spec.attack, 5))) == f"{said}, 5 restarts"
 

@@ -62,7 +62,7 @@ class Balance:
 
 
 def balance_figure(found: Mapping[str, Balance]) -> Figure:
-    """How often each network, by name, predicts adversarial examples as each class, and how this depends on the length
+    """The rates at which each network, by name, predicts adversarial examples as each class, by class and by the length
     of the class's weights.
     """
     first = next(iter(found.values()))

@@ -71,7 +71,7 @@ class AccuracyCurve:
 
     @property
     def intervals(self) -> tuple[tuple[float, float], ...]:
-        """A 95 % Wilson interval at each strength, for the sample of images alone."""
+        """A 95 % Wilson interval at each strength, which covers only the sampling of images."""
         return tuple(wilson(k, self.n) for k in self.robust)
 
 

@@ -190,7 +190,7 @@ def diagnose(
 ) -> Diagnosis:
     """Examine a network, and a baseline if given, on the same images; then answer the paper's four claims.
 
-    The models are restored to the state they were in, and their gradients stay as they are.
+    The models are restored to their previous state, and their gradients do not change.
 
     Args:
         network: The network to diagnose.

@@ -56,7 +56,7 @@ class ShortAttack:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """A 95 % Wilson interval, for the sample of images alone."""
+        """A 95 % Wilson interval, which covers only the sampling of images."""
         return wilson(sum(self.resisted), len(self.resisted))
 
 
@@ -87,7 +87,7 @@ class FewSteps:
         raise KeyError(f"PGD-{steps}, FN {fn}, factor {factor}")
 
     def gain(self, steps: int, *, factor: float = 1.0) -> PairedDifference:
-        """How many more images the attack with FN fools, as a share of all; paired image by image."""
+        """The share of images fooled with FN minus the share fooled without, paired image by image."""
         without, with_ = (self.attack(steps, fn=fn, factor=factor).resisted for fn in (False, True))
         return paired(without, with_)
 

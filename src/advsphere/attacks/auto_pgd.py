@@ -107,7 +107,7 @@ def apgd_targeted(
     """AutoPGD on the targeted DLR loss, towards the most likely wrong classes one after the other.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690, section 4.2). Each target has its own random start. An example is done
-    at its first success, whichever class it becomes. Costs at most 1 + targets * (steps + 1) forwards of each image.
+    at its first success, for any wrong class. Costs at most 1 + targets * (steps + 1) forwards of each image.
 
     Differs from the official code: with fewer than 4 classes, where the loss is undefined and the official code fails,
     the difference z_t - z_y takes its place.

@@ -63,7 +63,7 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
 
 
 def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Classifier:
-    """Check what an attack is given: refuse images that do not fit the bounds, and let any network return logits."""
+    """Raise UserError for images outside the bounds, and wrap a network of any kind so that it returns logits."""
     low, high = bounds
     if x.numel():
         darkest, brightest = (float(value) for value in torch.aminmax(x.detach()))

@@ -49,7 +49,7 @@ def deepfool(
         bounds: Lowest and highest value of a pixel.
         steps: Largest number of steps.
         overshoot: Share by which each step is lengthened, to land beyond the boundary.
-        classes: How many of the most likely classes are linearised at each step, the label among them; at least 2.
+        classes: Number of most likely classes to linearise at each step, including the label; at least 2.
         eps: If given, return only adversarial examples within this radius.
         rng: Not used, because nothing is random.
 

@@ -55,7 +55,7 @@ def fab(
         alpha_max: Largest weight of the pull towards the clean image.
         eta: Length of a step relative to the way to the boundary; above 1 it lands beyond.
         beta: Share of the perturbation that is kept after a success.
-        classes: How many of the most likely classes are linearised at each step, the label among them; at least 2.
+        classes: Number of most likely classes to linearise at each step, including the label; at least 2.
         eps: If given, return only adversarial examples within this radius. An example is then done once one is found,
             and moves as far beyond the boundary as its direction leads inside the ball.
         rng: Random numbers for the starts after the first; by default of seed 0 and ids 0 to B - 1.
@@ -95,7 +95,7 @@ def fab_targeted(
     """FAB-T: `fab` along the boundary to one wrong class at a time, for the most likely ones of the clean image.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690, section 4). The result is still untargeted, the smallest adversarial
-    image of any wrong class. A step costs one forward and one backward whatever the number of classes, so use it
+    image of any wrong class. A step costs one forward and one backward for any number of classes, so use it
     instead of `fab` for many classes.
 
     Differs from the paper, which goes back towards the clean image after a success and linearises there. Here the

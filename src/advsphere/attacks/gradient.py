@@ -24,7 +24,7 @@ Keep = Literal["last", "best"]
 """Which iterate an attack returns: the last one, or the one with the highest loss."""
 
 CYCLE = 4
-"""How many previous iterates are compared with the current one. Steps of a fixed size end in short cycles."""
+"""Number of previous iterates to compare with the current one. Steps of a fixed size end in short cycles."""
 
 
 @attack_kind("one-step")

@@ -155,7 +155,7 @@ class Thinning(Rows):
 
 
 def _changed(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """How many pixels differ, (b,) int64."""
+    """The number of pixels that differ, (b,) int64."""
     return ((x_adv - x).abs() > TRACE * eps).flatten(1).sum(1)
 
 

@@ -56,7 +56,7 @@ class CorruptionCell:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy, for the sample of images alone."""
+        """95 % Wilson interval of the accuracy, which covers only the sampling of images."""
         return wilson(self.k, self.n)
 
 

@@ -65,7 +65,7 @@ def batches(
 
 @dataclass(frozen=True, eq=False)
 class _Reading(Dataset["Tensor | UserError"]):
-    """The stored pixels (B, C, H, W) of each batch by its number: what the workers compute."""
+    """The work of the worker processes: the stored pixels (B, C, H, W) of each batch by its number."""
 
     images: Images
     ids: Sequence[Tensor]

@@ -141,7 +141,7 @@ def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
         }
     except UserError as error:
         raise UserError(f"{path} {error}") from error
-    except Exception as error:  # there is no complete list of what a broken pickle may raise
+    except Exception as error:  # a broken pickle may raise any exception
         raise UserError(f"{path} is broken or truncated ({error}): get it again") from error
 
 

@@ -48,8 +48,8 @@ def preflight(
         model: The model, as in `evaluate`.
         images: The images, as in `evaluate`.
         labels: (N,) int64, with a tensor of images.
-        batch_size: How many images are drawn; as in `evaluate` by default.
-        attacks: The attacks to check; each must leave the images as they are at eps = 0.
+        batch_size: Number of images to draw; by default as in `evaluate`.
+        attacks: The attacks to check. None of them may change the images at eps = 0.
 
     Returns:
         One finding for each check: "ok", "fixed" (a model in train mode) or "noted" (readers of the numbers must know).

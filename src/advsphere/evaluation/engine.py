@@ -63,7 +63,7 @@ def evaluate(
             restored afterwards.
         images: An `advsphere.data` set, or an (N, C, H, W) tensor in [0, 1].
         labels: (N,) int64, with a tensor of images.
-        threat: What the attacks may do.
+        threat: The threat model: norm, radius and bounds.
         suite: A name (`SUITES`), a user-defined suite as `package.module:function`, or a list of attacks.
         seed: Seed of the attacks' random numbers.
         batch_size: Images in a batch, 250 by default, fewer for images of more than 74 pixels a side. Another size

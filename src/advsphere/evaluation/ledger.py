@@ -267,13 +267,13 @@ class Ledger:
         return Cost(float(row[0]), int(row[1]))
 
     def counts(self, attack: str) -> dict[Status, int]:
-        """How many cells of an attack have each status.
+        """The number of cells of an attack with each status.
 
         Args:
             attack: Its name.
 
         Returns:
-            Counts; a status without cells is left out.
+            Counts by status, without those that are 0.
         """
         return dict(self._rows("SELECT status, COUNT(*) FROM cells WHERE attack = ? GROUP BY status", attack))
 

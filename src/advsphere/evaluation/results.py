@@ -31,7 +31,7 @@ class Strongest(NamedTuple):
         names: The attacks.
         k: Examples still correct after them and those before them in the cascade.
         n: All examples.
-        alone: Examples that only they fooled; None if later attacks skipped what they fooled.
+        alone: Examples that only they fooled; None if later attacks skipped the examples that they fooled.
     """
 
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Evaluation:
             settings of each attack.
         environments: Versions and hardware of each process that contributed.
         ledger: Checksum of the ledger that the rows were derived from.
-        findings: What preflight found; None if it was not stored.
+        findings: Findings of preflight; None if they were not stored.
         signs: Signs of gradient masking, raised or not; None if they were not stored.
     """
 
@@ -78,7 +78,7 @@ class Evaluation:
 
         Args:
             ledger: The outcomes of each attack on each example.
-            findings: What preflight found.
+            findings: Findings of preflight.
 
         Returns:
             The evaluation.

@@ -57,7 +57,7 @@ class Row:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of the accuracy, for the sample of examples alone."""
+        """The 95 % Wilson interval of the accuracy, which covers only the sampling of examples."""
         return wilson(self.k, self.n)
 
     @property

@@ -133,7 +133,7 @@ def in_words(settings: Mapping[str, Any], norm: str) -> str:
         shown = sorted(settings.keys() - {*_HIDDEN, *_ORIGIN}, key=lambda key: (key != "steps", key))
         parts += [_word(key, settings[key], norm) for key in shown if settings[key] not in (None, False)]
     parts += [f"{settings['restarts']} restarts"] if settings.get("restarts", 1) > 1 else []
-    parts += ["only on images that earlier attacks left"] if settings.get("after") else []
+    parts += ["only on images that resisted earlier attacks"] if settings.get("after") else []
     return ", ".join(parts) + (f" ({settings['note']})" if settings.get("note") else "")
 
 

@@ -60,7 +60,7 @@ def specs_of(
 
 
 def another_model(book: Ledger, model: nn.Module) -> list[str]:
-    """How this model differs from the one that was evaluated, a line for each difference."""
+    """The differences between this model and the evaluated one, one line each."""
     claimed = {key: value for key, value in book.identity["model"].items() if key not in ("scale", "type")}
     found = model_record(model)
     changed = [str(change) for change in differences(claimed, {key: found.get(key) for key in claimed})]

@@ -48,7 +48,7 @@ def build(
 ) -> PixelClassifier:
     """Build a network by its name, with input normalisation (x - mean) / std: pixels in [0, 1] -> logits.
 
-    The caller's random state stays as it was.
+    The caller's random state does not change.
 
     Args:
         name: `wrn-DEPTH-WIDTH`, `preactresnet-18`, `small-cnn`, `timm:NAME` or `torchvision:NAME`. Any other name is

@@ -57,8 +57,8 @@ class Tick(NamedTuple):
 
     Attributes:
         epoch: The epoch, from 0.
-        images: How many images were trained on in this epoch so far.
-        of: How many images an epoch has.
+        images: Number of images trained on in this epoch so far.
+        of: Number of images in an epoch.
         loss: The mean loss of this epoch so far.
     """
 
@@ -319,7 +319,7 @@ class Trainer:
         self.save()
 
     def _lr(self) -> float:
-        """The learning rate of the last step; that of the settings if the optimizer has none."""
+        """The learning rate of the last step, or that of the settings if the optimizer has none."""
         return float(self.optimizer.param_groups[0].get("lr", self.settings.lr))
 
     def _write(self, which: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
