@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.attacks import Guides, feature_attack
+from advsphere.attacks import Cosines, Guides, feature_attack, pgd, surrogate
 from advsphere.classifier import fooled, frozen, split
 from advsphere.errors import UserError
 from advsphere.losses import margin
@@ -167,3 +167,33 @@ def test_it_passes_a_head_that_masks_its_gradients() -> None:
     threat = ThreatModel(norm="linf", eps=0.06)
     x_adv = feature_attack(model, x, y, threat=threat, head=model.head, guides=guides, tries=1)
     assert fooled(model(x_adv), y).all()
+
+
+def test_a_batch_that_is_fooled_already_costs_one_forward() -> None:
+    model, x = conv_net().eval(), images(4)
+    y = (model(x).argmax(1) + 1) % 4
+    sizes = count_examples(model)
+    guides = Guides(images(8), torch.arange(8) % 4)
+    x_adv = feature_attack(model, x, y, threat=LINF, head=split(model).head, guides=guides, tries=3, steps=2)
+    assert torch.equal(x_adv, x) and sizes == [4]
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "at every place"])
+def test_surrogates_take_heads_that_are_parametrised_and_heads_that_are_applied_at_every_place(kind: str) -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.flatten(2).mT).mean(1)
+
+    torch.manual_seed(0)
+    model: nn.Module = Places()
+    if kind == "weight norm":
+        model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(192, 4)))
+    x = images(3)
+    view = Cosines(split(model).head, 1.0)
+    ascent = partial(pgd, threat=LINF, steps=2, step_size=0.01, start="clean")
+    x_adv = surrogate(model, x, model(x).argmax(1), ascent=ascent, view=view)
+    assert LINF.contains(x_adv, x).all() and (x_adv != x).any()

@@ -385,3 +385,14 @@ def test_minimal_norms_are_judged_by_the_radius_and_kept(tmp_path: Path) -> None
         far = [c for c in book.cells("DeepFool") if c.status == "resisted"]
         assert far and all(c.distance > THREAT.eps for c in far)  # type: ignore[operator]
         assert all(book.adversarial("DeepFool", c.example) is not None for c in far)
+
+
+@pytest.mark.parametrize("suite", ["survival", "adaptive"])
+def test_images_of_one_class_are_attacked_by_all_but_the_feature_attack(suite: str) -> None:
+    model, images, labels = linear(40)
+    only = labels == 0
+    result = evaluate(model, images[only], labels[only], threat=THREAT, suite=suite, effort=Effort(steps=2))
+    assert "features" not in [row.name for row in result.rows] and len(result.rows) > 4
+    assert [finding.detail for finding in result.findings if finding.check == "guides"] == [
+        "all are of class 0: no suite attacks features, which takes images of two classes"
+    ]

@@ -159,3 +159,18 @@ def test_statistics_of_the_digits_are_those_of_their_pixels() -> None:
     pixels = load_digits().data / 16
     assert STATISTICS["digits"].mean[0] == pytest.approx(pixels.mean(), abs=5e-5)
     assert STATISTICS["digits"].std[0] == pytest.approx(pixels.std(), abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
+def test_pretrained_networks_of_other_heads_get_new_ones_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    real = torchvision.models.get_model
+    options = {"init_weights": False} if name == "googlenet" else {}
+
+    def get_model(name: str, weights: str | None, num_classes: int = 1000) -> nn.Module:
+        network: nn.Module = real(name, weights=None, num_classes=num_classes, **options)
+        return network
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    network = build(f"torchvision:{name}", **{**CIFAR10, "image_size": 64}, pretrained=True).eval()
+    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 10)

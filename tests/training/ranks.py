@@ -102,3 +102,23 @@ def normalised(folder: Path, world: World) -> None:
         seen = world.gather(tensor_checksum(trainer.model.state_dict()))
         if world.first:
             (folder / "seen.json").write_text(json.dumps(seen))
+
+
+def partly_used(folder: Path, world: World) -> None:
+    """Two epochs with a layer whose output the loss does not use."""
+
+    class Twin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.aside = smooth_net(), nn.Linear(4, 2).double()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.net(x)
+            return logits, self.aside(logits)
+
+    net = Twin()
+    nn.init.ones_(net.aside.weight)
+    nn.init.ones_(net.aside.bias)
+    images = few_images(23)
+    trainer = tiny_trainer(folder / "aside", Standard(), model=net, images=images, world=world, augment=Wide())
+    trainer.fit()

@@ -18,6 +18,7 @@ from advsphere.training import Hooks, Stopped, checkpoint
 from advsphere.training.checkpoint import (
     CheckpointWriter,
     load,
+    network_state,
     optimizer_state,
     prefixed,
     restore_model,
@@ -308,3 +309,21 @@ def test_the_time_between_checkpoints_may_be_a_fraction_of_a_minute(
     trainer.fit()
     within = [cursor for cursor in cursors if cursor is not None]
     assert within == [[0, 2, 0], [0, 4, 0], [1, 0, 0], [1, 2, 0], [1, 4, 0], [2, 0, 0]]
+
+
+def test_the_extra_state_of_a_layer_is_kept(tmp_path: Path) -> None:
+    class Layer(nn.Linear):
+        version = 2
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": self.version}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            self.version = state["version"]
+
+    one, other = Layer(3, 2), Layer(3, 2)
+    one.version = 7
+    path = tmp_path / "one.safetensors"
+    save(path, network_state(one), {})
+    restore_model(other, load(path)[0], path)
+    assert other.version == 7 and torch.equal(one.weight, other.weight)

@@ -307,3 +307,11 @@ def test_a_network_that_returns_more_than_logits_is_trained_as_any_other(name: s
     tiny_trainer(tmp_path / "pair", objective, model=pair, epochs=1).fit()
     tiny_trainer(tmp_path / "plain", objective, model=plain, epochs=1).fit()
     assert all(torch.equal(a, b) for a, b in zip(pair.state_dict().values(), plain.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_single_image_in_a_part_is_no_trouble_for_batch_norm(name: str, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    images = few_images(13)  # batches of 8 and 5, the latter in parts of 4 and 1
+    tiny_trainer(tmp_path, OBJECTIVES[name].objective, model=net, images=images, accumulate=2, epochs=1).fit()
+    assert all(p.isfinite().all() for p in net.parameters())

@@ -122,6 +122,8 @@ def feature_attack(
         logits = model(x)
     result, best, done = x.clone(), margin(logits, y).double(), fooled(logits, y)
     for numbers in _together(tries):
+        if done.all():
+            break
         for index in (~done).nonzero().squeeze(1).split(max(1, len(x) // len(numbers))):
             tried = [rng.take(index).at(restart=rng.restart * tries + number) for number in numbers]
             goal = climb.goals(guides, torch.stack([guides.draw(y[index], one) for one in tried], 1), x.dtype)

@@ -34,9 +34,10 @@ class Cosines:
     constant_norm: bool = False
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, K), in at least float32."""
-        z, weight = widen(features), self.head.get_parameter("weight")
-        length = torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp(min=1e-12)
+        """(..., D) -> (..., K), in at least float32."""
+        z, weight = widen(features), self.head.weight  # not always a parameter: it may be parametrised or pruned
+        assert isinstance(weight, Tensor)
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp(min=1e-12)
         z = z / (length.detach() if self.constant_norm else length)
         return self.scale * F.linear(z, F.normalize(weight.to(z.dtype), dim=1))
 
@@ -77,6 +78,9 @@ def surrogate(
     with head_inputs(view.head) as latest:
 
         def through_the_view(logits: Tensor, target: Tensor) -> Tensor:
-            return loss(view(latest().flatten(1)), target)
+            surrogates = view(latest())
+            if surrogates.shape != logits.shape:  # the head was applied at every place: their mean counts
+                surrogates = surrogates.reshape(len(logits), -1, surrogates.shape[-1]).mean(1)
+            return loss(surrogates, target)
 
         return ascent(model, x, target, loss=through_the_view, rng=rng)

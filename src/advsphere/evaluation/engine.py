@@ -173,7 +173,11 @@ def context_of(
     most = min(MOST_GUIDES, MOST_GUIDE_VALUES // math.prod(images.shape))
     chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:most].sort().values
     guides = Guides(*(part.to(device_of(model)) for part in images.batch(chosen)))
-    return SuiteContext(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort), []
+    context = SuiteContext(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort)
+    if len(guides.labels.unique()) > 1:
+        return context, []
+    detail = f"all are of class {int(guides.labels[0])}: no suite attacks features, which takes images of two classes"
+    return replace(context, guides=None), [Finding("guides", "noted", detail)]
 
 
 def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[torch.dtype | None, tuple[Finding, ...]]:

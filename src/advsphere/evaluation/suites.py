@@ -75,7 +75,7 @@ class SuiteContext:
         threat: The threat model.
         scale: The head's s, 1.0 for a plain head.
         head: The last linear layer; None if it is not known.
-        guides: Images for the feature attack.
+        guides: Images for the feature attack; None if there are no images of at least two classes.
         effort: The effort that the user asked for.
     """
 
@@ -97,14 +97,21 @@ class SuiteContext:
         return self.effort.steps or usual
 
     @property
-    def with_head(self) -> dict[str, Any]:
-        """Head and guides, for attacks on features. Raises UserError if there are none."""
-        if self.head is None or self.guides is None:
+    def known_head(self) -> nn.Module:
+        """The head, for attacks on what enters it. Raises UserError if it is not known."""
+        if self.head is None:
             raise UserError(
                 "this suite attacks the features before the last linear layer, but that layer is not known; "
                 "name it (--head), or use another suite"
             )
-        return {"head": self.head, "guides": self.guides}
+        return self.head
+
+    @property
+    def with_head(self) -> dict[str, Any]:
+        """Head and guides, for attacks on features. Raises UserError if there are none."""
+        if self.guides is None and self.head is not None:
+            raise UserError("a feature attack needs images of at least two classes; use another suite or more images")
+        return {"head": self.known_head, "guides": self.guides}
 
 
 Suite = Callable[[SuiteContext], Sequence[AttackSpec]]
@@ -252,7 +259,7 @@ def table2(context: SuiteContext) -> list[AttackSpec]:
             minimal=True,
             note="no code: the paper's 84 % fit an l2 attack that is judged by the radius of the table",
         ),
-        replace(_feature(context, "FeaAtt."), note="no code: 100 steps of 1/255 to 100 guides"),
+        *(replace(spec, note="no code: 100 steps of 1/255 to 100 guides") for spec in _feature(context, "FeaAtt.")),
     ]
 
 
@@ -293,13 +300,13 @@ def adaptive(context: SuiteContext) -> list[AttackSpec]:
     They are cross-entropy at several scales, the margin of angles, attacks with and without the head's normalisations,
     and attacks on the features. Cross-entropy at a single scale can't establish the robustness of such a head.
     """
-    threat, restarts, steps, look = context.threat, context.effort.restarts, context.steps(100), context.with_head
+    threat, restarts, steps, head = context.threat, context.effort.restarts, context.steps(100), context.known_head
     ascent = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True, keep="best")
     paths = {
-        "CE on cosines, s = 1": (Cosines(look["head"], 1.0), log_odds),
-        "CE on cosines, s = 64": (Cosines(look["head"], 64.0), log_odds),
-        "CE on cosines, constant norm": (Cosines(look["head"], 64.0, constant_norm=True), log_odds),
-        "margin of angles": (Cosines(look["head"], 1.0), margin),
+        "CE on cosines, s = 1": (Cosines(head, 1.0), log_odds),
+        "CE on cosines, s = 64": (Cosines(head, 64.0), log_odds),
+        "CE on cosines, constant norm": (Cosines(head, 64.0, constant_norm=True), log_odds),
+        "margin of angles": (Cosines(head, 1.0), margin),
     }
     return [
         AttackSpec("CE", ascent, restarts),
@@ -308,7 +315,7 @@ def adaptive(context: SuiteContext) -> list[AttackSpec]:
             AttackSpec(name, partial(surrogate, ascent=ascent, view=view, loss=loss), restarts)
             for name, (view, loss) in paths.items()
         ),
-        _feature(context, "features"),
+        *_feature(context, "features"),
     ]
 
 
@@ -325,7 +332,7 @@ def survival(context: SuiteContext) -> list[AttackSpec]:
         AttackSpec("APGD-CE", parts["APGD-CE"]),
         AttackSpec("APGD-DLR", ratio),
         AttackSpec("APGD-T", parts["APGD-T"]),
-        _feature(context, "features"),
+        *_feature(context, "features"),
         AttackSpec("Square", parts["Square"]),
         AttackSpec("AutoAttack", parts["FAB-T"], after=("APGD-CE", "APGD-T", "Square"), note="with FAB-T as its last"),
     ]
@@ -340,9 +347,12 @@ def _at_both_scales(context: SuiteContext, spec: AttackSpec) -> list[AttackSpec]
     return [replace(spec, name=f"{spec.name} (s = 1)", attack=bare), spec]
 
 
-def _feature(context: SuiteContext, name: str) -> AttackSpec:
+def _feature(context: SuiteContext, name: str) -> list[AttackSpec]:
+    """The feature attack; none if all images are of one class, where there is nothing to guide it."""
+    if context.guides is None and context.head is not None:
+        return []
     settings = {**context.with_head, "tries": context.effort.guides, "steps": context.steps(100)}
-    return AttackSpec(name, partial(feature_attack, threat=context.threat, **settings))
+    return [AttackSpec(name, partial(feature_attack, threat=context.threat, **settings))]
 
 
 def _pgd(

@@ -136,7 +136,14 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
         network = torchvision.models.get_model(name, weights="DEFAULT")
     except (OSError, RuntimeError) as error:
         raise UserError(f"the weights of torchvision's {name} can't be downloaded: {_first_line(error)}") from error
-    head_name = find_head(network)
+    try:
+        head_name = find_head(network)
+    except UserError:  # several heads, or one that is no linear layer: all layers of other shapes are new
+        fresh = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        shapes = {n: p.shape for n, p in fresh.named_parameters()}
+        for layer in {n.rpartition(".")[0] for n, p in network.named_parameters() if p.shape != shapes.get(n)}:
+            network.set_submodule(layer, fresh.get_submodule(layer))
+        return network
     head: Any = network.get_submodule(head_name)
     if head.out_features != num_classes:
         network.set_submodule(head_name, nn.Linear(head.in_features, num_classes))

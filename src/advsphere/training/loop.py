@@ -30,6 +30,7 @@ from advsphere.threat import ThreatModel
 from advsphere.training.checkpoint import (
     CheckpointWriter,
     load,
+    network_state,
     optimizer_state,
     prefixed,
     restore_model,
@@ -212,9 +213,9 @@ class Trainer:
         sums = self.world.sum(self.sums)
         self._mean_loss(sums)
         state, numbers = optimizer_state(self.optimizer, self.model)
-        tensors = prefixed("model", self.result.state_dict()) | prefixed("optimizer", state) | {"sums": sums}
+        tensors = prefixed("model", network_state(self.result)) | prefixed("optimizer", state) | {"sums": sums}
         if self.ema is not None:
-            tensors |= prefixed("raw", self.model.state_dict()) | {"ema.n_averaged": self.ema.n_averaged}
+            tensors |= prefixed("raw", network_state(self.model)) | {"ema.n_averaged": self.ema.n_averaged}
         carry = self.gradient.carried()
         if carry is not None:
             tensors["carry"] = carry
@@ -311,7 +312,7 @@ class Trainer:
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
         if chosen_by >= self.best:  # ties go to the later epoch, so without validation to the last
             self.best = chosen_by
-            self._write("best", prefixed("model", self.result.state_dict()), {"metrics": metrics})
+            self._write("best", prefixed("model", network_state(self.result)), {"metrics": metrics})
         self.cursor = Cursor(epochs)
         self.sums.zero_()
         if self.world.first:

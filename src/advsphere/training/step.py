@@ -7,9 +7,10 @@ epoch is short, the last ranks get fewer images or none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,7 @@ class BatchGradient:
         self.step: nn.Module = TrainStep(model, objective, criterion)
         if division.world.size > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
+        self.inspected = division.world.size == 1
         self.carries: list[Tensor | None] = [None] * division.accumulate
 
     def backward(self, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
@@ -119,6 +121,8 @@ class BatchGradient:
         """
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         parts = self.division.parts(n)
+        if not self.inspected:
+            self._inspect(x[parts[0].places], y[parts[0].places], context.dtype)
         for i, part in enumerate(parts):
             with self._unsynchronised() if i + 1 < len(parts) else nullcontext():
                 loss = self._backward(part, x[part.places], y[part.places], n, context)
@@ -143,15 +147,36 @@ class BatchGradient:
 
     def _backward(self, part: Part, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
         carry = None if part.number is None else self.carries[part.number]
-        x_adv = self.objective.craft(self.model, x, y, replace(context, rng=context.rng.take(part.places), carry=carry))
+        here = replace(context, rng=context.rng.take(part.places), carry=carry)
+        x_adv = _in_twos(lambda x, y: self.objective.craft(self.model, x, y, here), x, y)
+        if len(x_adv) > len(x):
+            x_adv = x_adv[: len(x)]
         self.model.train()
         with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None):
-            losses: Losses = self.step(x, x_adv, y)
+            losses: Losses = _in_twos(self.step, x, x_adv, y)
         # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
         (losses.total * (self.division.world.size * part.images / n)).backward()
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
+
+    def _inspect(self, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> None:
+        """Before the first step, tell data parallelism whether some parameters take no part in the loss."""
+        self.inspected = True
+        step: nn.Module = self.step.module  # type: ignore[assignment]
+        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.model.train()
+        with (
+            torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []),
+            torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            used = _leaves(_in_twos(step, x, x, y).total)
+        for buffer, value in before:
+            buffer.copy_(value)
+        unused = any(p.requires_grad and p not in used for p in step.parameters())
+        if bool(self.division.world.sum(torch.tensor([int(unused)]))):
+            del self.step
+            self.step = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """Do not exchange gradients between ranks before the last part."""
@@ -166,3 +191,25 @@ class BatchGradient:
             mean = self.division.world.sum(torch.cat(running) * share)
             for t, averaged in zip(running, mean.split([len(t) for t in running]), strict=True):
                 t.copy_(averaged)
+
+
+def _in_twos(compute: Callable[..., Any], *batch: Tensor) -> Any:
+    """Compute with a batch; with its image twice if it is a single one and a batch norm over 1 x 1 maps refuses it."""
+    try:
+        return compute(*batch)
+    except ValueError:
+        if len(batch[0]) > 1:
+            raise
+        return compute(*(t.repeat_interleave(2, dim=0) for t in batch))
+
+
+def _leaves(value: Tensor) -> set[Tensor]:
+    """The parameters that a loss depends on."""
+    found, seen, ahead = set[Tensor](), set[Any](), [value.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found |= {node.variable} if hasattr(node, "variable") else set()
+            ahead += [before for before, _ in node.next_functions]
+    return found
