@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from advsphere.classifier import PixelClassifier, find_head
 from advsphere.errors import UserError
