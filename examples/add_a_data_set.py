@@ -1,6 +1,6 @@
-"""A data set of your own, with the interface of Hugging Face's `datasets`: len(), [i] -> {"image", "label"}, features.
+"""Add your own data set, with the interface of Hugging Face's `datasets`: len(), [i] -> {"image", "label"}, features.
 
-A function that returns the data is named like any other part. It may return one set, a pair (train, test), or a mapping
+Name a function that returns the data, like any other part. It may return one set, a pair (train, test), or a mapping
 with "train" and "test", as `datasets.load_dataset` does:
 
     advsphere train digits-pgd-at --data.name examples.add_a_data_set:shapes --threat.eps 0.1 --out runs/shapes
@@ -21,7 +21,7 @@ from advsphere.objectives import PGDAT
 
 
 class Shapes:
-    """Grey images of circles and squares; in place of `datasets.load_dataset("you/shapes", split=...)`."""
+    """Grey images of circles and squares, in place of `datasets.load_dataset("you/shapes", split=...)`."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed = n, seed
@@ -50,6 +50,6 @@ if __name__ == "__main__":
     threat = adv.ThreatModel(norm="linf", eps=0.05)
     objective = PGDAT(threat=threat, steps=5, step_size=0.02)
     adv.train(folder=folder, data=shapes(), objective=objective, epochs=6, lr=0.02, validation=100, on_epoch=print)
-    test = shapes()["test"]  # data that were passed as objects are passed again; by name they are found
+    test = shapes()["test"]  # data passed as an object must be passed again; data passed by name is found again
     model, images = adv.load_run(folder, test=test)[1:]
     print(adv.evaluate(model, images, threat=threat).table())

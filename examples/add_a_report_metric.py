@@ -1,9 +1,9 @@
-"""A metric in the report: how well the confidence of a network matches its accuracy, clean and under noise.
+"""Add a metric to the report: how well the confidence of a network matches its accuracy, clean and under noise.
 
     advsphere report runs/mine --section add_a_report_metric:calibration
 
-A section is a function of the models of a report, the baseline first. It returns HTML, or None where it has nothing to
-show; `table` makes a table like the others on the page.
+A section is a function of the models of a report, the baseline first. It returns HTML, or None if it has nothing to
+show. `table` makes a table like the others on the page.
 """
 
 from __future__ import annotations
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     for recipe in ("digits-standard", "digits-fastat"):
         main(["train", recipe, "--epochs", "2", "--out", f"runs/{recipe}"])
         main(["evaluate", f"runs/{recipe}", "--n", "100", "--steps", "2"])
-    main(["report", "runs/digits-standard", "runs/digits-fastat"])  # this file has registered the section
+    main(["report", "runs/digits-standard", "runs/digits-fastat"])  # --section is not needed: this file registered it

@@ -1,10 +1,10 @@
-"""A table of your own for `advsphere reproduce`: whether the margin m adds to FastAT with HE.
+"""Add your own table to `advsphere reproduce`: does the margin m improve FastAT with HE?
 
-The methods are trained and attacked like those of the paper's tables, at any budget:
+The methods are trained and attacked like those of the paper's tables, with any budget:
 
     advsphere reproduce add_a_table:MARGIN --budget smoke
 
-Run as a script, this file does the same.
+This file does the same if it is run as a script.
 """
 
 from advsphere.cli import main
@@ -18,7 +18,7 @@ MARGIN = Table(
     headlines=("PGD-20",),
     columns={"clean": "clean"},
     paper={"FastAT": {"clean": 83.80}, "FastAT+HE": {"clean": 82.58}},
-    introduction="Accuracy in %, with 95 % intervals. The paper's numbers are those of its Table 3.",
+    introduction="Accuracy in %, with 95 % intervals. The paper's numbers are from its Table 3.",
 )
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""An attack, and a suite that runs it beside two others: PGD whose step is halved wherever it does not help.
+"""Add an attack, and a suite that runs it beside two others: PGD that halves the step of an image if it did not help.
 
     advsphere evaluate runs/mine --suite add_an_attack:with_halving
 
-An attack is a function (model, x, y) -> x_adv. What it declares as its kind decides which signs of gradient masking it
-counts for. A suite declares its rank among the others: reports show the evaluation of the highest rank.
+An attack is a function (model, x, y) -> x_adv. The kind that it declares decides which signs of gradient masking use
+it. A suite declares its rank: reports show the evaluation by the suite with the highest rank.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def halving(
     steps: int = 20,
     loss: Loss = margin,
 ) -> Tensor:
-    """Ascend a loss from a random point of the ball; where a step lowers it, halve the step and go back."""
+    """Ascend a loss from a random point of the ball. If a step does not raise it, undo the step and halve its size."""
     at = threat.sample(x, rng or Rng.of(x))
     size = torch.full((len(x), 1, 1, 1), threat.eps / 2, device=x.device)
     _, best, grad = input_gradient(model, at, y, loss)
@@ -48,7 +48,7 @@ def halving(
 
 @suite(rank=15)
 def with_halving(context: SuiteContext) -> list[AttackSpec]:
-    """PGD-20 on two losses, and the new attack with as many steps."""
+    """PGD-20 on two losses, and the new attack with the same number of steps."""
     steps, threat = context.steps(20), context.threat
     ascent = partial(pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True)
     return [

@@ -1,7 +1,7 @@
-"""A training objective of your own: MART (Wang et al., ICLR 2020, arXiv 1906.04584), beside the six that come along.
+"""Add your own training objective: MART (Wang et al., ICLR 2020, arXiv 1906.04584).
 
-An objective says how examples are crafted and which loss is minimised. Its settings are the fields of a dataclass, so
-they are flags and lines of the run's config without further work:
+An objective defines how examples are crafted and which loss is minimised. Its settings are the fields of a dataclass,
+so they become flags and lines of the run's config without further work:
 
     advsphere train digits-pgd-at --objective examples.add_an_objective:MART --objective.beta 6
     advsphere evaluate runs/digits-pgd-at-mart
@@ -24,7 +24,7 @@ from advsphere.objectives import PGDAT, Criterion, Losses
 class MART(PGDAT):
     """Boosted cross-entropy on the adversarial image, and beta * KL(clean || adversarial) * (1 - p_clean(y)).
 
-    Examples are crafted as by PGD-AT, whose settings it inherits. It works with and without the sphere.
+    Examples are crafted as in PGD-AT, whose settings it inherits. It works with and without hypersphere embedding.
     """
 
     beta: float = 5.0

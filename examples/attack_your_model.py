@@ -1,4 +1,4 @@
-"""Evaluate a network that advsphere knows nothing of: wrap it, attack it, read the table, check the evidence."""
+"""Evaluate your own network: wrap it, attack it, read the table, check the evidence."""
 
 from pathlib import Path
 from tempfile import mkdtemp
@@ -9,7 +9,7 @@ from torch import nn
 import advsphere as adv
 from advsphere.data import load
 
-# Any network will do. This one expects standardised images; PixelClassifier makes it one of pixels in [0, 1].
+# Any network works. This one expects standardised images; PixelClassifier lets it take pixels in [0, 1].
 network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 model = adv.PixelClassifier(network, mean=(0.3,), std=(0.38,))
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PRINTED = {"attack_your_model": "verified", "add_a_report_metric": "report.html"}
-PRINTED |= {"add_a_table": "less FastAT+HE", "add_an_objective": "worst case", "add_a_data_set": "worst case"}
+PRINTED |= {"add_a_table": "minus FastAT+HE", "add_an_objective": "worst case", "add_a_data_set": "worst case"}
 
 AS_A_SCRIPT = """
 import os, runpy, sys

@@ -25,8 +25,8 @@ def test_how_batch_norm_saw_the_batch_is_named_and_what_was_kept_in_memory_is_no
     plain, sphere = recipe("digits-pgd-at"), recipe("digits-pgd-at-he")
     other = replace(sphere.training, sync_bn=True, accumulate=2, checkpoint_activations=True)
     assert confounders([plain], [replace(sphere, training=other)]) == [
-        "training.accumulate: 1 -> 2; batch norm normalises each part of a batch by itself",
-        "training.sync_bn: False -> True; batch norm over all processes sees other statistics than over a share",
+        "training.accumulate: 1 -> 2; batch norm normalises each part of a batch separately",
+        "training.sync_bn: False -> True; batch norm has different statistics over all processes and over one share",
     ]
 
 
@@ -45,11 +45,11 @@ def test_the_runs_of_an_arm_differ_in_their_seed_alone() -> None:
 def test_another_radius_in_training_is_said() -> None:
     plain = recipe("digits-pgd-at")
     assert trained_elsewhere("baseline", plain, plain.objective.threat.eps) == []  # type: ignore[attr-defined]
-    assert trained_elsewhere("method", plain, 0.1) == ["the method was trained at eps 0.2 and is judged at 0.1"]
+    assert trained_elsewhere("method", plain, 0.1) == ["the method was trained at eps 0.2 and is evaluated at 0.1"]
     assert trained_elsewhere("method", recipe("digits-standard"), 0.1) == []
 
 
 def test_another_number_of_processes_is_said() -> None:
     assert divided_otherwise([1, 1], [1]) == divided_otherwise([8], [8]) == []
     (line,) = divided_otherwise([1, 1], [8, 1])
-    assert line.startswith("processes: 1 -> 1 or 8; batch norm normalises each process's share")
+    assert line.startswith("processes: 1 -> 1 or 8; without --sync-bn, batch norm normalises each process's share")

@@ -147,7 +147,7 @@ def test_what_can_t_be_compared_is_refused() -> None:
     elsewhere = replace(other, identity={**other.identity, "data": {"checksum": "other"}})
     with pytest.raises(UserError, match="data"):
         measure_gains([other], [elsewhere])
-    with pytest.raises(UserError, match="no row 'PGD-7'"):
+    with pytest.raises(UserError, match="have a row 'PGD-7'"):
         measure_gains([other], [other], pgd="PGD-7")
     bare = evaluation({"clean": column(0.8), "Square": column(0.5), WORST: column(0.5)})
     with pytest.raises(UserError, match="none of these rows is a PGD attack"):

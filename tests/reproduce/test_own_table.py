@@ -36,7 +36,7 @@ OWN = Table(
 
 def test_a_table_is_found_by_its_name() -> None:
     assert table(f"{__name__}:OWN") is OWN
-    with pytest.raises(UserError, match="is MART, not a Table"):
+    with pytest.raises(UserError, match="is a MART, not a Table"):
         table(f"{__name__}:A_MART")
     with pytest.raises(UserError, match="or package"):
         table("nothing")
@@ -63,4 +63,4 @@ def test_its_stored_results_are_shown(tmp_path: Path) -> None:
     written = pages.write({Path("results/own.jsonl"): results}, tmp_path, more=[OWN])
     assert tmp_path / "own.md" in written
     text = (tmp_path / "own.md").read_text()
-    assert "**MART+HE** less MART" in text and "## wrn-10-1 on toys" in text
+    assert "**MART+HE** minus MART" in text and "## wrn-10-1 on toys" in text

@@ -16,14 +16,14 @@ GIVEN = {Path("results/toys.jsonl"): [stored("small-fastat", PLAIN), stored("sma
 def test_a_page_sets_each_cell_beside_the_papers_and_says_what_survives(tmp_path: Path) -> None:
     text, measured = pages.page(TABLES["table3"], GIVEN, tmp_path)
     assert measured and "## wrn-10-1 on toys, 100 test images, linf 8/255, weight decay 0.0005" in text
-    plain, sphere, less = (line for line in text.splitlines() if line.startswith(("| FastAT", "| *less")))
+    plain, sphere, minus = (line for line in text.splitlines() if line.startswith(("| FastAT", "| *minus")))
     assert "40.0 (30.9-49.8)<br>paper 46.40: -6.4" in plain, "its PGD-50 is that at s = 1"
     assert "60.0 (50.2-69.1)<br>paper 52.55: +7.5" in sphere
-    assert "*+20.0 (" in less and "<br>*paper +6.15*" in less
-    assert "25 % of it" in text and "This is about these checkpoints." in text
+    assert "*+20.0 (" in minus and "<br>*paper +6.15*" in minus
+    assert "25 % of it" in text and "This holds for these checkpoints." in text
     assert "a processor, cpu, 1 thread" in text and "results/toys.jsonl" in text and "at commit abc" in text
     (figure,) = tmp_path.glob("*.svg")
-    assert figure.name in text and "less the plain objective" in figure.read_text()
+    assert figure.name in text and "minus the plain objective" in figure.read_text()
 
 
 def test_table_6_shows_autoattack_alone_too_without_a_number_of_the_papers_where_it_has_none(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_table_6_shows_autoattack_alone_too_without_a_number_of_the_papers_where
 def test_arms_that_may_not_be_compared_are_named(tmp_path: Path) -> None:
     both = [stored("small-fastat", PLAIN), stored("small-fastat-he", SPHERE, overrides=("x: 1 -> 2",))]
     text, _ = pages.page(TABLES["table3"], {Path("r.jsonl"): both}, tmp_path)
-    assert "are not compared: x: 1 -> 2" in text and "*less" not in text and not list(tmp_path.glob("*.svg"))
+    assert "are not compared: x: 1 -> 2" in text and "*minus" not in text and not list(tmp_path.glob("*.svg"))
 
 
 def test_the_same_rows_give_the_same_bytes_and_a_table_without_rows_says_so(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> No
         (lambda: plan([table("table4")], BUDGETS["cpu"], Places(runs=Path("r"), images=Path("nowhere"))), "--images"),
         (
             lambda: plan([table("table3")], BUDGETS["cpu"], Places(runs=Path("r")), methods=["PGD-AT"]),
-            "there are FastAT",
+            "choose from FastAT",
         ),
     ],
 )

@@ -44,6 +44,6 @@ def test_a_difference_in_corruptions_is_the_mean_over_seeds_paired_by_image(
     made = [corrupted("small-pgd-at", "10", seed=seed) for seed in seeds]
     made += [corrupted("small-pgd-at-he", "11" if seed == 0 else "10", seed=seed) for seed in seeds]
     (section,) = sections(TABLES["table5"], made, Path("rows.jsonl"), None)
-    (line,) = (line for line in section.splitlines() if line.startswith("| *less PGD-AT*"))
+    (line,) = (line for line in section.splitlines() if line.startswith("| *minus PGD-AT*"))
     assert f"| {', '.join(map(str, seeds))} |" in line and change in line and "+0.06" in line
     assert section.count("| PGD-AT |") == section.count("| PGD-AT+HE |") == len(seeds)

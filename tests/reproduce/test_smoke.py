@@ -82,7 +82,7 @@ def test_without_a_table_it_names_them(capsys: pytest.CaptureFixture[str]) -> No
         (["--jobs", "0"], "at least 1"),
         (["--methods"], "--methods is empty"),
         (["--seeds", "7"], "7 is not a seed"),
-        (["--weight-decay", "0.1"], "there are 0.0005"),
+        (["--weight-decay", "0.1"], "choose from 0.0005"),
         (["--rows", "runs"], "a folder"),
         (["--runs", "runs/results/smoke.jsonl"], "could not write"),
     ],

@@ -1,1 +1,1 @@
-"""Comparing models: how much of a gain survives, what else differs, and which evaluations belong together."""
+"""Compare models: measure how much of a gain survives, list confounders, and find comparable evaluations."""

@@ -1,4 +1,4 @@
-"""What else differs between two runs that are compared: a gain may come from there."""
+"""Settings besides the method that differ between compared runs, and may explain a gain."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _WHY = {
     "training.epochs": "longer training is more robust until it overfits (Rice et al. 2020)",
     "training.lr_schedule": "the schedule decides where robust overfitting sets in (Rice et al. 2020)",
     "training.optimizer": "another optimizer",
-    "training.precision": "networks trained in other precisions differ by rounding, as other seeds do",
-    "training.sync_bn": "batch norm over all processes sees other statistics than over a share",
-    "training.accumulate": "batch norm normalises each part of a batch by itself",
-    "training.batch_size": "the learning rate and batch norm's statistics belong to the batch",
+    "training.precision": "rounding differs between precisions, which changes a network as another seed does",
+    "training.sync_bn": "batch norm has different statistics over all processes and over one share",
+    "training.accumulate": "batch norm normalises each part of a batch separately",
+    "training.batch_size": "the learning rate and batch norm's statistics depend on the batch size",
     "objective.mode": "batch norm's mode while crafting moves robust accuracy (Pang et al. 2021)",
-    "objective.threat.eps": "a network withstands best the radius that it was trained at; 0.031 is not 8/255",
+    "objective.threat.eps": "a network is most robust at the radius of its training; 0.031 is not 8/255",
     "model.name": "another network",
     "data.name": "other images",
 }
 
 
 def confounders(baseline: Sequence[Config], method: Sequence[Config]) -> list[str]:
-    """Sentences on the settings that differ between two arms and are not the method itself.
+    """List the settings that differ between two arms and are not part of the method.
 
-    The method itself is the sphere and, if the arms have two different objectives, the objective.
+    The method is the sphere and, if the arms have different objectives, the objective.
 
     Args:
-        baseline: The runs of one arm, which should differ in their seed alone.
+        baseline: The runs of one arm, which should differ only in their seed.
         method: The runs of the other arm.
 
     Returns:
@@ -48,21 +48,21 @@ def confounders(baseline: Sequence[Config], method: Sequence[Config]) -> list[st
 
 
 def trained_elsewhere(arm: str, config: Config, eps: float) -> list[str]:
-    """A sentence where a run was trained at another radius than the one at which it is evaluated."""
+    """A sentence if the radius of a run's training differs from that of its evaluation."""
     threat = getattr(config.objective, "threat", None)
     if threat is None or threat.eps == eps:
         return []
-    return [f"the {arm} was trained at eps {threat.eps:.6g} and is judged at {eps:.6g}"]
+    return [f"the {arm} was trained at eps {threat.eps:.6g} and is evaluated at {eps:.6g}"]
 
 
 def divided_otherwise(baseline: Sequence[int], method: Sequence[int]) -> list[str]:
-    """A sentence where two arms were trained by different numbers of processes; each run's number is given."""
+    """A sentence if two arms were trained with different numbers of processes. Takes the number of each run."""
     if set(baseline) == set(method):
         return []
     first, second = (" or ".join(map(str, sorted(set(ranks)))) for ranks in (baseline, method))
     return [
-        f"processes: {first} -> {second}; batch norm normalises each process's share of a batch by itself, unless "
-        "--sync-bn is given"
+        f"processes: {first} -> {second}; without --sync-bn, batch norm normalises each process's share of a batch "
+        "separately"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Find the finished evaluations of several runs that belong together: the same attacks on the same images."""
+"""Find comparable evaluations of several runs: the same attacks on the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advsphere.runs.target import EvaluationTarget, evaluations
 
 
 class Finished(NamedTuple):
-    """A finished evaluation, its folder, and what was evaluated."""
+    """A finished evaluation, its folder and its target."""
 
     folder: Path
     evaluation: Evaluation
@@ -23,7 +23,7 @@ class Finished(NamedTuple):
 
     @property
     def question(self) -> str:
-        """Suite, threat and images: equal for evaluations that can be compared."""
+        """Suite, threat and images, which are equal for comparable evaluations."""
         identity = self.evaluation.identity
         suite = {key: value for key, value in identity["suite"].items() if key != "head"}
         attacks = sorted(identity["attacks"]) if suite["name"] == "own" else None
@@ -31,18 +31,17 @@ class Finished(NamedTuple):
 
     @property
     def strength(self) -> tuple[bool, float, int, int]:
-        """For sorting: the best checkpoint above the last one, then the suite's rank, more images, more effort."""
+        """A sort key: the best checkpoint before the last one, then the suite's rank, the images, and the effort."""
         identity = self.evaluation.identity
         effort = sum(row.forwards or 0 for row in self.evaluation.attacks)
         return self.subject.checkpoint == "best", rank_of(identity["suite"]), self.evaluation.clean.n, effort
 
 
 def common(places: Sequence[Path], suite: str | None) -> tuple[list[Finished], list[str]]:
-    """One evaluation for each place, all with the same question: the strongest that all places have. Also a note for
-    each evaluation that can't be read.
+    """Find one evaluation for each place (the folder of a run or of an evaluation), all comparable: the strongest that
+    all places have, of the given suite if any. Also returns a note for each evaluation that can't be read.
 
-    places: folders of runs, or of evaluations. suite: only this one. Raises UserError with the command to run if the
-    places have none in common.
+    Raises UserError with the command to run if the places have none in common.
     """
     notes: list[str] = []
     found: list[Mapping[str, Finished]] = []
@@ -50,13 +49,13 @@ def common(places: Sequence[Path], suite: str | None) -> tuple[list[Finished], l
         known = [one for one in _finished(place, notes) if suite in (None, one.evaluation.identity["suite"]["name"])]
         if not known:
             raise UserError(_missing(place, suite, notes))
-        # Where one question was asked twice, as for both checkpoints, the stronger evaluation is taken.
+        # Of two evaluations that answer one question, such as those of both checkpoints, the stronger one is taken.
         found.append({one.question: one for one in sorted(known, key=lambda one: one.strength)})
     shared = set.intersection(*({*questions} for questions in found))
     if not shared:
         raise UserError(
             f"{', '.join(map(str, places))} have no evaluation in common (the same suite, threat and images); "
-            f"make one for each, as by `{_command(places[0], suite)}`"
+            f"make one for each, e.g. with `{_command(places[0], suite)}`"
         )
     best = max(shared, key=lambda question: found[0][question].strength)
     return [questions[best] for questions in found], notes

@@ -1,8 +1,8 @@
-"""How much of a gain survives: a baseline and a method under each attack, and the share of the gain that is left in the
-worst case.
+"""Measure how much of a gain survives: a baseline and a method under each attack, and the share of the gain that
+remains in the worst case.
 
 With one checkpoint per arm, conclusions hold for these checkpoints only, and the images are the sample. With at least
-three seeds per arm they hold for the method; the seeds are then a sample too, and their spread enters every interval.
+three seeds per arm they hold for the method: the seeds are also a sample, and their spread enters every interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from advsphere.stats import CONFIDENCE, ENOUGH_SEEDS, Columns, bootstrap, differ
 Verdict = Literal["survives", "partly", "does not survive", "cannot tell", "no gain"]
 REPLICATES = 10_000
 HALF, WHOLE = 0.5, 0.9
-"""Shares of a gain. It survives if its share is above the first and may reach the second."""
+"""Shares of a gain. A gain survives if its share is above the first and may reach the second."""
 BARE = " (s = 1)"
 
 
@@ -34,8 +34,8 @@ BARE = " (s = 1)"
 class Gain:
     """The method's accuracy minus the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
 
-    baseline, method: mean accuracies of the arms. p_value: of no difference. adjusted: the same after Holm's correction
-    (1979) for several attacks.
+    `baseline` and `method` are the arms' mean accuracies, `p_value` is that of no difference, and `adjusted` is the
+    p-value after Holm's correction (1979) for several attacks.
     """
 
     name: str
@@ -63,12 +63,17 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Gains:
-    """How much of a gain survives; see `measure_gains`.
+    """The result of `measure_gains`.
 
-    n: number of examples. seeds: of the baseline and of the method. gains: under each attack, the worst case last. pgd:
-    the attack whose gain is to survive. share: of that gain in the worst case (share, low, high); None where the gain
-    itself is not significant. verdict: from the intervals alone. n_for_a_point: examples that would give the worst
-    case's gain an interval of +- 1 point.
+    Attributes:
+        n: The number of images.
+        seeds: The number of seeds of the baseline and of the method.
+        gains: The gain under each attack, the worst case last.
+        pgd: The attack whose gain is tested.
+        share: The share of that gain that remains in the worst case (share, low, high); None if the gain itself is not
+            significant.
+        verdict: The verdict, which depends on the intervals alone.
+        n_for_a_point: The number of images for which the worst case's gain would have an interval of +- 1 point.
     """
 
     n: int
@@ -112,16 +117,24 @@ class Gains:
 
 
 def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Gains:
-    """Compare two arms, each of one evaluation or one for each seed, by the same suite.
+    """Compare two arms evaluated by the same suite, with one evaluation for each seed.
 
-    pgd: the row whose gain is to survive. By default the first PGD on cross-entropy at s = 1, as the paper's official
-    code evaluates, else the first PGD. A plain head's s is 1, so its rows stand for those "(s = 1)". Raises UserError
-    if images, threat or rows differ, or a checkpoint is twice in an arm.
+    Args:
+        baseline: The evaluations of the baseline.
+        method: The evaluations of the method.
+        pgd: The attack whose gain is tested; by default the first PGD on cross-entropy at s = 1, as in the paper's
+            official code, else the first PGD. A plain head's s is 1, so its rows also count as the rows "(s = 1)".
+
+    Returns:
+        The gains under all attacks that the evaluations share, and the verdict.
+
+    Raises:
+        UserError: If images, threat or rows differ, or an arm contains a checkpoint twice.
     """
     everything = [*baseline, *method]
     for arm in (baseline, method):
         if len({one.identity["model"]["checksum"] for one in arm}) < len(arm):
-            raise UserError("a checkpoint is twice in one arm; give another seed")
+            raise UserError("one arm contains the same checkpoint twice; give another seed")
     for other in everything[1:]:
         for key in ("data", "threat"):
             if changed := differences(everything[0].identity[key], other.identity[key], key):
@@ -131,7 +144,7 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
     gains = _holm([_gain(name, *arms[name]) for name in names])
     chosen = pgd or _default(names)
     if chosen not in names:
-        raise UserError(f"there is no row {chosen!r} in all of these evaluations; there are {', '.join(names)}")
+        raise UserError(f"these evaluations do not all have a row {chosen!r}; choose one of {', '.join(names)}")
     before, after = (next(g for g in gains if g.name == name) for name in (chosen, WORST))
     share = _share(arms[chosen], arms[WORST]) if before.difference > 0 and before.clear else None
     half = (after.high - after.low) / 2
@@ -158,13 +171,13 @@ def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Names of the rows that all evaluations have."""
+    """The names of the rows that all evaluations have."""
     longest = max(evaluations, key=lambda e: len(e.rows))
     return [row.name for row in longest.rows if all(row_for(e, row.name) is not None for e in evaluations)]
 
 
 def row_for(evaluation: Evaluation, name: str) -> Row | None:
-    """The row with that name, or None. A plain head's s is 1, so its rows stand for those "(s = 1)"."""
+    """The row with that name, or None. A plain head's s is 1, so its rows also count as the rows "(s = 1)"."""
     own = {row.name: row for row in evaluation.rows}
     plain = own.get(name.removesuffix(BARE)) if evaluation.identity["model"]["scale"] == 1.0 else None
     return own.get(name, plain)
@@ -178,7 +191,7 @@ def _columns(evaluations: Sequence[Evaluation], name: str) -> Columns:
 def _default(names: Sequence[str]) -> str:
     bare, pgd = ([n for n in names if n.startswith("PGD") and n.endswith(end)] for end in (BARE, ""))
     if not (bare or pgd):
-        raise UserError(f"none of these rows is a PGD attack: {', '.join(names)}; name the one whose gain is meant")
+        raise UserError(f"none of these rows is a PGD attack: {', '.join(names)}; name the attack whose gain is tested")
     return (bare or pgd)[0]
 
 
@@ -197,11 +210,11 @@ def _holm(gains: Sequence[Gain]) -> list[Gain]:
 
 
 def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> tuple[float, float, float]:
-    """The worst case's gain over the PGD gain, with a percentile bootstrap interval over images and, where there are
-    enough of them, seeds.
+    """The worst case's gain divided by the PGD gain, with a percentile bootstrap interval over images and, if there are
+    enough, seeds.
     """
     sizes = [len(arm) for arm in before]
-    # Images with the same outcomes everywhere are alike, so only the number of each kind is drawn.
+    # Images with the same outcomes everywhere are interchangeable, so only the count of each kind is drawn.
     kinds, counts = np.unique(np.concatenate([*before, *after]), axis=1, return_counts=True)
     parts = np.split(kinds, np.cumsum([*sizes, *sizes])[:-1])
 
@@ -214,7 +227,7 @@ def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> t
             ((of_method @ method - of_baseline @ baseline) * weights).sum(1)
             for baseline, method in (parts[:2], parts[2:])
         )
-        # A replicate without a gain has no share; these are few and count at the upper end.
+        # A replicate without a gain has no share. There are few, and they count at the upper end.
         return torch.from_numpy(np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf))
 
     seeds = [[1] * size for size in sizes] if min(sizes) >= ENOUGH_SEEDS else []

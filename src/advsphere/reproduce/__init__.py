@@ -1,1 +1,1 @@
-"""The paper's tables by name: what they need, as a plan of jobs; the paper's numbers; and our rows beside them."""
+"""Reproduce the paper's tables: plan and run their jobs, store results, and write pages beside the paper's numbers."""

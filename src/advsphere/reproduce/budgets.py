@@ -1,5 +1,5 @@
-"""How much a table may cost: which networks stand for the paper's, how long they train, and on how many images they are
-evaluated. Both arms of a pair always get the same.
+"""Budgets for a table: its networks, their training, and the number of images for evaluation. Both arms of a pair
+always get the same budget.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from advsphere.reproduce.tables import ABLATION, HEADLINE, Data, Method, Table
 from advsphere.runs.config import Config, objective_like
 
 WEIGHT_DECAYS: Mapping[Data, tuple[float, ...]] = {"cifar10": (5e-4, 2e-4), "imagenet": (5e-4, 2e-4)}
-"""The grid of every arm, in the order of measuring: weight decay alone moves robust accuracy by several points."""
+"""The grid of every arm, in the order of measurement. Weight decay alone moves robust accuracy by several points."""
 
 DRAWN = "digits-as-photos"
 _ENDINGS = {"": "", "HE": "-he", "m-HE": "-m-he"}
@@ -23,7 +23,7 @@ PAPERS_SPHERE = HypersphereConfig(scale=15.0, margin=0.2)
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSize:
-    """The first n test images (None: all), the feature attack's guides, and the steps in place of the suite's own."""
+    """The number of test images (None for all), the feature attack's guides, and the steps (None for the suite's)."""
 
     n: int | None = None
     guides: int = 100
@@ -32,25 +32,25 @@ class SuiteSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much a plan may cost.
+    """The cost of a plan.
 
     Attributes:
-        name: Its name on the command line.
-        scale: What it is, in a sentence.
+        name: The budget's name on the command line.
+        scale: A description in one sentence.
         cifar10: The recipe of a method on CIFAR-10; "{}" stands for the objective and -he.
-        imagenet: The same for methods on ImageNet.
-        data_name: What the images are called in results.
+        imagenet: The recipe of a method on ImageNet.
+        data_name: The name of the images in results, by data.
         networks: By table, the networks of its rows in the paper, each with its recipe; other tables have one network.
-        network: Network in place of the recipe's, by data.
-        epochs: Epochs in place of the recipe's, by data and objective.
-        seeds: Seeds of each method.
-        headline_seeds: Seeds of the headline's pair.
-        weight_decays: The grid of every method, in the order of measuring.
+        network: A network that replaces the recipe's, by data.
+        epochs: A number of epochs that replaces the recipe's, by data and objective.
+        seeds: The seeds of each method.
+        headline_seeds: The seeds of the headline pair.
+        weight_decays: The grid of every method, in the order of measurement.
         sizes: Images and effort, by suite and by "corruptions" and "inside".
-        validation: Number of held-out images in place of the recipe's, by data.
-        corruptible: Data whose images are large enough to corrupt.
-        folder: Images that stand for ImageNet; DRAWN for digits drawn as photos.
-        together: Run the jobs inside this process, since each takes less time than Python takes to start.
+        validation: A number of held-out images that replaces the recipe's, by data.
+        corruptible: The data whose images are large enough to corrupt.
+        folder: The folder of images that stand for ImageNet; DRAWN for digits drawn as photos.
+        together: Run the jobs inside this process, because each takes less time than Python takes to start.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Budget:
     together: bool = False
 
     def config(self, method: Method, *, weight_decay: float, seed: int) -> Config:
-        """The config of a method, without the place of its images. Raises UserError for an unknown recipe."""
+        """The config of a method, without the folder of its images. Raises UserError for an unknown recipe."""
         ablated = method.variant in ABLATION
         recipes = {name: which for of_table in self.networks.values() for name, which in of_table.items()}
         named = recipes.get(method.network, getattr(self, method.data))
@@ -94,16 +94,16 @@ class Budget:
         return replace(config, sphere=replace(PAPERS_SPHERE, **ABLATION[method.variant])) if ablated else config  # type: ignore[arg-type]
 
     def methods(self, table: Table) -> tuple[Method, ...]:
-        """What is trained for a table: its methods, on each of its networks."""
+        """The methods to train for a table, on each of its networks."""
         networks = self.networks.get(table.name, ("",))
         return tuple(replace(method, network=network) for network in networks for method in table.methods)
 
     def seeds_of(self, method: Method) -> tuple[int, ...]:
-        """The headline's methods get more."""
+        """The seeds of a method; the headline pair has more."""
         return self.headline_seeds if method in HEADLINE else self.seeds
 
     def size(self, suite: str) -> SuiteSize:
-        """How a suite is run; on all test images if the budget does not say."""
+        """The size of a suite; by default all test images."""
         return self.sizes.get(suite, SuiteSize())
 
 
@@ -114,7 +114,7 @@ BUDGETS = {
     for budget in (
         Budget(
             name="smoke",
-            scale="the embedded digits stand for all images: it shows that everything works, and nothing else",
+            scale="the embedded digits stand for all images; shows only that everything works",
             cifar10="digits-{}",
             imagenet="tiny-imagenet-{}",
             data_name={"cifar10": "digits", "imagenet": "digits as photos"},
@@ -142,7 +142,7 @@ BUDGETS = {
         ),
         Budget(
             name="cpu",
-            scale="small networks and few epochs: what four CPU cores train in an hour or two a table",
+            scale="small networks and few epochs, an hour or two per table on four CPU cores",
             cifar10="cifar10-small-{}",
             imagenet="tiny-imagenet-{}",
             data_name=_JPEG,

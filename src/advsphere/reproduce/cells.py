@@ -1,4 +1,4 @@
-"""A table's cells and differences: each computed from stored outcomes, beside the paper's number if there is one."""
+"""A table's cells and differences, computed from stored outcomes, with the paper's numbers if it has them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from advsphere.reproduce.tables import TABLES, Table
 from advsphere.stats import Estimate, mean_over_pairs, mean_over_seeds, wilson
 
 FEWEST_PAIRS = 3
-"""Pairs from which on a mean over them is shown."""
+"""A mean over pairs is shown for this many pairs or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Entry:
 
 
 def entry(group: Group, name: str, attack: str, table: Table) -> Entry | None:
-    """A table's entry; None if no run of the method has that row. A plain head's rows stand for those "(s = 1)"."""
+    """A table's entry; None if no run of the method has that row. See `row_for` for plain heads."""
     columns = _columns(group.evaluations(name), attack)
     if columns is None:
         return None
@@ -53,7 +53,7 @@ def entry(group: Group, name: str, attack: str, table: Table) -> Entry | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A method of a table beside its baseline, in one group: the seeds that both have, and what it gains on them."""
+    """A method of a table and its baseline in one group, the seeds that both have, and the gains on these seeds."""
 
     table: Table
     group: Group
@@ -68,18 +68,18 @@ class Pair:
         return self.group.at_its_best(self.method) and self.group.at_its_best(self.baseline)
 
     def by_image(self, attack: str) -> NDArray[np.float64]:
-        """(images,): the method's outcomes less the baseline's, in [-1, 1], the mean over shared seeds."""
+        """(images,): the method's outcomes minus the baseline's, in [-1, 1], averaged over shared seeds."""
         columns = (_columns(self.group.evaluations(n, self.seeds), attack) for n in (self.method, self.baseline))
         method, baseline = (of_arm.mean(0) for of_arm in columns if of_arm is not None)
         return np.asarray(method - baseline)
 
     def paper_gain(self, attack: str) -> float | None:
-        """The paper's gain beside ours, as `paper_gain`."""
+        """The paper's gain for this pair; see the function `paper_gain`."""
         return paper_gain(self.table, self.baseline, self.method, attack, self.group.network)
 
 
 def pairs(group: Group, table: Table) -> tuple[list[Pair], list[str]]:
-    """Every pair of the table of which the group has both arms; and for those that are not comparable, a sentence."""
+    """The table's pairs for which the group has both arms, and a sentence for each pair that is not comparable."""
     found, refused = [], []
     for baseline, method in ((base.name, method.name) for base, method in table.pairs):
         if group.arms.keys() >= {baseline, method}:
@@ -91,7 +91,7 @@ def pairs(group: Group, table: Table) -> tuple[list[Pair], list[str]]:
 
 
 def _pair(group: Group, table: Table, baseline: str, method: str) -> Pair:
-    """Raises UserError for arms that share no seed, or that differ in more than the method."""
+    """Raises UserError if the arms share no seed, or differ in more than the method."""
     seeds = [{one.run["seed"] for one in group.arms[name]} for name in (baseline, method)]
     shared = tuple(sorted(seeds[0] & seeds[1]))
     if not shared:
@@ -114,9 +114,9 @@ def _columns(evaluations: Sequence[Evaluation], attack: str) -> NDArray[np.float
 
 
 def paper_gain(table: Table, baseline: str, method: str, attack: str, network: str = "") -> float | None:
-    """The paper's method less its baseline in the column beside our attack, in [-1, 1].
+    """The paper's accuracy of the method minus that of the baseline, in the column of our attack, in [-1, 1].
 
-    For the worst case, the difference of the lowest columns of each, if the table has more than two attacks.
+    For the worst case it is the difference of each one's lowest column, if the table has more than two attacks.
     """
     plain, sphere = (table.printed(name, network) for name in (baseline, method))
     columns = [table.columns.get(attack, "")]
@@ -141,8 +141,8 @@ def paper_gains(table: Table) -> list[str]:
 
 
 class Family(NamedTuple):
-    """HE with several objectives on one network, all at one weight decay, or each arm at its best. `members` holds each
-    objective once for each set of images and threat.
+    """HE with several objectives on one network, all at one weight decay or each arm at its best. `members` has one
+    pair for each objective, set of images and threat.
     """
 
     network: str
@@ -150,7 +150,7 @@ class Family(NamedTuple):
     members: tuple[Pair, ...]
 
     def mean(self, attack: str | None = None) -> Estimate:
-        """The mean gain over the members, under the headline's attack or a named one."""
+        """The mean gain over the members, under the headline attack or a named one."""
         images: dict[str, list[NDArray[np.float64]]] = {}
         for pair in self.members:
             images.setdefault(pair.group.data, []).append(pair.by_image(attack or pair.gains.pgd))
@@ -158,8 +158,8 @@ class Family(NamedTuple):
 
 
 def every_pair(files: Mapping[Path, Sequence[StoredResult]]) -> list[Pair]:
-    """Every measured pair of every table, once: not again where both arms are at their best weight decay and it is the
-    same. `files` holds the results by their file.
+    """Every measured pair of every table. A pair of arms at their best weight decays is left out if it is the same as
+    one at a single weight decay. `files` holds the results by their file.
     """
     found: list[Pair] = []
     for table in TABLES.values():
@@ -174,8 +174,8 @@ def every_pair(files: Mapping[Path, Sequence[StoredResult]]) -> list[Pair]:
 
 
 def families(every: Sequence[Pair]) -> list[Family]:
-    """The families of three members or more. An objective is taken from the first table that has it, at its best
-    checkpoint, if that table attacks bare cosines.
+    """The families with three members or more. Each objective comes from the first table that has it and attacks bare
+    cosines, with its best checkpoint.
     """
     found: dict[tuple[str, str], dict[tuple[str, ...], Pair]] = {}
     for one in every:
@@ -190,5 +190,5 @@ def families(every: Sequence[Pair]) -> list[Family]:
 
 
 def largest(found: Sequence[Family]) -> Family | None:
-    """The family with most members, the first of several."""
+    """The family with the most members, or the first of several such families."""
     return max(found, key=lambda family: len(family.members), default=None)

@@ -1,4 +1,4 @@
-"""Recompute stored results from the evidence that they were made from, where it is at hand."""
+"""Recompute stored results from their evidence (ledgers, records, diagnoses, metrics), if it can be found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Status = Literal["confirmed", "WRONG", "no evidence here"]
 
 @dataclass(frozen=True)
 class Checked:
-    """The outcome for one stored result: its label, and the evidence that was found or what contradicts it."""
+    """The outcome for one stored result: its label, its status, and the evidence found or the contradictions."""
 
     label: str
     status: Status
@@ -33,9 +33,9 @@ class Checked:
 
 
 def check(results: Sequence[StoredResult], roots: Sequence[Path]) -> list[Checked]:
-    """Compare each result with its evidence, looked for anywhere below the roots.
+    """Compare each result with its evidence, which is searched for in the roots and all folders below.
 
-    Numbers that follow from a result's own outcomes are recomputed in any case.
+    Numbers that follow from a result's own outcomes are always recomputed.
     """
     present = _present(roots)
     return [_checked(result, present.get(result.evidence)) for result in results]
@@ -44,7 +44,7 @@ def check(results: Sequence[StoredResult], roots: Sequence[Path]) -> list[Checke
 def _checked(result: StoredResult, path: Path | None) -> Checked:
     wrong = _contradictions(result)
     if path is not None and _outcomes(result) != _again(result, path):
-        wrong.append(f"{path} has other outcomes")
+        wrong.append(f"{path} has different outcomes")
     if wrong:
         return Checked(result.label, "WRONG", "; ".join(wrong))
     return Checked(result.label, "no evidence here" if path is None else "confirmed", str(path or ""))
@@ -55,17 +55,17 @@ def _contradictions(result: StoredResult) -> list[str]:
     if result.kind == "evaluation":
         stored = result.document
         pairs = zip([stored["clean"], *stored["attacks"], stored["worst"]], result.evaluation.rows, strict=True)
-        return [f"{row.name}: k, n or interval are not those of its outcomes" for d, row in pairs if d != row.to_dict()]
+        return [f"{row.name}: k, n or interval contradict its outcomes" for d, row in pairs if d != row.to_dict()]
     if result.kind == "corruptions":
         again = result.corruptions.mca
         stored = result.document["numbers"]["mCA"]
         same = (stored["value"], stored["low"], stored["high"]) == (again.value, again.low, again.high)
-        return [] if same else ["mCA is not that of its outcomes"]
+        return [] if same else ["mCA contradicts its outcomes"]
     return []
 
 
 def _outcomes(result: StoredResult) -> Any:
-    """The part of a result that its evidence decides."""
+    """The part of a result that is compared with its evidence."""
     if result.kind == "evaluation":
         return {row.name: row.outcomes for row in result.evaluation.rows}
     if result.kind == "corruptions":
@@ -76,7 +76,7 @@ def _outcomes(result: StoredResult) -> Any:
 
 
 def _again(result: StoredResult, path: Path) -> Any:
-    """The same, from the evidence."""
+    """The same part, computed from the evidence."""
     if result.kind == "evaluation":
         with Ledger.read(path) as ledger:
             return {row.name: row.outcomes for row in Evaluation.of(ledger).rows}
@@ -89,7 +89,7 @@ def _again(result: StoredResult, path: Path) -> Any:
 
 
 def _present(roots: Iterable[Path]) -> dict[str, Path]:
-    """The evidence below the roots, by checksum; damaged files are skipped."""
+    """The evidence in the roots and below, by checksum. Damaged files are skipped."""
     found = {}
     for root in roots:
         for name in _EVIDENCE:
@@ -100,7 +100,7 @@ def _present(roots: Iterable[Path]) -> dict[str, Path]:
 
 
 def _checksum(path: Path) -> str:
-    """The checksum of the content, computed and not only read."""
+    """The checksum of a file's content, computed again."""
     if path.name == "ledger.sqlite":
         with Ledger.read(path) as ledger:
             return ledger.checksum()

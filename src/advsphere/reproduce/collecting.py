@@ -1,4 +1,4 @@
-"""From the folders of finished jobs to stored results."""
+"""Collect stored results from the folders of finished jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from advsphere.training import load_checkpoint, read_metrics
 
 
 def collect(found: Plan, file: Path) -> None:
-    """Add the results of every finished job of a plan to a file of results, and put pictures beside it."""
+    """Add the results of every finished job of a plan to a file of results, and copy pictures beside it."""
     stored: list[StoredResult] = []
     for job in found.jobs:
         if job.done:
@@ -44,10 +44,10 @@ def _results(command: str, folder: Path, beside: Path, data_name: str) -> Iterat
 
 
 def run_block(run: Path, checkpoint: str, *, data_name: str | None = None) -> dict[str, Any]:
-    """What is recorded of a run with each of its results.
+    """The description of a run that is stored with each of its results.
 
-    paper and source are None: our networks are in none of the paper's tables. Raises UserError if a file of the run is
-    missing or broken.
+    `paper` and `source` are None, because our networks are in none of the paper's tables. Raises UserError if a file of
+    the run is missing or damaged.
     """
     config = read_config(run)
     provenance = json.loads((run / "provenance.json").read_text())
@@ -73,7 +73,7 @@ def run_block(run: Path, checkpoint: str, *, data_name: str | None = None) -> di
 
 
 def _overrides(config: Config) -> list[dict[str, Any]]:
-    """The changes to the recipe; none for a recipe that is not listed any more."""
+    """The changes to the recipe; empty if the recipe no longer exists."""
     try:
         return [change._asdict() for change in differences(recipe(config.recipe), config)]
     except UserError:
@@ -81,7 +81,7 @@ def _overrides(config: Config) -> list[dict[str, Any]]:
 
 
 def evaluated(folder: Path, *, data_name: str | None = None) -> StoredResult:
-    """The evaluation in a folder `evaluations/NAME` of a run. Raises UserError if a file is missing or broken."""
+    """The evaluation in a folder `evaluations/NAME` of a run. Raises UserError if a file is missing or damaged."""
     result = Evaluation.load(folder / "evaluation.json")
     run = run_block(folder.absolute().parents[1], _checkpoint(folder), data_name=data_name)
     return StoredResult(kind="evaluation", run=run, evidence=result.ledger, document=result.to_dict())
@@ -90,7 +90,7 @@ def evaluated(folder: Path, *, data_name: str | None = None) -> StoredResult:
 def corrupted(folder: Path, *, data_name: str | None = None) -> StoredResult:
     """The record in a folder `corruptions/NAME` of a run.
 
-    Raises UserError if a file is missing or broken, or the record is not complete.
+    Raises UserError if a file is missing or damaged, or the record is not complete.
     """
     record = CorruptionRecord.load(folder / RECORD)
     if not (record.complete and record.counted):
@@ -107,7 +107,7 @@ def _checkpoint(folder: Path) -> str:
 
 
 def trained(run: Path, *, data_name: str | None = None) -> StoredResult:
-    """Accuracy of a run's best checkpoint under PGD-10 on held-out training images, by which it was chosen."""
+    """The PGD-10 accuracy on held-out training images by which a run's best checkpoint was chosen."""
     config, block = read_config(run), run_block(run, "best", data_name=data_name)
     n = config.data.validation
     document = {
@@ -122,13 +122,14 @@ def trained(run: Path, *, data_name: str | None = None) -> StoredResult:
 
 
 def diagnosed(path: Path, beside: Path, *, data_name: str | None = None) -> Iterator[StoredResult]:
-    """A result for each network of a diagnosis; its picture is copied into `beside`, the folder of the results' file.
+    """A result for each network of a diagnosis. Its picture is copied into `beside`, the folder of the results' file.
 
-    The file lies in the run's folder, and a baseline is a run beside it. Raises UserError for a file that was changed.
+    The diagnosis lies in the run's folder, and a baseline is a run beside that. Raises UserError if the file was
+    changed.
     """
     content = read_json(path, DIAGNOSIS)
     if content["checksum"] != content_checksum(content):
-        raise UserError(f"{path} was changed after it was written; diagnose again, or take it as no evidence")
+        raise UserError(f"{path} was changed after it was written; run `advsphere diagnose` again, or delete it")
     runs = next(folder for folder in path.absolute().parents if (folder / "config.yaml").is_file()).parent
     for place, network in enumerate(content["networks"]):
         picture = path.with_name("pictures.png" if place == 0 else "pictures-baseline.png").read_bytes()
@@ -140,7 +141,7 @@ def diagnosed(path: Path, beside: Path, *, data_name: str | None = None) -> Iter
 
 
 def shown_of_diagnosis(content: dict[str, Any], place: int) -> dict[str, Any]:
-    """The parts of a diagnosis that the pages show of one of its networks: Table 7 and gradient norms."""
+    """The parts of a diagnosis that the pages show for one of its networks: Table 7 and gradient norms."""
     network = content["networks"][place]
     seventh = network["table 7"]
     cells = [

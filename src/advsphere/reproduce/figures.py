@@ -1,4 +1,4 @@
-"""The figures of the pages, as SVG whose bytes depend on the rows alone."""
+"""The figures of the pages, as SVG whose bytes depend only on the results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def gains_figure(pairs: Sequence[Pair]) -> Figure:
-    """Each method's gain under each attack, with its 95 % interval and the paper's gain: one panel over the plain
-    objective, and one over HE for methods derived from it.
+    """Each method's gain under each attack, with its 95 % interval and the paper's gain. One panel shows gains over the
+    plain objective, and one gains over HE, for methods derived from it.
     """
     attacks = list(dict.fromkeys(gain.name for pair in pairs for gain in pair.gains.gains))
     methods = list(dict.fromkeys(pair.method for pair in pairs))
     over_he = [pair for pair in pairs if "+" in pair.baseline]
-    panels = {"less the plain objective": [pair for pair in pairs if pair not in over_he], "less HE": over_he}
+    panels = {"minus the plain objective": [pair for pair in pairs if pair not in over_he], "minus HE": over_he}
     shown = {title: own for title, own in panels.items() if own}
     height = 1.1 + 0.16 * len(attacks) * (1 + len(methods))
     figure, every = canvas(8.0, height, columns=len(shown), sharey=True)
@@ -41,7 +41,7 @@ def gains_figure(pairs: Sequence[Pair]) -> Figure:
 
 
 def _gains(axes: Axes, pair: Pair, methods: Sequence[str], attacks: Sequence[str]) -> None:
-    """The gains of one pair; colour and marker are its method's in every panel."""
+    """Draw the gains of one pair. A method has the same colour and marker in every panel."""
     number = methods.index(pair.method)
     colour = SERIES[number % len(SERIES)]
     marker = MARKERS[(number + number // len(SERIES)) % len(MARKERS)]  # no two have both in common
@@ -63,8 +63,8 @@ def _gains(axes: Axes, pair: Pair, methods: Sequence[str], attacks: Sequence[str
 
 
 def together_figure(family: Family) -> Figure:
-    """What HE gains with each objective under the headline's attack and in the worst case, with 95 % intervals; below,
-    the means over all.
+    """The gain of HE with each objective under the headline attack and in the worst case, with 95 % intervals, and
+    below them the means over all objectives.
     """
     names = [f"{one.baseline}\n{one.group.data}" for one in family.members]
     figure, (axes,) = canvas(8.0, 1.0 + 0.5 * len(names))
@@ -84,7 +84,7 @@ def together_figure(family: Family) -> Figure:
 
 
 def gradients_figure(ratios: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """By network, the norm of each layer's gradient on adversarial images over that on clean ones."""
+    """The norm of each layer's gradient on adversarial images divided by that on clean images, for each network."""
     figure, (axes,) = canvas(8.0, 3.2)
     for number, (name, found) in enumerate(ratios.items()):
         axes.plot(range(len(found["ratio"])), found["ratio"], color=SERIES[number % len(SERIES)],

@@ -1,4 +1,4 @@
-"""Which stored evaluations may stand in one table: equal in everything but the method and the seed."""
+"""Group the stored evaluations that may stand in one table: they differ only in the method and the seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from advsphere.reproduce.tables import ABLATION, Table
 from advsphere.runs.config import OBJECTIVES, title_of
 
 Tried = Mapping[float, Mapping[int, float]]
-"""Robust accuracy of an arm on held-out training images, in [0, 1]: by weight decay, then by seed."""
+"""Robust accuracy of an arm on held-out training images, in [0, 1], by weight decay and then by seed."""
 
 _TITLES = {name: title_of(kind) for name, kind in OBJECTIVES.items()}
 SEED, WEIGHT_DECAY = "training.seed", "training.weight_decay"
@@ -24,7 +24,7 @@ _OF_THE_METHOD = ("sphere", "objective.beta")
 
 
 def method_name(run: Mapping[str, Any]) -> str:
-    """What the paper's tables call the method of a run: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
+    """The name of a run's method in the paper's tables: "FastAT+m-HE", or "FastAT+HE, no FN" for an ablation."""
     name = _TITLES.get(run["objective"], run["objective"])
     if run["scale"] is None:
         return name
@@ -39,12 +39,12 @@ def method_name(run: Mapping[str, Any]) -> str:
 
 
 def on_imagenet(run: Mapping[str, Any]) -> bool:
-    """Whether a run stands for one of the paper's on ImageNet."""
+    """Whether a run stands for a run of the paper on ImageNet."""
     return run["recipe"].startswith(("imagenet-", "tiny-imagenet-"))
 
 
 def confounders(run: Mapping[str, Any], *, without: Sequence[str] = (SEED,)) -> dict[str, str]:
-    """What must be equal within a pair: the plain recipe, and all overrides but those of seed and method."""
+    """The settings that must be equal in a pair: the plain recipe, and all overrides but those of seed and method."""
     kept = {
         change["path"]: f"{change['path']}: {change['old']} -> {change['new']}"
         for change in run["overrides"]
@@ -54,22 +54,24 @@ def confounders(run: Mapping[str, Any], *, without: Sequence[str] = (SEED,)) -> 
 
 
 def mean_by_decay(tried: Tried) -> dict[float, float]:
-    """By weight decay, the mean over the seeds that were trained at all of them; empty if there is no such seed."""
+    """The mean for each weight decay, over the seeds that were trained at all of them; empty without such a seed."""
     shared = set.intersection(*(set(seeds) for seeds in tried.values())) if tried else set()
     return {decay: fmean(seeds[seed] for seed in shared) for decay, seeds in tried.items()} if shared else {}
 
 
 def preferred(tried: Tried) -> float | None:
-    """The weight decay with the highest mean, the first if equal; None if there was no choice."""
+    """The weight decay with the highest mean, or the first of equal ones; None if there was no choice."""
     found = mean_by_decay(tried)
     return max(found, key=lambda decay: found[decay]) if len(found) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Evaluations that stand in one table. `arms` holds each method's results, one for each seed; `guides` are those of
-    the feature attack; `weight_decay` is that of all arms, or None if each has its best; `tried` holds the weight
-    decays that each method was trained at.
+    """Evaluations that may stand in one table.
+
+    `arms` holds each method's results, one for each seed. `guides` is the feature attack's number of guides.
+    `weight_decay` is that of all arms, or None if each arm has its best. `tried` holds the weight decays at which each
+    method was trained.
     """
 
     data: str
@@ -85,7 +87,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What its evaluations have in common."""
+        """The settings that its evaluations have in common, as text."""
         at_best = self.weight_decay is None
         decay = "each arm at its best weight decay" if at_best else f"weight decay {self.weight_decay:g}"
         title = f"{self.network} on {self.data}, {self.n:,} test images, {self.threat}, {decay}"
@@ -97,21 +99,21 @@ class Group:
         return preferred(self.tried.get(name, {})) == self.arms[name][0].run["weight_decay"]
 
     def evaluations(self, name: str, seeds: Sequence[int] | None = None) -> list[Evaluation]:
-        """Those of an arm, of all seeds or of some."""
+        """The evaluations of an arm, for all seeds or some."""
         return [one.evaluation for one in self.arms[name] if seeds is None or one.run["seed"] in seeds]
 
     def attacks(self) -> list[str]:
-        """Every attack of the group, in the order of the evaluation that has the most."""
+        """The attacks of the group's longest evaluation, in order."""
         longest = max((one.evaluation.rows for arm in self.arms.values() for one in arm), key=len)
         return [row.name for row in longest]
 
 
 def groups(results: Iterable[StoredResult], table: Table, *, suite: str) -> list[Group]:
-    """The evaluations that belong in a table, in groups.
+    """Group the evaluations that belong in a table.
 
-    Where arms were trained at several weight decays, one more group follows with each arm at the one that was most
-    robust on held-out training images, unless that is the same for all. Raises UserError for an arm whose runs differ
-    in more than their seed.
+    If arms were trained at several weight decays, another group follows, with each arm at the weight decay that was
+    most robust on held-out training images, unless that is the same for all. Raises UserError if the runs of an arm
+    differ in more than their seed.
     """
     wanted = {(method.name, method.data == "imagenet"): place for place, method in enumerate(table.shown_methods)}
     every = list(results)
@@ -135,13 +137,13 @@ def groups(results: Iterable[StoredResult], table: Table, *, suite: str) -> list
 
 
 def groups_of(table: Table, results: Sequence[StoredResult]) -> list[Group]:
-    """All groups of a table: of its own suite, then of further suites that it shows; none if no suite attacks it."""
+    """All groups of a table: those of its own suite, then those of further suites; empty if it measures no attacks."""
     suites = (table.suite, *table.also_suites) if table.measure == "attacks" else ()
     return [group for suite in suites for group in groups(results, table, suite=suite)]
 
 
 def _question(result: StoredResult) -> Group:
-    """What was asked, of which networks and images, without the arms."""
+    """A group without arms: the settings that an evaluation shares with its group."""
     rows = result.evaluation.rows
     return Group(
         data=result.run["data"],
@@ -157,7 +159,7 @@ def _question(result: StoredResult) -> Group:
 
 
 def _arm(result: StoredResult) -> tuple[str, ...]:
-    """What the runs of an arm have in common, whatever their weight decay."""
+    """The settings that the runs of an arm have in common, apart from weight decay."""
     run = result.run
     return (
         method_name(run),
@@ -178,8 +180,8 @@ def _tried(results: Iterable[StoredResult]) -> dict[tuple[str, ...], dict[float,
 
 
 def _at_their_best(made: Sequence[Group]) -> list[Group]:
-    """For groups that differ only in weight decay, one with each arm at its best, unless one of them is that already.
-    Arms that were trained at only one weight decay stay out.
+    """For groups that differ only in weight decay, another group with each arm at its best, unless one of them already
+    is that. Arms that were trained at only one weight decay are left out.
     """
     families: dict[Group, list[Group]] = {}
     for one in made:

@@ -1,5 +1,5 @@
-"""Jobs: each is an ordinary command whose folder tells whether it is done, so any of them can be skipped, repeated, or
-run on another machine.
+"""The jobs of a plan. Each is an ordinary command whose folder shows whether it is done, so it can be skipped,
+repeated, or run on another machine.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Job:
     """One command of a plan.
 
     Attributes:
-        name: Unique in a plan.
+        name: A name that is unique in a plan.
         command: The arguments of `advsphere`.
-        made: The file that is there once the job is done.
-        after: Names of the jobs whose output it needs.
-        epochs: Of a training, the number of lines that `made` has when it is done.
-        config: Of the run that is trained or evaluated.
+        made: The file that exists once the job is done.
+        after: The names of the jobs whose output it needs.
+        epochs: For a training, the number of lines that `made` has when it is done; None for other jobs.
+        config: The config of the run that is trained or evaluated.
     """
 
     name: str
@@ -37,30 +37,30 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether its file is there and complete."""
+        """Whether its file exists and is complete."""
         if not self.made.is_file():
             return False
         return self.epochs is None or len(read_metrics(self.made.parent)) >= self.epochs
 
 
 def validated(job: Job) -> float | None:
-    """The accuracy on held-out images that chose a training's best checkpoint, in [0, 1]; None before it is done."""
+    """The held-out accuracy that chose the best checkpoint of a training, in [0, 1]; None before it is done."""
     by = job.config.objective.chosen_by
     return max(float(epoch[by]) for epoch in read_metrics(job.made.parent)) if job.done else None
 
 
 def run_name(config: Config) -> str:
-    """The folder of a run, different for every config: the recipe and what differs from it."""
+    """The name of a run's folder, unique for each config: the recipe and the differences from it."""
     changes = differences(recipe(config.recipe), config)
     return "_".join([config.recipe, *(f"{c.path.removeprefix('training.')}={c.new}" for c in changes)])
 
 
 def training(config: Config, runs: Path, *, data_root: Path | None = None) -> Job:
-    """Train a config into its own folder under `runs`. Raises UserError for changes that no flag can express."""
+    """Train a config into its own folder in `runs`. Raises UserError for changes that flags can't express."""
     folder = runs / run_name(config)
     typed = flags(recipe(config.recipe), config)
     if typed is None:
-        raise UserError(f"no flags can turn its recipe into {folder.name}; make it a recipe")
+        raise UserError(f"flags can't turn the recipe into {folder.name}; add a recipe for it")
     where = [] if data_root is None else ["--data.root", str(data_root)]
     return Job(
         name=f"train {folder.name}",
@@ -105,7 +105,7 @@ def _first(size: SuiteSize) -> list[str]:
 def _measurement(
     verb: str, trained: Job, command: Sequence[str], kind: str, words: Sequence[str], made: str, data_root: Path | None
 ) -> Job:
-    """A job that measures a trained run, in a folder of the run that is named by what was asked."""
+    """A job that measures a trained run, in a folder inside the run's folder that is named after the options."""
     folder = trained.made.parent
     name = "-".join(word.strip("-").replace(":", ".") for word in words)
     out = folder / kind / name

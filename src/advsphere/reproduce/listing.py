@@ -1,4 +1,4 @@
-"""Tables of any stored results, one line for each run: what `advsphere results FILE` prints."""
+"""Tables of any stored results with one line for each run, as `advsphere results FILE` prints them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _CHECKPOINTS = {"best": "the checkpoint that was best on held-out training image
 
 
 def listing(results: Sequence[StoredResult]) -> str:
-    """A table of each set of results that were measured alike.
+    """A table for each set of results that were measured in the same way.
 
-    Below a run with HE whose plain partner is there too stands their paired difference, with its 95 % interval.
+    Below a run with HE stands the paired difference from its plain partner, if that is present, with its 95 % interval.
     """
     attacked = [one for one in results if one.kind == "evaluation"]
     corrupted = [one for one in results if one.kind == "corruptions"]
@@ -43,7 +43,7 @@ def _attacks(group: Sequence[StoredResult]) -> list[str]:
     lines = [
         f"{first.run['data']}, {first.n:,} test images, {first.threat}, {_CHECKPOINTS[first.run['checkpoint']]}, suite "
         f"`{first.suite}`. Accuracy in % with its 95 % interval; under attack it is an upper bound. Differences are in "
-        "points, paired, and of these two checkpoints.",
+        "points, are paired, and hold for these two checkpoints.",
         "",
         *head(["recipe", "epochs", *attacks]),
     ]
@@ -69,7 +69,7 @@ def _corruptions(group: Sequence[StoredResult]) -> list[str]:
     first = group[0]
     return [
         f"{first.run['data']}, {first.n:,} test images, corruptions {first.threat}; accuracy in %, averaged over the "
-        f"severities. mCA is over {len(first.corruptions.counted)} corruptions, with its 95 % interval.",
+        f"severities. mCA is the mean over {len(first.corruptions.counted)} corruptions, with its 95 % interval.",
         "",
         *corruption_table(group, lambda run: _label(run, without=(SEED,)), ALL_TITLES),
     ]
@@ -81,7 +81,7 @@ def _label(run: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
 
 
 def _partner(one: StoredResult, group: Sequence[StoredResult]) -> StoredResult | None:
-    """The run with the plain objective that equals this one in everything else."""
+    """The run that differs from this one only in its plain objective."""
     of_run = confounders(one.run, without=())
     plain = (base for base in group if base.run["scale"] is None and confounders(base.run, without=()) == of_run)
     return None if one.run["scale"] is None else next(plain, None)

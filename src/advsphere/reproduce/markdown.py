@@ -1,4 +1,4 @@
-"""What pages and printed tables are written with: lines of Markdown tables, numbers with intervals, provenance."""
+"""Parts of pages and printed tables in Markdown: lines of tables, numbers with intervals, provenance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def percent(value: float, low: float, high: float, digits: int = 1) -> str:
 
 
 def provenance(results: Sequence[StoredResult], file: Path) -> str:
-    """Where the numbers of results come from, in a sentence or two."""
+    """The machines, versions and commits behind results, in a sentence or two."""
     trained = [result.run["trained"] for result in results]
     machines = sorted(
         {f"{t['processor']}, {t['device']}, {t['threads']} thread{'s' * (t['threads'] > 1)}" for t in trained}
@@ -40,4 +40,4 @@ def provenance(results: Sequence[StoredResult], file: Path) -> str:
     text = f"Trained on {'; '.join(machines)}, torch {', '.join(sorted({t['torch'] for t in trained}))}, "
     text += f"at commit{'s' * (len(commits) > 1)} {', '.join(commits)}"
     text += f"; measured at {', '.join(measured)}" if measured else ""
-    return f"{text}. Each outcome, setting and checksum: [`results/{file.name}`](../../results/{file.name})."
+    return f"{text}. All outcomes, settings and checksums are in [`results/{file.name}`](../../results/{file.name})."

@@ -1,4 +1,4 @@
-"""A page of Markdown for each table, an overview of every pair, and the README's table, written from stored results."""
+"""Write Markdown from stored results: a page for each table, an overview of every pair, and the README's table."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from advsphere.reproduce.sections import sections
 from advsphere.reproduce.tables import TABLES, Table
 
 PICTURE = "together.svg"
-_SHOWS = "What HE gains with each objective, and keeps"
+_SHOWS = "Gain of HE with each objective under PGD on bare cosines and in the worst case"
 
 
 def overview(every: Sequence[Pair]) -> list[str]:
-    """A line for each pair of each table with its gain under the headline's attack and in the worst case, and the mean
+    """A line for each pair of each table with its gain under the headline attack and in the worst case, and the mean
     over the objectives of each network.
     """
-    heads = ["table", "pair", "network, images", "weight decay", "seeds", "n", "gain under the headline",
-             "in the worst case", "share left", "verdict"]  # fmt: skip
+    heads = ["table", "pair", "network, images", "weight decay", "seeds", "n", "gain under the headline attack",
+             "gain in the worst case", "share that remains", "verdict"]  # fmt: skip
     lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *head(heads)]
     lines += [line(_told(one)) for one in every]
     return [*lines, "", *_together(families(every))]
 
 
 def summary(family: Family, pages: Path, folder: Path) -> str:
-    """A family as a table of both arms and their difference, for a page in `folder`; the picture is in `pages`."""
+    """A family as a table of both arms and their difference, for a page in `folder`. The picture is in `pages`."""
     heads = ["objective", "test images", "threat", "seeds", "clean", "bare cosines", "gain", "worst case", "gain"]
     lines = [
-        f"{family.network}, weight decay {family.weight_decay}. Accuracy in % without HE → with it, the mean "
-        "over seeds, and the gain in points with its 95 % interval. The interval is over images with one or two seeds, "
-        "over seeds as well with three or more, and over pairs and images for all together.",
+        f"{family.network}, weight decay {family.weight_decay}. Accuracy in % without HE → with HE, averaged over "
+        "seeds, and the gain in points with its 95 % interval. The interval covers the sampling of images; with three "
+        "seeds or more it also covers seeds, and in the last row it covers pairs and images.",
         "",
         *head(heads),
     ]
     for one in family.members:
         clean, before, after = (one.gains.gain(name) for name in (CLEAN, one.gains.pgd, WORST))
-        attacks = len(one.gains.gains) - 2  # clean and the worst case are none
+        attacks = len(one.gains.gains) - 2  # without clean and the worst case
         of = [one.baseline, f"{one.gains.n} of {one.group.data}", one.group.threat, str(min(one.gains.seeds))]
         seen = f"{one.gains.pgd.removesuffix(BARE)}: {_arms(before)}"
         kept = [_points(before), f"of {attacks} attacks: {_arms(after)}", _points(after)]
@@ -76,15 +76,15 @@ def _told(pair: Pair) -> list[str]:
     seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
     kept = [f"{gains.pgd}: {_points(gains.gain(gains.pgd))}", _points(gains.gain(WORST))]
     link = f"[{pair.table.name}]({pair.table.name}.md)"
-    who = f"{pair.method} less {pair.baseline}"
+    who = f"{pair.method} minus {pair.baseline}"
     return [link, who, images, ", ".join(decay), seeds, str(gains.n), *kept, share, gains.verdict]
 
 
 def _together(found: Sequence[Family]) -> list[str]:
     told = (
-        "The mean over pairs. A pair is an objective with HE less the same without, on one set of images. Each counts "
-        "once, with the mean of its seeds, under the headline's PGD and in the worst case of the first table above "
-        "that has it. The intervals are over pairs and over images (Student's t)."
+        "The mean over pairs. A pair is the difference between an objective with HE and the same objective without, on "
+        "one set of images. Each pair counts once, averaged over its seeds, as in the first table above that has it. "
+        "The intervals cover pairs and images (Student's t)."
     )
     lines = [
         line([
@@ -95,7 +95,7 @@ def _together(found: Sequence[Family]) -> list[str]:
         ])
         for family in found
     ]  # fmt: skip
-    heads = ["network, weight decay", "pairs", "gain at s = 1", "in the worst case"]
+    heads = ["network, weight decay", "pairs", "gain at s = 1", "gain in the worst case"]
     return ["## Together", "", told, "", *head(heads), *lines, "", f"![{_SHOWS}]({PICTURE})"] if lines else []
 
 
@@ -113,22 +113,22 @@ def _points(gain: Gain) -> str:
 
 
 INTRODUCTION = (
-    "Accuracy in %, the mean over seeds, with its 95 % interval; under attack it is an upper bound. Below it stands "
-    "the paper's number for its own, larger networks, and ours less that. With one or two seeds an interval is over "
-    "images alone and speaks of these checkpoints; with three or more it speaks of the method. Attacks marked "
+    "Accuracy in %, averaged over seeds, with its 95 % interval; under attack it is an upper bound. Below it is the "
+    "paper's number, for its own, larger networks, and our number minus the paper's. With one or two seeds an interval "
+    "covers images only and holds for these checkpoints; with three or more it holds for the method. Attacks marked "
     '"(s = 1)" see bare cosines, as in the paper\'s official evaluators; the next column is the same attack on the '
-    'logits as they are. "Cannot tell" means that the interval contains 0, or would after Holm\'s correction for the '
-    "number of attacks. Minutes are training time by the clock."
+    "network's own logits. \"Cannot tell\" means that the interval contains 0, or would contain it after Holm's "
+    "correction for the number of attacks. Minutes are wall-clock training time."
 )
 
 
 def write(
     files: Mapping[Path, Sequence[StoredResult]], folder: Path, into: Path | None = None, more: Sequence[Table] = ()
 ) -> list[Path]:
-    """Write a page for each table with its figures, and README.md, which lists them and every pair.
+    """Write a page for each table with its figures, and README.md, which lists the pages and every pair.
 
-    `files` holds the results by their file, `more` user-defined tables. `into` is a page that gets the table of all
-    objectives, between the markers of `replace_between`.
+    `files` holds the results by their file, `more` holds user-defined tables. `into` is a page that gets the table of
+    all objectives, between the markers of `replace_between`. Returns the written pages.
     """
     written, index = [], ["# Results", "", "Generated from `results/` by `make pages`.", ""]
     for table in (*TABLES.values(), *more):
@@ -149,7 +149,7 @@ def write(
 
 
 def page(table: Table, files: Mapping[Path, Sequence[StoredResult]], folder: Path | None = None) -> tuple[str, bool]:
-    """The text of a table's page, and whether anything is measured. Figures are written into `folder`, if given."""
+    """The text of a table's page, and whether it has results. Figures are written into `folder`, if given."""
     parts = []
     for file, results in files.items():
         for number, group in enumerate(groups_of(table, results)):
@@ -163,15 +163,15 @@ def page(table: Table, files: Mapping[Path, Sequence[StoredResult]], folder: Pat
 
 
 def _introduction(table: Table) -> str:
-    """What the page shows, and the paper's own gains in the worst case."""
+    """The page's introduction, with the paper's own gains."""
     if table.introduction:
         return table.introduction
     told = INTRODUCTION
     if table.network:
-        told += f" The paper's numbers are those of its {table.network}, or of our own network where the paper has it."
+        told += f" The paper's numbers are for our network if the paper has it, else for its {table.network}."
     told += " m-HE is our reading of the paper." if any(arm.variant == "m-HE" for arm in table.methods) else ""
     worst = "; ".join(paper_gains(table))
-    return told + (f"\n\nThe paper's own gains: {worst}." if worst else "")
+    return told + (f"\n\nThe paper's gains: {worst}." if worst else "")
 
 
 def _section(group: Group, table: Table, file: Path, folder: Path | None, figure: str) -> str:
@@ -179,25 +179,25 @@ def _section(group: Group, table: Table, file: Path, folder: Path | None, figure
     lines = [f"## {group.title}", "", *_grid(group, table, attacks, found), ""]
     for pair in found:
         of = "the method" if pair.gains.of_the_method else "these checkpoints"
-        who = f"**{pair.method}** less {pair.baseline}"
-        lines.append(f"- {who}, {pair.gains.verdict}: {pair.gains.sentence} This is about {of}.")
+        who = f"**{pair.method}** minus {pair.baseline}"
+        lines.append(f"- {who}, {pair.gains.verdict}: {pair.gains.sentence} This holds for {of}.")
     lines += [f"- {sentence}" for sentence in refused]
     best = [name for name in group.arms if group.at_its_best(name)]
     lines += ["", _choice(group, best)] if best else []
     if folder is not None and found:
         save(gains_figure(found), folder / figure)
-        lines += ["", f"![What each method gains under each attack]({figure})"]
+        lines += ["", f"![Gain of each method under each attack]({figure})"]
     results = [one for arm in group.arms.values() for one in arm]
     return "\n".join([*lines, "", provenance(results, file)])
 
 
 def _choice(group: Group, best: Sequence[str]) -> str:
-    """Which arms have the weight decay that held-out images preferred."""
+    """A sentence on the arms that have the weight decay preferred on held-out images."""
     told = []
     for name in best:
         means = mean_by_decay(group.tried[name])
         told.append(f"{name} ({', '.join(f'{100 * mean:.1f} % at {decay:g}' for decay, mean in means.items())})")
-    return f"At its best weight decay, by PGD-10 on held-out training images: {'; '.join(told)}."
+    return f"Arms at their best weight decay, by PGD-10 accuracy on held-out training images: {'; '.join(told)}."
 
 
 def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pair]) -> list[str]:
@@ -214,9 +214,9 @@ def _grid(group: Group, table: Table, attacks: Sequence[str], found: Sequence[Pa
         for pair in found:
             if pair.method == name:
                 alone = {len(pair.seeds)} != {len(arm), len(group.arms[pair.baseline])}
-                shared = f"*{', '.join(map(str, pair.seeds))} of both*" if alone else ""
+                shared = f"*shared: {', '.join(map(str, pair.seeds))}*" if alone else ""
                 gains = [_gain(pair, attack) for attack in attacks]
-                lines.append(line([f"*less {pair.baseline}*", shared, "", "", *gains]))
+                lines.append(line([f"*minus {pair.baseline}*", shared, "", "", *gains]))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The plan of one table or several: a graph of jobs, in order of priority."""
+"""Plan the jobs of one or several tables: a graph of jobs, in order of priority."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from advsphere.runs.config import Config
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """The folder of runs, and that of Table 4's images; without it they are looked for in $ADVSPHERE_DATA."""
+    """The folder of runs, and the folder of Table 4's images, by default one in $ADVSPHERE_DATA."""
 
     runs: Path
     images: Path | None = None
@@ -47,7 +47,7 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The jobs, each after those it needs, in order of priority; and the budget and tables that they are for."""
+    """Jobs in order of priority, each after the jobs it needs, with their budget, tables and places."""
 
     jobs: tuple[Job, ...]
     budget: Budget
@@ -69,7 +69,7 @@ def plan(
     seeds: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
 ) -> Plan:
-    """The jobs of these tables; a job that two of them need is listed once.
+    """Plan the jobs of tables. A job that two tables need is listed once.
 
     Every method is measured at the first weight decay of the grid. At each further one its first seed is trained. If
     held-out images prefer that training, a later plan adds the other seeds, the attacks, and the plain partner. Later
@@ -77,17 +77,18 @@ def plan(
 
     Args:
         tables: The tables.
-        budget: How much they may cost.
-        places: Where runs and images are.
-        weight_decays: Only these of the budget's grid.
-        seeds: Only these of the budget's seeds.
-        methods: Only methods with these names.
+        budget: The budget.
+        places: The folders of runs and images.
+        weight_decays: Use only these weight decays of the budget's grid.
+        seeds: Use only these of the budget's seeds.
+        methods: Use only methods with these names.
 
     Returns:
         The plan.
 
     Raises:
-        UserError: A weight decay, seed or method is none of theirs, or a recipe or a folder of images is missing.
+        UserError: If the tables and the budget lack a weight decay, seed or method, or a recipe or a folder of images
+            is missing.
     """
     methods_there = sorted({method.name for table in tables for method in table.methods})
     _among(methods_there, methods, "a method of these tables")
@@ -99,7 +100,7 @@ def plan(
     grids = budget.weight_decays if weight_decays is None else dict.fromkeys(budget.weight_decays, tuple(weight_decays))
     for place in range(max(map(len, grids.values()))):
         asked = _Asked(budget=budget, places=places, grids=grids, place=place, seeds=seeds)
-        # The headline's pair first, and its survival suite before its other tables.
+        # The headline pair comes first, and its survival suite comes before its other tables.
         wanted = [(table, [method for method in table.methods if method in HEADLINE]) for table in first]
         wanted += [(table, list(budget.methods(table))) for table in tables]
         for table, of_table in wanted:
@@ -111,12 +112,12 @@ def plan(
 def _among(there: Sequence[object], asked: Sequence[object] | None, what: str) -> None:
     for one in asked or ():
         if one not in there:
-            raise UserError(f"{one} is not {what}; there are {', '.join(map(str, there))}")
+            raise UserError(f"{one} is not {what}; choose from {', '.join(map(str, there))}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What all jobs of one place in the grids of weight decays share."""
+    """The settings that the jobs at one place in the grids of weight decays share."""
 
     budget: Budget
     places: Places
@@ -125,7 +126,7 @@ class _Asked:
     seeds: Sequence[int] | None
 
     def jobs(self, table: Table, methods: Sequence[Method]) -> Iterator[Job]:
-        """Pair by pair and seed by seed, so that what is finished can be compared already."""
+        """The jobs of a table, pair by pair and seed by seed, so that finished pairs can be compared early."""
         for plain in dict.fromkeys(method.plain for method in methods):
             if table.measure == "corruptions" and plain.data not in self.budget.corruptible:
                 continue
@@ -147,7 +148,9 @@ class _Asked:
         return [seed for seed in self.budget.seeds_of(method) if self.seeds is None or seed in self.seeds]
 
     def _chosen(self, method: Method) -> bool:
-        """Whether a method is measured at this weight decay: always at the first, else if its first seed prefers it."""
+        """Whether a method is measured at this weight decay: at the first always, at others if its first seed is
+        better there.
+        """
         grid = self.grids[method.data]
         tried = {
             decay: {seed: robust}
@@ -163,7 +166,7 @@ class _Asked:
         return jobs.training(config, self.places.runs, data_root=self.places.of(config, self.budget))
 
     def _measure(self, table: Table, method: Method, trained: Mapping[Method, Job]) -> Iterator[Job]:
-        """What a table asks of one run."""
+        """The jobs that measure one run for a table."""
         job, size = trained[method], self.budget.size
         where = self.places.of(job.config, self.budget)
         if table.measure == "attacks":
@@ -181,8 +184,8 @@ PHOTOS, _TEST, _SIDE = 240, 40, 32
 
 
 def digits_as_photos(folder: Path) -> Path:
-    """Write the first digits as train/<class>/ and val/<class>/, enlarged and in three equal colours, unless they are
-    there; returns the folder.
+    """Write the first digits into train/<class>/ and val/<class>/, enlarged and as RGB, unless they exist already.
+    Returns the folder.
     """
     done = folder / "complete"
     if not done.exists():

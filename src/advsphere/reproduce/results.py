@@ -1,9 +1,9 @@
-"""Stored results: one JSON line for each measurement of a run, as it was stored, with the settings of the run.
+"""Stored results: one JSON line for each measurement of a run, with the settings of the run.
 
 A line has five entries: `kind`, `run` (the run's settings and provenance), `evidence` (the checksum of the ledger or
-file that the measurement was made from), `document` (for an evaluation what `Evaluation.to_dict` gives, for corruptions
-what `CorruptionRecord.to_dict` gives) and, of a diagnosis, `picture`. Documents from before a number was stored have
-null in its place.
+file behind the measurement), `document` (the output of `Evaluation.to_dict` or `CorruptionRecord.to_dict`, or the
+measurement of another kind) and, for a diagnosis, `picture`. Older documents have null for numbers that were not stored
+then.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class StoredResult:
     """One measurement of a run.
 
     Attributes:
-        kind: What was measured.
+        kind: The kind of measurement.
         run: Settings and provenance of the run: recipe, overrides, network, objective, seed and more.
-        evidence: Checksum of what the measurement was made from: a ledger, a record, a diagnosis, or metrics.
+        evidence: The checksum of the ledger, record, diagnosis or metrics behind the measurement.
         document: The measurement as it was stored.
-        picture: Of a diagnosis, the image of perturbations, beside the file of results.
+        picture: For a diagnosis, the path of the image of perturbations, relative to the file of results.
     """
 
     kind: Kind
@@ -68,7 +68,7 @@ class StoredResult:
 
     @property
     def threat(self) -> str:
-        """The threat model in words, or where the corrupted images come from."""
+        """The threat model in words, or the source of the corrupted images."""
         if self.kind == "corruptions":
             source = self.document["identity"]["corruptions"]
             return f"{source['kind']}, {source.get('table') or source.get('folder')}"
@@ -77,7 +77,7 @@ class StoredResult:
 
     @property
     def key(self) -> str:
-        """Equal for two results of which the later replaces the earlier."""
+        """A key that is equal for two results if the later replaces the earlier."""
         run = [self.run[name] for name in ("recipe", "overrides", "seed", "checkpoint", "data")]
         return canonical([self.kind, self.suite, self.threat, self.n, *run])
 
@@ -94,7 +94,7 @@ def threat_in_words(threat: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> list[StoredResult]:
-    """The results of a file; none if there is no file. Raises UserError for a line that is not a result."""
+    """The results of a file; none if it does not exist. Raises UserError for a line that is not a result."""
     results = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
@@ -121,7 +121,7 @@ def _line(result: StoredResult) -> dict[str, Any]:
 
 
 def replace_between(text: str, content: str, *, begin: str = "<!-- results -->", end: str = "<!-- /results -->") -> str:
-    """Replace what stands between two markers of a page. Raises UserError if the page lacks them."""
+    """Replace the text between two markers of a page. Raises UserError if the page lacks them."""
     before, found, rest = text.partition(begin)
     _, also, after = rest.partition(end)
     if not (found and also):

@@ -1,4 +1,4 @@
-"""Run a plan: on this machine, in this process, or on a Ray cluster; the same commands in each case."""
+"""Run the commands of a plan on this machine, in this process, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from advsphere.errors import UserError
 from advsphere.reproduce.jobs import Job
 
 Start = Callable[[Job], "Future[int]"]
-"""Starts a job; the future has its exit status."""
+"""Starts a job; the future returns its exit status."""
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Several jobs fill the cores better than several threads, and a fixed count keeps sums reproducible."""
+"""Several jobs use the cores better than several threads, and a fixed count keeps sums reproducible."""
 
 
 def run(
@@ -28,9 +28,10 @@ def run(
     at_once: int,
     on_end: Callable[[Job, bool], None] = lambda job, done: None,
 ) -> list[Job]:
-    """Run the jobs that are not done, each after those it needs and otherwise in order; returns those that failed.
+    """Run the open jobs in order, each after the jobs it needs; returns the failed jobs.
 
-    A failure stops only the jobs that need its output. `on_end` is told each job that ended, and whether it is done.
+    A failure stops only the jobs that need its output. `on_end` is called with each job that ended, and whether it is
+    done.
     """
     named = {job.name for job in jobs}
     finished = {job.name for job in jobs if job.done}
@@ -54,13 +55,13 @@ def run(
 
 
 def log_of(job: Job, logs: Path) -> Path:
-    """The file that a job's output goes to."""
+    """The file for a job's output."""
     return logs / f"{job.name.replace(': ', '_').replace(' ', '_')}.log"
 
 
 @contextmanager
 def here(jobs: int, logs: Path) -> Iterator[Start]:
-    """Each job in a process of one thread. On an interrupt, running jobs are told to stop, and write a checkpoint."""
+    """Run each job in a process with one thread. On an interrupt, running jobs write a checkpoint and stop."""
     processes: set[subprocess.Popen[bytes]] = set()
 
     def work(job: Job) -> int:
@@ -81,7 +82,7 @@ def here(jobs: int, logs: Path) -> Iterator[Start]:
 
 @contextmanager
 def inside(main: Callable[[list[str]], int], logs: Path) -> Iterator[Start]:
-    """Each job in this process, for jobs that take less time than starting Python; `main` is the command line's."""
+    """Run each job in this process by the command line's `main`, for jobs that are shorter than the start of Python."""
 
     def begin(job: Job) -> Future[int]:
         ended: Future[int] = Future()
@@ -95,9 +96,8 @@ def inside(main: Callable[[list[str]], int], logs: Path) -> Iterator[Start]:
 
 @contextmanager
 def on_ray(logs: Path, address: str | None = None) -> Iterator[Start]:
-    """Each job a task of one core on a Ray cluster whose machines share this folder; without an address, a local one.
-
-    Raises UserError if Ray is not installed.
+    """Run each job as a task of one core on a Ray cluster whose machines share this folder. Without an address a local
+    cluster is started. Raises UserError if Ray is not installed.
     """
     try:
         import ray

@@ -1,4 +1,4 @@
-"""The sections of pages about what no suite attacks: corruptions, FN in the attack, gradients, perturbations."""
+"""The sections of pages on measurements other than attacks: corruptions, FN in the attack, gradients, perturbations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sections(table: Table, results: Sequence[StoredResult], file: Path, folder: 
 
 
 def _by_title(table: Table, results: Sequence[StoredResult]) -> dict[str, list[StoredResult]]:
-    """By what a section's results have in common, in words."""
+    """Group results by the title of their section, which names the settings that they have in common."""
     found: dict[str, list[StoredResult]] = {}
     for one in results:
         run = one.run
@@ -61,7 +61,7 @@ def corruption_table(
 ) -> Iterator[str]:
     """A line for each run and, below a method with HE, its mean difference from its plain partner over shared seeds.
 
-    `name_of` gives the name of a run's method, `titles` the corruptions that are shown if all results have them.
+    `name_of` returns the name of a run's method. `titles` names the corruptions to show, if all results have them.
     """
     names = [name for name in titles if all(name in one.corruptions.names for one in group)]
     yield from head(["method", "seed", "epochs", "clean", "mCA", *(titles[name] for name in names)])
@@ -85,16 +85,16 @@ def corruption_table(
             cells = _difference([(arm[seed], arms[plain][seed]) for seed in shared], names)
             if paper and theirs and plain in paper:
                 cells[1] += f"<br>*paper {theirs['mCA'] - paper[plain]['mCA']:+.2f}*"
-            yield line([f"*less {plain}*", ", ".join(map(str, shared)), "", *cells])
+            yield line([f"*minus {plain}*", ", ".join(map(str, shared)), "", *cells])
 
 
 def _partners(run: Mapping[str, Any]) -> str:
-    """Equal for a method and its plain partner."""
+    """A key that is equal for a method and its plain partner."""
     return canonical(confounders(run))
 
 
 def _difference(pairs: Sequence[tuple[StoredResult, StoredResult]], names: Sequence[str]) -> list[str]:
-    """Cells of a method less its baseline: clean, mCA and each corruption, the mean over pairs of equal seed."""
+    """Cells of a method minus its baseline: clean, mCA and each corruption, averaged over pairs of equal seed."""
     by_image = [np.array(one.corruptions.by_image()) - np.array(base.corruptions.by_image()) for one, base in pairs]
     mca = mean_over_seeds(np.array(by_image))
     clean = fmean(one.document["numbers"]["clean"] - base.document["numbers"]["clean"] for one, base in pairs)
@@ -104,7 +104,7 @@ def _difference(pairs: Sequence[tuple[StoredResult, StoredResult]], names: Seque
 
 
 def _accuracy(result: StoredResult, name: str) -> float:
-    """Under one corruption, averaged over the severities."""
+    """The accuracy under one corruption, averaged over the severities."""
     return 1 - result.corruptions.error(name)
 
 
@@ -151,4 +151,4 @@ _MEASURES: dict[Measure, tuple[str, _Writer]] = {
     "gradients": ("diagnosis", _gradients),
     "perturbations": ("diagnosis", _perturbations),
 }
-"""The kind of result that a measure reads, and what writes its sections."""
+"""For each measure, the kind of result that it reads and the function that writes its sections."""

@@ -1,5 +1,5 @@
-"""The tables by name: which methods are trained, how each is measured, and which attack stands beside which column of
-the paper (Pang et al. 2020, arXiv 2002.08619).
+"""The tables by name: the methods to train, how to measure each, and the column of the paper (Pang et al. 2020, arXiv
+2002.08619) for each attack.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ TABLE_5 = _rows(
         "FreeAT+HE": (30.04, 21.16, 29.28, 28.08, 30.76, 26.62, 28.35, 5.34, 49.88, 7.03, 44.72, 51.17, 55.05),
     },
 )
-"""The last two are of ImageNet-C."""
+"""The rows of FreeAT are for ImageNet-C, the others for CIFAR-10-C."""
 TABLE_6 = _rows(
     ("clean", "RayS", "AutoAttack"),
     {"WRN-34-10 PGD-AT+HE": (86.25, 57.8, 53.16), "WRN-34-20 PGD-AT+HE": (85.14, 59.0, 53.74)},
@@ -119,7 +119,7 @@ ABLATION: dict[Variant, Mapping[str, float | bool]] = {
     "HE, s = 30": {"scale": 30.0},
     "HE, m = 0.4": {"margin": 0.4},
 }
-"""What differs from HE with s = 15 and m = 0.2, one setting at a time."""
+"""The setting in which each ablation differs from HE with s = 15 and m = 0.2."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class Method:
     Attributes:
         objective: The end of its recipes' names, such as "pgd-at"; or a user-defined one as `package.module:Class`.
         variant: "" for the plain objective, "HE", "m-HE" or an ablation of HE.
-        data: The paper's data that it is trained on; the budget decides which images stand for it.
-        network: The paper's name of the network, if a table has rows of several and the budget trains them.
-        like: Of a user-defined objective, the objective whose recipes and epochs it takes.
+        data: The paper's data set for training; the budget decides which images stand for it.
+        network: The paper's name of the network, if a table has rows of several networks and the budget trains them.
+        like: For a user-defined objective, the objective whose recipes and epochs it uses.
     """
 
     objective: str
@@ -153,7 +153,7 @@ class Method:
 
     @property
     def baselines(self) -> tuple[Method, ...]:
-        """The methods it is compared with: the plain one, and also HE for what was derived from HE."""
+        """The methods with which it is compared: the plain one and, for variants of HE, also HE."""
         return tuple(replace(self, variant=base) for base in _BASELINES.get(self.variant, ("", "HE")))
 
 
@@ -165,19 +165,19 @@ class Table:
     """Methods, how they are measured, and the paper's numbers beside ours.
 
     Attributes:
-        name: Its name on the command line and of its page.
+        name: The table's name on the command line and the name of its page.
         title: The page's heading.
-        methods: The methods that are trained and measured.
-        measure: What is measured of each run.
-        suite: The suite of attacks, if those are the measure.
+        methods: The methods to train and measure.
+        measure: The measurement of each run.
+        suite: The suite of attacks, if `measure` is "attacks".
         also_suites: Further suites whose stored results are shown; no plan runs them.
-        columns: The paper's column beside each of our attacks.
-        headlines: Attacks whose gain is compared with the worst case; the first that was run counts.
+        columns: The paper's column for each of our attacks.
+        headlines: The attacks whose gain is compared with the worst case; the first that was run counts.
         paper: The paper's numbers.
-        network: Which of the paper's networks stands beside ours, where it has several and not ours.
-        also: Methods that the paper's table lacks, shown if results are stored.
+        network: The paper's network whose numbers are shown if the paper has several networks, but not ours.
+        also: Further methods that are shown if results are stored; no plan trains them.
         required: Show the table only if one of these methods is present.
-        introduction: What the page says first.
+        introduction: The first paragraph of the page; by default one on attacks.
     """
 
     name: str
@@ -196,21 +196,24 @@ class Table:
 
     @property
     def shown_methods(self) -> tuple[Method, ...]:
-        """Its methods, then those that are shown too."""
+        """Its methods, then the further methods that are shown."""
         return (*self.methods, *self.also)
 
     @property
     def pairs(self) -> tuple[tuple[Method, Method], ...]:
-        """(baseline, method) for each method and each of its baselines that the table shows."""
+        """(baseline, method) for each shown method and each of its baselines that is also shown."""
         shown = self.shown_methods
         return tuple((base, method) for method in shown for base in method.baselines if base in shown)
 
     def printed(self, method: str, network: str = "") -> Mapping[str, float]:
-        """The paper's row of a method, in %, by column; empty if it has none.
+        """The paper's row of a method, in %, by column.
 
         Args:
             method: The method's name.
-            network: Our network; its row comes before that of the table's own network.
+            network: Our network. Its row is preferred to the row of the table's network.
+
+        Returns:
+            The numbers by column; empty if the paper has no such row.
         """
         names = (f"{NETWORKS.get(network, '')} {method}", f"{self.network} {method}".strip())
         return next((self.paper[name] for name in names if name in self.paper), {})
@@ -221,7 +224,7 @@ def _methods(objectives: tuple[str, ...], variants: tuple[Variant, ...], data: D
 
 
 def _bare(*names: str) -> dict[str, str]:
-    """The official evaluators attack bare cosines, so the paper's columns are ours "(s = 1)"."""
+    """The paper's columns for our attacks "(s = 1)": the official evaluators attack bare cosines."""
     return {f"{name} (s = 1)": name for name in names}
 
 
@@ -287,9 +290,9 @@ TABLES = {
             measure="corruptions",
             paper=TABLE_5,
             introduction="Accuracy in %, averaged over five severities. mCA is the mean over corruptions, with its "
-            "95 % interval; below it is the paper's, for its own, larger networks. Corruptions are generated, not the "
-            "published files. A difference is the mean over seeds. With one or two seeds its interval is over images "
-            "alone and speaks of these checkpoints; with three or more it speaks of the method.",
+            "95 % interval; below it is the paper's mCA, for its own, larger networks. The corruptions are generated, "
+            "not read from the published files. A difference is the mean over seeds. With one or two seeds its "
+            "interval covers images only and holds for these checkpoints; with three or more it holds for the method.",
         ),
         Table(
             name="table6",
@@ -310,9 +313,9 @@ TABLES = {
             measure="FN in the attack",
             paper=TABLE_7,
             also=(*_PAIR, *_PGD_AT),
-            introduction="Accuracy in % of the unchanged network under one and two steps of PGD, with FN on the "
-            "attack's path and without it. The radius and the step are inferred (docs/fidelity.md). The paper's "
-            "network is a WRN-34-10.",
+            introduction="Accuracy in % of the unchanged network under one and two steps of PGD, with and without FN "
+            "in the attack. The radius and the step are inferred (docs/fidelity.md). The paper's network is "
+            "a WRN-34-10.",
         ),
         Table(
             name="gradients",
@@ -329,14 +332,14 @@ TABLES = {
             methods=_PAIR,
             also=_PGD_AT,
             measure="perturbations",
-            introduction="Clean images, and the perturbations crafted with FN on the attack's path and without it.",
+            introduction="Clean images, and perturbations crafted with and without FN in the attack.",
         ),
     )
 }
-"""In the order in which a plan for all of them measures."""
+"""The tables in the order in which a plan for all of them runs."""
 
 HEADLINE = _PAIR
-"""The pair that gets three seeds."""
+"""The pair that has more seeds than other pairs."""
 
 
 def table(name: str) -> Table:
@@ -349,15 +352,15 @@ def table(name: str) -> Table:
         The table.
 
     Raises:
-        UserError: There is no such table; the message names the nearest one.
+        UserError: If there is no such table. The message names the nearest one.
     """
     if named.is_name(name):
         found = named.load(name)
         if not isinstance(found, Table):
-            raise UserError(f"{name} is {type(found).__name__}, not a Table of advsphere.reproduce.tables")
+            raise UserError(f"{name} is a {type(found).__name__}, not a Table of advsphere.reproduce.tables")
         return found
     if name not in TABLES:
         near = difflib.get_close_matches(name, TABLES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TABLES)}, or package.module:object"
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(TABLES)}, or package.module:object"
         raise UserError(f"no table is called {name!r}; {hint}")
     return TABLES[name]
