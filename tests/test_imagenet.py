@@ -13,6 +13,7 @@ import torch
 
 from advsphere.classifier import find_head
 from advsphere.data import ImageSet, load
+from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import EncodedImages
 from advsphere.hypersphere import HypersphereHead
 from advsphere.recipes import recipe
@@ -67,9 +68,10 @@ def test_photos_are_seen_as_the_recipe_says(tmp_path: Path) -> None:
     data = load(settings.name, settings.root, image_size=settings.image_size, resize=settings.resize, crops=True)
     assert isinstance(data.train, EncodedImages) and len(data.train) == 900 and len(data.test) == 100
     assert len(data.train.classes) == 1000 and data.train.shape == (3, 224, 224)
-    crops = recipe("imagenet-freeat").training.augment.crops
+    area = recipe("imagenet-freeat").training.augment.min_area
+    assert area is not None
     index = torch.arange(0, 900, 90)
-    varied, _ = data.train.stored(index, crops(Rng(0, index)))  # type: ignore[arg-type]
+    varied, _ = data.train.stored(index, ResizedCrops.of(Rng(0, index), area))
     centre, y = data.train.batch(index)
     assert varied.shape == centre.shape == (10, 3, 224, 224) and y.tolist() == data.train.labels[index].tolist()
     differs = (varied / 255 - centre).abs().flatten(1).mean(1)
