@@ -178,7 +178,7 @@ def joined() -> Iterator[World]:
             code = error.code if isinstance(error, SystemExit) else 1
             if code:
                 over.set()
-                watcher.join()  # it may be reporting another rank's failure, which ends this process
+                watcher.join()  # the watcher may be reporting another rank's failure, which ends this process
                 _end(store, world, code if isinstance(code, int) else 1, _message(error))
             leaving = error if isinstance(error, SystemExit) else None
     over.set()
@@ -214,7 +214,7 @@ def _fresh_store(store: Store, rank: int, size: int) -> Store:
     missing = list(range(1, size))
     while missing:
         for other in missing:
-            if store.check([f"asked by {other}"]):  # perhaps by a process that is dead, where an answer does no harm
+            if store.check([f"asked by {other}"]):  # the process may be dead, but then an answer does no harm
                 store.set(f"answer to {store.get(f'asked by {other}').decode()}", mine)
         time.sleep(POLL_SECONDS / 10)
         missing = [other for other in missing if not store.check([f"{mine} found by {other}"])]
@@ -226,7 +226,7 @@ def _watch(store: Store, world: World, over: Event) -> None:
     while not over.wait(POLL_SECONDS):
         try:
             failed = store.check(["failed"])
-        except RuntimeError:  # the process that kept the store is gone, so this run is over
+        except RuntimeError:  # the process that hosted the store is gone, so this run is over
             failed = not over.wait(POLL_SECONDS)
         if failed:
             _end(store, world, 1)
@@ -246,7 +246,7 @@ def _end(store: Store, world: World, status: int, message: str = "") -> NoReturn
             sys.stdout.flush()
             sys.stderr.flush()
             store.set("said", "")
-            time.sleep(2 * POLL_SECONDS)  # the others look it up in a store that may end with this process
+            time.sleep(2 * POLL_SECONDS)  # the others must read it from the store, which may end with this process
         until = time.monotonic() + PATIENCE_SECONDS
         while not store.check(["said"]) and time.monotonic() < until:
             time.sleep(POLL_SECONDS / 10)
@@ -256,7 +256,7 @@ def _end(store: Store, world: World, status: int, message: str = "") -> NoReturn
 
 def _message(error: BaseException) -> str:
     """The message that the first rank prints about an error of this one."""
-    if isinstance(error, SystemExit):  # whoever raised it has printed the reason
+    if isinstance(error, SystemExit):  # its reason was printed where it was raised
         return ""
     if isinstance(error, UserError):
         return str(error)

@@ -300,7 +300,7 @@ def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Est
     means = [float(one.mean()) for of_set in differences for one in of_set]
     over_pairs, over_images = stdev(means) ** 2 / len(means), 0.0
     for of_set in differences:
-        share = np.zeros(max(map(len, of_set)))  # of each image in the mean of all
+        share = np.zeros(max(map(len, of_set)))  # weight of each image in the overall mean
         for one in of_set:
             share[: len(one)] += (one - one.mean()) / (len(one) * len(means))
         over_images += float(share @ share)

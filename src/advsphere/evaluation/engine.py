@@ -36,7 +36,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 _PRECISIONS: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 MOST_GUIDES, MOST_GUIDE_VALUES = 1000, 2**26
-"""Images among which the guides of the feature attack are drawn, and numbers in them: 445 images of 224 pixels."""
+"""Limits of the guides for the feature attack: number of images, and of pixel values (445 images of 224 pixels)."""
 
 
 def evaluate(
