@@ -34,41 +34,47 @@ S10 = HypersphereConfig(scale=10.0, margin=0.2)
 
 WIDE_NOTES = (
     "source: the AT_HE code, CIFAR-10/train_adv_cifar10.py and losses.py, as of 2020-12",
-    "uncertain: the length; 77 epochs, as in that code since 2020-07-25; before it was 82, and the released PGD-AT+HE "
-    "was of epoch 76",
-    "uncertain: input mean and std; inside the model, for plain networks too, as in that code since 2020-07-25; before "
-    "there were none",
+    "uncertain: the length; 77 epochs are used, as in that code since 2020-07-25; it had 82 before, and the released "
+    "PGD-AT+HE is from epoch 76",
+    "uncertain: input mean and std; they are applied inside the model, for plain networks too, as in that code since "
+    "2020-07-25; it had none before",
     "differs: 1,000 training images are held out to choose the best checkpoint; that code trains on all 50,000, keeps "
-    "every epoch and names no rule for choosing",
+    "every epoch and states no rule for choosing one",
 )
 PGD_AT_HE_NOTES = (
     "source: the AT_HE README of 2020-02 for s = 15 and m = 0.2",
     "uncertain: s and weight decay of Table 2; the README says s = 10 since 2020-07-26 and 5e-4 since 2020-08-12; the "
-    "first release is chosen, so that the pair shares its weight decay",
+    "first release is used, so that both of the pair have the same weight decay",
 )
-ALP_NOTE = "uncertain: beta; no command for plain ALP is given and the script's default is 1; 0.5, as for ALP+HE"
+ALP_NOTE = (
+    "uncertain: beta; no command for plain ALP is given, and the script's default is 1; 0.5 is used, as for ALP+HE"
+)
 ALP_HE_NOTES = (
     "source: the AT_HE README for beta = 0.5, s = 20 and m = 0.3",
-    "differs: beta is 0.5 / 20^2, the same loss; that code pairs bare cosines, here the logits 20 * cos are paired",
+    "differs: beta is 0.5 / 20^2, which gives the same loss: that code pairs bare cosines, and the logits 20 * cos are "
+    "paired here",
 )
-TRADES_NOTE = "uncertain: beta; no command for plain TRADES is given and the script's default is 1; 6, as for TRADES+HE"
+TRADES_NOTE = (
+    "uncertain: beta; no command for plain TRADES is given, and the script's default is 1; 6 is used, as for TRADES+HE"
+)
 TRADES_HE_NOTE = "source: the AT_HE README for beta = 6, s = 15 and m = 0.2"
 TABLE_6_NOTES = (
     "source: the AT_HE README of 2020-08-12 for s = 10, m = 0.2 and weight decay 5e-4; its test_autoattack.py for "
     "evaluating at 8/255, while training is at 0.031",
-    "uncertain: that these made Table 6; inferred from the dates, as the AutoAttack script came in 2020-07",
+    "uncertain: whether these settings gave Table 6; inferred from the dates, as the AutoAttack script was added "
+    "in 2020-07",
     "compare: Table 6 has no plain row, and Table 2's has another weight decay and radius; the partner of this recipe "
-    "is the one without -he in its name",
+    "is the recipe without -he in its name",
 )
 TABLE_6_PLAIN_NOTES = (
-    "compare: the plain partner of the recipe with -he in its name, whose scale is the 10 in both; Table 6 has no such "
-    "row",
+    "compare: this is the plain partner of the recipe with -he in its name; s10 in both names is the scale of that "
+    "recipe; Table 6 has no such row",
 )
-WRN_34_20_NOTE = "uncertain: that WRN-34-20 was trained like WRN-34-10; no command for it is given"
+WRN_34_20_NOTE = "uncertain: whether WRN-34-20 was trained like WRN-34-10; no command for it is given"
 TABLE_7_NOTES = (
-    "uncertain: all settings; the table says no more than 'standardly trained'; Table 2's are chosen, without an "
-    "adversary, and its eps",
-    "uncertain: where FN is; read as part of the attack's loss on one plain network, not of its training",
+    "uncertain: all settings; the table says only 'standardly trained'; the settings and eps of Table 2 are used, "
+    "without an adversary",
+    "uncertain: where FN is; we read it as part of the attack's loss on one plain network, not of its training",
 )
 FAST_NOTES = (
     "source: the fast_adversarial code, CIFAR10/train_fgsm.py, as of 2020-06; the 30 epochs are Table 3's (its default "
@@ -79,16 +85,17 @@ FREE_NOTES = (
     "default, each of 8 replays",
 )
 PREACT_NOTES = (
-    "uncertain: that Table 3 kept that code's settings; the paper's own code for it is not released",
+    "uncertain: whether Table 3 used that code's settings; the paper's own code for it is not released",
     "differs: 1,000 training images are held out to choose the best checkpoint; that code trains on all 50,000 and "
-    "takes the last",
+    "uses the last checkpoint",
 )
 PREACT_HE_NOTE = (
-    "uncertain: s and m; none are published for FastAT and FreeAT; 15 and 0.2, the defaults of AT_HE's CIFAR-10 script"
+    "uncertain: s and m; none are published for FastAT and FreeAT; 15 and 0.2 are used, the defaults of AT_HE's "
+    "CIFAR-10 script"
 )
 M_HE_NOTE = (
-    "m-HE (our reading): no public source says what it is; here m rises from 0 over the first half of training and is "
-    "applied while crafting too, which for FastAT and FreeAT changes nothing"
+    "m-HE (our reading): no public source defines it; here m rises from 0 over the first half of training and is also "
+    "applied while crafting, which changes nothing for FastAT and FreeAT"
 )
 
 

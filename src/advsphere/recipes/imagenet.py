@@ -24,35 +24,35 @@ S10 = HypersphereConfig(scale=10.0, margin=0.2)
 
 NOTES = (
     "source: the AT_HE code, ImageNet/configs.yml, main_free.py and lib/utils.py, as of 2020-12; its README's step of "
-    "1/255 is the evaluation's",
+    "1/255 is for the evaluation",
     "uncertain: 23 epochs, which is 90 / 4 rounded up, as in Python 3; its run_command.sh names a Python 2.7 "
-    "environment, where it is 22",
+    "environment, which gives 22",
     "differs: 1,000 training images are held out to choose the best checkpoint; that code keeps the epoch with the "
     "highest clean accuracy on the images that are reported",
 )
 HE_NOTE = "source: the AT_HE README for s = 10 and m = 0.2"
-OTHER_HE_NOTE = "uncertain: s and m; the README's command is for ResNet-50, and its 10 and 0.2 are kept"
+OTHER_HE_NOTE = "uncertain: s and m; the README's command is for ResNet-50; its 10 and 0.2 are used here too"
 HELD_OUT_NOTE = (
-    "differs: 1,000 training images are held out to choose the best checkpoint; that code takes the last epoch"
+    "differs: 1,000 training images are held out to choose the best checkpoint; that code uses the last epoch"
 )
 FAST_NOTES = (
     "source: the fast_adversarial code, ImageNet/main_fast.py and configs_fast_4px_*.yml, as of 2020-06: a uniform "
     "start, a step of 5/255, 15 epochs, weight decay 1e-4",
     "differs: that code trains 6 epochs on crops of 128, 6 of 224 and 3 of 288 pixels, in batches of 512, 224 and 128; "
     "here all crops are 224 pixels and all batches 256",
-    "differs: one learning rate through its phases, 0.2 at its peak (theirs is 0.4 for batches of 512), falling along "
-    "straight lines to a tenth as the second begins, a hundredth as the third begins and a thousandth at the end; "
-    "weight decay on batch norm too",
+    "differs: one learning rate schedule for all phases; its peak is 0.2 (theirs is 0.4 for batches of 512), and it "
+    "falls linearly to a tenth at the start of the second phase, a hundredth at the start of the third and a "
+    "thousandth at the end; weight decay applies to batch norm too",
     HELD_OUT_NOTE,
 )
 PGD_NOTES = (
     "uncertain: all settings; the paper has no such row. 3 steps of 2/3 eps, batch 512, 90 epochs, lr 0.1 falling to a "
-    "tenth every 30, as Salman et al. 2020 (arXiv 2007.08489) describe theirs; not checked against their code",
-    "differs: a uniform start, where theirs is the clean image",
+    "tenth every 30 epochs, as Salman et al. 2020 (arXiv 2007.08489) describe; not checked against their code",
+    "differs: attacks start at uniform noise; theirs start at the clean image",
     HELD_OUT_NOTE,
 )
-SCALE_HE_NOTE = "uncertain: s and m; 10 and 0.2, as for FreeAT+HE on ImageNet"
-WIDE_NOTE = "uncertain: batch size; 256, as in configs.yml; old lines of run_command.sh list 256 and 512"
+SCALE_HE_NOTE = "uncertain: s and m; 10 and 0.2 are used, as for FreeAT+HE on ImageNet"
+WIDE_NOTE = "uncertain: batch size; 256 is used, as in configs.yml; old lines of run_command.sh list 256 and 512"
 
 
 def freeat(network: str, library_name: str, sphere: HypersphereConfig | None, *notes: str) -> Config:

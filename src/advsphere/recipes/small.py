@@ -79,7 +79,7 @@ def with_he(plain: Config, sphere: HypersphereConfig | None = None) -> Config:
 
 def with_m_he(plain: Config) -> Config:
     """The same recipe with m-HE (our reading)."""
-    note = "m-HE (our reading): the paper names it and does not say what it is; here m rises from 0 over half the run"
+    note = "m-HE (our reading): the paper names it but does not define it; here m rises from 0 over half the run"
     return replace(
         plain, recipe=f"{plain.recipe}-m-he", sphere=m_he(HypersphereConfig(scale=15.0, margin=0.2)), notes=(note,)
     )

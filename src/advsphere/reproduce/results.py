@@ -125,5 +125,5 @@ def replace_between(text: str, content: str, *, begin: str = "<!-- results -->",
     before, found, rest = text.partition(begin)
     _, also, after = rest.partition(end)
     if not (found and also):
-        raise UserError(f"the page has no place for a table; put the lines {begin} and {end} where it should go")
+        raise UserError(f"the page has no place for a table; add the lines {begin} and {end} to it")
     return f"{before}{begin}\n{content}\n{end}{after}"

@@ -109,11 +109,11 @@ def train(
         data: The images: a name (`cifar10`, or package.module:function), or a pair of tensors, a
             map-style data set, a pair (train, test) or mapping of these, or a `Dataset`.
         model: The network: a name, a function that builds it, or the network itself, which is trained in place. The
-            function is called with those of num_classes, in_channels and image_size that are among its parameters. The
+            function is called with num_classes, in_channels and image_size, as far as it has such parameters. The
             network maps pixels in [0, 1] to logits.
         objective: How examples are crafted and which loss is minimised: an object, or the name of your own class.
         optimizer: A name such as `torch.optim:AdamW`, a class, or a function of the network's parameters. It is called
-            with those of lr, momentum and weight_decay that it takes; the learning rate then follows the schedule.
+            with lr, momentum and weight_decay, as far as it has such parameters; the rate then follows the schedule.
         sphere: Hypersphere embedding.
         threat: The threat model for validation and evaluation, and for the config's objective. An objective that is
             passed keeps its own for training; it is also used for validation if `threat` is omitted.
