@@ -134,10 +134,6 @@ def frozen(
     checked = False
     device_type = next((p.device.type for p in model.parameters()), "cpu")
 
-    def ask(x: Tensor) -> Tensor:
-        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-            return answer(model, x, torch.channels_last)
-
     @torch.no_grad()
     def plainly(x: Tensor) -> Tensor:
         # `forward` skips hooks of the model itself, which may count the forwards of a search.
@@ -161,7 +157,9 @@ def frozen(
         if folded and not checked:
             checked = True
             check_folding(x[:2].detach())
-        return ask(x).to(torch.promote_types(x.dtype, torch.float32))
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            logits = answer(model, x, torch.channels_last)
+        return logits.to(torch.promote_types(x.dtype, torch.float32))
 
     try:
         for p in trainable:

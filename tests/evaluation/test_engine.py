@@ -14,7 +14,7 @@ from advsphere.classifier import PixelClassifier
 from advsphere.cli.progress import progress_bar
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate
+from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate, verify
 from advsphere.evaluation.masking import PROBES
 from advsphere.evaluation.suites import cascade
 from advsphere.hypersphere import attach_head
@@ -396,3 +396,13 @@ def test_images_of_one_class_are_attacked_by_all_but_the_feature_attack(suite: s
     assert [finding.detail for finding in result.findings if finding.check == "guides"] == [
         "all are of class 0: no suite attacks features, which takes images of two classes"
     ]
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    known, ledger, saved = linear(), f"{tmp_path}/ledger.sqlite", f"{tmp_path}/evaluation.json"
+    result = evaluate(*known, threat=THREAT, suite=FEW, ledger=ledger)
+    result.save(saved)
+    assert Evaluation.load(saved).rows == result.rows
+    assert verify(saved, ledger, *known, suite=FEW).passed
+    with Ledger.read(ledger) as book:
+        assert len(book.outcomes(CLEAN)) == 60

@@ -78,10 +78,11 @@ def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.
                 f"the brightest pixel is {brightest:.4g}, but the bounds are {low:g} to {high:g}; "
                 "for images in [0, 1] use bounds of 0 to 1 and eps / 255"
             )
-    if not isinstance(model, nn.Module):
-        return model
-    network = model
-    return lambda images: answer(network, images).to(torch.promote_types(images.dtype, torch.float32))
+    return _logits_of(model) if isinstance(model, nn.Module) else model
+
+
+def _logits_of(model: nn.Module) -> Classifier:
+    return lambda x: answer(model, x).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def worst_case(attacks: Sequence[Attack]) -> Attack:

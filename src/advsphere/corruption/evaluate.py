@@ -34,7 +34,7 @@ def corruption_accuracy(
     images: Images,
     corrupted: Corrupted,
     *,
-    record: Path,
+    record: Path | str,
     batch_size: int = 250,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> CorruptionRecord:
@@ -55,6 +55,7 @@ def corruption_accuracy(
         UserError: If `preflight` fails; if the record is of another model, of other images or of corruptions from
             another source; or if the severities differ in their number of images.
     """
+    record = Path(record)
     preflight(model, images, batch_size=batch_size)
     done = _begin(model, images, corrupted, record, batch_size)
     with exact_float32():

@@ -36,7 +36,7 @@ _LIGHT = {"impulse_noise", "motion_blur", "snow", "frost", "fog", "elastic_trans
 
 @torch.no_grad()
 def corrupt(
-    images: Tensor, name: str, severity: int, *, rng: Rng | None = None, frost_folder: Path | None = None
+    images: Tensor, name: str, severity: int, *, rng: Rng | None = None, frost_folder: Path | str | None = None
 ) -> Tensor:
     """Apply one common corruption to a batch of images.
 
@@ -127,7 +127,9 @@ class LazyImages(Images):
         return replace(self, labels=self.labels.to(device))
 
 
-def generated(images: Images, *, extra: bool = False, seed: int = 0, frost_folder: Path | None = None) -> Corrupted:
+def generated(
+    images: Images, *, extra: bool = False, seed: int = 0, frost_folder: Path | str | None = None
+) -> Corrupted:
     """All corruptions of a set of images, generated batch by batch on demand.
 
     Args:

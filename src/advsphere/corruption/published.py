@@ -33,7 +33,7 @@ JPEG_QUALITY = 85
 """The quality of ImageNet-C's images."""
 
 
-def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupted:
+def read_published(root: Path | str, clean: Images, *, extra: bool = False) -> Corrupted:
     """The corrupted sets in a folder, in either layout. The files of a set are opened on demand.
 
     Args:
@@ -49,6 +49,7 @@ def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupt
         UserError: If the folder has no corrupted images, if arrays or labels have another shape or type, if a file is
             truncated, or if `clean` lacks a class.
     """
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give one with NAME.npy and labels.npy, or NAME/SEVERITY/CLASS/")
     wanted = (*CORRUPTIONS, *EXTRA) if extra else CORRUPTIONS
@@ -71,7 +72,7 @@ def read_published(root: Path, clean: Images, *, extra: bool = False) -> Corrupt
     return Corrupted(tuple(folders), {"kind": "folders", "folder": root.name}, load)
 
 
-def save_arrays(corrupted: Corrupted, folder: Path, *, batch_size: int = 1000) -> None:
+def save_arrays(corrupted: Corrupted, folder: Path | str, *, batch_size: int = 1000) -> None:
     """Write NAME.npy for each corruption, and labels.npy.
 
     Args:
@@ -82,6 +83,7 @@ def save_arrays(corrupted: Corrupted, folder: Path, *, batch_size: int = 1000) -
     Raises:
         UserError: If a file can't be written.
     """
+    folder = Path(folder)
     labels: list[Array] = []
     for name in corrupted.names:
         parts, labels = [], []
@@ -95,7 +97,7 @@ def save_arrays(corrupted: Corrupted, folder: Path, *, batch_size: int = 1000) -
     _save(folder / "labels.npy", np.concatenate(labels))
 
 
-def save_folders(corrupted: Corrupted, folder: Path, *, batch_size: int = 250) -> None:
+def save_folders(corrupted: Corrupted, folder: Path | str, *, batch_size: int = 250) -> None:
     """Write NAME/SEVERITY/CLASS/NUMBER.JPEG of quality 85.
 
     The folder of a severity appears when it is complete. An existing one is kept.
@@ -108,6 +110,7 @@ def save_folders(corrupted: Corrupted, folder: Path, *, batch_size: int = 250) -
     Raises:
         UserError: If a file can't be written, or if the name of a class is not valid as a folder name.
     """
+    folder = Path(folder)
     for name in corrupted.names:
         for severity in SEVERITIES:
             place = folder / name / str(severity)

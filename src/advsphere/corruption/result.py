@@ -180,7 +180,7 @@ class CorruptionRecord:
             }
         return content | {"checksum": content_checksum(content)}
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the record as a JSON file, completely or not at all.
 
         Args:
@@ -189,10 +189,11 @@ class CorruptionRecord:
         Raises:
             UserError: If the file can't be written.
         """
+        path = Path(path)
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path | str) -> Self:
         """Read a saved record and check its numbers against its outcomes.
 
         Args:
@@ -204,6 +205,7 @@ class CorruptionRecord:
         Raises:
             UserError: If the file is missing, is not a record, or was changed after it was written.
         """
+        path = Path(path)
         data = read_json(path, FORMAT)
         record = cls.from_dict(data)
         if json.loads(json.dumps(record.to_dict())) != data:

@@ -114,7 +114,7 @@ _SCALE = {32: 0.2, 64: 0.3, 224: 1.0}
 _SIZE, _DIRECTIONS = 400, 6
 
 
-def frost(images: Tensor, rng: Rng, image_share: float, frost_share: float, folder: Path | None = None) -> Tensor:
+def frost(images: Tensor, rng: Rng, image_share: float, frost_share: float, folder: Path | str | None = None) -> Tensor:
     """Blend the image with a random part of one of five textures."""
     side = images.shape[-1]
     pick = rng.uniform((3,), "frost")
@@ -130,7 +130,7 @@ def frost(images: Tensor, rng: Rng, image_share: float, frost_share: float, fold
     return x
 
 
-def frost_source(folder: Path | None) -> str:
+def frost_source(folder: Path | str | None) -> str:
     """The source of the frost textures for a record: "procedural", or the SHA-256 of the files."""
     if folder is None:
         return "procedural"
@@ -141,7 +141,7 @@ def frost_source(folder: Path | None) -> str:
 
 
 @cache
-def frost_textures(folder: Path | None, side: int) -> tuple[Tensor, ...]:
+def frost_textures(folder: Path | str | None, side: int) -> tuple[Tensor, ...]:
     """Five textures, (3, H, W) float32 in 0..255 with H and W above `side`, scaled for images of this side.
 
     Without a folder of published files they are procedural. Raises UserError for a missing or broken file.
@@ -154,13 +154,14 @@ def frost_textures(folder: Path | None, side: int) -> tuple[Tensor, ...]:
     return tuple(resized)
 
 
-def _frost_file(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
+def _frost_file(folder: Path | str, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
         raise UserError(f"there is no {name} in {folder}: give a folder with {', '.join(FROST_FILES)}, or none")
-    return folder / name
+    return path
 
 
-def _read(folder: Path, name: str) -> Tensor:
+def _read(folder: Path | str, name: str) -> Tensor:
     path = _frost_file(folder, name)
     try:
         with Image.open(path) as image:

@@ -113,7 +113,7 @@ class Ledger:
         self._db.close()
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path | str) -> Self:
         """Open an existing ledger for reading.
 
         Args:
@@ -122,6 +122,7 @@ class Ledger:
         Returns:
             The ledger.
         """
+        path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no ledger at {path}; `advsphere evaluate` writes one")
         ledger = cls(path, read_only=True)

@@ -228,7 +228,7 @@ class Evaluation:
             signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the JSON file, whole or not at all.
 
         Args:
@@ -237,10 +237,11 @@ class Evaluation:
         Raises:
             UserError: If the file can't be written.
         """
+        path = Path(path)
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path | str) -> Self:
         """Read a saved evaluation.
 
         Args:
@@ -252,6 +253,7 @@ class Evaluation:
         Raises:
             UserError: If the file is missing, of another kind, or was changed after it was written.
         """
+        path = Path(path)
         return cls.from_dict(read_json(path, FORMAT), path)
 
     def table(self, *, width: int = 100) -> str:

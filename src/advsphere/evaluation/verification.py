@@ -106,8 +106,8 @@ class Verification:
 
 
 def verify(
-    evaluation: Path,
-    ledger: Path,
+    evaluation: Path | str,
+    ledger: Path | str,
     model: nn.Module,
     images: Images | Tensor,
     labels: Tensor | None = None,
@@ -140,6 +140,7 @@ def verify(
     Raises:
         UserError: If a file is missing, damaged or of another kind.
     """
+    evaluation, ledger = Path(evaluation), Path(ledger)
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
         if labels is None and not isinstance(images, Images):
