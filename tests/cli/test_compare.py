@@ -57,7 +57,7 @@ def test_two_seeds_of_one_recipe_can_not_be_told_apart(runs: list[Path], capsys:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--pgd", "PGD-7"], "no row 'PGD-7'"),
+        (["--pgd", "PGD-7"], "have a row 'PGD-7'"),
         (["--suite", "adaptive", "--steps", "1", "--guides", "1"], "none of these"),
     ],
 )

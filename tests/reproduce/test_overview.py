@@ -74,8 +74,8 @@ def test_arms_that_validation_chose_are_a_family_of_their_own() -> None:
                    robust=0.1)]  # fmt: skip
     found = {family.weight_decay: family for family in families_of(TWO, THIRD, better, worse)}
     assert found["0.0005"].mean().value == pytest.approx(0.02)
-    assert found["each its best"].mean().value == pytest.approx((0.05 + 0.02 + 0.03) / 3)
-    assert found["each its best"].mean("worst case").value == pytest.approx((0.04 + 0.01 + 0.02) / 3)
+    assert found["each at its best"].mean().value == pytest.approx((0.05 + 0.02 + 0.03) / 3)
+    assert found["each at its best"].mean("worst case").value == pytest.approx((0.04 + 0.01 + 0.02) / 3)
 
 
 def test_a_pair_whose_arms_are_best_at_one_weight_decay_is_listed_once() -> None:

@@ -182,7 +182,7 @@ def families(every: Sequence[Pair]) -> list[Family]:
         with_he = one.method == f"{one.baseline}+HE"
         if with_he and one.gains.pgd.endswith(BARE) and one.group.checkpoint == "best":
             kinds = [] if one.group.weight_decay is None else [f"{one.group.weight_decay:g}"]
-            for kind in [*kinds, *(["each its best"] if one.at_their_best else [])]:
+            for kind in [*kinds, *(["each at its best"] if one.at_their_best else [])]:
                 members = found.setdefault((one.group.network, kind), {})
                 members.setdefault((one.method, one.group.data, one.group.threat), one)
     made = [Family(network, kind, tuple(members.values())) for (network, kind), members in found.items()]

@@ -70,7 +70,7 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
 def _told(pair: Pair) -> list[str]:
     group, gains = pair.group, pair.gains
     decay = [] if group.weight_decay is None else [f"{group.weight_decay:g}"]
-    decay += ["each its best"] if pair.at_their_best else []
+    decay += ["each at its best"] if pair.at_their_best else []
     share = "" if gains.share is None else "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * part for part in gains.share))
     images = f"{group.network}, {group.data}" + ", last checkpoint" * (group.checkpoint == "last")
     seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
