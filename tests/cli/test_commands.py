@@ -72,7 +72,7 @@ def test_verify_fails_on_a_changed_number(run: Path, tmp_path: Path, capsys: pyt
 
 def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
-    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    page.write_text("before\n<!-- results -->\nan earlier table\n<!-- /results -->\nafter\n")
     for _ in range(2):
         assert main(["results", str(file), str(run), "--data-name", "the digits", "--into", str(page)]) == 0
     (stored,) = results.read(file)
@@ -80,7 +80,7 @@ def test_results_are_added_once_and_shown(run: Path, tmp_path: Path, capsys: pyt
     assert stored.run["overrides"] == [{"path": "training.epochs", "old": 20, "new": 2}]
     assert stored.run["data"] == "the digits" and stored.run["trained"]["torch"]
     text = page.read_text()
-    assert text.startswith("before") and text.rstrip().endswith("after") and "old" not in text
+    assert text.startswith("before") and text.rstrip().endswith("after") and "an earlier table" not in text
     assert "`digits-fastat-he`" in text and "upper bound" in text
 
 
