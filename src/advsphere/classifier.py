@@ -137,7 +137,7 @@ def frozen(
     @torch.no_grad()
     def plainly(x: Tensor) -> Tensor:
         # `forward` skips hooks of the model itself, which may count the forwards of a search.
-        with _eagerly(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+        with eagerly(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
             return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
 
     def check_folding(x: Tensor) -> None:
@@ -230,7 +230,7 @@ class Answering(nn.Module):
         return answer(self.network, x)
 
 
-def _eagerly() -> AbstractContextManager[Any]:
+def eagerly() -> AbstractContextManager[Any]:
     """Run compiled networks eagerly, so that hooks are called and a small batch triggers no compilation."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
@@ -274,9 +274,14 @@ def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
             )
         return seen[0]
 
+    if isinstance(head, torch.jit.ScriptModule):
+        raise UserError(
+            "a scripted network does not show the inputs of its layers; use the network from before torch.jit.script, "
+            "or attacks that need no features"
+        )
     handle = head.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with _eagerly():
+        with eagerly():
             yield latest
     finally:
         handle.remove()
@@ -309,11 +314,11 @@ def split(model: nn.Module, head: str | None = None) -> Split:
     Raises:
         UserError: As `find_head`.
     """
-    module = model.get_submodule(find_head(model, head))
+    module = dict(model.named_modules())[find_head(model, head)]  # scripted modules have no get_submodule
 
     def features(x: Tensor) -> Tensor:
         with head_inputs(module) as latest:
-            model(x)
+            answer(model, x)
             return latest()
 
     scale = getattr(module, "scale", 1.0)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.classifier import answer, find_head
+from advsphere.classifier import answer, eagerly, find_head
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
 from advsphere.losses import cross_entropy
@@ -153,7 +153,7 @@ def _probe(model: nn.Module, images: Iterable[Tensor]) -> tuple[Tensor, Tensor] 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), eagerly():
             for x in images:
                 try:
                     return x, answer(model, x)

@@ -406,3 +406,13 @@ def test_paths_may_be_text(tmp_path: Path) -> None:
     assert verify(saved, ledger, *known, suite=FEW).passed
     with Ledger.read(ledger) as book:
         assert len(book.outcomes(CLEAN)) == 60
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_network_is_evaluated_and_has_no_features_to_attack() -> None:
+    model, images, labels = linear()
+    scripted = torch.jit.script(model)
+    outcomes = [evaluate(m, images, labels, threat=THREAT, suite=FEW).rows[-1].outcomes for m in (model, scripted)]
+    assert outcomes[0] == outcomes[1]
+    with pytest.raises(UserError, match="before torch.jit.script"):
+        evaluate(scripted, images, labels, threat=THREAT, suite="adaptive")
