@@ -414,5 +414,5 @@ def test_a_scripted_network_is_evaluated_and_has_no_features_to_attack() -> None
     scripted = torch.jit.script(model)
     outcomes = [evaluate(m, images, labels, threat=THREAT, suite=FEW).rows[-1].outcomes for m in (model, scripted)]
     assert outcomes[0] == outcomes[1]
-    with pytest.raises(UserError, match="before torch.jit.script"):
+    with pytest.raises(UserError, match=r"before torch\.jit\.script"):
         evaluate(scripted, images, labels, threat=THREAT, suite="adaptive")
