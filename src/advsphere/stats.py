@@ -281,7 +281,8 @@ def mean_over_seeds(columns: NDArray[np.float64]) -> Estimate:
     """
     images = float(columns.mean(0).var(ddof=1)) / columns.shape[1]
     seeds = float(columns.mean(1).var(ddof=1)) / len(columns) if len(columns) >= ENOUGH_SEEDS else 0.0
-    return _student(float(columns.mean()), images + seeds, _satterthwaite([(seeds, len(columns) - 1)], images + seeds))
+    value, freedom = fmean(columns.mean(1).tolist()), _satterthwaite([(seeds, len(columns) - 1)], images + seeds)
+    return _student(value, images + seeds, freedom)
 
 
 def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Estimate:
