@@ -231,7 +231,11 @@ class Answering(nn.Module):
 
 
 def eagerly() -> AbstractContextManager[Any]:
-    """Run compiled networks eagerly, so that hooks are called and a small batch triggers no compilation."""
+    """Run compiled networks eagerly, so that hooks are called and a small batch triggers no compilation.
+
+    Returns:
+        A context in which they run so.
+    """
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
