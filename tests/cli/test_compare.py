@@ -34,6 +34,7 @@ def test_two_checkpoints_are_compared_and_everything_is_kept(
         "PGD-50 (s = 1)" in shown and "worst case" in shown and "conclusions hold for these checkpoints only" in shown
     )
     assert "training.weight_decay" in shown
+    assert "! suite paper has no black-box attack" in shown
     record = json.loads((sphere / "compared" / "comparison.json").read_text())
     assert record["verdict"].upper() in shown and record["n"] == 150 and record["pgd"] == "PGD-50 (s = 1)"
     for arm, run in (("baseline", plain), ("method", sphere)):

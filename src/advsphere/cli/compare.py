@@ -18,6 +18,7 @@ from advsphere.comparison.confounders import confounders, divided_otherwise, tra
 from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.engine import Precision
+from advsphere.evaluation.specs import kind_of
 from advsphere.files import write_atomically
 from advsphere.report.rendering import percent, points, span
 from advsphere.runs.folder import ranks, read_config
@@ -92,6 +93,9 @@ def compared(options: Options, console: Console) -> Path:
     for name in arms:
         warnings += trained_elsewhere(name, configs[name][0], eps)
     console.print(_table(result, radius(eps), configs["baseline"][0].threat.norm))
+    kinds = {kind_of(row.settings) for each in found.values() for e, _ in each for row in e.attacks}
+    if "black-box" not in kinds:  # what survives gradient ascent alone may be masked
+        console.print(f"! suite {options.suite} has no black-box attack; --suite survival tests the gain harder")
     for line in _conclusion(result, warnings):
         console.print(line, soft_wrap=True)
     path = (options.out or arms["method"][0] / "compared") / "comparison.json"
