@@ -150,7 +150,7 @@ def test_a_quantised_input() -> None:
     assert (
         result.strongest is not None
         and result.strongest.names == ("Square",)
-        and str(result.strongest).endswith(f"{only} of 100 images only it fooled")
+        and str(result.strongest).endswith(f"no other attack fooled {only} of the 100 images")
     )
     assert f"Square fooled {only} of 100" in found["black box beats white box"].detail
 
@@ -352,9 +352,9 @@ def test_the_strongest_attack_is_named() -> None:
     assert (one.names, both.names) == (("strong",), ("strong", "again")) and one.alone == both.alone != 0
     staged = evaluate(*known, threat=THREAT, suite=cascade([weak, strong, pgd_spec("again")]))
     assert staged.strongest == one._replace(alone=None)
-    assert str(one) == f"strong left {100 * one.k / 100:.1f} %; {one.alone} of 100 images only it fooled"
-    assert str(both).endswith("only they fooled") and str(staged.strongest).endswith(
-        "skipped the images that it fooled"
-    )
+    fooled_alone = f"no other attack fooled {one.alone} of the 100 images"
+    assert str(one) == f"accuracy {100 * one.k / 100:.1f} % under strong; {fooled_alone}"
+    assert str(both).endswith(fooled_alone)
+    assert str(staged.strongest).endswith("skipped the images that it fooled")
     nothing = evaluate(*known, threat=ThreatModel(norm="linf", eps=1e-6), suite="paper")
     assert nothing.strongest is None and "strongest" not in nothing.table()

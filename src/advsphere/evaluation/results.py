@@ -40,11 +40,10 @@ class Strongest(NamedTuple):
     alone: int | None
 
     def __str__(self) -> str:
-        it = "it" if len(self.names) == 1 else "they"
-        left = f"{', '.join(self.names)} left {100 * self.k / self.n:.1f} %"
+        accuracy = f"accuracy {100 * self.k / self.n:.1f} % under {', '.join(self.names)}"
         if self.alone is None:
-            return f"{left}; later attacks skipped the images that it fooled"
-        return f"{left}; {self.alone} of {self.n} images only {it} fooled"
+            return f"{accuracy}; later attacks skipped the images that it fooled"
+        return f"{accuracy}; no other attack fooled {self.alone} of the {self.n} images"
 
 
 @dataclass(frozen=True, kw_only=True)
