@@ -120,11 +120,11 @@ def attach_head(
         ).to(weight)
     with torch.no_grad():
         length = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
-        if normalize_weights and bool((length < 0.01).any()):
+        if normalize_weights:
             weight = weight.where(length >= 0.01, weight / length).where(length > 0, new.weight)
         new.weight.copy_(weight)
     new.train(old.training)
-    probed = _probe(model, _images_for(model))
+    probed = None if weight.is_meta else _probe(model, _images_for(model))
     replace_modules(model, {old: new})
     if probed is not None and ((after := _probe(model, [probed[0]])) is None or torch.equal(probed[1], after[1])):
         replace_modules(model, {new: old})

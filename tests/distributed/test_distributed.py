@@ -32,7 +32,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UserError, match="there are 2: use torchrun --nproc-per-node 2"), joined():
+    with pytest.raises(UserError, match="only 2: use torchrun --nproc-per-node 2"), joined():
         pass
 
 

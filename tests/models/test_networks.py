@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advsphere.classifier import _fold
+from advsphere.folding import fold
 from advsphere.models import build
 
 State = dict[str, Tensor]
@@ -93,9 +93,9 @@ def test_wide_convolutions_start_from_he_normal_over_their_fan_out() -> None:
 )
 def test_folding_finds_every_convolution_that_a_batch_norm_alone_follows(name: str, pairs: int) -> None:
     model = own(name).eval()
-    folded: list[tuple[str, nn.Module]] = []
-    _fold(model, folded)
-    kinds = [type(module) for _, module in folded]
+    folded: dict[nn.Module, nn.Module] = {}
+    fold(model, folded)
+    kinds = [type(module) for module in folded]
     assert kinds.count(nn.Conv2d) == kinds.count(nn.BatchNorm2d) == pairs
 
 
