@@ -150,7 +150,7 @@ def test_a_quantised_input() -> None:
     assert (
         result.strongest is not None
         and result.strongest.names == ("Square",)
-        and str(result.strongest).endswith(f"no other attack fooled {only} of the 100 images")
+        and str(result.strongest).endswith(f"which alone fooled {only} of the 100 images")
     )
     assert f"Square fooled {only} of 100" in found["black box beats white box"].detail
 
@@ -352,8 +352,8 @@ def test_the_strongest_attack_is_named() -> None:
     assert (one.names, both.names) == (("strong",), ("strong", "again")) and one.alone == both.alone != 0
     staged = evaluate(*known, threat=THREAT, suite=cascade([weak, strong, pgd_spec("again")]))
     assert staged.strongest == one._replace(alone=None)
-    fooled_alone = f"no other attack fooled {one.alone} of the 100 images"
-    assert str(one) == f"accuracy {100 * one.k / 100:.1f} % under strong; {fooled_alone}"
+    fooled_alone = f"which alone fooled {one.alone} of the 100 images"
+    assert str(one) == f"accuracy {100 * one.k / 100:.1f} % under strong, {fooled_alone}"
     assert str(both).endswith(fooled_alone)
     assert str(staged.strongest).endswith("skipped the images that it fooled")
     nothing = evaluate(*known, threat=ThreatModel(norm="linf", eps=1e-6), suite="paper")

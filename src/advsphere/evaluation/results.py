@@ -43,7 +43,7 @@ class Strongest(NamedTuple):
         accuracy = f"accuracy {100 * self.k / self.n:.1f} % under {', '.join(self.names)}"
         if self.alone is None:
             return f"{accuracy}; later attacks skipped the images that it fooled"
-        return f"{accuracy}; no other attack fooled {self.alone} of the {self.n} images"
+        return f"{accuracy}, which alone fooled {self.alone} of the {self.n} images"
 
 
 @dataclass(frozen=True, kw_only=True)
