@@ -123,10 +123,14 @@ class GivenObjective(Objective):
         return self.chosen
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
-        raise UserError(f"this run's objective has no name, {self.description}: pass it again, train(objective=...)")
+        raise self._missing
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
-        raise NotImplementedError
+        raise self._missing
+
+    @property
+    def _missing(self) -> UserError:
+        return UserError(f"this run's objective has no name, {self.description}: pass it again, train(objective=...)")
 
 
 def recorded(objective: Objective) -> Objective:
