@@ -73,3 +73,13 @@ def test_the_facts_are_plain_data_and_true() -> None:
 def test_the_processor_s_name_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path: "processor : 0\nHardware : none\n")
     assert provenance.processor() == (platform.processor() or platform.machine())
+
+
+def test_a_gpu_is_recorded_with_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    monkeypatch.setattr(provenance, "_output", lambda *command: "580.1\n580.1" if "nvidia-smi" in command[0] else None)
+    found = provenance.environment(torch.device("cuda"))
+    assert (found["device"], found["cudnn"], found["driver"]) == ("a card", 91000, "580.1")
+    assert found["cuda"] == torch.version.cuda
+    assert not {"cuda", "cudnn", "driver"} & provenance.environment(torch.device("cpu")).keys()

@@ -343,3 +343,13 @@ def test_times_are_read_as_people_write_them(text: str, value: float) -> None:
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5", 0.5), ("1e-3", 1e-3), ("2", 2.0)])
 def test_radii_are_read_as_people_write_them(text: str, value: float) -> None:
     assert number(text) == pytest.approx(value, rel=1e-15)
+
+
+def test_the_device_is_named_anywhere_on_the_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ADVSPHERE_DEVICE", "cpu")  # so that it is restored after this test
+    for words in (["--device", "cuda:99", "evaluate", str(run)], ["verify", str(run), "--device=cuda:99"]):
+        assert main(words) == 1
+        assert "the device cuda:99 can't be used here; choose one of cpu" in capfd.readouterr().err
+    assert main(["verify", str(run), "--device", "cpu"]) == 0

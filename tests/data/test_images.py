@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advsphere.data import ImageSet
 from advsphere.data.images import as_float
@@ -119,3 +122,18 @@ def test_bad_input_is_named_with_its_cure(pixels: torch.Tensor, labels: torch.Te
 
 def test_the_bounds_of_pixels_themselves_are_allowed() -> None:
     ImageSet(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.tensor([0, 1]), CLASSES)
+
+
+def test_as_float_divides_by_a_tensor_on_the_device() -> None:
+    """CUDA multiplies by the reciprocal of a host's number, which changes the bits and so every checksum."""
+    divided = list[Any]()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket is torch.ops.aten.div_:
+                divided.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        as_float(torch.zeros(3, dtype=torch.uint8, device="meta"))
+    assert [(type(d), d.device.type) for d in divided] == [(torch.Tensor, "meta")]

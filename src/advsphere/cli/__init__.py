@@ -32,11 +32,12 @@ COMMANDS = {
 CONTINUE = ("demo", "evaluate", "compare", "reproduce")
 """Commands that continue after an interruption when the same command is run again."""
 
-USAGE = """usage: advsphere COMMAND [ARGUMENTS]
+USAGE = """usage: advsphere COMMAND [ARGUMENTS] [--device NAME]
        advsphere --version
 
 {commands}
 
+Every command runs on the GPU if there is one; --device cpu or --device cuda:1 names another device.
 `advsphere COMMAND --help` explains a command. Start with `advsphere demo`, then
 `advsphere train digits-pgd-at-he --out runs/first` and `advsphere evaluate runs/first`."""
 
@@ -45,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. The exit status is 0 for success, 1 for a user's mistake (printed in one line), 2 for unknown
     arguments and 130 after an interruption.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments, device = taken(sys.argv[1:] if arguments is None else arguments, "--device")
+    if device is not None:
+        os.environ["ADVSPHERE_DEVICE"] = device  # processes that a command starts use it too
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())))
         return 0 if arguments else 2
@@ -71,3 +74,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted" + "; the same command continues from here" * (name in CONTINUE), file=sys.stderr)
         return 130
+
+
+def taken(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Split the arguments into all but one flag, and the value of that flag."""
+    for i, word in enumerate(arguments):
+        if word == flag and i + 1 < len(arguments):
+            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
+        if word.startswith(f"{flag}="):
+            return arguments[:i] + arguments[i + 1 :], word.partition("=")[2]
+    return arguments, None

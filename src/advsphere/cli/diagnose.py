@@ -20,7 +20,7 @@ from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import usual_batch_size
 from advsphere.report import rendering as numbers
-from advsphere.runs.build import build_model, device, from_scratch, head_name
+from advsphere.runs.build import build_model, chosen_device, from_scratch, head_name
 from advsphere.runs.config import Config, differences
 from advsphere.runs.folder import load_run, read_config
 from advsphere.runs.target import EvaluationTarget
@@ -121,7 +121,7 @@ def _network(folder: Path, model: nn.Module, images: Images, target: EvaluationT
     """A run's network with its other checkpoint and its initial weights, which are rebuilt from the config."""
     config, states = read_config(folder), {}
     if config == from_scratch(config):
-        states["initial"] = build_model(config, images).to(device()).eval()
+        states["initial"] = build_model(config, images).to(chosen_device()).eval()
     other: Literal["best", "last"] = "last" if target.checkpoint == "best" else "best"
     if (folder / f"{other}.safetensors").exists():
         states[other] = load_run(folder, other, data_root=target.data).model

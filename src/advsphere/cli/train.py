@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from advsphere.analysis.gradients import record_ratios
+from advsphere.cli import taken
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
@@ -121,7 +122,7 @@ def _begun(name: str, rest: list[str]) -> tuple[Config, Path, list[str]]:
     """
     config = _read(Path(name)) if name.endswith((".yaml", ".yml")) else recipe(name)
     folder = config.recipe
-    words, objective = _taken(rest, "--objective")
+    words, objective = taken(rest, "--objective")
     if objective is not None:
         config = replace(config, objective=objective_like(objective, config))
         folder += f"-{objective.rpartition(':')[2].lower()}"
@@ -136,16 +137,6 @@ def _read(path: Path) -> Config:
         return from_yaml(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
-
-
-def _taken(words: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Split the arguments into all but one flag, and the value of that flag."""
-    for i, word in enumerate(words):
-        if word == flag and i + 1 < len(words):
-            return words[:i] + words[i + 2 :], words[i + 1]
-        if word.startswith(f"{flag}="):
-            return words[:i] + words[i + 1 :], word.partition("=")[2]
-    return words, None
 
 
 def _one_threat(config: Config, words: list[str]) -> Config:

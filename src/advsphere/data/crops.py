@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,13 +35,19 @@ class ResizedCrops:
     def of(cls, rng: Rng, min_area: float) -> ResizedCrops:
         return cls(rng.uniform((2 * TRIES + 2,), "resized crop"), min_area)
 
+    @cached_property
+    def _numbers(self) -> list[list[float]]:
+        """The uniform numbers on the host, read from a GPU once for the whole batch."""
+        numbers: list[list[float]] = self.uniform.tolist()
+        return numbers
+
     def box(self, i: int, width: int, height: int) -> tuple[int, int, int, int]:
         """The crop of the i-th image of the batch, as (left, top, width, height) in pixels.
 
         Areas are uniform in [min_area, 1], shapes log-uniform in RATIO. The first of ten tries that fits into the image
         gets a random position. If none fits, the crop is the largest centred one with a shape in RATIO.
         """
-        *tried, across, down = self.uniform[i].tolist()
+        *tried, across, down = self._numbers[i]
         for area, shape in zip(tried[::2], tried[1::2], strict=True):
             area = width * height * (self.min_area + (1 - self.min_area) * area)
             shape = RATIO[0] * (RATIO[1] / RATIO[0]) ** shape
@@ -61,5 +68,10 @@ class ResizedCrops:
 
 
 def resized(image: Tensor, height: int, width: int) -> Tensor:
-    """An image (C, h, w) resized to (C, height, width), bilinear and antialiased, as torchvision resizes tensors."""
+    """An image (C, h, w) resized to (C, height, width), bilinear and antialiased, as torchvision resizes tensors.
+
+    GPUs have no kernel for uint8, so there it is resized in float32 and rounded. A few pixels then differ by one level.
+    """
+    if image.dtype == torch.uint8 and image.device.type != "cpu":
+        return resized(image.float(), height, width).round_().to(torch.uint8)
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]

@@ -218,8 +218,14 @@ class Dataset:
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """Convert pixels to float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values."""
-    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
+    """Convert pixels to float32 in [0, 1]: uint8 is divided by 255, floating point keeps its values.
+
+    The result has the same bits on every device. So the divisor is a tensor on the device of the pixels: CUDA would
+    multiply by the rounded reciprocal of a number, which changes the last bit of 126 of the 256 levels.
+    """
+    if pixels.dtype != torch.uint8:
+        return pixels.float()
+    return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
 def in_memory_if_small(images: Images) -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -26,9 +27,26 @@ from advsphere.runs.config import GIVEN, Config
 _TEST = ("test", "validation", "valid", "val")
 
 
-def device() -> torch.device:
-    """The device that networks run on: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = "ADVSPHERE_DEVICE"
+"""The environment variable that names the device. `--device` sets it, so that processes started by a command use the
+same device."""
+
+
+def chosen_device(name: str | torch.device | None = None) -> torch.device:
+    """The device that networks run on: the named one, else that of ADVSPHERE_DEVICE, else the GPU if there is one.
+
+    Raises UserError if torch can't use the device.
+    """
+    name = name or os.environ.get(DEVICE)
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise UserError(f"the device {name} can't be used here; choose one of {', '.join(usable)}") from error
+    return found
 
 
 def load_data(config: Config, root: Path | None = None) -> Dataset:

@@ -22,7 +22,7 @@ from advsphere import named
 from advsphere.data import Images, from_dataset
 from advsphere.errors import UserError
 from advsphere.files import some, write_atomically
-from advsphere.runs.build import build_model, device, from_scratch, load_test_data, renamed
+from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.training import load_checkpoint
@@ -61,8 +61,9 @@ def load_run(
     data_root: Path | None = None,
     model: nn.Module | None = None,
     test: Any = None,
+    device: str | torch.device | None = None,
 ) -> Run:
-    """Load a trained network with its config and test images, on the GPU if there is one.
+    """Load a trained network with its config and test images.
 
     Args:
         folder: The run's folder.
@@ -70,6 +71,7 @@ def load_run(
         data_root: The new folder of its images, if they have been moved.
         model: The network, for a run whose network was passed from Python. The run's weights are loaded into it.
         test: The test images, for a run whose images were passed from Python; see `advsphere.data.from_dataset`.
+        device: Where to put both, such as "cuda:1"; by default the GPU if there is one.
 
     Returns:
         The config, the network in eval mode, and the test images, with labels numbered by the run's classes.
@@ -85,7 +87,7 @@ def load_run(
     images = by_classes(images, _classes(folder), folder)
     network = build_model(from_scratch(config), images, network=model)
     restore_model(network, section("model", tensors), path)
-    where = device()
+    where = chosen_device(device)
     return Run(config, network.to(where).eval(), images.to(where))
 
 

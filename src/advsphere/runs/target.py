@@ -21,7 +21,7 @@ from advsphere.data import Dataset, Images, from_dataset, load_test
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.models import load_weights
-from advsphere.runs.build import as_dataset, device
+from advsphere.runs.build import as_dataset, chosen_device
 from advsphere.runs.folder import load_run
 
 
@@ -68,7 +68,8 @@ class EvaluationTarget:
                     raise UserError(f"{flag} is for your own model, but {self.run} is a run; leave out one of them")
             run = load_run(self.run, self.checkpoint, data_root=self.data)
             model, images = run.model, run.test
-        return model.to(device()).eval(), images if self.n is None else images.few(self.n)
+        where = chosen_device()
+        return model.to(where).eval(), (images if self.n is None else images.few(self.n)).to(where)
 
     def _own(self) -> tuple[nn.Module, Images]:
         if self.model is None or self.data is None:
@@ -90,7 +91,7 @@ class EvaluationTarget:
             images = _returned_by(str(self.data), self.image_size)
         else:
             images = load_test(_kind_of(self.data), self.data, image_size=self.image_size)
-        return model, images.to(device())
+        return model, images
 
     def at(self, data: Path | None) -> EvaluationTarget:
         """The same target with another folder of images; None changes nothing."""

@@ -25,7 +25,7 @@ from advsphere.models.by_name import synchronised
 from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
 from advsphere.rng import Rng
-from advsphere.runs.build import as_dataset, assemble, device, from_scratch, load_data
+from advsphere.runs.build import as_dataset, assemble, chosen_device, from_scratch, load_data
 from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded
 from advsphere.runs.folder import check_classes, claim
 from advsphere.runs.folder import record as write_record
@@ -94,6 +94,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     record: Callable[[nn.Module, Images, Criterion], Metrics] | None = None,
     world: World = World(),
+    device: str | torch.device | None = None,
     **settings: Any,
 ) -> nn.Module:
     """Train a network and store the run in a folder, which every command of `advsphere` reads.
@@ -124,6 +125,7 @@ def train(
         stop: Called after every step; if it returns True, training writes a checkpoint and stops.
         record: Called after each epoch for further metrics: (model, held-out images, criterion) -> metrics.
         world: The processes that train together. All of them must see the folder; the first one writes it.
+        device: Where to train, such as "cuda:1" or "cpu"; by default the GPU if there is one.
         **settings: Settings of the loop, such as epochs=5 or lr=0.1 (`advsphere.training.TrainSettings`), and
             validation, the number of training images that are held out.
 
@@ -137,7 +139,7 @@ def train(
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
     folder = Path(folder) if folder is not None else Path("runs") / run.recipe
-    where = device()
+    where = chosen_device(device)
     if run.training.sync_bn and where.type == "cpu":
         raise UserError("--sync-bn needs GPUs: torch has no synchronised batch norm on a CPU; leave it out")
     around = environment(where) | {"ranks": world.size}
