@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from advsphere import losses
 from advsphere.errors import UserError
-from advsphere.losses import at_scale, cross_entropy, dlr, dlr_targeted, kl, log_odds, margin
+from advsphere.losses import at_scale, cross_entropy, dlr, dlr_targeted, kl, log_odds, margin, smoothed
 
 B, K = 12, 6
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -78,7 +78,7 @@ formulas = pytest.mark.parametrize(("loss", "naive", "target"), FORMULAS.values(
 
 def test_every_loss_has_a_formula() -> None:
     ours = {name for name, value in vars(losses).items() if getattr(value, "__module__", "") == "advsphere.losses"}
-    assert {name for name in ours if not name.startswith("_")} == {*FORMULAS, "at_scale", "widen"}
+    assert {name for name in ours if not name.startswith("_")} == {*FORMULAS, "at_scale", "smoothed", "widen"}
 
 
 @formulas
@@ -222,3 +222,18 @@ def test_an_empty_batch_has_no_values(
     loss: Callable[..., Tensor], naive: Callable[..., float], target: Callable[[], Tensor]
 ) -> None:
     assert loss(logits()[:0], target()[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.7])
+def test_label_smoothing_is_torchs(share: float) -> None:
+    found = smoothed(cross_entropy, share)(logits(), labels())
+    expected = F.cross_entropy(logits(), labels(), reduction="none", label_smoothing=share)
+    torch.testing.assert_close(found, expected)
+
+
+def test_label_smoothing_keeps_another_loss_and_low_precision() -> None:
+    found = smoothed(margin, 0.2)(logits(torch.bfloat16), labels())
+    exact = logits(torch.bfloat16).double()
+    expected = 0.8 * margin(exact, labels()) - 0.2 * exact.log_softmax(1).mean(1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected)

@@ -128,6 +128,27 @@ def kl(logits: Tensor, probabilities: Tensor) -> Tensor:
     return (p * (p.clamp(min=torch.finfo(p.dtype).tiny).log() - log_q)).sum(1)
 
 
+def smoothed(loss: Loss, smoothing: float) -> Loss:
+    """A loss with label smoothing, for training.
+
+    Source: Szegedy et al. 2016 (arXiv 1512.00567, section 7), with the share spread over all classes, as in
+    `torch.nn.CrossEntropyLoss`. The part for the other classes has no angular margin.
+
+    Args:
+        loss: The loss for the label, such as `cross_entropy`.
+        smoothing: The share of the label's probability that is spread, in [0, 1).
+
+    Returns:
+        (1 - smoothing) times the loss plus smoothing times the mean cross-entropy over all classes.
+    """
+
+    def spread(logits: Tensor, y: Tensor) -> Tensor:
+        everywhere = -F.log_softmax(widen(logits), 1).mean(1)
+        return (1 - smoothing) * loss(logits, y) + smoothing * everywhere
+
+    return spread
+
+
 def at_scale(loss: Loss, factor: float) -> Loss:
     """A loss of rescaled logits.
 

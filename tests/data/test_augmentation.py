@@ -64,6 +64,56 @@ def test_flips_alone_mirror_about_half() -> None:
     assert bool((mirrored ^ same).all()) and 140 < int(mirrored.sum()) < 260
 
 
+def test_alternating_flips_mirror_each_image_in_every_other_epoch() -> None:
+    pixels, augment = random_images(400), Augment(padding=1, flip=True, alternate=True)
+    epochs = [places_of(augment(pixels, Rng(0, torch.arange(400), step=step)), pixels, 1) for step in range(4)]
+    mirrored = torch.tensor([[place[2] for place in places] for places in epochs])
+    assert torch.equal(mirrored[2], mirrored[0]) and torch.equal(mirrored[1], ~mirrored[0])
+    assert torch.equal(mirrored[3], mirrored[1]) and 140 < int(mirrored[0].sum()) < 260
+    at_random = Augment(padding=1, flip=True)
+    for step in range(2):
+        rng = Rng(0, torch.arange(400), step=step)
+        assert [place[:2] for place in places_of(at_random(pixels, rng), pixels, 1)] == [p[:2] for p in epochs[step]]
+    with pytest.raises(UserError, match="set flip too"):
+        Augment(padding=1, alternate=True)
+
+
+def test_cutout_is_a_grey_square_whose_centre_is_any_pixel() -> None:
+    """An image of 6 x 9 has 54 centres. A square of 3 around one of them is cut off at the borders."""
+    pixels, side = random_images(5400), 3
+    x = Augment(cutout=side)(pixels, Rng(0, torch.arange(5400)))
+    cut = (x != as_float(pixels)).any(1)
+    assert bool((x == 0.5).all(1)[cut].all())
+    squares: dict[tuple[int, ...], int] = {}
+    for one in cut:
+        rows, columns = one.any(1).nonzero().squeeze(1).tolist(), one.any(0).nonzero().squeeze(1).tolist()
+        assert int(one.sum()) == len(rows) * len(columns)
+        edges = rows[0], rows[-1], columns[0], columns[-1]
+        squares[edges] = squares.get(edges, 0) + 1
+    expected = {(max(r - 1, 0), min(r + 1, 5), max(c - 1, 0), min(c + 1, 8)): 100 for r in range(6) for c in range(9)}
+    assert squares.keys() == expected.keys()
+    # Chi-squared with 53 degrees of freedom exceeds 110 once in 100,000 seeds.
+    assert sum((squares[edges] - 100) ** 2 / 100 for edges in expected) < 110
+    even = Augment(cutout=4)(pixels, Rng(0, torch.arange(5400)))
+    assert int((even == 0.5).all(1).flatten(1).sum(1).max()) == 16
+
+
+def test_cutout_keeps_its_input_and_the_crops() -> None:
+    pixels, rng = as_float(random_images(50)).contiguous(memory_format=torch.channels_last), Rng(3, torch.arange(50))
+    kept = pixels.clone()
+    x = Augment(padding=2, flip=True, cutout=3)(pixels, rng)
+    assert torch.equal(pixels, kept)
+    plain = Augment(padding=2, flip=True)(pixels, rng)
+    assert bool(((x == plain) | (x == 0.5)).all()) and not torch.equal(x, plain)
+
+
+@pytest.mark.parametrize("settings", [{"padding": 2}, {"flip": True}, {"flip": True, "alternate": True, "cutout": 3}])
+def test_choices_may_be_drawn_for_a_whole_epoch_at_once(settings: dict[str, object]) -> None:
+    pixels, rng, augment = random_images(16), Rng(0, torch.arange(16), step=1), Augment(**settings)
+    index, drawn = torch.tensor([9, 2, 14]), augment.draw(rng)
+    assert torch.equal(augment.apply(pixels[index], drawn[index]), augment(pixels[index], rng.take(index)))
+
+
 def test_crops_are_the_same_with_flips_on_and_off() -> None:
     pixels, rng = random_images(50), Rng(3, torch.arange(50))
     plain = places_of(Augment(padding=2, flip=False)(pixels, rng), pixels, 2)
@@ -125,6 +175,11 @@ def test_a_single_example_that_is_left_over_joins_the_batch_before() -> None:
 def test_padding_cannot_be_negative() -> None:
     with pytest.raises(UserError, match="-3"):
         Augment(padding=-3)
+
+
+def test_cutout_cannot_be_negative() -> None:
+    with pytest.raises(UserError, match="-1 pixels"):
+        Augment(cutout=-1)
 
 
 @pytest.mark.parametrize("min_area", [0.0, -0.1, 1.5])

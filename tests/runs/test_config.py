@@ -157,6 +157,7 @@ def test_a_value_of_another_type_is_refused_and_never_converted(path: str, value
         ("training.lr", 0, "training: lr is 0"),
         ("training.weight_decay", -1e-4, "training: lr is 0.1 and weight_decay -0.0001"),
         ("training.momentum", 1.0, "training: momentum is 1.0 and ema 0.0; both must be in [0, 1)"),
+        ("training.label_smoothing", 1.0, "training: label_smoothing is 1.0; give a share in [0, 1)"),
         ("training.ema", -0.1, "training: momentum is 0.9 and ema -0.1"),
         ("objective.steps", 0, "objective: crafting takes 0 steps of 0.05; both must be positive"),
         ("training.lr_schedule.points", [[0, 1], [0, 2]], "training.lr_schedule: a Linear schedule needs points in"),

@@ -45,7 +45,9 @@ CASES: dict[str, Config] = {name: tiny_config(name) for name in OBJECTIVES} | {
     "scale and margin move": replace(tiny_config("trades"), sphere=MOVING),
     "average of weights": tiny_config("pgd-at", ema=0.7),
     "average, sphere moves": replace(tiny_config("fastat", ema=0.7), sphere=MOVING),
-    "augmented": tiny_config("freeat", augment=Augment(padding=2, flip=True)),
+    "augmented": tiny_config(
+        "freeat", augment=Augment(padding=2, flip=True, alternate=True, cutout=3), label_smoothing=0.1
+    ),
     "no momentum, steps": tiny_config("standard", momentum=0.0, lr_schedule=Steps(at=(0.5,))),
     "float32": tiny_config("trades", precision="float32"),
     "m-he": tiny_config("freeat-m-he"),

@@ -14,7 +14,6 @@ from advsphere.distributed import World
 from advsphere.files import tensor_checksum
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.objectives import FreeAT, Objective, Standard
-from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from advsphere.training import Stopped, Trainer
 from tests.laws import OBJECTIVES, conv_net
@@ -32,10 +31,10 @@ TOGETHER: dict[str, tuple[Objective, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Wide(Augment):
-    """Crops and flips in float64."""
+    """Its images are in float64."""
 
-    def __call__(self, pixels: Tensor, rng: Rng) -> Tensor:
-        return super().__call__(pixels, rng).double()
+    def apply(self, pixels: Tensor, uniform: Tensor | None) -> Tensor:
+        return super().apply(pixels, uniform).double()
 
 
 def smooth_net() -> nn.Sequential:

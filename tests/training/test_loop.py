@@ -14,7 +14,7 @@ from advsphere.data import Augment
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy
-from advsphere.objectives import PGDAT, Crafting, FastAT, FreeAT, Objective, Standard
+from advsphere.objectives import PGDAT, Crafting, Criterion, FastAT, FreeAT, Losses, Objective, Standard
 from advsphere.rng import derived_seed, permutation
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
@@ -70,6 +70,27 @@ def test_the_weights_are_those_of_a_loop_by_hand(objective: Objective, tmp_path:
     expected = by_hand(objective)
     torch.testing.assert_close(state(trainer.model), state(expected), rtol=1e-3, atol=1e-4)
     assert (state(expected)["8.weight"] - state(conv_net())["8.weight"]).abs().max() > 0.01, "it would not show"
+
+
+def test_labels_are_smoothed_in_the_loss_and_not_while_crafting(tmp_path: Path) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Noting(FastAT):
+        def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
+            seen.append((x_adv, criterion(model(x_adv), y).detach()))
+            return super().loss(model, x, x_adv, y, criterion=criterion)
+
+    for smoothing in (0.0, 0.25):
+        trainer = tiny_trainer(tmp_path / str(smoothing), Noting(), epochs=1, label_smoothing=smoothing)
+        trainer._train_epoch()
+    hard, soft = seen[0], seen[len(seen) // 2]
+    assert torch.equal(hard[0], soft[0])
+    net, y = conv_net(), few_images().labels[batches(0, 0)[0]]
+    net.train()
+    torch.testing.assert_close(hard[1], F.cross_entropy(net(hard[0]), y, reduction="none"))
+    smooth = F.cross_entropy(net(hard[0]), y, reduction="none", label_smoothing=0.25)
+    torch.testing.assert_close(soft[1], smooth)
 
 
 def test_free_training_carries_its_perturbation_by_position(tmp_path: Path) -> None:

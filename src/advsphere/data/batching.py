@@ -53,14 +53,20 @@ def batches(
     Encoded images are decoded by `workers` processes, by default one for each core of this process's share of the
     machine. Raises UserError naming an image that cannot be read.
     """
-    reading = _Reading(images.to("cpu") if images.decodes else images, ids, augment, seed, epoch)
-    device = images.labels.device
-    for index, pixels in zip(ids, _read(reading, _processes(images, len(ids), workers), device), strict=True):
+    device, sizes = images.labels.device, [len(index) for index in ids]
+    # Ids and random numbers for all batches at once: copying and drawing for each of them would keep a GPU waiting.
+    whole = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).to(device)
+    drawn = augment.draw(Rng(seed, whole, step=epoch))
+    there = whole.split(sizes)
+    choices = [None] * len(sizes) if drawn is None else drawn.split(sizes)
+    decoding = images.decodes
+    reading = _Reading(images.to("cpu") if decoding else images, ids if decoding else there, augment, seed, epoch)
+    read = _read(reading, _processes(images, len(ids), workers), device)
+    for index, choice, pixels in zip(there, choices, read, strict=True):
         if isinstance(pixels, UserError):
             raise pixels
-        index = index.to(device)
-        rng = Rng(seed, index, step=epoch)
-        yield Batch(augment(pixels.to(device, non_blocking=True), rng), images.labels[index], rng)
+        x = augment.apply(pixels.to(device, non_blocking=True), choice)
+        yield Batch(x, images.labels[index], Rng(seed, index, step=epoch))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from advsphere.data.batching import epoch_batches
 from advsphere.data.images import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
+from advsphere.losses import smoothed
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
 from advsphere.threat import ThreatModel
@@ -142,6 +143,8 @@ class Trainer:
         if settings.checkpoint_activations:
             recompute_blocks(model)
         self.division = Division(settings.batch_size, settings.accumulate, world, even=settings.sync_bn)
+        if settings.label_smoothing:
+            criterion = smoothed(criterion, settings.label_smoothing)
         self.gradient = BatchGradient(model, objective, criterion, self.division)
         self.writer = CheckpointWriter()
         self.device = images.labels.device

@@ -48,6 +48,8 @@ class TrainSettings:
             weight_decay if it has such parameters.
         optimizer_arguments: Further keyword arguments of an optimizer other than sgd, such as '{betas: [0.9, 0.95]}'.
         augment: The augmentation of the training images.
+        label_smoothing: The share of each label's probability that is spread over all classes, in [0, 1); 0 for none.
+            Adversarial examples are crafted for the label itself.
         ema: Decay of an exponential moving average of the weights, which is then validated and saved; 0 for none.
         seed: Determines the initial weights, the order of the data, and all other randomness.
         precision: auto is bfloat16 autocast on devices that support it natively, otherwise float32.
@@ -74,6 +76,7 @@ class TrainSettings:
     optimizer: str = "sgd"
     optimizer_arguments: Arguments = field(default_factory=dict, hash=False)
     augment: Augment = Augment()
+    label_smoothing: float = 0.0
     ema: float = 0.0
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -94,6 +97,8 @@ class TrainSettings:
             raise UserError(f"lr is {self.lr} and weight_decay {self.weight_decay}; neither may be negative, nor lr 0")
         if not (0 <= self.momentum < 1 and 0 <= self.ema < 1):
             raise UserError(f"momentum is {self.momentum} and ema {self.ema}; both must be in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}; give a share in [0, 1), 0.1 is usual")
         if self.workers is not None and self.workers < 0:
             raise UserError(f"there can't be {self.workers} workers; with 0 the trainer decodes images itself")
         if "lr" in self.optimizer_arguments:
