@@ -19,8 +19,9 @@ from typing import NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from advsphere.classifier import Classifier, fooled, frozen, low_precision
-from advsphere.provenance import commit, processor
+from advsphere.classifier import Classifier, fooled, frozen
+from advsphere.machine import low_precision, processor
+from advsphere.provenance import commit
 from advsphere.runs.folder import load_run
 from advsphere.threat import ThreatModel
 

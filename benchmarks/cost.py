@@ -23,11 +23,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from advsphere.classifier import low_precision
 from advsphere.cli.arguments import parse
 from advsphere.data import ImageSet
+from advsphere.machine import low_precision, processor
 from advsphere.objectives import Crafting
-from advsphere.provenance import commit, processor
+from advsphere.provenance import commit
 from advsphere.recipes import OURS, TABLES
 from advsphere.rng import Rng
 from advsphere.runs.build import Parts, assemble

@@ -32,7 +32,8 @@ from advsphere.data.batching import batches, epoch_batches
 from advsphere.data.encoded import EncodedImages, View
 from advsphere.data.folders import scan_folder
 from advsphere.data.shards import scan_shards
-from advsphere.provenance import commit, processor
+from advsphere.machine import processor
+from advsphere.provenance import commit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from comparison import Options, show
 from advsphere.attacks.ensemble import stages
 from advsphere.cli.arguments import parse
 from advsphere.evaluation import AttackSpec, evaluate
-from advsphere.provenance import processor
+from advsphere.machine import processor
 from advsphere.runs.folder import load_run
 
 

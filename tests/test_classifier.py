@@ -18,7 +18,6 @@ from advsphere.classifier import (
     frozen,
     input_gradient,
     logits_of,
-    low_precision,
     split,
 )
 from advsphere.errors import UserError
@@ -304,10 +303,6 @@ def test_input_gradient_is_that_of_the_summed_loss_and_leaves_the_weights_alone(
     )
     assert not (logits.requires_grad or values.requires_grad or grad.requires_grad or x.requires_grad)
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_low_precision_is_bfloat16_or_nothing() -> None:
-    assert low_precision(torch.device("cpu")) in (None, torch.bfloat16)
 
 
 @pytest.mark.parametrize("build", [conv_net, residual, lambda: PixelClassifier(residual(), [0.5] * 3, [0.2] * 3)])

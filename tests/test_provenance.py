@@ -70,11 +70,6 @@ def test_the_facts_are_plain_data_and_true() -> None:
     assert facts["commit"] is None or len(facts["commit"].removesuffix("+changes")) == 12
 
 
-def test_the_processor_s_name_where_the_system_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path: "processor : 0\nHardware : none\n")
-    assert provenance.processor() == (platform.processor() or platform.machine())
-
-
 def test_a_gpu_is_recorded_with_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)

@@ -239,22 +239,6 @@ def eagerly() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
-def low_precision(device: torch.device) -> torch.dtype | None:
-    """The low precision in which a device computes natively.
-
-    Args:
-        device: The device.
-
-    Returns:
-        bfloat16 if the device supports it natively (AVX512-bf16, AMX, recent GPUs), else None.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    cpu = torch.cpu
-    native = any(getattr(cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return torch.bfloat16 if native else None
-
-
 @contextmanager
 def head_inputs(head: nn.Module) -> Iterator[Callable[[], Tensor]]:
     """Record the input of a layer while the network runs.

@@ -193,6 +193,11 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     return data
 
 
+def cache_folder() -> Path:
+    """The folder for what can be computed again: advsphere's in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advsphere"
+
+
 def write_cache(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Store computed values in a JSON file with a checksum."""
     content = {"format": kind, **values}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import advsphere
+from advsphere.machine import bfloat16_instructions, processor
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": f"{sys.platform} {platform.machine()}",
         "processor": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_bfloat16": bfloat16_instructions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         **(_cuda() if device.type == "cuda" else {}),
@@ -51,12 +53,3 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip()
-
-
-def processor() -> str:
-    """The processor's name, as the operating system reports it."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

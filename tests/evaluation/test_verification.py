@@ -73,11 +73,21 @@ def test_an_honest_evaluation_is_verified(claim: Claim) -> None:
     ]  # fmt: skip
 
 
-def test_an_evaluation_in_low_precision_is_verified(claim: Claim, tmp_path: Path) -> None:
+def test_an_evaluation_in_low_precision_is_verified(
+    claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     low = Claim(claim.known, tmp_path / "low")
     low.folder.mkdir()
     evaluate(*low.known, threat=THREAT, batch_size=64, ledger=low.ledger, precision="bfloat16").save(low.json)
     assert low.verify(share=1.0).passed
+    for native, says in {
+        torch.bfloat16: "second run",
+        None: "in float32 because this device computes bfloat16",
+    }.items():
+        monkeypatch.setattr("advsphere.evaluation.verification.low_precision", lambda device, native=native: native)
+        result = low.verify(share=1.0)
+        assert result.passed and says in result.findings[-1].detail
+        assert ("float32" in result.findings[-1].detail) == (native is None)
 
 
 def test_takes_a_set_of_images_as_well(claim: Claim) -> None:

@@ -118,6 +118,9 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
         world=world,
     )
     folder = options.out or folder_of(options, config, plan.identity)
+    for finding in plan.findings if world.first else ():
+        if finding.check == "precision":
+            Console(highlight=False).print(f"note: {finding.detail}", style="dim", soft_wrap=True)
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
     plan = plan.claim(folder / "ledger.sqlite", beside=False)

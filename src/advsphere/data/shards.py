@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -28,7 +28,7 @@ from advsphere.data.encoded import SUFFIXES, Encoded, EncodedImages, View, requi
 from advsphere.data.folders import display_name
 from advsphere.data.images import with_progress
 from advsphere.errors import UserError
-from advsphere.files import read_cache, write_cache
+from advsphere.files import cache_folder, read_cache, write_cache
 
 CLASSES = "classes.txt"
 """A file beside the archives or their folders with the names of the classes, one on each line. Without it the classes
@@ -130,7 +130,7 @@ def _index(files: Any, archive: str) -> Index:
     """The index of an archive, from the cache in $XDG_CACHE_HOME or ~/.cache if the archive has not changed."""
     # `ukey` is a checksum of a file's metadata: its size, its date, or the object store's own tag.
     key = hashlib.sha256(f"{archive} {files.ukey(archive)}".encode()).hexdigest()[:40]
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advsphere" / "shards" / f"{key}.json"
+    cached = cache_folder() / "shards" / f"{key}.json"
     with suppress(UserError):  # the cache has no such file, or it is damaged
         return Index(**read_cache(cached, "advsphere shard index"))
     try:

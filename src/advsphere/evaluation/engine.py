@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.attacks import Guides
-from advsphere.classifier import frozen, low_precision, split
+from advsphere.classifier import frozen, split
 from advsphere.data import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
@@ -28,6 +28,7 @@ from advsphere.evaluation.suites import Effort, SuiteContext, anytime, attacks_o
 from advsphere.evaluation.work import OnProgress, Plan
 from advsphere.files import some
 from advsphere.identity import data_checksum, describe, model_answers, model_record, unknowns
+from advsphere.machine import advice, low_precision
 from advsphere.provenance import environment
 from advsphere.rng import permutation
 from advsphere.threat import ThreatModel
@@ -196,7 +197,8 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
     except (RuntimeError, TypeError, ValueError) as error:
         usable, why = False, str(error)
     if usable:
-        return dtype, ()
+        slow = advice(dtype, device)
+        return dtype, (Finding("precision", "ok", slow),) if slow else ()
     if precision != "auto":
         raise UserError(f"the model can't run in {precision} ({why}); search in float32 (--precision float32)")
     return None, (Finding("precision", "ok", f"searched in float32, because the model can't run in bfloat16: {why}"),)

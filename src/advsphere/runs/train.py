@@ -21,6 +21,7 @@ from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.files import folder_lock, tensor_checksum
 from advsphere.hypersphere import HypersphereConfig
+from advsphere.machine import advice, measured_speeds
 from advsphere.models.by_name import synchronised
 from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
@@ -170,7 +171,9 @@ def train(
                 f"resumed in another environment, so equal up to rounding only: {change}" for change in trainer.resume()
             ]
         elif world.first:
-            write_record(folder, run, around, images.train.classes)
+            # A measurement differs each time, so it is not part of the environment that a resume compares.
+            speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}
+            write_record(folder, run, around | speeds, images.train.classes)
         if world.first:
             for half_written in folder.glob(".*.safetensors.*"):  # by a process that was killed
                 half_written.unlink()
@@ -181,6 +184,8 @@ def train(
                 log(metrics)
             on_epoch(metrics)
 
+        if world.first and (slow := advice(trainer.dtype, where)):
+            notes.append(slow)
         trainer.hooks = Hooks(
             before_step=parts.before_step,
             shift=parts.shift,

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from advsphere.classifier import low_precision
 from advsphere.data.batching import batches as load_batches
 from advsphere.data.batching import epoch_batches
 from advsphere.data.images import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.losses import smoothed
+from advsphere.machine import low_precision
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
 from advsphere.threat import ThreatModel
