@@ -197,3 +197,27 @@ def test_test_archives_alone_are_no_training_set(shards: Path) -> None:
     with pytest.raises(UserError, match=r"val has no train folder beside it"):
         load("imagefolder", shards, image_size=6)
     assert values(load_test("imagefolder", shards, image_size=6)) == [20, 21, 22, 23]
+
+
+def test_no_damage_loses_an_image_silently(shards: Path) -> None:
+    """A damaged header looks like the end of an archive to `tarfile`."""
+    whole, path = tar(examples(0, 4)), shards / "train" / "000000.tar"
+    files, refused = fsspec.filesystem("file"), 0
+    places = range(0, len(whole), 67)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :])
+        try:
+            index = module._index(files, str(path))
+        except UserError:
+            refused += 1
+        else:
+            assert len(index.names) == 4
+    assert len(places) // 5 < refused < len(places)
+    for cut in range(0, len(whole), 512):
+        path.write_bytes(whole[:cut])
+        if any(whole[cut:]):
+            with pytest.raises(UserError, match=r"damaged or cut off|cannot read the archive|has no"):
+                module._index(files, str(path))
+    path.write_bytes(whole + tar(examples(4, 6)))
+    with pytest.raises(UserError, match="damaged or cut off at byte"):
+        module._index(files, str(path))

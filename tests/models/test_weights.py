@@ -135,3 +135,14 @@ def test_pretrained_and_weights_are_two_beginnings(tmp_path: Path) -> None:
     both = replace(config, model=replace(config.model, pretrained=True, weights=tmp_path / "net.pth"))
     with pytest.raises(UserError, match=r"start from --model.pretrained or from --model.weights, not from both"):
         build_model(both, load("digits").train)
+
+
+def test_a_damaged_checkpoint_of_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_digits(monkeypatch)
+    train(tiny_config("standard", epochs=1), tmp_path / "run")
+    path = tmp_path / "run" / "best.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="does not match its own checksum"):
+        load_weights(load_run(tmp_path / "run", "last").model, path)

@@ -21,6 +21,7 @@ from advsphere.hypersphere import HypersphereConfig
 from advsphere.runs import build as building
 from advsphere.runs.folder import load_run, read_config
 from advsphere.runs.train import train
+from advsphere.training import read_metrics
 from tests.training.tiny import (
     assert_same_run,
     few_digits,
@@ -100,9 +101,11 @@ def test_folders_without_a_run_and_broken_ones(tmp_path: Path) -> None:
     for name, damage, said in (
         ("best.safetensors", None, "there is no checkpoint at"),
         ("last.safetensors", lambda data: data[:-5], "truncated or no safetensors file"),
-        ("config.yaml", lambda data: data.replace(b"small-cnn", b"wrn-10-1"), "holds another network than"),
-        ("config.yaml", lambda data: data.replace(b"small-cnn", b"tiny-cnn"), "no network is called 'tiny-cnn'"),
-        ("config.yaml", lambda data: b"\x80\x81", "is not YAML"),
+        ("config.yaml", lambda data: data.replace(b"small-cnn", b"wrn-10-1"), "was changed or damaged after the run"),
+        ("config.yaml", lambda data: data[: data.index(b"threat:")], "was changed or damaged after the run"),
+        ("classes.json", lambda data: data.replace(b'"0"', b'"1"'), "was changed or damaged after the run"),
+        ("provenance.json", lambda data: data.replace(b"ranks", b"rants"), "was changed after the run started"),
+        ("provenance.json", lambda data: data[:-9], "can't be read"),
     ):
         file = tmp_path / "run" / name
         whole = file.read_bytes()
@@ -177,3 +180,37 @@ def test_a_disk_that_is_really_full(kilobytes: int, tmp_path: Path) -> None:
         assert_same_run(folder / "run", tmp_path / "plain")
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_run_of_an_earlier_version_has_no_checksums(tmp_path: Path) -> None:
+    """Its config is then read as it is, unless a section is missing: a cut config must not be filled up by defaults."""
+    folder = tmp_path / "run"
+    train(tiny_config("standard"), folder)
+    (folder / "provenance.json").write_text('{"ranks": 1}')
+    config = folder / "config.yaml"
+    whole = config.read_bytes()
+    for content, said in (
+        (whole.replace(b"small-cnn", b"wrn-10-1"), "holds another network than"),
+        (whole.replace(b"small-cnn", b"tiny-cnn"), "no network is called 'tiny-cnn'"),
+        (b"\x80\x81", "is not YAML"),
+        (whole[: whole.index(b"threat:\n  norm")], "threat, notes: missing, so the file was cut off"),
+    ):
+        config.write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            load_run(folder)
+    config.write_bytes(whole)
+    assert load_run(folder).config == tiny_config("standard")
+
+
+def test_a_damaged_log_is_named_and_does_not_keep_a_run_from_being_resumed(tmp_path: Path) -> None:
+    config, folder = tiny_config("standard"), tmp_path / "run"
+    train(config, folder)
+    log = folder / "metrics.jsonl"
+    first, second = log.read_bytes().splitlines(keepends=True)
+    for damaged in (b"{", b"[]\n", b"\xff\n", b'{"loss": 1}\n', b'{"epoch": "x"}\n'):
+        log.write_bytes(first + damaged)
+        with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged; remove it"):
+            read_metrics(folder)
+    log.write_bytes(b"{" + first + second)
+    train(config, folder, resume=True)
+    assert log.read_bytes() == second

@@ -181,3 +181,19 @@ def test_a_refused_call_leaves_everything_untouched(
     own = [*own[:4], "claim:images", *own[7:]]
     assert main([*own, "--weights", "good.pt", "--out", "named"]) == main(["verify", "named"]) == 0
     capfd.readouterr()
+
+
+def test_a_changed_description_is_refused(tmp_path: Path) -> None:
+    EvaluationTarget(run=Path("run"), n=40).save(tmp_path)
+    path = tmp_path / "subject.json"
+    whole = path.read_text()
+    for content, said in (
+        (whole.replace("40", "41"), "was changed after it was written"),
+        (whole.replace("best", "last"), "was changed after it was written"),
+        ("[]", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        (whole[:-5], "is damaged"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=said):
+            EvaluationTarget.read(tmp_path)

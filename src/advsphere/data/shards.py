@@ -136,10 +136,25 @@ def _index(files: Any, archive: str) -> Index:
     try:
         with files.open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             index = _scan_archive(archive, tar)
+            _check_end(archive, file, tar.offset)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"cannot read the archive {archive} ({error}): replace or remove it") from error
     write_cache(cached, "advsphere shard index", index._asdict())
     return index
+
+
+def _check_end(archive: str, file: Any, offset: int) -> None:
+    """Raise UserError unless the archive ends after the last member that was read.
+
+    `tarfile` takes a damaged header for the end, so all later images would be missing without a word.
+    """
+    file.seek(offset)
+    rest = [any(chunk) for chunk in iter(partial(file.read, 2**20), b"")]
+    if not rest or any(rest):
+        raise UserError(
+            f"{archive} is damaged or cut off at byte {offset}: no further image can be found after it; copy the "
+            "archive again"
+        )
 
 
 def _scan_archive(archive: str, tar: tarfile.TarFile) -> Index:

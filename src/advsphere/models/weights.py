@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier
 from advsphere.errors import UserError
 from advsphere.files import some
+from advsphere.training.checkpoint import load as load_checkpoint
 
 _WRAPPED = ("state_dict", "model", "model_state_dict", "net")
 """Keys of the state dict in the files of training scripts."""
@@ -34,7 +35,8 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
         A line that says that the head is new, or an empty string.
 
     Raises:
-        UserError: If the file can't be read or does not fit. The message lists the first names that differ.
+        UserError: If the file can't be read, does not match its own checksum, or does not fit the model. The message
+            lists the first names that differ.
     """
     state, own = _read(Path(path)), model.state_dict()
     theirs = _aligned(state, own)
@@ -61,7 +63,9 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            state: Any = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                own = "sha256" in (file.metadata() or {})
+            state: Any = load_checkpoint(path)[0] if own else load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

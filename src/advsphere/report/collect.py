@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from advsphere.evaluation.results import Evaluation
 from advsphere.recipes import method
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, to_dict
-from advsphere.runs.folder import read_config
+from advsphere.runs.folder import read_config, read_provenance
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import load_checkpoint, read_metrics
 
@@ -309,5 +308,5 @@ def _training(run: Path, which: str) -> dict[str, Any]:
             f"best of {epochs} epochs by {by} accuracy on {config.data.validation} held-out training images: "
             f"epoch {best['epoch']:.0f} with {100 * best[by]:.1f} % (the last epoch has {100 * last[by]:.1f} %)"
         )
-    made_by = json.loads((run / "provenance.json").read_text())
+    made_by = read_provenance(run)
     return to_dict(config) | {"checkpoint": chosen, "trained with": made_by}

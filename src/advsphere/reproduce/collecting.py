@@ -18,7 +18,7 @@ from advsphere.reproduce import results
 from advsphere.reproduce.plan import Plan
 from advsphere.reproduce.results import StoredResult
 from advsphere.runs.config import Config, differences
-from advsphere.runs.folder import read_config
+from advsphere.runs.folder import read_config, read_provenance
 from advsphere.training import load_checkpoint, read_metrics
 
 
@@ -50,7 +50,7 @@ def run_block(run: Path, checkpoint: str, *, data_name: str | None = None) -> di
     the run is missing or damaged.
     """
     config = read_config(run)
-    provenance = json.loads((run / "provenance.json").read_text())
+    provenance = read_provenance(run)
     epochs = read_metrics(run)
     chosen = epochs[-1] if checkpoint == "last" else load_checkpoint(run / "best.safetensors")[1]["metrics"]
     return {

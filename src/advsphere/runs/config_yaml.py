@@ -22,12 +22,13 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def from_yaml(text: str | bytes, source: str = "config") -> Config:
+def from_yaml(text: str | bytes, source: str = "config", *, complete: bool = False) -> Config:
     """Read a config strictly.
 
     Args:
         text: YAML, as `to_yaml` writes it. Omitted settings have their defaults.
         source: The name of the text in errors, such as the file's path.
+        complete: Refuse a text without one of the sections that `to_yaml` writes, such as a file that was cut off.
 
     Returns:
         The config.
@@ -43,6 +44,8 @@ def from_yaml(text: str | bytes, source: str = "config") -> Config:
     if not isinstance(plain, dict):
         raise UserError(f"{source} does not hold the settings of a run, such as a line `recipe: digits-pgd-at`")
     problems: list[str] = []
+    if complete and (missing := [one.name for one in fields(Config) if one.name not in plain]):
+        problems.append(f"{', '.join(missing)}: missing, so the file was cut off or changed; restore it")
     config = _read(Config, plain, "", problems)
     if problems:
         raise UserError(f"{source}: {'; '.join(problems)}")

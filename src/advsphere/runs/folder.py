@@ -1,7 +1,8 @@
 """Write and read the folder of a run.
 
 config.yaml          the config
-provenance.json      code, libraries, machine, number of processes, checksums of user-defined source files
+provenance.json      code, libraries, machine, number of processes; checksums of user-defined source files, of
+                     config.yaml and of classes.json
 classes.json         the class names, in the order of the network's outputs
 last.safetensors     the state after the last step, from which training resumes
 best.safetensors     the network that was best on held-out training images
@@ -10,6 +11,7 @@ metrics.jsonl        one line for each epoch; tensorboard/ has the same numbers
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import nn
 from advsphere import named
 from advsphere.data import Images, from_dataset
 from advsphere.errors import UserError
-from advsphere.files import some, write_atomically
+from advsphere.files import content_checksum, some, write_atomically
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
@@ -40,13 +42,19 @@ class Run(NamedTuple):
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run. Raises UserError if the folder holds none."""
+    """The config of a run. Raises UserError if the folder holds none, or not the one that the run started with."""
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(
             f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
         )
-    return from_yaml(path.read_bytes(), str(path))
+    return from_yaml(_intact(path), str(path), complete=True)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What a run recorded about its code, libraries and machine. Raises UserError if it is missing or damaged."""
+    found = _provenance(folder)
+    return {key: value for key, value in found.items() if key not in ("files", "checksum")}
 
 
 def ranks(folder: Path) -> int:
@@ -131,11 +139,11 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
     begun = (folder / "last.safetensors").exists()
     if begun and not resume:
         raise UserError(f"{folder} already holds a run; continue it with --resume, or name another folder with --out")
-    # Reading also refuses to overwrite a config.yaml that is not a run's.
-    kept = read_config(folder) if begun or (folder / CONFIG).exists() else config
     if not begun:
+        if (path := folder / CONFIG).exists():  # refuse to overwrite a config.yaml that is not a run's
+            from_yaml(path.read_bytes(), str(path))
         return False
-    changes = differences(kept, config)
+    changes = differences(read_config(folder), config)
     if changes:
         told = "; ".join(map(str, changes))
         raise UserError(f"{folder} holds a run with other settings ({told}); resume with those, or use another --out")
@@ -153,9 +161,11 @@ def record(folder: Path, config: Config, environment: Mapping[str, Any], classes
     """Record the run's config, environment and classes before its first step."""
     checksums = sources(config)
     provenance = {**environment, **({"sources": checksums} if checksums else {})}
-    write_atomically(folder / CONFIG, to_yaml(config).encode())
-    write_atomically(folder / PROVENANCE, json.dumps(provenance, indent=1).encode())
-    write_atomically(folder / CLASSES, json.dumps(list(classes)).encode())
+    files = {CONFIG: to_yaml(config).encode(), CLASSES: json.dumps(list(classes)).encode()}
+    provenance["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    provenance["checksum"] = content_checksum(provenance)
+    for name, content in {**files, PROVENANCE: json.dumps(provenance, indent=1).encode()}.items():
+        write_atomically(folder / name, content)
 
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
@@ -178,11 +188,39 @@ def sources(config: Config) -> dict[str, str]:
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / PROVENANCE).read_text())
-    return found
+    path = folder / PROVENANCE
+    try:
+        found = json.loads(path.read_bytes())
+        intact = isinstance(found, dict) and found.get("checksum") in (None, content_checksum(found))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} can't be read ({error}); restore it, or train again") from error
+    if not intact:
+        raise UserError(f"{path} was changed after the run started; restore it, or train again")
+    return dict(found)
+
+
+def _intact(path: Path) -> bytes:
+    """The content of a file of a run. Raises UserError if it is not the one that the run recorded at its start.
+
+    Runs of version 0.2 and earlier recorded no checksums.
+    """
+    content = path.read_bytes()
+    recorded = path.with_name(PROVENANCE).is_file() and _provenance(path.parent).get("files", {}).get(path.name)
+    if recorded and recorded != hashlib.sha256(content).hexdigest():
+        raise UserError(
+            f"{path} was changed or damaged after the run started, so its checkpoints would be read with other "
+            "settings; restore the file, or train again with `advsphere train` and the new settings"
+        )
+    return content
 
 
 def _classes(folder: Path) -> list[str] | None:
     """The run's class names; None for runs of earlier versions, which did not record them."""
     path = folder / CLASSES
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        classes: list[str] = json.loads(_intact(path))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or train again") from error
+    return classes

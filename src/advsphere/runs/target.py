@@ -19,10 +19,12 @@ from advsphere import named
 from advsphere.classifier import PixelClassifier
 from advsphere.data import Dataset, Images, from_dataset, load_test
 from advsphere.errors import UserError
-from advsphere.files import write_atomically
+from advsphere.files import content_checksum, write_atomically
 from advsphere.models import load_weights
 from advsphere.runs.build import as_dataset, chosen_device
 from advsphere.runs.folder import load_run
+
+SUBJECT = "subject.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +104,24 @@ class EvaluationTarget:
         relative to it, so that they stay valid if all are moved together.
         """
         places = {name: _relative(getattr(self, name), folder) for name in ("run", "weights", "data")}
-        write_atomically(folder / "subject.json", json.dumps(asdict(self) | places, indent=1).encode())
+        content = json.loads(json.dumps(asdict(self) | places, default=str))
+        content["checksum"] = content_checksum(content)
+        write_atomically(folder / SUBJECT, json.dumps(content, indent=1).encode())
 
     @classmethod
     def read(cls, folder: Path) -> EvaluationTarget:
         """Read what `save` wrote. Raises UserError if the folder holds no evaluation."""
-        path = folder / "subject.json"
+        path = folder / SUBJECT
         if not path.is_file():
-            raise UserError(f"{folder} holds no evaluation: there is no subject.json; `advsphere evaluate` writes one")
+            raise UserError(f"{folder} holds no evaluation: there is no {SUBJECT}; `advsphere evaluate` writes one")
         try:
-            subject: EvaluationTarget = cattrs.structure(json.loads(path.read_text()), cls)
-        except (ValueError, OSError, cattrs.BaseValidationError) as error:
+            content = json.loads(path.read_bytes())
+            intact = content.pop("checksum", None) in (None, content_checksum(content))  # version 0.2 wrote no checksum
+            subject: EvaluationTarget = cattrs.structure(content, cls)
+        except (ValueError, TypeError, AttributeError, RecursionError, OSError, cattrs.BaseValidationError) as error:
             raise UserError(f"{path} is damaged; evaluate into {folder} again to rewrite it") from error
+        if not intact:
+            raise UserError(f"{path} was changed after it was written; evaluate into {folder} again to rewrite it")
         run, weights, data = (_found(place, folder) for place in (subject.run, subject.weights, subject.data))
         return replace(subject, run=run, weights=weights, data=data)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from advsphere.errors import UserError
 from advsphere.files import disk_errors, write_atomically
 from advsphere.training.loop import Metrics
 
@@ -20,7 +22,8 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.path, self.board_folder = folder / "metrics.jsonl", folder / "tensorboard"
-        self.lines = [m for m in read_metrics(folder) if m["epoch"] <= from_epoch]
+        # A damaged line must not keep a run from being resumed.
+        self.lines = [m for m, _ in _read(self.path) if m is not None and m["epoch"] <= from_epoch]
         self._write()
         with disk_errors(self.board_folder):
             self.board = SummaryWriter(str(self.board_folder), purge_step=from_epoch + 1)
@@ -50,6 +53,26 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
     Returns:
         The metrics of each finished epoch; an empty list before the first.
+
+    Raises:
+        UserError: If a line is damaged.
     """
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = []
+    for metrics, number in _read(path):
+        if metrics is None:
+            raise UserError(f"line {number} of {path} is damaged; remove it to go on without that epoch")
+        found.append(metrics)
+    return found
+
+
+def _read(path: Path) -> Iterator[tuple[Metrics | None, int]]:
+    """The metrics of each line and its number; None for a damaged line."""
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+        try:
+            found = json.loads(line)
+            if not all(isinstance(value, int | float) for value in (found["epoch"], *found.values())):
+                found = None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            found = None
+        yield found, number
