@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def advice(dtype: torch.dtype | None, device: torch.device) -> str | None:
         return None
     why = "has no instructions for it" if native is None else f"has {native}, but PyTorch does not use it"
     return f"bfloat16 takes {times:.1f} times as long as float32 here, because the processor {why}: --precision float32"
+
+
+@contextmanager
+def repeatable_kernels(repeatable: bool = True) -> Iterator[None]:
+    """Let cuDNN use only kernels that give the same bits each time.
+
+    Args:
+        repeatable: If False, cuDNN measures which kernels are fastest, and the bits may differ from run to run.
+
+    Yields:
+        None. The earlier setting is restored afterwards.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = not repeatable, repeatable
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 @cache

@@ -17,6 +17,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation.ledger import Cell
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import margin
+from advsphere.machine import repeatable_kernels
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
@@ -146,19 +147,17 @@ def exact_float32() -> Iterator[None]:
     except RuntimeError:  # the user has set fp32_precision, and PyTorch refuses to mix the two interfaces
         places = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
     before = [(place, place.fp32_precision) for place in places]
-    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
     try:
-        cudnn.benchmark, cudnn.deterministic = False, True
         for place in places:
             place.fp32_precision = "ieee"
         if precision is None:
-            yield
+            with repeatable_kernels():
+                yield
             return
         torch.set_float32_matmul_precision("highest")
         with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
         for place, value in before:
             place.fp32_precision = value
         if precision is not None:

@@ -24,7 +24,7 @@ from advsphere.data.images import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.losses import smoothed
-from advsphere.machine import low_precision
+from advsphere.machine import low_precision, repeatable_kernels
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
 from advsphere.threat import ThreatModel
@@ -174,12 +174,13 @@ class Trainer:
             Stopped: If a hook asked to stop.
             UserError: If training diverges or the disk is full. In all cases the folder holds the last good checkpoint.
         """
-        try:
-            while self.cursor.epoch < self.settings.epochs:
-                self._train_epoch()
-                self._close_epoch()
-        finally:
-            self.writer.wait()
+        with repeatable_kernels(self.settings.deterministic):
+            try:
+                while self.cursor.epoch < self.settings.epochs:
+                    self._train_epoch()
+                    self._close_epoch()
+            finally:
+                self.writer.wait()
 
     def resume(self) -> list[str]:
         """Continue from last.safetensors.
@@ -262,6 +263,8 @@ class Trainer:
                 self.save()
                 saved = now
             began = time.monotonic()
+        self.sums.tolist()  # waits for the device, whose last steps belong to the time of this epoch
+        self.seconds += time.monotonic() - began
 
     def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:
         """Agree on (stopping, saving): stop if any rank was asked to, save if the clock of the first rank says so.

@@ -53,6 +53,8 @@ class TrainSettings:
         ema: Decay of an exponential moving average of the weights, which is then validated and saved; 0 for none.
         seed: Determines the initial weights, the order of the data, and all other randomness.
         precision: auto is bfloat16 autocast on devices that support it natively, otherwise float32.
+        deterministic: On GPUs, use only kernels of cuDNN that give the same bits each time. Without it, cuDNN chooses
+            the fastest ones, and a resumed run equals an uninterrupted one up to rounding.
         fold: Fold batch norm into the convolutions while crafting in eval mode. The result is equal up to rounding.
         sync_bn: Normalise by the statistics of the whole batch over all processes; GPUs only.
         checkpoint_activations: Keep only the input of each residual block, and recompute the rest in the backward pass.
@@ -80,6 +82,7 @@ class TrainSettings:
     ema: float = 0.0
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    deterministic: bool = True
     fold: bool = True
     sync_bn: bool = False
     checkpoint_activations: bool = field(default=False, metadata={"affects_result": False})
