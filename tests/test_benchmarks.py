@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,7 +21,9 @@ from advsphere.cli.arguments import parse
 from advsphere.losses import margin
 from advsphere.models.networks import WideResNet
 from advsphere.recipes import recipe
+from advsphere.runs.config import differences
 from advsphere.threat import ThreatModel
+from advsphere.training import Stopped
 from tests.corruption.pictures import pictures
 from tests.laws import RADII, conv_net, images
 
@@ -34,6 +37,7 @@ SCRIPTS = (
     "memory",
     "network",
     "pgd",
+    "speedrun",
     "square",
 )
 THREAT = ThreatModel(norm="linf", eps=RADII["linf"])
@@ -231,3 +235,49 @@ def test_both_sides_of_the_data_path_read_every_photo(
         x = torch.cat(list(read))
         assert x.shape == (7, 3, 16, 16) and x.dtype == torch.float32
         assert sorted((x[:, 0].amax((1, 2)) * 255 / 30).round().int().tolist()) == list(range(7))
+
+
+SPEEDRUN = {"data": "digits", "network": "small-cnn", "images": 48, "validation": 16, "held_out": 16, "epochs": 2}
+
+
+def test_an_interrupted_ablation_goes_on_where_it_stopped(
+    benchmarks: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = benchmarks.speedrun
+    options = script.Arguments(
+        rows=tmp_path / "rows.jsonl", runs=tmp_path / "runs", seeds=2, arms=("base", "label smoothing"), **SPEEDRUN
+    )
+    with pytest.raises(Stopped):
+        script.main(replace(options, minutes=1e-9))
+    script.main(replace(options, seeds=1))
+    script.main(options)
+    said = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["base, seed 0", "label smoothing, seed 0", "base, seed 1", "label smoothing, seed 1"]
+    rows = script.read(options.rows, SPEEDRUN)
+    assert len(rows) == 4 and not script.read(options.rows, SPEEDRUN | {"epochs": 3})
+    for row in rows.values():
+        assert len(row["clean"]) == len(row["worst"]) == 16 and row["passes"] == 5 * 48 * 2
+        assert [point["passes"] for point in row["history"]] == [5 * 48, 5 * 48 * 2]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- speedrun -->\nold\n<!-- /speedrun -->\nafter\n")
+    script.main(replace(options, report=page))
+    text = page.read_text()
+    assert text.startswith("before\n<!-- speedrun -->\n| arm |") and text.endswith("<!-- /speedrun -->\nafter\n")
+    assert "| base | 2 |" in text and "| label smoothing | 2 |" in text and "old" not in text
+
+
+def test_the_cost_of_a_worst_case_is_read_between_epochs(benchmarks: SimpleNamespace) -> None:
+    history = [{"passes": 100, "worst": 0.2}, {"passes": 200, "worst": 0.4}, {"passes": 300, "worst": 0.3}]
+    cost = benchmarks.speedrun.cost
+    assert cost(history, 0.1) == 100 and cost(history, 0.4) == 200 and cost(history, 0.5) is None
+    assert cost(history, 0.25) == pytest.approx(125)
+
+
+def test_every_arm_changes_what_its_name_says_and_nothing_else(benchmarks: SimpleNamespace) -> None:
+    script = benchmarks.speedrun
+    options = script.Arguments()
+    base = script.config_of(options, "base", 0)
+    for arm in script.ARMS:
+        changed = {change.path.partition(".")[0] for change in differences(base, script.config_of(options, arm, 0))}
+        assert changed == (set() if arm == "base" else {"sphere"} if "hypersphere" in arm else {"training"})
+    assert script.config_of(options, "base", 2).training.seed == 2
