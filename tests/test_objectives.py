@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advsphere.attacks import pgd
 from advsphere.classifier import fooled, frozen
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
@@ -203,6 +204,16 @@ def test_finite_and_moving_with_a_scale_of_1000(row: ObjectiveRow) -> None:
     losses.total.backward()
     assert losses.total.isfinite()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_crafting_is_pgd_without_its_checks(norm: str) -> None:
+    model, x, y = conv_net(), images(5), labels(5)
+    objective: Any = with_norm(PGDAT(steps=3, start="uniform"), norm)
+    rng = Rng.of(x, seed=4)
+    with frozen(model) as classify:
+        expected = pgd(classify, x, y, threat=objective.threat, steps=3, step_size=objective.step_size, rng=rng)
+    assert torch.equal(objective.craft(model, x, y, Crafting(rng)), expected)
 
 
 def test_crafted_images_are_harder_than_clean_ones() -> None:

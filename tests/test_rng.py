@@ -206,3 +206,21 @@ def test_permutations_are_orders_that_differ_by_seed_epoch_and_purpose() -> None
 def test_derived_seeds_fit_any_library_and_keep_addresses_apart() -> None:
     seeds = [derived_seed(*address) for address in ((1, 2), (2, 1), (12,), ("1", 2), (1, "2"), ("12",), (-1, 2), ())]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("places", [slice(None), slice(1, 3), slice(None, None, 2)])
+def test_the_parts_of_a_split_draw_together_the_numbers_of_their_ids(places: slice) -> None:
+    """Also a part of a part, after another part has drawn, and after somebody changed what was drawn in place."""
+    whole = Rng(3, torch.arange(9) * 7, step=2)
+    first, second = whole.split([4, 5])
+    for _ in range(2):
+        first.uniform((2, 2), "a").zero_()
+        second.take(places).uniform((2, 2), "a").zero_()
+    for part, ids in ((first, whole.ids[:4]), (second, whole.ids[4:]), (second.take(places), whole.ids[4:][places])):
+        alone = Rng(3, ids, step=2)
+        assert torch.equal(part.uniform((2, 2), "a"), alone.uniform((2, 2), "a"))
+        assert torch.equal(part.normal((3,), "b"), alone.normal((3,), "b"))
+        assert torch.equal(part.integers((3,), "c"), alone.integers((3,), "c"))
+        assert torch.equal(part.at(step=1).uniform((3,), "a"), alone.at(step=1).uniform((3,), "a"))
+    mask = torch.tensor([True, False, True, False])
+    assert torch.equal(first.take(mask).uniform((3,), "a"), whole.take(torch.tensor([0, 2])).uniform((3,), "a"))

@@ -102,7 +102,7 @@ def input_gradient(
         x = x.detach().requires_grad_(True)
         logits = model(x)
         values = loss(logits, target)
-        (grad,) = torch.autograd.grad(values.sum(), x)
+        (grad,) = torch.autograd.grad(values, x, torch.ones_like(values))
     return logits.detach(), values.detach(), grad
 
 

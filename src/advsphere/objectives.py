@@ -11,14 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from advsphere.attacks.gradient import Start, pgd
-from advsphere.classifier import Classifier, Mode, frozen
+from advsphere.attacks.gradient import Start, starting_point
+from advsphere.classifier import Classifier, Mode, frozen, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, kl, log_odds, widen
 from advsphere.rng import Rng
@@ -192,8 +191,12 @@ class PGDAT(Objective):
         start: Start = "uniform"
         if self.start == "normal":
             start = x + 0.001 * rng.normal(x.shape[1:], "start").to(x.dtype)
-        ascend = partial(pgd, threat=self.threat, steps=self.steps, step_size=self.step_size)
-        return ascend(classify, x, target, start=start, loss=loss, rng=rng)
+        # As `attacks.pgd`, without its look at the values of the images, for which a GPU would have to stop.
+        x_adv = starting_point(x, self.threat, start, rng)
+        for _ in range(self.steps):
+            _, _, grad = input_gradient(classify, x_adv, target, loss)
+            x_adv = self.threat.project(x_adv + self.step_size * self.threat.ascent(grad, x_adv), x)
+        return x_adv
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         robust = criterion(model(x_adv), y).mean()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import index
 
 import torch
@@ -32,6 +32,7 @@ class Rng:
     ids: Tensor
     restart: int = 0
     step: int = 0
+    _of: tuple[_Shared, range] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, x: Tensor, seed: int = 0) -> Rng:
@@ -56,9 +57,8 @@ class Rng:
         Returns:
             The generator at this address.
         """
-        return replace(
-            self, restart=self.restart if restart is None else restart, step=self.step if step is None else step
-        )
+        restart = self.restart if restart is None else restart
+        return Rng(self.seed, self.ids, restart, self.step if step is None else step)
 
     def take(self, index: Tensor | slice) -> Rng:
         """The generator for a part of the batch.
@@ -69,7 +69,27 @@ class Rng:
         Returns:
             The generator for these examples.
         """
-        return replace(self, ids=self.ids[index])
+        of = (self._of[0], self._of[1][index]) if self._of is not None and isinstance(index, slice) else None
+        return replace(self, ids=self.ids[index], _of=of)
+
+    def split(self, sizes: Sequence[int]) -> list[Rng]:
+        """The generators for consecutive parts of the batch, which draw together.
+
+        The first part that asks for numbers draws them for all parts. A GPU takes about as long for one launch with few
+        numbers as for one with many.
+
+        Args:
+            sizes: Number of examples in each part. They add up to B.
+
+        Returns:
+            The generators, with the numbers of `take`.
+        """
+        shared, parts, start = _Shared(self), [], 0
+        for size in sizes:
+            of = (shared, range(start, start + size)) if len(sizes) > 1 else None
+            parts.append(replace(self, ids=self.ids[start : start + size], _of=of))
+            start += size
+        return parts
 
     def uniform(self, shape: Sequence[int], purpose: str) -> Tensor:
         """Uniform numbers in the open interval (0, 1), with 23 bits.
@@ -81,6 +101,9 @@ class Rng:
         Returns:
             (B, *shape) float32.
         """
+        if self._of is not None:
+            shared, at = self._of
+            return shared.uniform(shape, purpose)[at.start : at.stop : at.step].clone()
         bits = self._bits(shape, purpose)
         return bits.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
 
@@ -127,6 +150,19 @@ class Rng:
             room = scratch[: len(part)]
             _mix_(_mix_(part, room).add_(more), room)
         return bits.view(len(self.ids), *shape)
+
+
+class _Shared:
+    """The uniform numbers of a batch, drawn at the first request of one of its parts."""
+
+    def __init__(self, rng: Rng) -> None:
+        self.rng, self.drawn = rng, dict[tuple[tuple[int, ...], str], Tensor]()
+
+    def uniform(self, shape: Sequence[int], purpose: str) -> Tensor:
+        key = tuple(shape), purpose
+        if key not in self.drawn:
+            self.drawn[key] = self.rng.uniform(shape, purpose)
+        return self.drawn[key]
 
 
 _AT_ONCE = 2**18

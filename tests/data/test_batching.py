@@ -84,6 +84,19 @@ def test_images_in_memory_give_what_the_loop_always_got() -> None:
         assert torch.equal(batch.x, augment(pixels, Rng(0, ids, step=2))) and torch.equal(batch.y, y)
 
 
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_batches_made_together_are_those_made_one_by_one(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU makes them: several at once, of which the last may be shorter."""
+    images = load("digits").train.first(30)
+    augment = Augment(padding=1, flip=True)
+    alone = epoch(images, augment)
+    monkeypatch.setattr("advsphere.data.batching._together", lambda images, sizes: together)
+    for one, other in zip(epoch(images, augment), alone, strict=True):
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y) and torch.equal(one.rng.ids, other.rng.ids)
+        assert one.x.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(one.rng.uniform((5,), "start"), other.rng.uniform((5,), "start"))
+
+
 def test_images_in_memory_are_cropped_too() -> None:
     images = load("digits").train.first(20)
     augment = Augment(min_area=0.08)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advsphere.data import Augment
 from advsphere.errors import UserError
@@ -19,6 +20,7 @@ from advsphere.rng import derived_seed, permutation
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
 from advsphere.training import Hooks, Metrics, Stopped, Tick, load_checkpoint
+from advsphere.training.averaging import MovingAverage
 from tests.laws import OBJECTIVES, conv_net
 from tests.training.tiny import State, few_images, kept, order_of, same, state, stopping_after, tiny_trainer
 
@@ -235,6 +237,20 @@ def test_the_average_is_validated_and_kept(tmp_path: Path) -> None:
     assert same(raw, state(trainer.model)) and not torch.allclose(raw["8.weight"], last["8.weight"], rtol=1e-3)
 
 
+def test_the_average_is_that_of_torch() -> None:
+    model = conv_net()
+    ours = MovingAverage(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for i in range(4):
+        model(torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(i)))  # moves the running statistics
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5)
+        ours.update(model)
+        theirs.update_parameters(model)
+    assert same(state(ours.module), state(theirs.module)) and ours.updates == int(theirs.n_averaged)
+
+
 @pytest.mark.parametrize(("objective", "chosen_by"), [(PGDAT(steps=1), "robust"), (Standard(), "clean")])
 def test_best_is_the_last_of_those_that_validate_best(objective: Objective, chosen_by: str, tmp_path: Path) -> None:
     values, seen = iter([0.3, 0.5, 0.5, 0.4]), []
@@ -307,6 +323,12 @@ def test_the_model_trains_in_train_mode_and_every_parameter_gets_its_turn(tmp_pa
     assert all(all(each) for each in modes)
     assert all(not torch.equal(a, b) for a, b in zip(before.parameters(), trainer.model.parameters(), strict=True))
     assert torch.equal(trainer.model.state_dict()["1.num_batches_tracked"], torch.tensor(6)), "crafting does not count"
+
+
+def test_images_outside_the_bounds_are_refused_with_the_first_batch(tmp_path: Path) -> None:
+    objective = FastAT(threat=ThreatModel(norm="linf", eps=0.1, bounds=(0.4, 0.6)))
+    with pytest.raises(UserError, match="the images have pixels from"):
+        tiny_trainer(tmp_path, objective).fit()
 
 
 def test_bounds_of_another_unit_are_refused_at_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ any batch.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,8 @@ from advsphere.rng import Rng, permutation
 
 GRACE = 30
 """Seconds that a worker keeps running after SIGTERM."""
+_PIXELS = 2**22
+"""A GPU makes batches of up to this many pixel values together; they take 16 MiB."""
 
 
 class Batch(NamedTuple):
@@ -57,16 +60,27 @@ def batches(
     # Ids and random numbers for all batches at once: copying and drawing for each of them would keep a GPU waiting.
     whole = torch.cat([torch.empty(0, dtype=torch.int64), *ids]).to(device)
     drawn = augment.draw(Rng(seed, whole, step=epoch))
-    there = whole.split(sizes)
-    choices = [None] * len(sizes) if drawn is None else drawn.split(sizes)
+    together = _together(images, sizes)
+    groups = [sizes[i : i + together] for i in range(0, len(sizes), together)]
+    lengths = [sum(group) for group in groups]
+    there = whole.split(lengths)
+    choices = [None] * len(groups) if drawn is None else drawn.split(lengths)
     decoding = images.decodes
     reading = _Reading(images.to("cpu") if decoding else images, ids if decoding else there, augment, seed, epoch)
     read = _read(reading, _processes(images, len(ids), workers), device)
-    for index, choice, pixels in zip(there, choices, read, strict=True):
+    for group, index, choice, pixels in zip(groups, there, choices, read, strict=True):
         if isinstance(pixels, UserError):
             raise pixels
         x = augment.apply(pixels.to(device, non_blocking=True), choice)
-        yield Batch(x, images.labels[index], Rng(seed, index, step=epoch))
+        y = images.labels.index_select(0, index)
+        yield from map(Batch, x.split(group), y.split(group), Rng(seed, index, step=epoch).split(group))
+
+
+def _together(images: Images, sizes: Sequence[int]) -> int:
+    """How many batches are made at once. Small images on a GPU take as many launches for one batch as for several."""
+    if images.decodes or images.labels.device.type == "cpu":
+        return 1
+    return max(1, _PIXELS // max(1, math.prod(images.shape) * max(sizes, default=1)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from advsphere.attacks.combine import prepared
 from advsphere.data.batching import batches as load_batches
 from advsphere.data.batching import epoch_batches
 from advsphere.data.images import Images
@@ -28,6 +28,7 @@ from advsphere.machine import low_precision, repeatable_kernels
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
 from advsphere.threat import ThreatModel
+from advsphere.training.averaging import MovingAverage
 from advsphere.training.checkpoint import (
     CheckpointWriter,
     load,
@@ -153,8 +154,7 @@ class Trainer:
         make = optimizer or partial(make_optimizer, settings)
         self.optimizer = make(model.parameters())
         self.rates = [group.get("lr") for group in self.optimizer.param_groups]
-        averaging = get_ema_multi_avg_fn(settings.ema)
-        self.ema = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True) if settings.ema else None
+        self.ema = MovingAverage(model, settings.ema) if settings.ema else None
         self.cursor = Cursor()
         # Sums of the loss and of the images in this epoch, over this rank's shares; after a resume, the first rank's
         # sums include all earlier shares. They stay on the device because reading them every step would stall it.
@@ -198,7 +198,7 @@ class Trainer:
         restore_model(self.result, section("model", tensors), path)
         if self.ema is not None:
             restore_model(self.model, section("raw", tensors), path)
-            self.ema.n_averaged.copy_(tensors["ema.n_averaged"])
+            self.ema.updates = int(tensors["ema.n_averaged"])
         numbers = meta.get("optimizer", {"groups": [{"lr": meta["lr"]}]})  # absent in version 0.1
         restore_optimizer(self.optimizer, self.model, section("optimizer", tensors), numbers)
         if self.world.first:
@@ -219,7 +219,7 @@ class Trainer:
         state, numbers = optimizer_state(self.optimizer, self.model)
         tensors = prefixed("model", network_state(self.result)) | prefixed("optimizer", state) | {"sums": sums}
         if self.ema is not None:
-            tensors |= prefixed("raw", network_state(self.model)) | {"ema.n_averaged": self.ema.n_averaged}
+            tensors |= prefixed("raw", network_state(self.model)) | {"ema.n_averaged": torch.tensor(self.ema.updates)}
         carry = self.gradient.carried()
         if carry is not None:
             tensors["carry"] = carry
@@ -243,6 +243,8 @@ class Trainer:
         )
         began = saved = ticked = time.monotonic()
         for b, (x, y, rng) in enumerate(left, start=self.cursor.batch):
+            if b == 0 and isinstance(threat := getattr(self.objective, "threat", None), ThreatModel):
+                prepared(self.model, x, threat.bounds)
             for replay in range(self.cursor.replay, replays):
                 progress = (epoch + (b + replay / replays) / len(batches)) / settings.epochs
                 self._take_step(x, y, rng, len(batches[b]), progress)
@@ -261,8 +263,7 @@ class Trainer:
                 ticked = now
             if saving:
                 self.save()
-                saved = now
-            began = time.monotonic()
+                saved = began = time.monotonic()
         self.sums.tolist()  # waits for the device, whose last steps belong to the time of this epoch
         self.seconds += time.monotonic() - began
 
@@ -286,16 +287,16 @@ class Trainer:
         torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
         context = Crafting(rng, None, self.dtype, settings.fold, self.hooks.shift)
-        self.sums[0] += self.gradient.backward(x, y, n, context)
-        self.sums[1] += sum(part.images for part in self.division.parts(n))
+        self.sums[0].add_(self.gradient.backward(x, y, n, context))
+        self.sums[1].add_(sum(part.images for part in self.division.parts(n)))
         self.optimizer.step()
         if self.ema is not None:
-            self.ema.update_parameters(self.model)
+            self.ema.update(self.model)
 
     def _mean_loss(self, sums: Tensor) -> float:
         """The mean loss of this epoch so far. Raises UserError if it or a weight is no longer finite."""
         total, count = sums.tolist()
-        if math.isfinite(total) and all(p.isfinite().all() for p in self.model.parameters()):
+        if math.isfinite(total) and bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()):
             return float(total / max(count, 1))
         self.writer.wait()
         last = self.folder / "last.safetensors"

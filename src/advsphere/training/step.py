@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -119,17 +120,16 @@ class BatchGradient:
 
         Returns the sum of the share's losses, () float64.
         """
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
-        parts = self.division.parts(n)
+        losses, parts = list[Tensor](), self.division.parts(n)
         if not self.inspected:
             self._inspect(x[parts[0].places], y[parts[0].places], context.dtype)
         for i, part in enumerate(parts):
             with self._unsynchronised() if i + 1 < len(parts) else nullcontext():
                 loss = self._backward(part, x[part.places], y[part.places], n, context)
-            total += loss.double() * part.images
+            losses.append(loss.double() * part.images)
         if self.division.world.size > 1:
             self._average_statistics(sum(part.images for part in parts) / n)
-        return total
+        return reduce(torch.add, losses)
 
     def carried(self) -> Tensor | None:
         """The carried state by position in the global batch, complete on the first rank, on the CPU. All ranks must
@@ -155,7 +155,8 @@ class BatchGradient:
         with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None):
             losses: Losses = _in_twos(self.step, x, x_adv, y)
         # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
-        (losses.total * (self.division.world.size * part.images / n)).backward()
+        weight = self.division.world.size * part.images / n
+        losses.total.backward(torch.full_like(losses.total, weight))
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
