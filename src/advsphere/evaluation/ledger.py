@@ -1,16 +1,15 @@
 """The ledger: one row for each example and attack in a SQLite file. Every printed number is a query on it.
 
 The clean images are the first "attack", called "clean". An example counts as robust unless a row says `fooled`. Each
-batch of an attack is one transaction, so an interrupted batch is repeated and a finished one stays.
+batch of an attack, or part of a batch, is one transaction, so an interrupted one is repeated and a finished one stays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 from torch import Tensor
 
 from advsphere.errors import UserError
+from advsphere.evaluation.database import Database, uri
 from advsphere.files import canonical, fingerprint, packed, unpacked
 from advsphere.identity import refuse_another
 
@@ -74,6 +74,13 @@ CREATE TABLE batches (attack TEXT, batch INTEGER, seconds REAL NOT NULL, forward
 CREATE TABLE cells (attack TEXT, example INTEGER, status TEXT NOT NULL, prediction INTEGER, distance REAL, x_adv BLOB,
                     PRIMARY KEY (attack, example));
 """
+_PLACES = 2**32
+"""A part of a batch has the number ~(batch * _PLACES + first example), which is negative, until the batch is whole."""
+_PARTS = f"FROM batches WHERE attack = ? AND batch < 0 AND ~batch / {_PLACES} = ?"
+_FORGET_PARTS = (
+    "DELETE FROM batches WHERE batch < 0 AND EXISTS (SELECT 1 FROM batches AS whole "
+    f"WHERE whole.attack = batches.attack AND whole.batch = ~batches.batch / {_PLACES})"
+)
 _CONTENT = (
     "SELECT key, value FROM meta WHERE key != 'answers' ORDER BY key",
     "SELECT name, value FROM probes ORDER BY name",
@@ -84,7 +91,7 @@ _CONTENT = (
 )
 
 
-class Ledger:
+class Ledger(Database):
     """An open ledger; a context manager. `create_or_resume` opens one for writing, `read` for reading.
 
     Every method raises UserError if the file is damaged or no ledger, or if the disk is full. Committed rows stay
@@ -96,21 +103,8 @@ class Ledger:
     """
 
     def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
-        self.path = path
+        super().__init__(path, read_only=read_only)
         self._environment = canonical({})
-        where = ":memory:" if path is None else _uri(path, "ro" if read_only else "rwc")
-        with self._errors():
-            self._db = sqlite3.connect(where, uri=True, isolation_level=None)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._db.close()
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
@@ -175,18 +169,25 @@ class Ledger:
         ledger._environment = canonical(environment)
         return ledger
 
-    def record(self, attack: str, batch: int, cells: Sequence[Cell], cost: Cost) -> None:
-        """Write all cells of one attack and batch, or none of them.
+    def record(self, attack: str, batch: int, cells: Sequence[Cell], cost: Cost, *, more: bool = False) -> None:
+        """Write all cells of one attack and batch, or of a part of the batch, or none of them.
 
         Args:
             attack: Name of the attack.
             batch: Number of the batch.
             cells: One for each example.
-            cost: The cost of the batch.
+            cost: The cost of these cells.
+            more: The other cells of the batch are still missing.
         """
         rows = [(attack, *c[:4], packed(c.x_adv)) for c in cells]
         with self._transaction():
             self._db.executemany("INSERT INTO main.cells VALUES (?, ?, ?, ?, ?, ?)", rows)
+            if more:
+                batch = ~(batch * _PLACES + min(cell.example for cell in cells))
+            else:
+                (before,) = self._rows(f"SELECT TOTAL(seconds), TOTAL(forwards) {_PARTS}", attack, batch)
+                cost = Cost(cost.seconds + before[0], cost.forwards + int(before[1]))
+                self._db.execute(f"DELETE {_PARTS.replace('batches', 'main.batches')}", (attack, batch))
             self._db.execute("INSERT INTO main.batches VALUES (?, ?, ?, ?)", (attack, batch, *astuple(cost)))
             self._db.execute("INSERT OR IGNORE INTO environments VALUES (?)", (self._environment,))
 
@@ -201,6 +202,7 @@ class Ledger:
                 for table, columns in {"cells": 6, "batches": 4, "environments": 1}.items():
                     sql = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * columns)})"
                     self._db.executemany(sql, part._rows(f"SELECT * FROM {table} ORDER BY rowid"))
+            self._db.execute(_FORGET_PARTS)
 
     def record_probe(self, name: str, value: Any) -> None:
         """Store the result of a probe, a measurement besides the attacks. An earlier result is replaced.
@@ -226,7 +228,7 @@ class Ledger:
         Returns:
             Their numbers.
         """
-        return {int(b) for (b,) in self._rows("SELECT batch FROM batches WHERE attack = ?", attack)}
+        return {int(b) for (b,) in self._rows("SELECT batch FROM batches WHERE attack = ? AND batch >= 0", attack)}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -312,6 +314,25 @@ class Ledger:
         sql = "SELECT example, status, prediction, distance FROM cells WHERE attack = ? ORDER BY example"
         return [Cell(*row) for row in self._rows(sql, attack)]
 
+    def pictured(self, attack: str) -> set[int]:
+        """The examples whose adversarial image is stored.
+
+        Args:
+            attack: The attack's name.
+
+        Returns:
+            Their numbers.
+        """
+        return {i for (i,) in self._rows("SELECT example FROM cells WHERE attack = ? AND x_adv NOT NULL", attack)}
+
+    @property
+    def strays(self) -> int:
+        """Number of rows of attacks or examples that the ledger does not list; 0 in any ledger that was not edited."""
+        unlisted = "attack NOT IN (SELECT name FROM attacks)"
+        lost = f"SELECT COUNT(*) FROM cells WHERE {unlisted} OR example NOT IN (SELECT example FROM examples)"
+        (cells,), (batches,) = self._rows(lost), self._rows(f"SELECT COUNT(*) FROM batches WHERE {unlisted}")
+        return int(cells[0] + batches[0])
+
     def adversarial(self, attack: str, example: int) -> Tensor | None:
         """Read an adversarial image.
 
@@ -340,36 +361,6 @@ class Ledger:
                 digest.update(canonical(values).encode())
         return digest.hexdigest()
 
-    def _rows(self, sql: str, *values: object) -> Iterator[Any]:
-        with self._errors():
-            yield from self._db.execute(sql, values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            cures = {
-                "full": "free some space and run the same evaluation again; every finished batch is kept",
-                "locked": "another process is writing it; wait for that process, or give another file",
-                "readonly": "a write was interrupted; run the same evaluation again to complete it",
-                "unable to open": "check that the folder exists and can be written",
-            }
-            cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")
-            raise UserError(f"ledger {self.path}: {error}; {cure}") from error
-
     def _create(self, identity: Mapping[str, Any], labels: Sequence[int], answers: Mapping[str, Any] | None) -> None:
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
@@ -381,7 +372,7 @@ class Ledger:
 
     def _read_with(self, beside: Path) -> None:
         with self._errors():
-            self._db.execute("ATTACH ? AS beside", (_uri(beside, "ro"),))
+            self._db.execute("ATTACH ? AS beside", (uri(beside, "ro"),))
             for table in ("cells", "batches"):  # a temporary view hides the tables of the same name
                 both = f"SELECT * FROM main.{table} UNION ALL SELECT * FROM beside.{table}"
                 self._db.execute(f"CREATE TEMP VIEW {table} AS {both}")
@@ -394,7 +385,3 @@ class Ledger:
             row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
         if row is None or json.loads(row[0]) != _FORMAT:
             raise UserError(f"{self.path} is no ledger of this version ({_FORMAT}); evaluate into a new file")
-
-
-def _uri(path: Path, mode: str) -> str:
-    return f"{path.absolute().as_uri()}?mode={mode}"

@@ -17,8 +17,8 @@ from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Cell, Ledger
+from advsphere.evaluation.recorded import another_model, judge_again, specs_of, threat_of
 from advsphere.evaluation.specs import AttackSpec, in_words
-from advsphere.evaluation.verification import another_model, judge_again, specs_of, threat_of
 from advsphere.files import some
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel, radius

@@ -167,14 +167,8 @@ class _Work:
     def probe(self) -> None:
         """Run the missing probes for signs of gradient masking, regardless of the budget."""
         missing = [name for name in PROBES if name not in self.ledger.probes]
-        if not missing:
-            return
-        seed = self.plan.identity["seed"]
-        index = sample(self.ledger.outcomes(CLEAN), seed=seed, most=min(SAMPLE, self._batch_size))
-        x, y = self._load(index)
-        with frozen(self.plan.model) as exact:
-            for name in missing:
-                self.ledger.record_probe(name, PROBES[name](exact, self.plan.threat, x, y))
+        for name, value in probes_of(self.ledger, self.plan.model, self.plan.images, missing):
+            self.ledger.record_probe(name, value)
 
     def _clean(self, own: Mapping[int, Tensor]) -> None:
         with frozen(self.plan.model) as exact:
@@ -226,6 +220,17 @@ class _Work:
     def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.plan.images.batch(index)
         return x.to(device_of(self.plan.model)), y.to(device_of(self.plan.model))
+
+
+def probes_of(book: Ledger, model: nn.Module, images: Images, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Measure probes on a sample of the correctly classified images, each by its name."""
+    identity, device = book.identity, device_of(model)
+    index = sample(book.outcomes(CLEAN), seed=identity["seed"], most=min(SAMPLE, identity["batch_size"]))
+    x, y = (part.to(device) for part in images.batch(index))
+    threat = ThreatModel(**identity["threat"] | {"bounds": tuple(identity["threat"]["bounds"])})
+    with frozen(model) as exact:
+        for name in names:
+            yield name, PROBES[name](exact, threat, x, y)
 
 
 Begin = Callable[..., Ledger]

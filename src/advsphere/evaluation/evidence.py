@@ -1,0 +1,268 @@
+"""The evidence in a ledger, checked against the model and the images: predictions, adversarial images, attacks."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.classifier import Classifier, frozen
+from advsphere.data import Images
+from advsphere.errors import UserError
+from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.ledger import CLEAN, Ledger, Status
+from advsphere.evaluation.recorded import another_model, judge_again, threat_of
+from advsphere.evaluation.rows import Finding
+from advsphere.evaluation.specs import AttackSpec
+from advsphere.files import some
+from advsphere.identity import data_checksum
+from advsphere.machine import low_precision
+from advsphere.provenance import environment
+from advsphere.rng import permutation
+
+_ROUNDING = 1e-4
+"""Two logits that differ by less than this share of the largest one may change places on another machine."""
+
+_ALLOWED_FLIPS = 0.02
+_ALLOWED_MISSES = 0.1
+"""Shares of the cells that are attacked again whose outcome rounding may change: to fooled, and to resisted."""
+
+_ALIKE = 0.1
+"""Two adversarial images are of one search if their mean difference is below this share of the mean perturbation."""
+
+_MACHINE = ("torch", "device", "processor", "cpu_capability")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A ledger, and the model and images to check it against. Every method returns the finding of one check."""
+
+    model: nn.Module
+    images: Images
+    book: Ledger
+
+    def same_model(self) -> Finding:
+        checksum = self.book.identity["model"]["checksum"][:12]
+        if changed := another_model(self.book, self.model):
+            edited = all(line.startswith("classes.") for line in changed)  # with the same weights and answers
+            says = (
+                "its source file was changed afterwards" if edited else "another model than the one that was measured"
+            )
+            return Finding("model", "noted" if edited else "failed", f"{says}: {some(changed)}")
+        if self.book.answers is None:
+            detail = f"its weights are those that were measured ({checksum}); the ledger has no answers of its code"
+            return Finding("model", "noted", detail)
+        return Finding("model", "ok", f"the model that was measured ({checksum})")
+
+    def same_images(self) -> Finding:
+        claimed = self.book.identity["data"]
+        found = data_checksum(self.images, self.book.identity["batch_size"])
+        counted = claimed["n"] == len(self.images) == len(self.book.labels)
+        if claimed["checksum"] != found or not counted or self.images.labels.tolist() != self.book.labels:
+            return Finding("images", "failed", f"other images or labels than the {claimed['n']} that were evaluated")
+        pixels = {
+            hash(x.cpu().contiguous().numpy().tobytes())
+            for index in torch.arange(len(self.images)).split(self.book.identity["batch_size"])
+            for x in self.images.batch(index)[0]
+        }
+        detail = f"the {claimed['n']} images that were evaluated"
+        if repeated := claimed["n"] - len(pixels):
+            return Finding("images", "noted", f"{detail}; {repeated} of them repeat another one, but count again")
+        return Finding("images", "ok", detail)
+
+    def clean_again(self) -> Finding:
+        cells = self.book.cells(CLEAN)
+        unlike: list[int] = []
+        with frozen(self.model) as exact:
+            for index in self._batches(range(len(cells))):
+                x, y = self._load(index)
+                view = _Look.at(exact, x, y)
+                fooled = torch.tensor([cells[i].status == "fooled" for i in index.tolist()])
+                said = torch.tensor([_class(cells[i].prediction) for i in index.tolist()])
+                unlike += index[((view.wrong != fooled) & ~view.close) | view.contradicts(said)].tolist()
+        if unlike:
+            return Finding(CLEAN, "failed", f"the ledger has {len(unlike)} predictions wrong: images {some(unlike)}")
+        return Finding(CLEAN, "ok", f"all {len(cells)} predictions are as recorded")
+
+    def stored_again(self, name: str) -> Finding:
+        """Whether every fooled image is stored, and every stored image is predicted and counted as it should be."""
+        labels = self.book.labels
+        cells = {cell.example: cell for cell in self.book.cells(name)}
+        stored = sorted(self.book.pictured(name) & cells.keys())
+        bad: list[str] = []
+        for i, cell in cells.items():
+            elsewhere = cell.prediction not in (None, labels[i])
+            if i not in stored and (cell.status == "fooled" or elsewhere):
+                bad.append(f"image {i} counts as fooled, but its adversarial image is not stored")
+            elif cell.status == "fooled" and not elsewhere:
+                bad.append(f"image {i} counts as fooled, but is predicted as its label")
+            elif i in stored and (not elsewhere or cell.status not in ("fooled", "resisted")):
+                bad.append(f"image {i} has a stored image, but counts as {cell.status}")
+        near = 0
+        with frozen(self.model) as exact:
+            for index in self._batches(stored):
+                try:
+                    x_adv = torch.stack(
+                        [x for i in index.tolist() if (x := self.book.adversarial(name, i)) is not None]
+                    )
+                except UserError as error:
+                    return Finding(name, "failed", str(error))
+                faults, rounded = self._faults(exact, index, x_adv, [cells[i].status for i in index.tolist()], {
+                    "distance": torch.tensor([cells[i].distance or 0.0 for i in index.tolist()]),
+                    "class": torch.tensor([_class(cells[i].prediction) for i in index.tolist()]),
+                })  # fmt: skip
+                near += rounded
+                for says, which in faults.items():
+                    bad += [f"image {i} {says}" for i in index[which].tolist()]
+        if bad:
+            return Finding(name, "failed", f"{len(bad)} cells contradict their evidence: {some(bad)}")
+        fooled = sum(cell.status == "fooled" for cell in cells.values())
+        detail = f"{fooled} images are fooled, and each is stored, misclassified and in the ball"
+        if outside := len(stored) - fooled:
+            detail += f"; {outside} more are outside it"
+        if near:
+            return Finding(name, "noted", f"{detail}, {near} only up to rounding")
+        return Finding(name, "ok", detail)
+
+    def _faults(
+        self, exact: Classifier, index: Tensor, x_adv: Tensor, status: Sequence[Status], said: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], int]:
+        """What is wrong with stored images, (B,) bool each, and how many are misclassified only up to rounding."""
+        threat = threat_of(self.book)
+        x, y = self._load(index)
+        x_adv = x_adv.to(x.device)
+        view, distance = _Look.at(exact, x_adv, y), threat.distance(x_adv, x).cpu()
+        inside, counts = threat.contains(x_adv, x).cpu(), torch.tensor([s == "fooled" for s in status])
+        elsewhere = (distance - said["distance"]).abs() > 1e-5 * said["distance"] + 1e-7
+        within = threat.within_bounds(x_adv).cpu() & (distance <= threat.eps * (1 - 1e-5))
+        faults = {
+            "is outside the ball": ~inside & counts,
+            "is not at the recorded distance": elsewhere,
+            "is not misclassified": ~view.wrong & ~view.close,
+            "is not predicted as recorded": view.wrong & view.contradicts(said["class"]),
+            "fools the model inside the ball, but counts as resisted": within & view.wrong & ~view.close & ~counts,
+        }
+        return faults, int((~view.wrong & view.close).sum())
+
+    def attacked_again(
+        self, specs: Sequence[AttackSpec], share: float, at_least: int, seed: int | None
+    ) -> Iterator[Finding]:
+        """Attack samples of the cells again with the same random numbers: of those that resisted, and that were fooled.
+
+        The samples are drawn with fresh entropy, so whoever wrote the ledger could not know them.
+        """
+        seed = secrets.randbelow(2**32) if seed is None else seed
+        for kind, counted in {"resisted": ("resisted", "invalid"), "fooled": ("fooled",)}.items():
+            cells = [(a, c.example) for a in self.book.attacks for c in self.book.cells(a) if c.status in counted]
+            wanted = max(at_least, math.ceil(share * len(cells))) if kind == "resisted" else at_least
+            order = permutation(len(cells), seed=seed, epoch=0, purpose=f"verify {kind}")[:wanted].tolist()
+            drawn = f"{len(order)} of {len(cells)} {kind} cells were attacked again (drawn with --seed {seed})"
+            if self._precision != self.book.identity["search"]:
+                drawn += ", in float32, because this device only emulates the recorded precision"
+            chosen = sorted(cells[i] for i in order)
+            yield (self._resisted if kind == "resisted" else self._fooled)(specs, chosen, len(cells), drawn)
+
+    def _resisted(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair], total: int, drawn: str) -> Finding:
+        flips = [pair for pair, _, fooled in self._rerun(specs, chosen) if fooled]
+        allowed = max(1, math.floor(_ALLOWED_FLIPS * len(chosen)))
+        named = f" ({some([f'{attack} on {i}' for attack, i in flips])})" if flips else ""
+        power = ", ".join(
+            f"{100 * chance_to_catch(k, total, len(chosen), allowed):.0f} % if {k} were forged"
+            for k in sorted({min(total, max(allowed + 1, math.ceil(part * total))) for part in (0.01, 0.05, 0.2)})
+        )
+        detail = f"{drawn}, and {len(flips)} of them were fooled{named}; {allowed} may be rounding"
+        detail += f"; the chance to see more: {power}" if chosen else ""
+        status: Literal["failed", "noted", "ok"] = "failed" if len(flips) > allowed else "noted" if flips else "ok"
+        return Finding("resisted", status, detail)
+
+    def _fooled(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair], total: int, drawn: str) -> Finding:
+        misses, compared, unlike = 0, 0, 0
+        for (attack, i), found, fooled in self._rerun(specs, chosen):
+            kept = self.book.adversarial(attack, i)
+            misses += not fooled
+            if fooled and kept is not None:
+                x = self.images.batch(torch.tensor([i]))[0][0].cpu()
+                compared, unlike = compared + 1, unlike + (_mean(found - kept) > _ALIKE * _mean(kept - x))
+        detail = f"{drawn}, and {misses} of them resisted; {unlike} other images were found than are stored"
+        now = environment(device_of(self.model))
+        here = any(all(one.get(key) == now[key] for key in _MACHINE) for one in self.book.environments)
+        exact = here and self.book.identity["search"] == "float32"  # low precision depends on the batch too
+        if misses > max(1, _ALLOWED_MISSES * len(chosen)) or (exact and compared > 1 and unlike > compared / 2):
+            return Finding("fooled", "failed", f"{detail}: the ledger's images are not of these attacks and this seed")
+        return Finding("fooled", "noted" if unlike > compared / 2 else "ok", detail)
+
+    def _rerun(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair]) -> Iterator[tuple[_Pair, Tensor, bool]]:
+        """Each cell with the image that the attack finds now, and whether it fools the model."""
+        for spec in specs:
+            for index in self._batches(sorted(i for name, i in chosen if name == spec.name)):
+                verdict = judge_again(self.book, self.model, self.images, spec, index, self._precision)
+                for i, x_adv, fooled in zip(index.tolist(), verdict.x_adv.cpu(), verdict.fooled.tolist(), strict=True):
+                    yield (spec.name, i), x_adv, fooled
+
+    @property
+    def _precision(self) -> str:
+        """The recorded precision of the search, or float32 where the device would take ten times as long for it."""
+        recorded: str = self.book.identity["search"]
+        return recorded if low_precision(device_of(self.model)) else "float32"
+
+    def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.images.batch(index)
+        return x.to(device_of(self.model)), y.to(device_of(self.model))
+
+    def _batches(self, examples: Sequence[int]) -> list[Tensor]:
+        """The examples in the evaluation's batches, so that the same machine computes the same bits."""
+        size = self.book.identity["batch_size"]
+        batches: dict[int, list[int]] = {}
+        for i in examples:
+            batches.setdefault(i // size, []).append(i)
+        return [torch.tensor(batch) for batch in batches.values()]
+
+
+_Pair = tuple[str, int]
+"""An attack and an example."""
+
+
+def chance_to_catch(forged: int, cells: int, drawn: int, allowed: int) -> float:
+    """The probability that a draw without replacement has more than `allowed` of the forged cells (hypergeometric)."""
+    unseen = sum(math.comb(forged, i) * math.comb(cells - forged, drawn - i) for i in range(min(allowed, drawn) + 1))
+    return 1 - unseen / math.comb(cells, drawn)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Predictions of a batch on the CPU. `close` marks those whose label is too close to change hands by rounding."""
+
+    logits: Tensor
+    classes: Tensor
+    wrong: Tensor
+    close: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def at(cls, exact: Classifier, x: Tensor, y: Tensor) -> _Look:
+        logits, y = exact(x).cpu(), y.cpu()
+        broken = logits.isnan().any(1)
+        own = logits.gather(1, y[:, None]).squeeze(1)
+        other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+        close = (other - own).abs() <= _ROUNDING * logits.abs().amax(1)
+        return cls(logits, logits.argmax(1).masked_fill(broken, -1), ~(other < own) | broken, close)
+
+    def contradicts(self, said: Tensor) -> Tensor:
+        """Whether a recorded class (B,) is not the predicted one, and not as likely up to rounding; (B,) bool."""
+        known = (said >= 0) & (said < self.logits.shape[1])
+        theirs = self.logits.gather(1, said.clamp(0, self.logits.shape[1] - 1)[:, None]).squeeze(1)
+        near = known & (self.logits.amax(1) - theirs <= _ROUNDING * self.logits.abs().amax(1))
+        return (said != self.classes) & ~near
+
+
+def _class(prediction: Any) -> int:
+    return -2 if prediction is None else int(prediction)
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.abs().mean())

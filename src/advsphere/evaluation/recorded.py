@@ -1,0 +1,86 @@
+"""An evaluation as its ledger records it: its threat, its attacks and its model, to run an attack again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from advsphere.data import Images
+from advsphere.errors import UserError
+from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.engine import context_of
+from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
+from advsphere.evaluation.ledger import Ledger
+from advsphere.evaluation.specs import AttackSpec
+from advsphere.evaluation.suites import FIRST_LOOK, Effort, anytime, attacks_of
+from advsphere.files import differences, some
+from advsphere.identity import answer_alike, model_answers, model_record
+from advsphere.rng import Rng
+from advsphere.threat import ThreatModel
+
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def threat_of(book: Ledger) -> ThreatModel:
+    threat = book.identity["threat"]
+    low, high = threat["bounds"]
+    return ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high))
+
+
+def effort_of(book: Ledger) -> Effort:
+    """The effort of a named suite; the default for a list of attacks."""
+    suite = book.identity["suite"]
+    return Effort(**{field.name: suite[field.name] for field in fields(Effort) if field.name in suite})
+
+
+def may_be_cut(book: Ledger) -> bool:
+    """Whether it had a budget, or could have had one, so that images may be left out at its end."""
+    return effort_of(book).cascade or FIRST_LOOK in book.attacks
+
+
+def specs_of(
+    book: Ledger, model: nn.Module, images: Images, suite: Sequence[AttackSpec] | None = None
+) -> tuple[AttackSpec, ...]:
+    """The attacks of the evaluation of this model and these images, with the recorded settings.
+
+    `suite` holds the attacks if the evaluation was given a list. Raises UserError if their settings are not the
+    recorded ones.
+    """
+    identity = book.identity
+    if suite is None:
+        if identity["suite"]["name"] == "own":
+            raise UserError("this evaluation ran a list of attacks; give them as suite=")
+        context, _ = context_of(model, images, threat_of(book), effort_of(book), identity["suite"]["head"])
+        suite = attacks_of(identity["suite"]["name"], context)
+    elif FIRST_LOOK in book.attacks and FIRST_LOOK not in [spec.name for spec in suite]:
+        suite = anytime(suite, threat_of(book))  # as `evaluate` did with a budget
+    if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):
+        raise UserError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")
+    return tuple(suite)
+
+
+def another_model(book: Ledger, model: nn.Module) -> list[str]:
+    """The differences between this model and the evaluated one, one line each."""
+    claimed = {key: value for key, value in book.identity["model"].items() if key not in ("scale", "type")}
+    found = model_record(model)
+    changed = [str(change) for change in differences(claimed, {key: found.get(key) for key in claimed})]
+    with exact_float32():
+        answers = model_answers(model, book.identity["data"]["shape"])
+    if book.answers is not None and not answer_alike(book.answers, answers):
+        changed.append("it answers differently on the same images")
+    return changed
+
+
+def judge_again(
+    book: Ledger, model: nn.Module, images: Images, spec: AttackSpec, examples: Tensor, precision: str | None = None
+) -> Verdict:
+    """Run an attack on these examples, (B,) int64, with the recorded random numbers, and in the recorded precision
+    unless another one is given.
+    """
+    identity, device = book.identity, device_of(model)
+    x, y = (part.to(device) for part in images.batch(examples))
+    rng = Rng(identity["seed"], examples.to(device))
+    return judge_attack(model, spec, threat_of(book), x, y, rng, dtype=_PRECISIONS[precision or identity["search"]])
