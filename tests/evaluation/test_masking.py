@@ -316,7 +316,7 @@ def test_signs_follow_from_the_ledger_and_are_verified(tmp_path: Path) -> None:
     shutil.copy(book, flattered)
     change(flattered, "UPDATE probes SET value = replace(value, '90', '0')")
     found = failures(verify(file, flattered, masked, images))
-    assert list(found) == ["numbers"] and "signs[0]" in found["numbers"]
+    assert set(found) == {"numbers", "signs"} and "gradients" in found["signs"]
 
 
 def test_probes_are_measured_once_and_the_same_each_time(tmp_path: Path) -> None:

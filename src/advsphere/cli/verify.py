@@ -17,8 +17,9 @@ from advsphere.runs.target import EvaluationTarget, evaluations
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Check an evaluation: recompute every printed number from the ledger, classify every stored adversarial image
-    again, and attack a random 5 % (at least 20) of the resisting examples again.
+    """Check an evaluation: recompute every printed number from the ledger, look for an outcome of every attack on every
+    image, classify every stored adversarial image again, repeat the checks before the attacks, and attack a random 5 %
+    (at least 20) of the resisting examples again. docs/guarantees.md says what this proves.
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -26,7 +27,7 @@ class Options:
     share: float = 0.05
     """Share of the resisting examples to attack again."""
     seed: int | None = None
-    """Seed that selects these examples; by default derived from the ledger's checksum."""
+    """Seed that selects these examples; by default it is drawn anew and printed."""
 
 
 def main(arguments: list[str]) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ _ALLOWED_MISSES = 0.1
 
 _ALIKE = 0.1
 """Two adversarial images are of one search if their mean difference is below this share of the mean perturbation."""
+
+_FEW = 5
+"""Fooled cells of each attack that are attacked again."""
 
 _MACHINE = ("torch", "device", "processor", "cpu_capability")
 
@@ -157,44 +161,52 @@ class Evidence:
         The samples are drawn with fresh entropy, so whoever wrote the ledger could not know them.
         """
         seed = secrets.randbelow(2**32) if seed is None else seed
-        for kind, counted in {"resisted": ("resisted", "invalid"), "fooled": ("fooled",)}.items():
-            cells = [(a, c.example) for a in self.book.attacks for c in self.book.cells(a) if c.status in counted]
-            wanted = max(at_least, math.ceil(share * len(cells))) if kind == "resisted" else at_least
-            order = permutation(len(cells), seed=seed, epoch=0, purpose=f"verify {kind}")[:wanted].tolist()
-            drawn = f"{len(order)} of {len(cells)} {kind} cells were attacked again (drawn with --seed {seed})"
-            if self._precision != self.book.identity["search"]:
-                drawn += ", in float32, because this device only emulates the recorded precision"
-            chosen = sorted(cells[i] for i in order)
-            yield (self._resisted if kind == "resisted" else self._fooled)(specs, chosen, len(cells), drawn)
+        slow = self._precision != self.book.identity["search"]
+        how = f" (drawn with --seed {seed})" + (", in float32 as this device emulates bfloat16" if slow else "")
+        resisted = self._cells("resisted", "invalid")
+        wanted = max(at_least, math.ceil(share * len(resisted)))
+        yield self._resisted(specs, _drawn(resisted, wanted, seed, "resisted"), len(resisted), how)
+        fooled = self._cells("fooled")
+        each = [_drawn([cell for cell in fooled if cell[0] == name], _FEW, seed, name) for name in self.book.attacks]
+        yield self._fooled(specs, [cell for drawn in each for cell in drawn], len(fooled), how)
 
-    def _resisted(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair], total: int, drawn: str) -> Finding:
+    def _cells(self, *status: Status) -> list[_Pair]:
+        return [(name, c.example) for name in self.book.attacks for c in self.book.cells(name) if c.status in status]
+
+    def _resisted(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair], total: int, how: str) -> Finding:
         flips = [pair for pair, _, fooled in self._rerun(specs, chosen) if fooled]
         allowed = max(1, math.floor(_ALLOWED_FLIPS * len(chosen)))
         named = f" ({some([f'{attack} on {i}' for attack, i in flips])})" if flips else ""
-        power = ", ".join(
-            f"{100 * chance_to_catch(k, total, len(chosen), allowed):.0f} % if {k} were forged"
-            for k in sorted({min(total, max(allowed + 1, math.ceil(part * total))) for part in (0.01, 0.05, 0.2)})
-        )
-        detail = f"{drawn}, and {len(flips)} of them were fooled{named}; {allowed} may be rounding"
-        detail += f"; the chance to see more: {power}" if chosen else ""
-        status: Literal["failed", "noted", "ok"] = "failed" if len(flips) > allowed else "noted" if flips else "ok"
-        return Finding("resisted", status, detail)
+        detail = f"{len(flips)} of {len(chosen)} resisted cells, of {total}, were fooled on a second run{how}{named}"
+        if chosen:
+            sizes = sorted({min(total, max(allowed + 1, math.ceil(part * total))) for part in (0.01, 0.05, 0.2)})
+            power = [f"{k} forged: {100 * chance_to_catch(k, total, len(chosen), allowed):.0f} %" for k in sizes]
+            detail += f"; up to {allowed} may be rounding; the chance of more, with {', '.join(power)}"
+        return Finding("resisted", "failed" if len(flips) > allowed else "noted" if flips else "ok", detail)
 
-    def _fooled(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair], total: int, drawn: str) -> Finding:
-        misses, compared, unlike = 0, 0, 0
+    def _fooled(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair], total: int, how: str) -> Finding:
+        """Whether the attacks find the same images. A ledger with images of another attack or seed differs in most."""
+        misses, unlike, compared = 0, Counter[str](), Counter[str]()
         for (attack, i), found, fooled in self._rerun(specs, chosen):
             kept = self.book.adversarial(attack, i)
             misses += not fooled
             if fooled and kept is not None:
                 x = self.images.batch(torch.tensor([i]))[0][0].cpu()
-                compared, unlike = compared + 1, unlike + (_mean(found - kept) > _ALIKE * _mean(kept - x))
-        detail = f"{drawn}, and {misses} of them resisted; {unlike} other images were found than are stored"
+                compared[attack] += 1
+                unlike[attack] += _mean(found - kept) > _ALIKE * _mean(kept - x)
+        others = [attack for attack in compared if compared[attack] > 2 and unlike[attack] > compared[attack] / 2]
+        detail = f"{len(chosen) - misses} of {len(chosen)} fooled cells, of {total}, were fooled on a second run{how}"
+        detail += f"; other images than are stored: {unlike.total()}" + (
+            f", most of {', '.join(others)}" if others else ""
+        )
         now = environment(device_of(self.model))
         here = any(all(one.get(key) == now[key] for key in _MACHINE) for one in self.book.environments)
         exact = here and self.book.identity["search"] == "float32"  # low precision depends on the batch too
-        if misses > max(1, _ALLOWED_MISSES * len(chosen)) or (exact and compared > 1 and unlike > compared / 2):
-            return Finding("fooled", "failed", f"{detail}: the ledger's images are not of these attacks and this seed")
-        return Finding("fooled", "noted" if unlike > compared / 2 else "ok", detail)
+        if misses > max(1, _ALLOWED_MISSES * len(chosen)) or (others and exact):
+            return Finding(
+                "fooled", "failed", f"{detail}; these cells are not of this attack, these settings and this seed"
+            )
+        return Finding("fooled", "noted" if others else "ok", detail)
 
     def _rerun(self, specs: Sequence[AttackSpec], chosen: Sequence[_Pair]) -> Iterator[tuple[_Pair, Tensor, bool]]:
         """Each cell with the image that the attack finds now, and whether it fools the model."""
@@ -225,6 +237,11 @@ class Evidence:
 
 _Pair = tuple[str, int]
 """An attack and an example."""
+
+
+def _drawn(cells: Sequence[_Pair], most: int, seed: int, purpose: str) -> list[_Pair]:
+    order = permutation(len(cells), seed=seed, epoch=0, purpose=f"verify {purpose}")[:most]
+    return sorted(cells[i] for i in order.tolist())
 
 
 def chance_to_catch(forged: int, cells: int, drawn: int, allowed: int) -> float:

@@ -127,7 +127,8 @@ def _numbers(written: dict[str, Any], book: Ledger) -> Finding:
         missing = [sum(row["unreached"] for row in data["attacks"]) for data in (expected, written)]
     except (KeyError, TypeError, UserError) as error:
         return Finding("numbers", "failed", f"the ledger can't give the printed numbers: {error}")
-    wrong = differences(*({k: v for k, v in data.items() if k not in _SENTENCES} for data in (written, expected)))
+    theirs, ours = ({k: v for k, v in data.items() if k not in _SENTENCES} for data in (written, expected))
+    wrong = differences(theirs, ours)
     if wrong:
         later = f"; the ledger was continued after they were printed: {_AGAIN}"
         cure = later if missing[0] < missing[1] else ""
@@ -162,16 +163,18 @@ def _pairs(book: Ledger) -> Finding:
         cut |= missing
         if left := len(missing - before):
             late[name] = left
-    left = ", ".join(f"{name}: {count}" for name, count in late.items())
+    counts = ", ".join(f"{name}: {count}" for name, count in late.items())
+    if cut and not may_be_cut(book):
+        odd = [says for says in odd if "earlier attack" not in says]
     if odd:
         return Finding("pairs", "failed", f"{len(odd)} pairs of an attack and an image are wrong: {some(odd)}")
     if cut and not may_be_cut(book):
         detail = (
-            f"images are missing, though there was no budget ({left}); run the same evaluation again to complete it"
+            f"images are missing, though there was no budget ({counts}); run the same evaluation again to complete it"
         )
         return Finding("pairs", "failed", detail)
     if late:
-        return Finding("pairs", "noted", f"the budget ended before these attacks reached every image; missing: {left}")
+        return Finding("pairs", "noted", f"the budget ended before these attacks reached every image; missing: {counts}")
     return Finding("pairs", "ok", f"each of {len(book.attacks)} attacks has an outcome for each of {n} images")
 
 
