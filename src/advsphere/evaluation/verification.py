@@ -174,7 +174,7 @@ def _pairs(book: Ledger) -> Finding:
         )
         return Finding("pairs", "failed", detail)
     if late:
-        return Finding("pairs", "noted", f"the budget ended before these attacks reached every image; missing: {counts}")
+        return Finding("pairs", "noted", f"the budget ended before these attacks reached every image: {counts}")
     return Finding("pairs", "ok", f"each of {len(book.attacks)} attacks has an outcome for each of {n} images")
 
 
