@@ -6,16 +6,18 @@
 
 PreActResNet-18 with few channels on small images: counts depend on neither. Search and training compute in bfloat16, as
 they do by default on a GPU. A row of training is the mean over the optimizer steps of some batches within an epoch, and
-a row of an attack the mean over steps within a batch, so the work around the steps is not in it. Attacks run as
+a row of an attack the mean over 16 steps within a batch, so the work around the steps is not in it. Attacks run as
 `evaluate` runs them. In a row "all resist" no image is ever fooled; in "one falls" one image is fooled in each step.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -42,16 +44,13 @@ from tests.device import stand_in
 from tests.device.stand_in import Counts
 
 THREAT = ThreatModel(norm="linf", eps=1e-3)
-FEW, MANY = 8, 24
-"""Steps of the two runs of an attack whose difference counts."""
-Attack = Callable[[int], AttackSpec]
-"""The attack with this number of steps."""
+BEGIN, END = 8, 24
+"""The forwards of a search between which its steps count. Every attack makes one forward in a step."""
 
 
 class Row(NamedTuple):
     """One step's kernels and waits, and the source lines that they come from."""
 
-    name: str
     kernels: float
     waits: float
     kernel_lines: Counter[tuple[str, str]]
@@ -85,8 +84,8 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def training_row(name: str, objective: Objective, *, hypersphere: bool) -> Row:
-    """The mean of the optimizer steps of the third and fourth batch of an epoch."""
+def training_row(objective: Objective, *, hypersphere: bool) -> Row:
+    """The mean of the optimizer steps of the second and third batch of an epoch."""
     model = network(hypersphere=hypersphere)
     pixels = torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8)
     images = ImageSet(pixels, torch.arange(48) % 10, tuple("abcdefghij")).to(stand_in.DEVICE)
@@ -96,119 +95,108 @@ def training_row(name: str, objective: Objective, *, hypersphere: bool) -> Row:
         sphere = HypersphereConfig(scale=15.0, margin=0.2)
         criterion = AngularMargin(split(model).head, sphere.margin)
         hooks.before_step = partial(sphere.set_progress, criterion)
-    begin, end = 2 * objective.replays, 4 * objective.replays
-    steps = 0
-    with stand_in.counting() as counts, tempfile.TemporaryDirectory() as folder:
-        before = Counts()
+    begin, end = objective.replays, 3 * objective.replays
+    seen: list[Counts] = []
+    steps = itertools.count(1)
 
-        def stop() -> bool:
-            nonlocal steps, before
-            steps += 1
-            if steps == begin:
-                before = counts.copy()
-            if steps == end:
-                after.append(counts.copy())
-            return steps == end
+    def stop() -> bool:
+        step = next(steps)
+        if step in (begin, end):
+            seen.append(stand_in.counts().copy())
+        return step == end
 
-        after: list[Counts] = []
-        hooks.stop = stop
-        settings = TrainSettings(epochs=1, batch_size=8, precision="bfloat16", augment=Augment(padding=4, flip=True))
-        trainer = Trainer(model, objective, criterion, images, settings=settings, folder=folder, hooks=hooks)
-        try:
-            with patch("time.monotonic", lambda: 0.0):  # no progress is shown, which would wait for the loss
-                trainer.fit()
-        except Stopped:
-            pass
-    return _row(name + (" + HE" if hypersphere else ""), before, after[0], end - begin)
+    hooks.stop = stop
+    settings = TrainSettings(epochs=1, batch_size=8, precision="bfloat16", augment=Augment(padding=4, flip=True))
+    with (
+        stand_in.counting(),
+        tempfile.TemporaryDirectory() as folder,
+        patch("time.monotonic", lambda: 0.0),  # no progress is shown, which would wait for the loss
+        suppress(Stopped),
+    ):
+        Trainer(model, objective, criterion, images, settings=settings, folder=folder, hooks=hooks).fit()
+    before, after = seen
+    return _row(before, after, end - begin)
 
 
-_clock = 0
+class Search(BaseException):
+    """Counts the forwards of a search, and ends it after the last one that counts. No attack catches it."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.seen: list[Counts] = []
+
+    def step(self, counts: Counts) -> None:
+        self.forwards += 1
+        if self.forwards in (BEGIN, END):
+            self.seen.append(counts.copy())
+        if self.forwards == END:
+            raise self
 
 
 @fx.wrap
-def _decided(logits: Tensor, x: Tensor, falling: bool) -> Tensor:
+def _decided(logits: Tensor, x: Tensor, search: Search, falling: bool) -> Tensor:
     """Raise the true logit, 0, beyond reach. With `falling`, lower it for each image from its own forward on, which its
     first pixel tells in steps of 1/32. The device does not count this.
     """
-    global _clock
-    _clock += 1
+    search.step(stand_in.counts())
     with stand_in.counting():
         change = torch.zeros_like(logits)
         change[:, 0] = 1000.0
         if falling:
-            change[:, 0] -= 2000.0 * ((x.detach()[:, 0, 0, 0] * 32).round() <= _clock - 4)
+            change[:, 0] -= 2000.0 * ((x.detach()[:, 0, 0, 0] * 32).round() <= search.forwards - 4)
         return logits + change
 
 
 class Decided(nn.Module):
     """A network whose images are fooled at given forwards, whatever an attack does."""
 
-    def __init__(self, network: PixelClassifier, *, falling: bool) -> None:
+    def __init__(self, network: PixelClassifier, search: Search, *, falling: bool) -> None:
         super().__init__()
-        self.network, self.falling = network, falling
+        self.network, self.search, self.falling = network, search, falling
 
     def forward(self, x: Tensor) -> Tensor:
-        return _decided(self.network(x), x, self.falling)
+        return _decided(self.network(x), x, self.search, self.falling)
 
 
-def specs(model: nn.Module) -> dict[str, Attack]:
-    """The attacks as suites set them, with tiny steps in a tiny ball."""
+def specs(model: nn.Module) -> list[AttackSpec]:
+    """The attacks as suites set them, with tiny steps in a tiny ball so that no image returns to where it was."""
     guides = Guides(torch.rand(8, 3, 8, 8).to(stand_in.DEVICE), torch.arange(8).to(stand_in.DEVICE))
-    ball: dict[str, Any] = {"threat": THREAT}
-    step: dict[str, Any] = {"step_size": 1e-5, "until_fooled": True, "keep": "best"}
+    step: dict[str, Any] = {"threat": THREAT, "steps": 100, "step_size": 1e-5}
+    search = step | {"until_fooled": True, "keep": "best"}
     reach: dict[str, Any] = {"norm": "linf", "bounds": (0.0, 1.0)}
-    parts: dict[str, Any] = dict(stages(THREAT))
-    steps: dict[str, tuple[Callable[..., Tensor], str, bool]] = {
-        "PGD": (partial(attacks.pgd, **ball, **step), "steps", False),
-        "MIM": (partial(attacks.mim, **ball, **step), "steps", False),
-        "APGD": (parts["APGD-CE"], "steps", False),
-        "APGD-T": (partial(parts["APGD-T"], targets=1), "steps", False),
-        "FAB-T": (partial(parts["FAB-T"], targets=1), "steps", False),
-        "Square": (parts["Square"], "queries", False),
-        "C&W": (partial(attacks.cw, norm="l2"), "steps", True),
-        "DeepFool": (partial(attacks.deepfool, **reach), "steps", True),
-        "RayS": (partial(attacks.rays, bounds=(0.0, 1.0), eps=THREAT.eps), "queries", True),
-        "feature": (
-            partial(attacks.feature_attack, **ball, head=split(model).head, guides=guides, tries=1, step_size=1e-5),
-            "steps",
-            False,
-        ),
-    }
-
-    def of(name: str, n: int) -> AttackSpec:
-        attack, number, minimal = steps[name]
-        return AttackSpec(name, partial(attack, **{number: n}), minimal=minimal)
-
-    return {name: partial(of, name) for name in steps}
+    return [
+        AttackSpec("PGD", partial(attacks.pgd, **search)),
+        AttackSpec("MIM", partial(attacks.mim, **search)),
+        *(AttackSpec(name, attack) for name, attack in stages(THREAT).items()),
+        AttackSpec("C&W", partial(attacks.cw, norm="l2", steps=100), minimal=True),
+        AttackSpec("DeepFool", partial(attacks.deepfool, **reach), minimal=True),
+        AttackSpec("RayS", partial(attacks.rays, bounds=THREAT.bounds, eps=THREAT.eps)),
+        AttackSpec("feature", partial(attacks.feature_attack, **step, head=split(model).head, guides=guides)),
+    ]
 
 
-def attack_row(name: str, *, falling: bool) -> Row:
-    """The mean of the steps FEW to MANY."""
-    global _clock
-    model = Decided(network(hypersphere=False), falling=falling).eval()
-    attack = specs(model)[name]
-    x = torch.rand(MANY + 4, 3, 8, 8)
+def attack_row(spec: AttackSpec, model: PixelClassifier, *, falling: bool) -> Row:
+    """The mean of the steps BEGIN to END."""
+    search = Search()
+    x = torch.rand(END + 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     x[:, 0, 0, 0] = torch.arange(len(x)) / 32 + 0.01
     x = x.to(stand_in.DEVICE)
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     rng = Rng(0, torch.arange(len(x)).to(x.device))
-    found = []
-    for n in (FEW, MANY):
-        _clock = 0
-        with stand_in.counting() as counts, exact_float32():
-            judge_attack(model, attack(n), THREAT, x, y, rng, dtype=torch.bfloat16)
-        found.append(counts)
-    few, many = found
-    return _row(f"{name}, {'one falls' if falling else 'all resist'}", few, many, MANY - FEW)
+    decided = Decided(model, search, falling=falling).eval()
+    with stand_in.counting(), exact_float32(), suppress(Search):
+        judge_attack(decided, spec, THREAT, x, y, rng, dtype=torch.bfloat16)
+    before, after = search.seen
+    return _row(before, after, END - BEGIN)
 
 
-def _row(name: str, before: Counts, after: Counts, steps: int) -> Row:
+def _row(before: Counts, after: Counts, steps: int) -> Row:
     kernels, waits = ((getattr(after, key) - getattr(before, key)) / steps for key in ("kernels", "waits"))
     lines = (
         Counter({at: n / steps for at, n in (getattr(after, key) - getattr(before, key)).items()})
         for key in ("kernel_lines", "wait_lines")
     )
-    return Row(name, kernels, waits, *lines)
+    return Row(kernels, waits, *lines)
 
 
 def rows() -> dict[str, Callable[[], Row]]:
@@ -216,11 +204,13 @@ def rows() -> dict[str, Callable[[], Row]]:
     found: dict[str, Callable[[], Row]] = {}
     for name, objective in OBJECTIVES.items():
         for hypersphere in (False, True):
-            row = partial(training_row, name, objective, hypersphere=hypersphere)
-            found[name + (" + HE" if hypersphere else "")] = row
-    for name in specs(network(hypersphere=False)):
+            found[name + " + HE" * hypersphere] = partial(training_row, objective, hypersphere=hypersphere)
+    model = network(hypersphere=False)
+    for spec in specs(model):
         for falling in (False, True):
-            found[f"{name}, {'one falls' if falling else 'all resist'}"] = partial(attack_row, name, falling=falling)
+            found[f"{spec.name}, {'one falls' if falling else 'all resist'}"] = partial(
+                attack_row, spec, model, falling=falling
+            )
     return found
 
 
@@ -234,7 +224,7 @@ def main() -> None:
         if wanted.names and not any(name.lower().startswith(one.lower()) for one in wanted.names):
             continue
         row = count()
-        print(f"{row.name:24} {row.kernels:9.1f} {row.waits:7.2f}", flush=True)
+        print(f"{name:24} {row.kernels:9.1f} {row.waits:7.2f}", flush=True)
         if wanted.lines:
             for kind, lines in ("waits", row.wait_lines), ("kernels", row.kernel_lines):
                 for (at, operator), n in lines.most_common():

@@ -24,7 +24,7 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -36,7 +36,6 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch._C import DispatchKey
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import advsphere
@@ -80,6 +79,11 @@ class Counts:
 
 
 _counts = Counts()
+
+
+def counts() -> Counts:
+    """The counts of the innermost `counting` block so far."""
+    return _counts
 
 
 @contextmanager
@@ -159,7 +163,7 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")
-    host_args, host_kwargs = tree_map_only(Tensor, into, (args, kwargs))
+    host_args, host_kwargs = _each(into, args), {key: _each(into, value) for key, value in kwargs.items()}
     _count(name, args)
     try:
         result = op(*host_args, **host_kwargs)
@@ -167,7 +171,14 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
         if "Unable to cast" not in str(error):
             raise
         result = op.overloadpacket(*host_args, **host_kwargs)  # a number reaches the overload for tensors
-    return tree_map_only(Tensor, out_of, result)
+    return _each(out_of, result)
+
+
+def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A value of an operator with its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    return type(value)(_each(change, item) for item in value) if isinstance(value, list | tuple) else value
 
 
 @cache
