@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advsphere.attacks import apgd, auto_attack, fgsm, mim, pgd, restarts, worst_case
     from advsphere.classifier import PixelClassifier
-    from advsphere.data import load
+    from advsphere.deployment import load
     from advsphere.errors import UserError
     from advsphere.evaluation import evaluate, verify
     from advsphere.hypersphere import AngularMargin, HypersphereConfig, HypersphereHead, attach_head
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "advsphere.attacks": ("apgd", "auto_attack", "fgsm", "mim", "pgd", "restarts", "worst_case"),
     "advsphere.classifier": ("PixelClassifier",),
-    "advsphere.data": ("load",),
+    "advsphere.deployment": ("load",),
     "advsphere.errors": ("UserError",),
     "advsphere.evaluation": ("evaluate", "verify"),
     "advsphere.hypersphere": ("AngularMargin", "HypersphereConfig", "HypersphereHead", "attach_head"),

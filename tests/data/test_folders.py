@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms import functional as reference
 
 from advsphere.data import ImageSet, encoded, image_folder, images, load, load_test
@@ -211,3 +211,20 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
         load("imagefolder", tmp_path, image_size=6)
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         image_folder(tmp_path / "nowhere", 6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_as_their_camera_was(orientation: int, tmp_path: Path) -> None:
+    """A camera stores the pixels as its sensor saw them, and the turn as EXIF data."""
+    upright = Image.new("RGB", (16, 16))
+    upright.paste((255, 255, 255), (0, 0, 8, 4))  # a mark in the upper left corner, wider than high
+    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
+            7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose[undo[orientation]])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        stored.save(tmp_path / name / "photo.png", exif=exif)
+    pixels = image_folder(tmp_path, 16).batch(torch.tensor([0, 1]))[0]
+    assert (pixels[:, :, :4, :8] == 1).all() and pixels.sum() == 2 * 3 * 4 * 8

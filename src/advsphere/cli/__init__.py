@@ -26,6 +26,8 @@ COMMANDS = {
     "reproduce": "reproduce a table of the paper: train and attack its networks, print each cell beside the paper's",
     "verify": "check an evaluation: recompute its numbers, re-predict its examples, attack a sample again",
     "show": "show one example: every attack on it, its picture, and the command that repeats an attack",
+    "predict": "classify photos with the network of a run",
+    "export": "write the network of a run for other tools: ONNX, torch.export, TorchScript, Hugging Face",
     "results": "store measured results in a file, and make tables from it",
 }
 

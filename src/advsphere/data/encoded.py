@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -58,10 +58,7 @@ class Encoded(NamedTuple):
         try:
             return Image.open(self.file)
         except Exception as error:
-            raise self.unreadable(error) from error
-
-    def unreadable(self, error: Exception) -> UserError:
-        return UserError(f"cannot read the image {self.name} ({error}): replace or remove it")
+            raise _unreadable(self.name, error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +94,7 @@ class EncodedImages(Images):
 
         def decode(b: int) -> None:
             with encoded[b].open() as picture:
-                check_depth(picture, encoded[b].name)
-                try:
-                    pixels[b] = square(picture, self.view, crops, b)
-                except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-                    raise encoded[b].unreadable(error) from error
+                pixels[b] = decoded(picture, encoded[b].name, self.view, crops, b)
 
         if get_worker_info() is not None:  # one of several workers, which has one core
             deque(map(decode, range(len(index))), maxlen=0)
@@ -129,19 +122,35 @@ def check_depth(picture: Image.Image, name: str) -> None:
         raise UserError(f"{name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
 
 
-def square(picture: Image.Image, view: View, crops: ResizedCrops | None, b: int) -> Tensor:
-    """A picture seen through the view, or its b-th crop at the size of the view, (3, size, size) uint8."""
+def decoded(
+    picture: Image.Image, name: str, view: View, crops: ResizedCrops | None = None, b: int = 0, channels: int = 3
+) -> Tensor:
+    """A picture seen through the view, or its b-th crop at the size of the view, (channels, size, size) uint8.
+
+    It is turned as its EXIF data say. One channel is grey, three are RGB. Raises UserError with the picture's name if
+    it is damaged, or as `check_depth`.
+    """
+    check_depth(picture, name)
+    try:
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        return _square(picture, view, crops, b, "L" if channels == 1 else "RGB")
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
+        raise _unreadable(name, error) from error
+
+
+def _square(picture: Image.Image, view: View, crops: ResizedCrops | None, b: int, mode: str) -> Tensor:
     if crops is None:
         _decode_smaller(picture, min(picture.size), view.shorter)
         # Pillow's `bleed` is the share that is cut off at each side.
         bleed = (1 - view.size / view.shorter) / 2
-        return _rgb(ImageOps.fit(picture.convert("RGB"), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
+        return _pixels(ImageOps.fit(picture.convert(mode), (view.size, view.size), Image.Resampling.BILINEAR, bleed))
     width, height = picture.size
     left, top, w, h = crops.box(b, width, height)
     _decode_smaller(picture, min(w, h), view.size)
     across, down = picture.width / width, picture.height / height
     box = (round(left * across), round(top * down), round((left + w) * across), round((top + h) * down))
-    return resized(_rgb(picture.convert("RGB").crop(box)), view.size, view.size)
+    return resized(_pixels(picture.convert(mode).crop(box)), view.size, view.size)
 
 
 def _decode_smaller(picture: Image.Image, side: int, wanted: int) -> None:
@@ -150,5 +159,10 @@ def _decode_smaller(picture: Image.Image, side: int, wanted: int) -> None:
         picture.draft(None, (-(-picture.width // factor), -(-picture.height // factor)))
 
 
-def _rgb(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+def _pixels(picture: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(f"cannot read the image {name} ({error}): replace or remove it")

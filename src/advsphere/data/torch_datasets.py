@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from advsphere.data.crops import ResizedCrops
-from advsphere.data.encoded import View, check_depth, square
+from advsphere.data.encoded import View, check_depth, decoded
 from advsphere.data.images import Images, ImageSet, check_labels, check_pixels, in_memory_if_small, with_progress
 from advsphere.errors import UserError
 
@@ -165,9 +165,9 @@ def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int]:
 def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | None = None, b: int = 0) -> Tensor:
     """An image as (C, H, W), uint8 or float32: resized to the view, or to its crop `b`, if there is a view."""
     if isinstance(image, Image.Image):
-        check_depth(image, where)
         if view is not None:
-            return square(image, view, crops, b)
+            return decoded(image, where, view, crops, b)
+        check_depth(image, where)
         grey = image.mode in ("1", "L", "LA")
         image = np.array(image.convert("L" if grey else "RGB"))
     elif view is not None:

@@ -89,14 +89,21 @@ def load_run(
             the run does not know.
     """
     config = read_config(folder)
+    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name)
+    images = by_classes(images, read_classes(folder), folder)
+    where = chosen_device(device)
+    return Run(config, load_network(folder, which, images, model=model).to(where), images.to(where))
+
+
+def load_network(
+    folder: Path, which: Literal["best", "last"], images: Images, *, model: nn.Module | None = None
+) -> nn.Module:
+    """The network of a run, in eval mode on the CPU; `images` have its shape and classes. Raises as `load_run`."""
     path = folder / f"{which}.safetensors"
     tensors, _ = load_checkpoint(path)
-    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name)
-    images = by_classes(images, _classes(folder), folder)
-    network = build_model(from_scratch(config), images, network=model)
+    network = build_model(from_scratch(read_config(folder)), images, network=model)
     restore_model(network, section("model", tensors), path)
-    where = chosen_device(device)
-    return Run(config, network.to(where).eval(), images.to(where))
+    return network.eval()
 
 
 def by_classes(images: Images, classes: Sequence[str] | None, folder: Path) -> Images:
@@ -170,7 +177,7 @@ def record(folder: Path, config: Config, environment: Mapping[str, Any], classes
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
     """Raise UserError if the training images of a resumed run have other classes than at its start."""
-    known = _classes(folder)
+    known = read_classes(folder)
     if known is None or (len(classes) == len(known) and (_numbered(classes) or _numbered(known))):
         return
     if list(classes) != known:
@@ -214,7 +221,7 @@ def _intact(path: Path) -> bytes:
     return content
 
 
-def _classes(folder: Path) -> list[str] | None:
+def read_classes(folder: Path) -> list[str] | None:
     """The run's class names; None for runs of earlier versions, which did not record them."""
     path = folder / CLASSES
     if not path.is_file():

@@ -1,0 +1,148 @@
+"""Export a network in the forms that other tools read, and check on the spot that it gives the same logits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from advsphere.classifier import eagerly
+from advsphere.errors import UserError
+from advsphere.files import write_atomically
+from advsphere.folding import replace_modules
+from advsphere.hypersphere import HypersphereHead
+from advsphere.rng import Rng
+
+TOLERANCE = 1e-4
+"""The allowed difference of two logits, relative to the largest one. Other runtimes sum in another order."""
+
+
+class CosineHead(nn.Module):
+    """A `HypersphereHead` for deployment: the normalised weights and the scale are one plain linear layer.
+
+    Args:
+        head: The trained head.
+    """
+
+    def __init__(self, head: HypersphereHead) -> None:
+        super().__init__()
+        self.normalize_features = head.normalize_features
+        weight = F.normalize(head.weight, dim=-1) if head.normalize_weights else head.weight
+        self.linear = nn.Linear(head.in_features, head.out_features, bias=False, device=weight.device)
+        self.linear.weight = nn.Parameter((weight * head.scale).detach(), requires_grad=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.linear(F.normalize(z, dim=-1) if self.normalize_features else z)
+        return logits
+
+
+def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: str) -> float:
+    """Write a network for other tools. The batch size stays free.
+
+    The weights' normalisation and the scale of a `HypersphereHead` become a plain linear layer. What was written is
+    read again and compared with the network on random images. safetensors holds the network's own weights.
+
+    Args:
+        model: Maps pixels in [0, 1] to logits.
+        shape: The images, (C, H, W).
+        path: The file to write.
+        to: One of `FORMATS`.
+
+    Returns:
+        The largest difference of the logits, relative to the largest logit.
+
+    Raises:
+        UserError: If the format is unknown or its library is missing, the network can't be exported, or the exported
+            network gives other logits. Nothing is written then.
+    """
+    if to not in FORMATS:
+        raise UserError(f"there is no format {to!r}; choose one of {', '.join(FORMATS)}")
+    original = copy.deepcopy(model).cpu().eval()
+    deployed = copy.deepcopy(original)
+    heads: dict[nn.Module, nn.Module] = {
+        module: CosineHead(module) for module in deployed.modules() if isinstance(module, HypersphereHead)
+    }
+    replace_modules(deployed, heads)
+    x = Rng(0, torch.arange(3)).uniform(shape, "export")
+    try:
+        with torch.no_grad(), eagerly(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters warn about their own internals
+            content, run = FORMATS[to](original if to == "safetensors" else deployed, x)
+            pairs = [(original(part), run(part)) for part in (x, x[:1])]
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{to} needs {error.name}: pip install 'advsphere[export]'") from error
+    except Exception as error:  # exporters run the user's code and fail in many ways
+        raise UserError(
+            f"{type(model).__name__} can't be exported to {to}: {_first_line(error)}; try another format"
+        ) from error
+    largest = max(float(expected.abs().amax()) for expected, _ in pairs) or 1.0
+    worst = max(float((found - expected).abs().amax()) for expected, found in pairs) / largest
+    if not worst <= TOLERANCE:
+        raise UserError(f"the exported network gives other logits, by {worst:.2g} of the largest; try another format")
+    write_atomically(Path(path), content)
+    return worst
+
+
+Exported = tuple[bytes, Callable[[Tensor], Tensor]]
+"""The content of a file, and the network as it is read from it."""
+
+
+def _onnx(model: nn.Module, x: Tensor) -> Exported:
+    import onnxruntime
+    import onnxscript  # noqa: F401 (torch.onnx needs it, and would name it in a long message)
+
+    program = torch.onnx.export(
+        model, (x,), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )  # fmt: skip
+    assert program is not None
+    buffer = io.BytesIO()
+    program.save(buffer)
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    return buffer.getvalue(), lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+
+
+def _torch_export(model: nn.Module, x: Tensor) -> Exported:
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
+
+
+def _torchscript(model: nn.Module, x: Tensor) -> Exported:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.freeze(torch.jit.trace(model, x)), buffer)  # type: ignore[no-untyped-call]
+    return buffer.getvalue(), torch.jit.load(io.BytesIO(buffer.getvalue()))  # type: ignore[no-untyped-call]
+
+
+def _safetensors(model: nn.Module, x: Tensor) -> Exported:
+    content = serialise({name: value.contiguous().clone() for name, value in model.state_dict().items()})
+    again = copy.deepcopy(model)
+    again.load_state_dict(deserialise(content))
+    return content, again
+
+
+FORMATS: dict[str, Callable[[nn.Module, Tensor], Exported]] = {
+    "onnx": _onnx,
+    "torch-export": _torch_export,
+    "torchscript": _torchscript,
+    "safetensors": _safetensors,
+}
+"""The formats by name."""
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt", "safetensors": ".safetensors"}
+"""The usual suffix of each format's files."""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
