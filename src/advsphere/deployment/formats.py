@@ -106,10 +106,9 @@ def _onnx(model: nn.Module, x: Tensor) -> Exported:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
     assert program is not None
-    buffer = io.BytesIO()
-    program.save(buffer)
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    return buffer.getvalue(), lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
 def _torch_export(model: nn.Module, x: Tensor) -> Exported:
@@ -121,8 +120,8 @@ def _torch_export(model: nn.Module, x: Tensor) -> Exported:
 
 def _torchscript(model: nn.Module, x: Tensor) -> Exported:
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.freeze(torch.jit.trace(model, x)), buffer)  # type: ignore[no-untyped-call]
-    return buffer.getvalue(), torch.jit.load(io.BytesIO(buffer.getvalue()))  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.freeze(torch.jit.trace(model, x)), buffer)
+    return buffer.getvalue(), torch.jit.load(io.BytesIO(buffer.getvalue()))
 
 
 def _safetensors(model: nn.Module, x: Tensor) -> Exported:
