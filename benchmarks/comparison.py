@@ -89,6 +89,13 @@ class Seconds(NamedTuple):
     wall: float = 0.0
     cpu: float = 0.0
 
+    @classmethod
+    def now(cls) -> Self:
+        return cls(time.perf_counter(), time.process_time())
+
+    def minus(self, earlier: Seconds) -> Seconds:
+        return Seconds(self.wall - earlier.wall, self.cpu - earlier.cpu)
+
     def plus(self, more: Seconds) -> Seconds:
         return Seconds(self.wall + more.wall, self.cpu + more.cpu)
 
@@ -97,9 +104,9 @@ class Seconds(NamedTuple):
 
 
 def timed(call: Callable[[], T]) -> tuple[T, Seconds]:
-    wall, cpu = time.perf_counter(), time.process_time()
+    began = Seconds.now()
     result = call()
-    return result, Seconds(time.perf_counter() - wall, time.process_time() - cpu)
+    return result, Seconds.now().minus(began)
 
 
 def ratio(theirs: Seconds, ours: Seconds) -> str:
@@ -136,9 +143,13 @@ def peer(module: str, folder: Path | None, cure: str) -> ModuleType:
 
 
 def show(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    print(table(header, rows), flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table, with columns lined up."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    print("\n".join(lines), flush=True)
+    return "\n".join(lines)

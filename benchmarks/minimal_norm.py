@@ -64,7 +64,7 @@ class Sides:
             "fab": fab,
             "fab_targeted": fab_targeted,
         }
-        with frozen(self.target.model, fold=True) as model:
+        with frozen(self.target.model) as model:
             return attacks[attack](model, x, y, **settings)
 
     def deepfool(self, norm: Norm) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:

@@ -53,7 +53,7 @@ def main(options: Arguments) -> None:
     with ExitStack() as stack:
         # Folding swaps modules, so each view has a network of its own.
         networks = [target.model, Target.of(options).model]
-        ours = stack.enter_context(frozen(networks[0], fold=True))
+        ours = stack.enter_context(frozen(networks[0]))  # as `evaluate` does, which folds in low precision only
         low = stack.enter_context(frozen(networks[1], dtype=target.dtype, fold=True))
         rows = list[list[object]]()
         for size in options.batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,16 @@ from torch import Tensor
 
 from advsphere.attacks import fgsm, pgd
 from advsphere.cli.arguments import parse
+from advsphere.data import ImageSet
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.losses import margin
 from advsphere.models.networks import WideResNet
 from advsphere.recipes import recipe
-from advsphere.runs.config import differences
+from advsphere.rng import Rng
+from advsphere.runs.build import assemble
+from advsphere.runs.config import Config, ModelSettings, differences
 from advsphere.threat import ThreatModel
-from advsphere.training import Stopped
+from advsphere.training import Stopped, Trainer, TrainSettings
 from tests.corruption.pictures import pictures
 from tests.laws import RADII, conv_net, images
 
@@ -39,6 +44,7 @@ SCRIPTS = (
     "pgd",
     "speedrun",
     "square",
+    "training",
 )
 THREAT = ThreatModel(norm="linf", eps=RADII["linf"])
 HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
@@ -48,7 +54,7 @@ HALF = ThreatModel(norm="linf", eps=RADII["linf"] / 2)
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The scripts as modules, imported as when they are run: beside each other."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("comparison", "shared_noise", *SCRIPTS)
+    names = ("comparison", "plain_loop", "shared_noise", *SCRIPTS)
     before = {name: sys.modules.pop(name, None) for name in names}
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     for name, module in before.items():
@@ -205,6 +211,61 @@ def test_the_cost_of_a_step_is_what_its_passes_cost(benchmarks: SimpleNamespace)
     assert found.flops == 2 * (5 * multiplications - first)
     assert found.weights == sum(p.numel() for p in WideResNet(10, 2, 10).parameters())
     assert 0.3e6 < found.bytes < 6e6 and found.seconds > 0
+
+
+@pytest.mark.parametrize("he", [False, True])
+@pytest.mark.parametrize("name", ["PGD-AT", "TRADES", "ALP", "FreeAT", "standard"])
+def test_the_plain_loop_trains_as_ours_does(
+    name: str, he: bool, benchmarks: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same start of the attack, the weights after two steps are equal up to rounding. (The order of the images
+    decides which one inherits a perturbation of FreeAT, so it takes the replays of one batch.)
+    """
+    objective, sphere = benchmarks.training.OBJECTIVES[name], HypersphereConfig() if he else None
+    x, y = 0.1 + 0.8 * images(6), torch.arange(6) % 4  # away from the bounds, where FreeAT's codes differ from ours
+    network = conv_net()
+    with torch.no_grad():
+        network[-1].weight.mul_(0.1)  # no probability is 0, which gives TRADES's code NaN
+    noise = torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Rng, "normal", lambda rng, shape, purpose: noise.expand(len(rng.ids), *shape))
+    monkeypatch.setattr(torch, "randn_like", noise.expand_as)
+    config = Config(recipe="test", model=ModelSettings(name="given: a network"), sphere=sphere)
+    parts = assemble(config, ImageSet(x, y, tuple("abcd")), network=network)
+    theirs, before = copy.deepcopy(parts.model), copy.deepcopy(parts.model)
+    batches = 2 if objective.replays == 1 else 1
+    settings = TrainSettings(epochs=batches, batch_size=6, lr=1e-3, precision="float32")
+    same = ImageSet(x, y, tuple("abcd"))
+    Trainer(parts.model, objective, parts.criterion, same, settings=settings, folder=tmp_path).fit()
+    plain = benchmarks.plain_loop.PlainLoop(theirs, objective, sphere, 1e-3)
+    for _ in range(batches * objective.replays):
+        plain.step(x, y)
+    start, ours, plainly = (torch.cat([p.flatten() for p in m.parameters()]) for m in (before, parts.model, theirs))
+    assert float((ours - plainly).norm() / (plainly - start).norm()) < 1e-3
+
+
+def test_training_writes_its_rows_and_the_table(
+    benchmarks: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmarks.training, "matrix_limits", partial(benchmarks.training.matrix_limits, 64, 1))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- training -->\nold\n<!-- /training -->\nafter\n")
+    options = benchmarks.training.Arguments(
+        only=("wrn-10-2/FreeAT+HE", "wrn-10-2/FastAT"),
+        threads=torch.get_num_threads(), batch_size=2, repeats=2, rows=tmp_path / "rows.jsonl", page=page,
+    )  # fmt: skip
+    benchmarks.training.main(options)
+    benchmarks.training.main(replace(options, only=options.only[:1]))
+    rows = {row.objective: row for row in benchmarks.training.read(options.rows)}
+    assert rows.keys() == {"FastAT", "FreeAT"} and all(len(row.plain) == len(row.ours) == 2 for row in rows.values())
+    # Six passes: both gradients for the attack, and both for the step. Ours leaves out the weights' in the attack.
+    assert rows["FastAT"].plain_gflop / rows["FastAT"].ours_gflop == pytest.approx(6 / 5, rel=0.02)
+    assert rows["FreeAT"].plain_gflop == pytest.approx(rows["FreeAT"].ours_gflop, rel=0.02)
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.index("wrn-10-2/FastAT ") < text.index("wrn-10-2/FreeAT+HE")
+    capsys.readouterr()
+    benchmarks.training.main(replace(options, minutes=0.0))
+    assert "are not measured" in capsys.readouterr().out
 
 
 def test_both_sides_of_the_data_path_read_every_photo(
