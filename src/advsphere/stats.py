@@ -5,20 +5,22 @@
 | accuracy on n examples | `wilson` |
 | is a share larger than chance allows | `more_than` |
 | two classifiers on the same examples | `paired`, `mcnemar` |
-| two arms of several seeds | `difference_of_arms` |
+| two arms of several seeds; how many images they need | `difference_of_arms`, `images_for` |
+| one such difference as a share of another | `share_of_difference` |
 | several tests at once | `holm` |
 | a mean over images, over seeds, over pairs | `mean_over_images`, `mean_over_seeds`, `mean_over_pairs` |
 | any other statistic | `bootstrap` |
 
 Intervals have 95 % confidence unless a function takes another one. With one or two seeds an interval covers the
 sampling of images only, so it applies to these checkpoints. From `ENOUGH_SEEDS` seeds on, it includes the spread of the
-seeds, so it applies to the method.
+seeds, so it applies to the method: Student's interval for the sum of both variances, with Satterthwaite's degrees of
+freedom. docs/statistics.md has the assumptions and a simulation of how often each interval contains the truth.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
@@ -33,9 +35,9 @@ from advsphere.rng import derived_seed
 ENOUGH_SEEDS = 3
 """Number of seeds from which an interval includes their spread."""
 CONFIDENCE = 0.95
-
 Columns = NDArray[np.float64]
-"""(seeds, examples): 1 if an example is classified as labelled, else 0."""
+"""(seeds, examples): 1 if an example is classified as labelled, else 0; or another number for each."""
+Part = tuple[float, float]  # a variance and the degrees of freedom of its estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,8 @@ def wilson(k: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float
 def more_than(k: int, n: int, share: float, confidence: float = CONFIDENCE) -> bool:
     """Test whether a proportion exceeds `share`, given k successes in n trials.
 
-    A one-sided exact binomial test at (1 - confidence) / 2, which agrees with the lower limit of Clopper and
-    Pearson's interval (1934, Biometrika 26:404). It is valid for a single example as well.
+    A one-sided exact binomial test at (1 - confidence) / 2: the lower limit of Clopper and Pearson (1934, Biometrika
+    26:404). It is valid for a single example as well.
 
     Args:
         k: Successes.
@@ -164,21 +166,14 @@ def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CO
     pairs = list(zip(map(bool, first), map(bool, second), strict=True))
     both, only_first, only_second = (pairs.count(p) for p in [(True, True), (True, False), (False, True)])
     low, high = _newcombe(both, only_first, only_second, n - both - only_first - only_second, confidence)
+    p = mcnemar(only_first, only_second)
     return PairedDifference(
-        n=n,
-        only_first=only_first,
-        only_second=only_second,
-        low=low,
-        high=high,
-        p_value=mcnemar(only_first, only_second),
-        confidence=confidence,
+        n=n, only_first=only_first, only_second=only_second, low=low, high=high, p_value=p, confidence=confidence
     )
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """McNemar's exact test that neither of two classifiers is better.
-
-    Each of the m examples on which they differ is as likely to favour either, so the smaller count is Binomial(m, 1/2).
 
     Args:
         only_first: Examples that only the first classifies correctly.
@@ -228,39 +223,82 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def difference_of_arms(first: Columns, second: Columns) -> tuple[Estimate, float]:
     """Compare two arms of one or several seeds on the same examples.
 
-    With one seed each it is `paired`. With more, the interval is Student's over examples; from ENOUGH_SEEDS in each arm
-    on, the variance over seeds is added, with Welch's degrees of freedom.
+    With one seed each and outcomes of 0 and 1 it is `paired`. Otherwise it is Student's interval over examples; from
+    ENOUGH_SEEDS in each arm on, the variance over seeds is added, with the degrees of freedom of Satterthwaite (1946,
+    Biometrics Bulletin 2:110).
 
     Args:
-        first: (seeds, examples) outcomes of 0 and 1.
+        first: (seeds, examples) outcomes of 0 and 1, or other numbers.
         second: The same for the other arm; its seeds may differ.
 
     Returns:
-        The mean accuracy of the first minus that of the second, and the p-value of the hypothesis of no difference.
+        The mean of the first minus that of the second, and the p-value of the hypothesis of no difference.
     """
-    value = float(first.mean()) - float(second.mean())
-    if len(first) == len(second) == 1:
+    from scipy.special import stdtr  # slow to import
+
+    value, parts = _difference(first, second)
+    if len(first) == len(second) == 1 and np.isin([first, second], (0, 1)).all():
         one = paired(first[0].astype(bool).tolist(), second[0].astype(bool).tolist())
         return Estimate(value=value, low=one.low, high=one.high), one.p_value
-    from scipy.stats import t  # slow to import
+    variance, freedom = _sum(parts)
+    p = 2 * float(stdtr(freedom, -abs(value) / math.sqrt(variance))) if variance else float(value == 0)
+    return _student(value, parts), p
 
-    by_image = first.mean(0) - second.mean(0)
-    seeds, freedom = 0.0, math.inf
-    if min(len(first), len(second)) >= ENOUGH_SEEDS:
-        parts = [(float(arm.mean(1).var(ddof=1)) / len(arm), len(arm) - 1) for arm in (second, first)]
-        seeds, freedom = sum(variance for variance, _ in parts), _satterthwaite(parts)
-    variance = float(by_image.var(ddof=1)) / by_image.size + seeds
-    p = float(2 * t.sf(abs(value) / math.sqrt(variance), freedom)) if variance else float(value == 0)
-    return _student(value, variance, freedom), p
+
+def share_of_difference(part: tuple[Columns, Columns], whole: tuple[Columns, Columns]) -> Estimate:
+    """One difference of two arms as a share of another, such as a gain in the worst case of one under PGD.
+
+    The interval holds each share r for which `part` - r * `whole` may be 0, by Student's interval as in
+    `difference_of_arms` (Fieller 1954, JRSS B 16:175). An end beyond +-100 is infinite.
+
+    Args:
+        part: (seeds, examples) outcomes of the first and the second arm.
+        whole: The same for the difference that is 1, which should be clear of 0.
+
+    Returns:
+        The share.
+    """
+    from scipy.optimize import brentq  # slow to import
+
+    def apart(share: float) -> float:
+        """Above 0 if `part` - `share` * `whole` is clear of 0."""
+        first, second = (own - share * of_whole for own, of_whole in zip(part, whole, strict=True))
+        found = _student(*_difference(first, second))
+        return max(found.low, -found.high) - 1e-12
+
+    value = _difference(*part)[0] / _difference(*whole)[0]
+    low, high = (brentq(apart, value, end) if apart(end) > 0 else math.copysign(math.inf, end) for end in (-100, 100))
+    return Estimate(value=value, low=low, high=high)
+
+
+def images_for(first: Columns, second: Columns, half: float) -> int | None:
+    """The number of examples for which `difference_of_arms` has an interval of +- `half`, with the same seeds.
+
+    With more examples their variance shrinks, also the part of it in the means of the seeds; the seeds' own does not.
+
+    Args:
+        first: (seeds, examples) outcomes.
+        second: The same for the other arm.
+        half: Half of the interval's length.
+
+    Returns:
+        The number, to 1 %; None if the spread of the seeds alone is too large for any number.
+    """
+    n, (_, ((variance, freedom), *seeds)) = first.shape[1], _difference(first, second)
+    noise = [_of_examples(arm) for arm in (second, first) if seeds]
+
+    def enough(times: float) -> bool:
+        parts = [(max(v - r, 0) + min(v, r) / times, f) for (v, f), r in zip(seeds, noise, strict=True)]
+        return _student(0.0, [(variance / times, freedom * times), *parts]).high <= half
+
+    return next((math.ceil(n * 1.01**step) for step in range(-1000, 1500) if enough(1.01**step)), None)
 
 
 def mean_over_images(values: Sequence[float]) -> Estimate:
     """The mean of one number for each image, with a normal interval over images.
 
-    Outcomes of one image under several corruptions depend on each other, so give each image's own mean.
-
     Args:
-        values: One for each image.
+        values: One for each image: if it was measured several times, its own mean, since the outcomes are dependent.
 
     Returns:
         The mean.
@@ -270,26 +308,20 @@ def mean_over_images(values: Sequence[float]) -> Estimate:
     return Estimate(value=centre, low=centre - half, high=centre + half)
 
 
-def mean_over_seeds(columns: NDArray[np.float64]) -> Estimate:
+def mean_over_seeds(columns: Columns) -> Estimate:
     """The mean over images and seeds. From ENOUGH_SEEDS seeds on, their spread widens the interval.
 
     Args:
-        columns: (seeds, images), such as outcomes of 0 and 1, or differences of two of them.
+        columns: (seeds, images), such as outcomes of 0 and 1.
 
     Returns:
         The mean, with Student's interval.
     """
-    images = float(columns.mean(0).var(ddof=1)) / columns.shape[1]
-    seeds = float(columns.mean(1).var(ddof=1)) / len(columns) if len(columns) >= ENOUGH_SEEDS else 0.0
-    value, freedom = fmean(columns.mean(1).tolist()), _satterthwaite([(seeds, len(columns) - 1)], images + seeds)
-    return _student(value, images + seeds, freedom)
+    return _student(fmean(columns.mean(1).tolist()), _parts(columns.mean(0), columns))
 
 
 def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Estimate:
-    """The mean over pairs of methods, over sets of images.
-
-    The variances over pairs and over images are added. This is conservative, because the spread of the pairs already
-    contains part of the variance over images.
+    """The mean over pairs of methods, over sets of images. Pairs take the place of seeds.
 
     Args:
         differences: For each set of images, (n,) differences in [-1, 1] for each pair. Pairs of one set share its first
@@ -299,82 +331,70 @@ def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Est
         The mean, with Student's interval.
     """
     means = [float(one.mean()) for of_set in differences for one in of_set]
-    over_pairs, over_images = stdev(means) ** 2 / len(means), 0.0
+    parts: list[Part] = [(stdev(means) ** 2 / len(means), len(means) - 1)]
     for of_set in differences:
         share = np.zeros(max(map(len, of_set)))  # weight of each image in the overall mean
         for one in of_set:
             share[: len(one)] += (one - one.mean()) / (len(one) * len(means))
-        over_images += float(share @ share)
-    variance = over_pairs + over_images
-    return _student(fmean(means), variance, _satterthwaite([(over_pairs, len(means) - 1)], variance))
+        parts.append((float(share @ share), len(share) - 1))
+    return _student(fmean(means), parts)
 
 
 def bootstrap(
-    statistic: Callable[..., Tensor],
-    *samples: int | Sequence[int],
-    seed: int = 0,
-    repeats: int = 2000,
-    confidence: float = CONFIDENCE,
+    statistic: Callable[[Tensor], Tensor], n: int, *, seed: int = 0, repeats: int = 2000, confidence: float = CONFIDENCE
 ) -> Estimate:
     """A percentile bootstrap (Efron 1979, Annals of Statistics 7:1) of any statistic.
 
-    All arms that the statistic compares see the same draws, so the comparison is paired.
-
     Args:
-        statistic: Takes for each sample (R, n) float64 counts of how often each example or kind was drawn, and returns
-            (R,) values.
-        samples: For each sample its size or, if many of its examples are equal, the number of examples of each kind.
-        seed: The draws depend only on it and on the samples.
+        statistic: Takes (R, n) float64 counts of how often each example was drawn, and returns (R,) values.
+        n: Number of examples.
+        seed: The draws depend only on it and on n.
         repeats: Number of resamples.
         confidence: In (0, 1).
 
     Returns:
-        The statistic of the original samples, with its interval.
+        The statistic of the original sample, with its interval.
     """
-    each = max(1, 2_000_000 // max(one if isinstance(one, int) else len(one) for one in samples))  # to save memory
-    rng = np.random.default_rng(seed)
-    drawn = [
-        _resampled_examples(one, seed, repeats, each)
-        if isinstance(one, int)
-        else _resampled_kinds(one, rng, repeats, each)
-        for one in samples
-    ]
-    found = torch.cat([statistic(*parts) for parts in zip(*drawn, strict=True)])
-    low, high = np.quantile(found.numpy(), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
-    whole = (torch.ones(one) if isinstance(one, int) else torch.tensor(one) for one in samples)
-    value = float(statistic(*(counts.double()[None] for counts in whole)))
+    generator = torch.Generator().manual_seed(derived_seed(seed, n, "bootstrap"))
+    found = []
+    for chunk in torch.arange(repeats).split(max(1, 2_000_000 // n)):  # to save memory
+        drawn = torch.randint(n, (len(chunk), n), generator=generator)
+        counts = torch.zeros(len(chunk), n, dtype=torch.float64)
+        found.append(statistic(counts.scatter_add_(1, drawn, torch.ones_like(counts))))
+    low, high = np.quantile(torch.cat(found).numpy(), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    value = float(statistic(torch.ones(1, n, dtype=torch.float64)))
     return Estimate(value=value, low=low, high=high, confidence=confidence)
 
 
-def _resampled_examples(n: int, seed: int, repeats: int, each: int) -> Iterator[Tensor]:
-    """Yield counts of how often each of n examples was drawn, (`each`, n) at a time."""
-    generator = torch.Generator().manual_seed(derived_seed(seed, n, "bootstrap"))
-    for chunk in torch.arange(repeats).split(each):
-        drawn = torch.randint(n, (len(chunk), n), generator=generator)
-        counts = torch.zeros(len(chunk), n, dtype=torch.float64)
-        yield counts.scatter_add_(1, drawn, torch.ones_like(counts))
+def _parts(by_image: NDArray[np.float64], *arms: Columns) -> list[Part]:
+    """The variance of a mean over images and then, with enough seeds in each arm, over the seeds of each."""
+    images = float(by_image.var(ddof=1)) / by_image.size, by_image.size - 1
+    enough = min(map(len, arms)) >= ENOUGH_SEEDS
+    return [images, *((float(arm.mean(1).var(ddof=1)) / len(arm), len(arm) - 1) for arm in arms if enough)]
 
 
-def _resampled_kinds(counts: Sequence[int], rng: np.random.Generator, repeats: int, each: int) -> Iterable[Tensor]:
-    """Yield counts of how often each kind of example was drawn, (`each`, kinds) at a time."""
-    total = sum(counts)
-    drawn = rng.multinomial(total, np.asarray(counts) / total, size=repeats)
-    return torch.from_numpy(drawn).double().split(each)
+def _difference(first: Columns, second: Columns) -> tuple[float, list[Part]]:
+    """The difference of two arms with its variances."""
+    by_image = first.mean(0) - second.mean(0)
+    return float(first.mean()) - float(second.mean()), _parts(by_image, second, first)
 
 
-def _satterthwaite(parts: Sequence[tuple[float, int]], total: float | None = None) -> float:
-    """Degrees of freedom of a sum of variances.
+def _of_examples(arm: Columns) -> float:
+    """The part of the variance over an arm's seeds that is due to the sampling of examples."""
+    rest = arm - arm.mean(0) - arm.mean(1, keepdims=True) + arm.mean()
+    return float((rest**2).sum()) / ((len(arm) - 1) * (arm.shape[1] - 1) * arm.size)
 
-    `parts` holds (variance, degrees of freedom) of variances that were estimated from few values. `total` is the whole
-    sum if there are others.
-    """
-    total = sum(variance for variance, _ in parts) if total is None else total
+
+def _sum(parts: Sequence[Part]) -> Part:
+    """The sum of variances, with Satterthwaite's degrees of freedom."""
+    total = sum(variance for variance, _ in parts)
     below = sum(variance**2 / freedom for variance, freedom in parts if variance)
-    return total**2 / below if below else math.inf
+    return total, total**2 / below if below else math.inf
 
 
-def _student(value: float, variance: float, freedom: float) -> Estimate:
-    from scipy.stats import t  # slow to import
+def _student(value: float, parts: Sequence[Part]) -> Estimate:
+    from scipy.special import stdtrit  # slow to import
 
-    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    variance, freedom = _sum(parts)
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Estimate(value=value, low=value - half, high=value + half)

@@ -29,7 +29,7 @@ THREE = [arm("base", [100, 102, 101], [99, 100, 98]), arm("method", [150, 152, 1
 
 def test_three_seeds_speak_of_the_method() -> None:
     (conclusion,) = conclusions(THREE)
-    assert conclusion.headline == "In the worst case the gain of method over base survives."
+    assert conclusion.headline == "In the worst case more than half of the gain of method over base survives."
     said = " ".join([*cautions(THREE), conclusion.detail])
     assert "these methods" in said and "three seeds" in said and "checkpoints" not in said
     found = measure_gains(*([found for _, found in model.seeds] for model in THREE))
@@ -44,7 +44,7 @@ def test_two_seeds_speak_of_these_checkpoints() -> None:
     (conclusion,) = conclusions(two)
     assert (
         conclusion.headline
-        == "In the worst case the gain of the method checkpoints over the base checkpoints survives."
+        == "In the worst case more than half of the gain of the method checkpoints over the base checkpoints survives."
     )
     assert "images only" in conclusion.detail and "these four checkpoints" in " ".join(cautions(two))
 

@@ -74,9 +74,9 @@ def gained(pgd: int, worst: int) -> list[ModelReport]:
 @pytest.mark.parametrize(
     ("pgd", "worst", "ends"),
     [
-        (140, 140, "gain of the method checkpoint over the base checkpoint survives."),
-        (140, 115, "gain of the method checkpoint over the base checkpoint survives in part."),
-        (140, 101, "does not survive."),
+        (140, 140, "case more than half of the gain of the method checkpoint over the base checkpoint survives."),
+        (140, 115, "case some of the gain of the method checkpoint over the base checkpoint survives."),
+        (140, 101, "case less than half of the gain of the method checkpoint over the base checkpoint survives."),
         (101, 101, "cannot tell the method checkpoint from the base checkpoint."),
         (101, 130, "method checkpoint is 15.0 points higher than that of the base checkpoint."),
         (100, 60, "base checkpoint is 20.0 points higher than that of the method checkpoint."),

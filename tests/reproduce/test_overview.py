@@ -40,15 +40,15 @@ def test_a_mean_over_pairs_has_students_interval() -> None:
 
 
 def test_images_that_pairs_share_count_once_and_others_for_themselves() -> None:
-    """Three pairs alike, half of whose 100 images gain: one standard error of a mean is 0.05."""
+    """Three pairs alike, half of whose 100 images gain: a standard error of 0.05, with 99 degrees of freedom."""
     one = np.repeat([0.0, 1.0], 50)
     assert ends(mean_over_pairs([[one, one, one]])) == pytest.approx(
-        (0.5, 0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=1e-4
+        (0.5, 0.5 - 1.9842 * 0.05, 0.5 + 1.9842 * 0.05), abs=1e-4
     )
-    apart = 1.96 * 0.05 / 3**0.5
+    apart = 1.9680 * 0.05 / 3**0.5  # 3 * 99 degrees of freedom
     assert ends(mean_over_pairs([[one], [one], [one]])) == pytest.approx((0.5, 0.5 - apart, 0.5 + apart), abs=1e-4)
     few = np.tile([0.0, 1.0], 25)  # of the first 50 images; all have a mean of 0.5
-    both = 1.96 * (50 * (0.5 / 200 + 0.5 / 100) ** 2 + 50 * (0.5 / 200) ** 2) ** 0.5
+    both = 1.9842 * (50 * (0.5 / 200 + 0.5 / 100) ** 2 + 50 * (0.5 / 200) ** 2) ** 0.5
     assert ends(mean_over_pairs([[np.tile([0.0, 1.0], 50), few]])) == pytest.approx(
         (0.5, 0.5 - both, 0.5 + both), abs=1e-4
     )

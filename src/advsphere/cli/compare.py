@@ -36,8 +36,8 @@ class Options:
 
     The attacks are PGD on cross-entropy at s = 1 (as in the paper's official code) and at the head's own s, PGD on the
     margin, attacks on DLR, target classes and features, a black-box search, and AutoAttack. For each attack the command
-    prints the paired difference with its interval. The verdict (survives, partly, does not survive, cannot tell)
-    depends on the share of the gain under PGD that remains in the worst case. With one seed per arm, conclusions hold
+    prints the paired difference with its interval. The verdict (such as "some survives") says what the interval of the
+    share shows that remains in the worst case of the gain under PGD. With one or two seeds per arm, conclusions hold
     for these checkpoints only; three seeds in each arm allow conclusions about the method.
 
     Every evaluation is kept in its run's folder. The same command continues after an interruption, and `advsphere
@@ -139,15 +139,15 @@ def _table(result: Gains, eps: str, norm: str) -> Table:
 
 def _conclusion(result: Gains, warnings: list[str]) -> list[str]:
     """The verdict, its scope, possible confounders, and the number of images for an interval of +- 1 point."""
-    if result.of_the_method:
-        scope = "Conclusions hold for the method."
-    elif max(result.seeds) == 1:
-        scope = "With one seed per arm, conclusions hold for these checkpoints only."
-    else:
-        scope = "With fewer than three seeds in an arm, conclusions hold for these checkpoints only."
+    needed = result.n_for_a_point
+    images = (
+        "No number of images gives an interval of +- 1 point in the worst case with these seeds; add seeds."
+        if needed is None
+        else f"An interval of +- 1 point in the worst case needs about {needed:,} images; there are {result.n:,}."
+    )
     return [
         f"{result.verdict.upper()}. {result.sentence}",
-        scope,
+        result.scope,
         *(f"! differs between the arms: {warning}" for warning in warnings),
-        f"An interval of +- 1 point in the worst case needs {result.n_for_a_point:,} images; there are {result.n:,}.",
+        images,
     ]

@@ -1,32 +1,55 @@
 """Measure how much of a gain survives: a baseline and a method under each attack, and the share of the gain that
 remains in the worst case.
 
-With one checkpoint per arm, conclusions hold for these checkpoints only, and the images are the sample. With at least
-three seeds per arm they hold for the method: the seeds are also a sample, and their spread enters every interval.
+With one or two checkpoints per arm, conclusions hold for these checkpoints only, and the images are the sample. With
+at least three seeds per arm they hold for the method: the seeds are also a sample, and their spread enters every
+interval. docs/statistics.md describes the intervals and the words of the verdict.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
 from advsphere.files import differences
-from advsphere.stats import CONFIDENCE, ENOUGH_SEEDS, Columns, bootstrap, difference_of_arms, holm
+from advsphere.stats import (
+    CONFIDENCE,
+    ENOUGH_SEEDS,
+    Columns,
+    difference_of_arms,
+    holm,
+    images_for,
+    share_of_difference,
+)
 
-Verdict = Literal["survives", "partly", "does not survive", "cannot tell", "no gain"]
-REPLICATES = 10_000
-HALF, WHOLE = 0.5, 0.9
-"""Shares of a gain. A gain survives if its share is above the first and may reach the second."""
+Verdict = Literal[
+    "more than half survives",
+    "some survives",
+    "some survives, less than half",
+    "less than half survives",
+    "turns into a loss",
+    "cannot tell",
+    "no gain",
+]
+SHOWN: dict[Verdict, str] = {
+    "more than half survives": "more than half of {} survives",
+    "some survives": "some of {} survives",
+    "some survives, less than half": "some of {} survives, but less than half",
+    "less than half survives": "less than half of {} survives",
+    "turns into a loss": "{} turns into a loss",
+}
+"""What each verdict on a gain says: only what the interval of the share shows."""
+HALF = 0.5
+COVERS_THE_METHOD = {1: (20, 93), 2: (21, 93)}
+"""In how many of 100 simulated cases an interval over images alone contains the gain of the method, at least and at
+most, by the number of seeds in each arm; a test compares them with the table in docs/statistics.md."""
 BARE = " (s = 1)"
 
 
@@ -35,7 +58,7 @@ class Gain:
     """The method's accuracy minus the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
 
     `baseline` and `method` are the arms' mean accuracies, `p_value` is that of no difference, and `adjusted` is the
-    p-value after Holm's correction (1979) for several attacks.
+    p-value after Holm's correction (1979) for the attacks that were not chosen beforehand.
     """
 
     name: str
@@ -52,13 +75,8 @@ class Gain:
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is significant, also after Holm's correction."""
-        return self.apart and self.adjusted <= 1 - CONFIDENCE
-
-    @property
-    def apart(self) -> bool:
-        """Whether the interval excludes 0, as if this attack were the only one."""
-        return not self.low <= 0 <= self.high
+        """Whether the difference is significant: its interval excludes 0, also after Holm's correction."""
+        return not self.low <= 0 <= self.high and self.adjusted <= 1 - CONFIDENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +91,8 @@ class Gains:
         share: The share of that gain that remains in the worst case (share, low, high); None if the gain itself is not
             significant.
         verdict: The verdict, which depends on the intervals alone.
-        n_for_a_point: The number of images for which the worst case's gain would have an interval of +- 1 point.
+        n_for_a_point: The number of images for which the worst case's gain would have an interval of +- 1 point, with
+            the same seeds; None if the spread of the seeds is too large for any number.
     """
 
     n: int
@@ -82,12 +101,21 @@ class Gains:
     pgd: str
     share: tuple[float, float, float] | None
     verdict: Verdict
-    n_for_a_point: int
+    n_for_a_point: int | None
 
     @property
     def of_the_method(self) -> bool:
         """Whether there are enough seeds for conclusions on the method instead of these checkpoints."""
         return min(self.seeds) >= ENOUGH_SEEDS
+
+    @property
+    def scope(self) -> str:
+        """For what the conclusions hold, in one sentence."""
+        if self.of_the_method:
+            return "Conclusions hold for the method."
+        few = "one seed per arm" if max(self.seeds) == 1 else "fewer than three seeds in an arm"
+        covers = covers_the_method(min(self.seeds))
+        return f"With {few}, conclusions hold for these checkpoints only: {covers} (docs/statistics.md)."
 
     def gain(self, name: str) -> Gain:
         return next(gain for gain in self.gains if gain.name == name)
@@ -104,16 +132,10 @@ class Gains:
         if self.verdict == "no gain":
             return f"{differs}: there is no gain to survive; {left}."
         if self.share is None:
-            why = " after Holm's correction" if before.apart else ""
-            return f"{differs}, which is not significant{why}; {left}."
-        share = "{:.0f} % of it ({:.0f} to {:.0f})".format(*(100 * part for part in self.share))
-        ends = {
-            "survives": f"the gain survives: {left}, {share}",
-            "partly": f"a part of it survives: {left}, {share}",
-            "does not survive": f"that does not survive: {left}, {share}",
-            "cannot tell": f"the sample cannot tell how much survives: {left}, {share}",
-        }
-        return f"{gained}; {ends[self.verdict]}."
+            return f"{differs}, which is not significant; {left}."
+        told = SHOWN.get(self.verdict, "the sample cannot tell how much of {} survives").format("it")
+        share, low, high = map(in_percent, self.share)
+        return f"{gained}; {told}: {left}, {share} % of it ({low} to {high})."
 
 
 def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], *, pgd: str | None = None) -> Gains:
@@ -141,33 +163,51 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
                 raise UserError(f"these evaluations can't be compared: {changed[0]}; evaluate all in the same way")
     names = _shared(everything)
     arms = {name: (_columns(baseline, name), _columns(method, name)) for name in names}
-    gains = _holm([_gain(name, *arms[name]) for name in names])
     chosen = pgd or _default(names)
     if chosen not in names:
         raise UserError(f"these evaluations do not all have a row {chosen!r}; choose one of {', '.join(names)}")
-    before, after = (next(g for g in gains if g.name == name) for name in (chosen, WORST))
-    share = _share(arms[chosen], arms[WORST]) if before.difference > 0 and before.clear else None
-    half = (after.high - after.low) / 2
+    gains = _holm([_gain(name, *arms[name]) for name in names], chosen)
+    share, verdict = what_survives(arms[chosen], arms[WORST])
     return Gains(
         n=arms[WORST][0].shape[1],
         seeds=(len(baseline), len(method)),
         gains=tuple(gains),
         pgd=chosen,
         share=share,
-        verdict=_verdict(before, after, share),
-        n_for_a_point=math.ceil(arms[WORST][0].shape[1] * (half / 0.01) ** 2),
+        verdict=verdict,
+        n_for_a_point=images_for(*arms[WORST], half=0.01),
     )
 
 
-def _verdict(before: Gain, after: Gain, share: tuple[float, float, float] | None) -> Verdict:
-    if before.difference < 0 and before.clear:
-        return "no gain"
-    if share is None:
-        return "cannot tell"
-    _, low, high = share
-    if after.difference > 0 and after.clear:
-        return "partly" if high < WHOLE else "survives" if low > HALF else "cannot tell"
-    return "does not survive" if high < HALF else "cannot tell"
+def what_survives(
+    before: tuple[Columns, Columns], after: tuple[Columns, Columns]
+) -> tuple[tuple[float, float, float] | None, Verdict]:
+    """The share of a gain that remains in the worst case, and the verdict.
+
+    Args:
+        before: (seeds, images) outcomes of the baseline and of the method, under the attack whose gain is tested.
+        after: The same in the worst case.
+
+    Returns:
+        The attributes `share` and `verdict` of `Gains`.
+    """
+    tested, worst = _gain("", *before), _gain(WORST, *after)
+    if not tested.clear or tested.difference < 0:
+        return None, "no gain" if tested.clear else "cannot tell"
+    found = share_of_difference(after[::-1], before[::-1])
+    share = found.value, found.low, found.high
+    return share, _verdict(worst, *share[1:])
+
+
+def _verdict(worst: Gain, low: float, high: float) -> Verdict:
+    some = low > 0 and worst.clear
+    if some and low > HALF:
+        return "more than half survives"
+    if high < 0 and worst.clear:
+        return "turns into a loss"
+    if high < HALF:
+        return "some survives, less than half" if some else "less than half survives"
+    return "some survives" if some else "cannot tell"
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -202,38 +242,24 @@ def _gain(name: str, baseline: Columns, method: Columns) -> Gain:
     return Gain(name=name, **accuracies, low=found.low, high=found.high, p_value=p, adjusted=p)
 
 
-def _holm(gains: Sequence[Gain]) -> list[Gain]:
-    """The gains with Holm's correction over the attacks; clean and worst case are tested alone."""
-    attacks = [g for g in gains if g.name not in (CLEAN, WORST)]
+def _holm(gains: Sequence[Gain], chosen: str) -> list[Gain]:
+    """The gains with Holm's correction over the attacks. Clean, the worst case and the attack whose gain is tested are
+    chosen before the comparison, so each is tested alone.
+    """
+    attacks = [g for g in gains if g.name not in (CLEAN, WORST, chosen)]
     adjusted = dict(zip([g.name for g in attacks], holm([g.p_value for g in attacks]), strict=True))
     return [replace(gain, adjusted=adjusted.get(gain.name, gain.p_value)) for gain in gains]
 
 
-def _share(before: tuple[Columns, Columns], after: tuple[Columns, Columns]) -> tuple[float, float, float]:
-    """The worst case's gain divided by the PGD gain, with a percentile bootstrap interval over images and, if there are
-    enough, seeds.
-    """
-    sizes = [len(arm) for arm in before]
-    # Images with the same outcomes everywhere are interchangeable, so only the count of each kind is drawn.
-    kinds, counts = np.unique(np.concatenate([*before, *after]), axis=1, return_counts=True)
-    parts = np.split(kinds, np.cumsum([*sizes, *sizes])[:-1])
+def covers_the_method(seeds: int) -> str:
+    """How well an interval over images alone, with so many seeds in each arm, covers the method."""
+    low, high = COVERS_THE_METHOD[seeds]
+    return f"an interval over images alone contains the gain of a method in {low} to {high} % of simulated cases"
 
-    def ratio(images: Tensor, *seeds: Tensor) -> Tensor:
-        """The share of each replicate, from how often each kind of image and each seed was drawn."""
-        drawn = [of_arm.numpy() for of_arm in seeds] or [np.ones((1, size)) for size in sizes]
-        of_baseline, of_method = (of_arm / size for of_arm, size in zip(drawn, sizes, strict=True))
-        weights = images.numpy() / counts.sum()
-        gained, left = (
-            ((of_method @ method - of_baseline @ baseline) * weights).sum(1)
-            for baseline, method in (parts[:2], parts[2:])
-        )
-        # A replicate without a gain has no share. There are few, and they count at the upper end.
-        return torch.from_numpy(np.where(gained > 0, left / np.where(gained > 0, gained, 1.0), np.inf))
 
-    seeds = [[1] * size for size in sizes] if min(sizes) >= ENOUGH_SEEDS else []
-    found = bootstrap(ratio, counts.tolist(), *seeds, repeats=REPLICATES)
-    gain, rest = (float(arm[1].mean() - arm[0].mean()) for arm in (before, after))
-    return rest / gain, found.low, found.high
+def in_percent(share: float) -> str:
+    """A share of a gain in whole percent."""
+    return f"{100 * share:z.0f}" if abs(share) < 10 else "below -1000" if share < 0 else "over 1000"
 
 
 def _points(gain: Gain) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from advsphere.comparison.gain import Gain, Gains, measure_gains
+from advsphere.comparison.gain import SHOWN, Gain, Gains, covers_the_method, in_percent, measure_gains
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, compare
 from advsphere.report.collect import ModelReport
@@ -57,7 +57,7 @@ def cautions(models: Sequence[ModelReport]) -> list[str]:
     elif len(every) > 1:
         scope = (
             f"Conclusions hold for these {_word(len(every))} checkpoints on these images only. Conclusions about a "
-            f"training method need {_word(ENOUGH_SEEDS)} seeds of each."
+            f"training method need {_word(ENOUGH_SEEDS)} seeds of each: {covers_the_method(max(fewest, 1))}."
         )
     else:
         scope = "Conclusions hold for this checkpoint on these images only."
@@ -96,7 +96,7 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
         difference: Gain | PairedDifference = (gain := found.gain(WORST))
         new, old, tells = gain.method, gain.baseline, gain.clear
         sample = f"{found.n} images, averaged over {found.seeds[1]} and {found.seeds[0]} seeds"
-        how = "images and seeds (Welch)" if found.of_the_method else "images only"
+        how = "images and seeds" if found.of_the_method else "images only"
         test = "p"
     else:
         difference = (pair := compare(second.evaluation, first.evaluation, WORST))
@@ -116,9 +116,8 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
 def _headline(names: Sequence[str], difference: float, tells: bool, found: Gains | None) -> str:
     """Whether the gain survives, if the sample tells; else which of the two models is more robust."""
     old, new = names
-    endings = {"survives": "survives", "partly": "survives in part", "does not survive": "does not survive"}
-    if found is not None and found.verdict in endings:
-        return f"In the worst case the gain of {new} over {old} {endings[found.verdict]}."
+    if found is not None and found.verdict in SHOWN:
+        return f"In the worst case {SHOWN[found.verdict].format(f'the gain of {new} over {old}')}."
     if not tells:
         return f"The sample cannot tell {new} from {old}."
     better, worse = (new, old) if difference > 0 else (old, new)
@@ -129,21 +128,15 @@ def _numbers(found: Gains) -> tuple[KeyNumber, ...]:
     """The gain under PGD, the gain in the worst case, and the share of the first that survives."""
     before, after = found.gain(found.pgd), found.gain(WORST)
     if found.share is None:
-        many = " after correction for several attacks" if before.apart else ""
-        share = KeyNumber("share that survives", "", f"withheld: the gain itself may be 0{many}", "")
+        share = KeyNumber("share that survives", "", "withheld: the gain itself may be 0", "")
     else:
-        value, low, high = map(_share, found.share)
+        value, low, high = map(in_percent, found.share)
         share = KeyNumber("share that survives", value, f"{low} to {high}", "%")
     return (
         KeyNumber(f"gain under {found.pgd}", points(before.difference), span(before), "points"),
         KeyNumber("gain in the worst case", points(after.difference), span(after), "points"),
         share,
     )
-
-
-def _share(part: float) -> str:
-    """A share of a gain, in whole percent."""
-    return f"{round(100 * part)}" if abs(part) < 10 else f"{'-' if part < 0 else ''}over 1000"
 
 
 def _attacks(model: ModelReport) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from advsphere.comparison.gain import BARE, Gain
+from advsphere.comparison.gain import BARE, Gain, in_percent
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST
 from advsphere.files import write_atomically
@@ -71,7 +71,7 @@ def _told(pair: Pair) -> list[str]:
     group, gains = pair.group, pair.gains
     decay = [] if group.weight_decay is None else [f"{group.weight_decay:g}"]
     decay += ["each at its best"] if pair.at_their_best else []
-    share = "" if gains.share is None else "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * part for part in gains.share))
+    share = "" if gains.share is None else "{} % ({} to {})".format(*map(in_percent, gains.share))
     images = f"{group.network}, {group.data}" + ", last checkpoint" * (group.checkpoint == "last")
     seeds = f"{gains.seeds[0]}" if gains.seeds[0] == gains.seeds[1] else f"{gains.seeds[0]}, {gains.seeds[1]}"
     kept = [f"{gains.pgd}: {_points(gains.gain(gains.pgd))}", _points(gains.gain(WORST))]
@@ -115,10 +115,11 @@ def _points(gain: Gain) -> str:
 INTRODUCTION = (
     "Accuracy in %, averaged over seeds, with its 95 % interval; under attack it is an upper bound. Below it is the "
     "paper's number, for its own, larger networks, and our number minus the paper's. With one or two seeds an interval "
-    "covers images only and holds for these checkpoints; with three or more it holds for the method. Attacks marked "
-    '"(s = 1)" see bare cosines, as in the paper\'s official evaluators; the next column is the same attack on the '
-    "network's own logits. \"Cannot tell\" means that the interval contains 0, or would contain it after Holm's "
-    "correction for the number of attacks. Minutes are wall-clock training time."
+    "covers images only and holds for these checkpoints; with three or more it holds for the method. "
+    '[Statistics](../statistics.md) says how well each covers. Attacks marked "(s = 1)" see bare cosines, as in the '
+    "paper's official evaluators; the next column is the same attack on the network's own logits. \"Cannot tell\" "
+    "means that the interval contains 0 or, for an attack that is neither the headline's nor the worst case, that the "
+    "difference is not significant after Holm's correction. Minutes are wall-clock training time."
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from advsphere.reproduce.groups import confounders, method_name, on_imagenet
 from advsphere.reproduce.markdown import head, line, percent, points, provenance
 from advsphere.reproduce.results import StoredResult, threat_in_words
 from advsphere.reproduce.tables import Measure, Numbers, Table
-from advsphere.stats import mean_over_seeds, wilson
+from advsphere.stats import difference_of_arms, wilson
 
 _NOISE, _BLUR = ("Gauss", "Shot", "Impulse"), ("Defocus", "Glass", "Motion", "Zoom")
 _WEATHER, _DIGITAL = ("Snow", "Frost", "Fog", "Bright"), ("Contra", "Elastic", "Pixel", "JPEG")
@@ -95,8 +95,8 @@ def _partners(run: Mapping[str, Any]) -> str:
 
 def _difference(pairs: Sequence[tuple[StoredResult, StoredResult]], names: Sequence[str]) -> list[str]:
     """Cells of a method minus its baseline: clean, mCA and each corruption, averaged over pairs of equal seed."""
-    by_image = [np.array(one.corruptions.by_image()) - np.array(base.corruptions.by_image()) for one, base in pairs]
-    mca = mean_over_seeds(np.array(by_image))
+    arms = (np.array([one.corruptions.by_image() for one in arm]) for arm in zip(*pairs, strict=True))
+    mca, _ = difference_of_arms(*arms)
     clean = fmean(one.document["numbers"]["clean"] - base.document["numbers"]["clean"] for one, base in pairs)
     each = [fmean(_accuracy(one, name) - _accuracy(base, name) for one, base in pairs) for name in names]
     change = f"*{points(mca.value, mca.low, mca.high, digits=2)}*" + "<br>*cannot tell*" * mca.cannot_tell
@@ -133,8 +133,8 @@ def _gradients(table: Table, group: Sequence[StoredResult], folder: Path | None,
     yield from ["", f"![Gradient-norm ratios by layer]({figure})", ""]
     yield from head(["network", "seed", "median ratio of the layers"])
     for one in group:
-        ratios = sorted(one.document["gradients"]["ratio"])
-        yield line([method_name(one.run), str(one.run["seed"]), f"{ratios[len(ratios) // 2]:.2f}"])
+        middle = median(one.document["gradients"]["ratio"])
+        yield line([method_name(one.run), str(one.run["seed"]), f"{middle:.2f}"])
 
 
 def _perturbations(table: Table, group: Sequence[StoredResult], folder: Path | None, figure: str) -> Iterator[str]:
