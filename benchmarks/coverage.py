@@ -43,7 +43,7 @@ class Arguments:
 
     write: Path | None = None
     """A page that gets the tables, between its markers."""
-    trials: int = 1000
+    trials: int = 2000
     """Trials of each line; half of them with 10,000 images."""
     seed: int = 0
 

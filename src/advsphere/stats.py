@@ -341,7 +341,7 @@ def mean_over_pairs(differences: Sequence[Sequence[NDArray[np.float64]]]) -> Est
 
 
 def bootstrap(
-    statistic: Callable[[Tensor], Tensor], n: int, *, seed: int = 0, repeats: int = 2000, confidence: float = CONFIDENCE
+    statistic: Callable[..., Tensor], n: int, *, seed: int = 0, repeats: int = 2000, confidence: float = CONFIDENCE
 ) -> Estimate:
     """A percentile bootstrap (Efron 1979, Annals of Statistics 7:1) of any statistic.
 
