@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ LONG = (
     "reproduce/test_pages.py",
 )
 """Files with single tests or fixtures of many seconds, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests keep what they cache, and what they trust, out of the user's own folder."""
+    os.environ["XDG_CACHE_HOME"] = str(config.rootpath / ".pytest_cache" / "advsphere")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

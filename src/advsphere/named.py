@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
+import re
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from advsphere.errors import UserError
+from advsphere.files import cache_folder, some
 
 _LIBRARIES = ("timm", "torchvision")
 """`timm:NAME` is a network of timm, not an object in its module."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 
 
 def is_name(text: str) -> bool:
@@ -146,6 +153,89 @@ def fitting(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str
     except (TypeError, ValueError):
         return {}
     return {name: value for name, value in values.items() if name in parameters}
+
+
+TRUST = "ADVSPHERE_TRUST_CODE"
+"""The environment variable that `--trust-code` sets: code that a file names may run."""
+
+
+def trust(names: Iterable[str]) -> None:
+    """Note names and URLs that the user gave, so that files which name them may be read later.
+
+    A file that somebody sent may name any code. It runs only if this user has named it before, at the same place.
+
+    Args:
+        names: Names `package.module:object`, and URLs. Other texts are left out.
+    """
+    known, path = _trusted(), _trust_file()
+    new = [line for line in map(_with_place, filter(_may_harm, names)) if line not in known]
+    if not new:
+        return
+    with suppress(OSError):  # without a cache the user gives --trust-code
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("".join(f"{line}\n" for line in new))
+
+
+def require_trust(names: Iterable[str], source: object) -> None:
+    """Refuse code and URLs that a file names, unless the user has named them before or gave `--trust-code`.
+
+    Nothing is imported to find out.
+
+    Args:
+        names: Texts of the file. Only names `package.module:object` and URLs matter.
+        source: The file or folder, for the message.
+
+    Raises:
+        UserError: If there is such a name.
+    """
+    if os.environ.get(TRUST):
+        return
+    known = _trusted()
+    foreign = [line for line in map(_with_place, filter(_may_harm, names)) if line not in known]
+    if foreign:
+        raise UserError(
+            f"{source} names {some(foreign, 3)}, which you have not used here before, so it was not run or opened; "
+            "read it first, and add --trust-code if you trust it"
+        )
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL, also one that was converted to a Path, which reduces two slashes to one.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        True for `s3://bucket/images` and `ftp:/host`.
+    """
+    return _URL.match(text) is not None
+
+
+def _may_harm(text: str) -> bool:
+    return is_name(text) or is_url(text)
+
+
+def _with_place(text: str) -> str:
+    """A name and the file of its module, which is found without importing it; a URL as it is."""
+    if not is_name(text):
+        return text
+    found, path = None, ["", *sys.path]
+    for part in text.partition(":")[0].split("."):
+        found = PathFinder.find_spec(part, path)
+        path = list(found.submodule_search_locations or ()) if found is not None else []
+    origin = None if found is None else found.origin
+    return f"{text} ({Path(origin).resolve() if origin else 'built in, or not found'})"
+
+
+def _trust_file() -> Path:
+    return cache_folder() / "trusted"
+
+
+def _trusted() -> set[str]:
+    with suppress(OSError):
+        return set(_trust_file().read_text().splitlines())
+    return set()
 
 
 def _inside(thing: Any, path: str) -> Any:

@@ -34,12 +34,13 @@ COMMANDS = {
 CONTINUE = ("demo", "evaluate", "compare", "reproduce")
 """Commands that continue after an interruption when the same command is run again."""
 
-USAGE = """usage: advsphere COMMAND [ARGUMENTS] [--device NAME]
+USAGE = """usage: advsphere COMMAND [ARGUMENTS] [--device NAME] [--trust-code]
        advsphere --version
 
 {commands}
 
 Every command runs on the GPU if there is one; --device cpu or --device cuda:1 names another device.
+A run or evaluation that somebody sent may name code. It is run only with --trust-code, or if you have used it before.
 `advsphere COMMAND --help` explains a command. Start with `advsphere demo`, then
 `advsphere train digits-pgd-at-he --out runs/first` and `advsphere evaluate runs/first`."""
 
@@ -51,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments, device = taken(sys.argv[1:] if arguments is None else arguments, "--device")
     if device is not None:
         os.environ["ADVSPHERE_DEVICE"] = device  # processes that a command starts use it too
+    if "--trust-code" in arguments:
+        arguments = [word for word in arguments if word != "--trust-code"]
+        os.environ["ADVSPHERE_TRUST_CODE"] = "1"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE.format(commands="\n".join(f"  {name:<11} {what}" for name, what in COMMANDS.items())))
         return 0 if arguments else 2

@@ -29,6 +29,7 @@ from advsphere.evaluation.work import OnProgress, Plan
 from advsphere.files import some
 from advsphere.identity import data_checksum, describe, model_answers, model_record, unknowns
 from advsphere.machine import advice, low_precision
+from advsphere.named import trust
 from advsphere.provenance import environment
 from advsphere.rng import permutation
 from advsphere.threat import ThreatModel
@@ -123,6 +124,8 @@ def prepare(
     world: World = World(),
 ) -> Plan:
     """Check the arguments of `evaluate` without writing anything."""
+    if isinstance(suite, str):
+        trust([suite])
     images, device = images_of(images, labels), device_of(model)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)

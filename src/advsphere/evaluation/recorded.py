@@ -15,9 +15,10 @@ from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.suites import FIRST_LOOK, Effort, anytime, attacks_of
+from advsphere.evaluation.suites import FIRST_LOOK, SUITES, Effort, anytime, attacks_of
 from advsphere.files import differences, some
 from advsphere.identity import answer_alike, model_answers, model_record
+from advsphere.named import require_trust
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
@@ -54,7 +55,9 @@ def specs_of(
         if identity["suite"]["name"] == "own":
             raise UserError("this evaluation ran a list of attacks; give them as suite=")
         context, _ = context_of(model, images, threat_of(book), effort_of(book), identity["suite"]["head"])
-        suite = attacks_of(identity["suite"]["name"], context)
+        if (name := identity["suite"]["name"]) not in SUITES:
+            require_trust([name], "the evaluation")
+        suite = attacks_of(name, context)
     elif FIRST_LOOK in book.attacks and FIRST_LOOK not in [spec.name for spec in suite]:
         suite = anytime(suite, threat_of(book))  # as `evaluate` did with a budget
     if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from advsphere import named
 from advsphere.errors import UserError
 from advsphere.objectives import Objective
 from advsphere.runs.config import OBJECTIVES, Config, known_kind, nearest, objective_class, to_dict
@@ -22,13 +23,14 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def from_yaml(text: str | bytes, source: str = "config", *, complete: bool = False) -> Config:
+def from_yaml(text: str | bytes, source: str = "config", *, of_run: bool = False) -> Config:
     """Read a config strictly.
 
     Args:
         text: YAML, as `to_yaml` writes it. Omitted settings have their defaults.
         source: The name of the text in errors, such as the file's path.
-        complete: Refuse a text without one of the sections that `to_yaml` writes, such as a file that was cut off.
+        of_run: The text is the config.yaml of a run. A section that is missing is refused, because the file was cut
+            off. So are names of code and URLs that the user has not used before, because somebody may have sent it.
 
     Returns:
         The config.
@@ -44,13 +46,22 @@ def from_yaml(text: str | bytes, source: str = "config", *, complete: bool = Fal
     if not isinstance(plain, dict):
         raise UserError(f"{source} does not hold the settings of a run, such as a line `recipe: digits-pgd-at`")
     problems: list[str] = []
-    if complete and (missing := [one.name for one in fields(Config) if one.name not in plain]):
+    if of_run:
+        named.require_trust(_outside(plain), source)
+    if of_run and (missing := [one.name for one in fields(Config) if one.name not in plain]):
         problems.append(f"{', '.join(missing)}: missing, so the file was cut off or changed; restore it")
     config = _read(Config, plain, "", problems)
     if problems:
         raise UserError(f"{source}: {'; '.join(problems)}")
     assert isinstance(config, Config)
     return config
+
+
+def _outside(plain: dict[Any, Any]) -> list[str]:
+    """The texts of a config that may name code or a URL."""
+    places = (("data", "name"), ("data", "root"), ("model", "name"), ("training", "optimizer"), ("objective", "kind"))
+    sections = ((plain.get(section), key) for section, key in places)
+    return [str(section[key]) for section, key in sections if isinstance(section, dict) and key in section]
 
 
 def _read(kind: Any, value: Any, path: str, problems: list[str]) -> Any:

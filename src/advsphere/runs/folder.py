@@ -48,7 +48,7 @@ def read_config(folder: Path) -> Config:
         raise UserError(
             f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
         )
-    return from_yaml(_intact(path), str(path), complete=True)
+    return from_yaml(_intact(path), str(path), of_run=True)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class EvaluationTarget:
         """Write subject.json into an evaluation's folder. Relative paths, and paths of folders around it, are stored
         relative to it, so that they stay valid if all are moved together.
         """
+        named.trust(str(part) for part in (self.model, self.data))
         places = {name: _relative(getattr(self, name), folder) for name in ("run", "weights", "data")}
         content = json.loads(json.dumps(asdict(self) | places, default=str))
         content["checksum"] = content_checksum(content)
@@ -122,6 +123,7 @@ class EvaluationTarget:
             raise UserError(f"{path} is damaged; evaluate into {folder} again to rewrite it") from error
         if not intact:
             raise UserError(f"{path} was changed after it was written; evaluate into {folder} again to rewrite it")
+        named.require_trust((str(part) for part in (subject.model, subject.data)), path)
         run, weights, data = (_found(place, folder) for place in (subject.run, subject.weights, subject.data))
         return replace(subject, run=run, weights=weights, data=data)
 
