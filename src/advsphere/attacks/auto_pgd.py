@@ -1,7 +1,7 @@
 """AutoPGD: gradient ascent inside a ball that chooses its own step sizes, and its targeted form.
 
 One loop serves both attacks and all norms; `advsphere.attacks.step_size` holds the step rules. All state is kept per
-example, so that no example depends on the others of its batch and each leaves the batch when it is done.
+example, so that no example depends on the others of its batch and those that are done can leave it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import Active, put
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.gradient import Keep, Start, starting_point
 from advsphere.attacks.step_size import Halving, Path, Thinning
@@ -83,10 +84,9 @@ def apgd(
         return fooled(logits, target) != targeted
 
     search = _Search(
-        model, threat, steps, downhill if targeted else loss, rho, multi_eps, success if until_fooled else None
+        model, threat, steps, downhill if targeted else loss, rho, multi_eps, keep, success if until_fooled else None
     )
-    found = search.run(x.detach(), target, start, rng)
-    return found.last if keep == "last" else found.best
+    return search.run(x.detach(), target, start, rng).x_adv
 
 
 @attack_kind("iterative")
@@ -141,7 +141,7 @@ def apgd_targeted(
     if classes < 2:
         raise UserError("the model has a single class, so no other can be the target; give it one logit for each class")
     loss = dlr_targeted if classes >= 4 else _difference
-    search = _Search(model, threat, steps, loss, rho, multi_eps, _left_label)
+    search = _Search(model, threat, steps, loss, rho, multi_eps, "best", _left_label)
     ranking = logits.float().scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     result, best = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
     index = (~fooled(logits, y)).nonzero().squeeze(1)
@@ -152,7 +152,8 @@ def apgd_targeted(
         begin = start[index] if isinstance(start, Tensor) else start
         found = search.run(x[index], pair, begin, rng.take(index).at(restart=rng.restart * targets + rank))
         better = found.done | (found.value > best[index])
-        result[index[better]], best[index[better]] = found.best[better], found.value[better]
+        put(result, index, better, found.x_adv)
+        put(best, index, better, found.value)
         index = index[~found.done]
     return result
 
@@ -168,11 +169,10 @@ def _left_label(logits: Tensor, pair: Tensor) -> Tensor:
 
 
 class _Found(NamedTuple):
-    """The result of a search. Where an example is done, `last` and `best` are both its first success."""
+    """The result of a search."""
 
-    last: Tensor  # last iterate (B, ...)
-    best: Tensor  # iterate (B, ...) with the highest loss
-    value: Tensor  # loss (B,) of `best`
+    x_adv: Tensor  # first success (B, ...), or where there is none, the iterate to keep
+    value: Tensor  # highest loss (B,) where there is no success
     done: Tensor  # whether the example is done, (B,) bool
 
 
@@ -186,6 +186,7 @@ class _Search:
     loss: Loss
     rho: float
     multi_eps: bool
+    keep: Keep
     done: Callable[[Tensor, Tensor], Tensor] | None
 
     def run(self, x: Tensor, target: Tensor, start: Start, rng: Rng | None) -> _Found:
@@ -193,31 +194,34 @@ class _Search:
         part = 3 * self.steps // 10
         stages = [(3, part), (2, part), (1, self.steps - 2 * part)] if self.multi_eps else [(1, self.steps)]
         for factor, steps in stages:
-            ball, done = replace(self.threat, eps=factor * self.threat.eps), self.done if factor == 1 else None
+            ball, last = replace(self.threat, eps=factor * self.threat.eps), factor == 1
+            keep, done = (self.keep, self.done) if last else ("best", None)
             begin = starting_point(x, ball, start, rng)
-            found = replace(self, threat=ball, steps=steps, done=done).ascend(x, target, begin)
-            start = found.best
+            found = replace(self, threat=ball, steps=steps, keep=keep, done=done).ascend(x, target, begin)
+            start = found.x_adv
         return found
 
     def ascend(self, x: Tensor, target: Tensor, start: Tensor) -> _Found:
         threat, steps = self.threat, self.steps
         path = Path.from_start(x, target, start)
         rule = (Thinning if threat.norm == "l1" else Halving).from_start(x, start, threat.eps)
-        found = _Found(start.clone(), start.clone(), path.best.clone(), torch.zeros_like(path.best, dtype=torch.bool))
+        found = _Found(start.clone(), path.best.clone(), torch.ones_like(path.best, dtype=torch.bool))
+        active = Active(torch.arange(len(x), device=x.device))
         checkpoints = rule.checkpoints(steps)
         for i in range(steps + 1):
             logits, value, grad = input_gradient(self.model, path.x_adv, path.target, self.loss)
             path = path.observe(value, grad)
-            if self.done is not None and (hit := self.done(logits, path.target)).any():
-                now = path.index[hit]
-                found.last[now] = found.best[now] = path.x_adv[hit]
-                found.value[now], found.done[now] = path.value[hit], True
-                path, rule = path.take(~hit), rule.take(~hit)
-            if i == steps or len(path.index) == 0:
+            if self.done is not None:
+                hit = self.done(logits, path.target)
+                put(found.x_adv, active.index, hit & active.open, path.x_adv)
+                if (rows := active.drop(hit)) is not None:
+                    path, rule = path.take(rows), rule.take(rows)
+            if i == steps or len(active) == 0:
                 break
             if i in checkpoints:
                 rule, back = rule.check(path, self.rho * checkpoints[i], threat.eps)
                 path = path.restart(back)
             path = replace(path, x_adv=rule.step(path, threat, momentum=i > 0), before=path.x_adv)
-        found.last[path.index], found.best[path.index], found.value[path.index] = path.x_adv, path.best_x, path.best
+        put(found.x_adv, active.index, active.open, path.best_x if self.keep == "best" else path.x_adv)
+        found.value[active.index], found.done[active.index] = path.best, ~active.open
         return found

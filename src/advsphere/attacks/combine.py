@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from advsphere.attacks.active import put
 from advsphere.classifier import Classifier, answer, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
@@ -62,23 +64,39 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
     return declare
 
 
-def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Classifier:
+@dataclass(frozen=True)
+class Prepared:
+    """A classifier that returns logits, and the lowest and highest pixel of the images to attack.
+
+    Attacks pass it on to the attacks that they run, so that only the outermost one reads the images' range.
+    """
+
+    classify: Classifier
+    pixels: tuple[float, float]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.classify(x)
+
+
+def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Prepared:
     """Raise UserError for images outside the bounds, and wrap a network of any kind so that it returns logits."""
     low, high = bounds
-    if x.numel():
-        darkest, brightest = (float(value) for value in torch.aminmax(x.detach()))
-        if not (low <= darkest and brightest <= high):
-            raise UserError(
-                f"the images have pixels from {darkest:.4g} to {brightest:.4g}, but the bounds are {low:g} to "
-                f"{high:g}; scale them into the bounds, and put the input normalisation into the model "
-                "(advsphere.classifier.PixelClassifier)"
-            )
-        if low >= 0 and math.inf > high >= 100 and 0 < brightest <= 1:
-            raise UserError(
-                f"the brightest pixel is {brightest:.4g}, but the bounds are {low:g} to {high:g}; "
-                "for images in [0, 1] use bounds of 0 to 1 and eps / 255"
-            )
-    return _logits_of(model) if isinstance(model, nn.Module) else model
+    if not isinstance(model, Prepared):
+        darkest, brightest = torch.stack(torch.aminmax(x.detach())).tolist() if x.numel() else (math.inf, -math.inf)
+        model = Prepared(_logits_of(model) if isinstance(model, nn.Module) else model, (darkest, brightest))
+    darkest, brightest = model.pixels
+    if not (low <= darkest and brightest <= high):
+        raise UserError(
+            f"the images have pixels from {darkest:.4g} to {brightest:.4g}, but the bounds are {low:g} to "
+            f"{high:g}; scale them into the bounds, and put the input normalisation into the model "
+            "(advsphere.classifier.PixelClassifier)"
+        )
+    if low >= 0 and math.inf > high >= 100 and 0 < brightest <= 1:
+        raise UserError(
+            f"the brightest pixel is {brightest:.4g}, but the bounds are {low:g} to {high:g}; "
+            "for images in [0, 1] use bounds of 0 to 1 and eps / 255"
+        )
+    return model
 
 
 def _logits_of(model: nn.Module) -> Classifier:
@@ -110,7 +128,8 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
                 logits = model(x_adv)
             value, hit = margin(logits, y[index]), fooled(logits, y[index])
             better = hit | (value > best[index])
-            result[index[better]], best[index[better]] = x_adv[better], value[better]
+            put(result, index, better, x_adv)
+            put(best, index, better, value)
             done[index] = hit
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -112,8 +113,9 @@ def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
         raise UserError(f"can't average {passes} forwards; passes is 1 or more")
 
     def run(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
-        mean = _Mean(prepared(model, x), loss, passes)
-        return attack(mean.model, x, y, loss=mean.loss, rng=rng)
+        ready = prepared(model, x)
+        mean = _Mean(ready, loss, passes)
+        return attack(replace(ready, classify=mean.model), x, y, loss=mean.loss, rng=rng)
 
     return run
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import Active, put, reads_are_free
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, project, traced
 from advsphere.attacks.records import Smallest
@@ -39,7 +40,8 @@ def fab(
     """Fast adaptive boundary attack: walk along the nearest decision boundary, pulled towards the clean image.
 
     Source: Croce & Hein 2020 (arXiv 1907.02044, Algorithm 1). A step costs classes - 1 backwards and one forward, or
-    two where an example of the batch was just fooled. Seven more forwards begin and end the search.
+    two where an example of the batch was just fooled (on a GPU always two). Seven more forwards begin and end the
+    search.
 
     Differs from the paper, which linearises all classes: only the `classes` most likely ones are linearised.
 
@@ -157,25 +159,27 @@ class _Walk(NamedTuple):
         if self.starts < 1:
             raise UserError(f"starts is {self.starts}; it must be 1 or more")
         for start in range(self.starts):
-            index = found.open()
-            x_adv = self.begin(index, rng.take(index).at(restart=rng.restart * self.starts + start))
+            active = Active(found.open())
+            x_adv = self.begin(active.index, rng.take(active.index).at(restart=rng.restart * self.starts + start))
             for _ in range(self.steps):
-                if len(index) == 0:
+                if len(active) == 0:
                     break
-                x, y = found.x[index], self.y[index]
-                others = rivals if isinstance(rivals, int) else rivals[index]
+                x, y = found.x[active.index], self.y[active.index]
+                others = rivals if isinstance(rivals, int) else rivals[active.index]
                 leaf, logits = traced(self.model, x_adv)
-                hit = fooled(logits, y)
-                found.offer(index, x_adv, hit)
-                if isinstance(others, int) and hit.any():
+                hit = fooled(logits, y) & active.open
+                found.offer(active.index, x_adv, hit)
+                # Where a look at the hits takes a wait, run the second forward without one.
+                if isinstance(others, int) and (not reads_are_free(hit.device) or hit.any()):
                     x_adv, hit = self.back(x_adv, x, hit), torch.zeros_like(hit)
                     leaf, logits = traced(self.model, x_adv)
                 x_adv = self.ahead(x_adv, x, hit, *boundaries(leaf, logits, y, others))
-                rest = ~found.done[index]
-                index, x_adv = index[rest], x_adv[rest]
-            if len(index) > 0:
+                if (rows := active.drop(found.done[active.index])) is not None:
+                    x_adv = x_adv[rows]
+            if len(active) > 0:
                 with torch.no_grad():
-                    found.offer(index, x_adv, fooled(self.model(x_adv), self.y[index]))
+                    hit = fooled(self.model(x_adv), self.y[active.index]) & active.open
+                found.offer(active.index, x_adv, hit)
 
     def begin(self, index: Tensor, rng: Rng) -> Tensor:
         """The clean image for restart 0 or if no radius is known, else a random point at half of the radius."""
@@ -241,7 +245,8 @@ class _Walk(NamedTuple):
                 right, wrong = torch.where(picked, right, between), torch.where(picked, between, wrong)
                 below, above = torch.where(hit, below, value), torch.where(hit, value, above)
         clear &= ~found.done[index]
-        found.x_adv[index[clear]], found.distance[index[clear]] = wrong[clear], found.threat.distance(wrong, x)[clear]
+        put(found.x_adv, index, clear, wrong)
+        put(found.distance, index, clear, found.threat.distance(wrong, x))
 
     def deepen(self) -> None:
         """If eps is given, move the best example out to eps if that raises the margin, away from rounding errors."""
@@ -255,4 +260,4 @@ class _Walk(NamedTuple):
         with torch.no_grad():
             here, there = margin(self.model(torch.cat([near, far])), torch.cat([y, y])).chunk(2)
         deeper = (there > here) & found.threat.contains(far, x)
-        found.x_adv[index[deeper]] = far[deeper]
+        put(found.x_adv, index, deeper, far)

@@ -1,7 +1,7 @@
 """Gradient attacks inside a ball: FGSM, PGD and MIM.
 
-One loop serves all three. With `until_fooled` it drops examples from the batch as soon as they are fooled, so an
-evaluation pays only for those that still resist. Training never uses it, because it would train on weaker examples.
+One loop serves all three. With `until_fooled` it drops examples from the batch once they are fooled, so an evaluation
+pays only for those that still resist. Training never uses it, because it would train on weaker examples.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import Active, put
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
@@ -109,42 +110,39 @@ def pgd(
     model = prepared(model, x, threat.bounds)
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
-    sign = -1.0 if targeted else 1.0
     x = x.detach()
     x_adv = starting_point(x, threat, start, rng)
-    result = x_adv.clone()
-    active = torch.arange(len(x), device=x.device)
-    momentum = torch.zeros_like(x)
-    best = torch.full((len(x),), -torch.inf, device=x.device)
-    trail = list[Tensor]()
+    judged = keep == "best" or until_fooled
+    if judged:
+        result, active = x_adv.clone(), Active(torch.arange(len(x), device=x.device))
+        best = torch.full((len(x),), -torch.inf, device=x.device)
+        trail = x.new_empty(CYCLE if until_fooled and keep == "best" and decay is None else 0, *x.shape)
+    momentum = torch.zeros_like(x) if decay is not None else x.new_empty(len(x))
     # One more pass without a step, where the loss or the success of the last iterate counts.
-    passes = steps + 1 if keep == "best" or until_fooled else steps
-    for i in range(passes):
+    for i in range(steps + judged):
         logits, values, grad = input_gradient(model, x_adv, target, loss)
-        values, grad = sign * values, sign * grad
-        if keep == "best":
-            better = values > best
-            best = torch.where(better, values, best)
-            result[active[better]] = x_adv[better]
-        if until_fooled:
-            done = fooled(logits, target) != targeted
-            result[active[done]] = x_adv[done]
-            if keep == "best" and decay is None:
-                for before in trail:
-                    done = done | (x_adv == before).flatten(1).all(1)
-                trail = [before[~done] for before in [*trail, x_adv][-CYCLE:]]
-            rest = ~done
-            active, x, x_adv, target = active[rest], x[rest], x_adv[rest], target[rest]
-            grad, momentum, best = grad[rest], momentum[rest], best[rest]
-        if i == steps or len(active) == 0:
-            break
+        if targeted:
+            values, grad = -values, -grad
+        if judged:
+            done = fooled(logits, target) != targeted if until_fooled else torch.zeros_like(active.open)
+            taken = done | (values > best) if keep == "best" else done
+            best = torch.where(taken, values, best)
+            put(result, active.index, taken & active.open, x_adv)
+            if len(trail):
+                done = done | (x_adv == trail[:i]).flatten(2).all(2).any(0)
+                trail[i % CYCLE] = x_adv
+            if until_fooled and (rows := active.drop(done)) is not None:
+                x, x_adv, target, trail = x[rows], x_adv[rows], target[rows], trail[:, rows]
+                grad, momentum, best = grad[rows], momentum[rows], best[rows]
+            if i == steps or len(active) == 0:
+                break
         if decay is not None:
             size = grad.abs().flatten(1).sum(1).clamp(min=1e-30)
             grad = momentum = decay * momentum + grad / over_pixels(size, grad)
         x_adv = threat.project(x_adv + step_size * threat.ascent(grad, x_adv), x)
-    if keep == "last":
-        result[active] = x_adv
-    return result
+    if judged and keep == "last":
+        put(result, active.index, active.open, x_adv)
+    return result if judged else x_adv
 
 
 @attack_kind("iterative")

@@ -6,11 +6,13 @@ branch on the norm.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import reads_are_free
 from advsphere.classifier import Classifier
 from advsphere.errors import UserError
 from advsphere.threat import Norm
@@ -20,6 +22,10 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 CACHED = 2**16
 """Pixels that a CPU projects at once, because they fit into its cache. Measured up to 3 times faster than a batch."""
+
+ROUNDS = 8
+"""Newton steps of a projection on a GPU, where asking whether it has converged would take a wait. Attacks need about 4;
+random problems at the edge of the box end at most 1 % before the hyperplane."""
 
 
 def most_likely_rivals(logits: Tensor, y: Tensor, n: int) -> Tensor:
@@ -108,27 +114,30 @@ def _level(slope: Tensor, weight: Tensor, room: Tensor, goal: Tensor) -> Tensor:
 
     slope, weight, room: (B, D), not negative; goal: (B, 1). If no level reaches the goal, the result is room. The gain
     is concave and piecewise linear in the level, so Newton's method from 0 rises to the exact solution in finitely many
-    steps (usually about five).
+    steps (usually about five). Where reads are not free, it takes `ROUNDS` of them.
     """
     tiny = torch.finfo(slope.dtype).tiny
     full, rise, level = slope * room, slope * weight, torch.zeros_like(goal)
-    while True:
+    for rounds in itertools.count():
         length = level * weight
+        if rounds == ROUNDS and not reads_are_free(slope.device):
+            break
         free = length < room
-        spent = full.masked_fill(free, 0.0).sum(1, keepdim=True)
-        rate = rise.masked_fill(~free, 0.0).sum(1, keepdim=True).clamp(min=tiny)
-        higher = torch.maximum(level, ((goal - spent) / rate).clamp(max=1e30))
-        if torch.equal(higher, level):
-            return torch.minimum(length, room)
-        level = higher
+        spent = torch.where(free, 0.0, full).sum(1, keepdim=True)
+        rate = torch.where(free, rise, 0.0).sum(1, keepdim=True).clamp(min=tiny)
+        before, level = level, torch.maximum(level, ((goal - spent) / rate).clamp(max=1e30))
+        if reads_are_free(slope.device) and torch.equal(before, level):
+            break
+    return torch.minimum(length, room)
 
 
 def _steepest_first(slope: Tensor, room: Tensor, goal: Tensor) -> Tensor:
     """Use up the room of one pixel after the other, the steepest first, until the gain reaches the goal.
 
-    Shapes as in `_level`. It sorts only as many pixels as it needs, usually a few out of thousands.
+    Shapes as in `_level`. Where reads are free, it sorts no more pixels than it needs, usually a few out of
+    thousands.
     """
-    count, gain = 32, slope * room
+    count, gain = 32 if reads_are_free(slope.device) else slope.shape[1], slope * room
     beyond = goal >= gain.sum(1, keepdim=True)
     while True:
         count = min(count, slope.shape[1])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import put, reads_are_free
 from advsphere.threat import Norm, ThreatModel, over_pixels
 
 
@@ -16,8 +17,8 @@ class Rows:
     """Tensors with one row for each example that is still attacked."""
 
     def take(self, rows: Tensor) -> Self:
-        """Keep a part of the examples; rows: (b,) bool."""
-        return self if rows.all() else replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        """Keep the examples of these numbers."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 class Smallest:
@@ -46,13 +47,16 @@ class Smallest:
         Returns the norms (b,) of the adversarial ones, infinite for the others.
         """
         norms = torch.full((len(index),), torch.inf, dtype=self.x.dtype, device=self.x.device)
-        place, x_adv = index[adversarial], x_adv[adversarial]
+        # Measure the adversarial ones only, or all where it takes a wait to know them.
+        rows = adversarial.nonzero().squeeze(1) if reads_are_free(self.x.device) else slice(None)
+        place, x_adv, hit = index[rows], x_adv[rows], adversarial[rows]
         x = self.x[place]
-        norms[adversarial] = distance = self.threat.distance(x_adv, x)
+        norms[rows] = distance = self.threat.distance(x_adv, x).where(hit, torch.inf)
         better, enough = distance < self.distance[place], distance == 0
         if self.eps is not None:
             enough |= self.threat.contains(x_adv, x)
-        self.x_adv[place[better]], self.distance[place[better]] = x_adv[better], distance[better]
+        put(self.x_adv, place, better, x_adv)
+        put(self.distance, place, better, distance)
         self.done[place] |= better & enough
         return norms
 

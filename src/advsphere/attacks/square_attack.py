@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from advsphere.attacks.active import Active, put
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
@@ -77,7 +78,6 @@ def square(
         raise UserError(f"square windows need images (B, C, H, W), the input has shape {tuple(x.shape)}")
     if queries < 1 or not 0 < p <= 1:
         raise UserError(f"queries is {queries} and p is {p}; queries must be at least 1 and p in (0, 1]")
-    sign = -1.0 if targeted else 1.0
     x, rng = x.detach(), rng or Rng.of(x)
     if threat.norm == "l1":
         # Every pixel changes, and their rounding errors add up.
@@ -85,27 +85,26 @@ def square(
     propose, first = (_recoloured, _stripes) if threat.norm == "linf" else (_rearranged, _tiles)
     candidate = threat.project(x + first(x, threat, rng), x)
     result, x_best = candidate.clone(), candidate
-    index = torch.arange(len(x), device=x.device)
+    active = Active(torch.arange(len(x), device=x.device))
     best = torch.full((len(x),), -torch.inf, device=x.device)
     for i in range(queries):
         logits = model(candidate)
-        value = sign * loss(logits, target)
+        value = -loss(logits, target) if targeted else loss(logits, target)
         done = fooled(logits, target) != targeted
         better = done | (value > best)
         x_best = torch.where(over_pixels(better, x), candidate, x_best)
         best = torch.where(better, value, best)
         if i % BLOCK == 0:
             numbers = rng.at(step=i // BLOCK).uniform((BLOCK, 5 + x.shape[1]), "window")
-        if done.any():
-            rest = ~done
-            result[index[done]] = x_best[done]
-            index, x, x_best, target = index[rest], x[rest], x_best[rest], target[rest]
-            best, rng, numbers = best[rest], rng.take(rest), numbers[rest]
-        if len(index) == 0:
+        put(result, active.index, done & active.open, candidate)
+        if (rows := active.drop(done)) is not None:
+            x, x_best, target, best = x[rows], x_best[rows], target[rows], best[rows]
+            rng, numbers = rng.take(rows), numbers[rows]
+        if len(active) == 0:
             break
         area = p / 2 ** bisect_left(HALVINGS, i * 10_000 // (horizon or queries)) * x.shape[2] * x.shape[3]
         candidate = threat.project(propose(x, x_best, area, threat, numbers[:, i % BLOCK]), x)
-    result[index] = x_best
+    put(result, active.index, active.open, x_best)
     return result
 
 
@@ -124,7 +123,7 @@ def _tiles(x: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
     _, channels, height, width = x.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
-    bump = _bump(side, 1 if threat.norm == "l1" else 2).to(x)
+    bump = _bump(side, 1 if threat.norm == "l1" else 2, x.dtype, x.device)
     turned = rng.uniform((1, rows, columns, 1, 1), "turn") < 0.5
     signs = _signs(rng.uniform((channels, rows, columns, 1, 1), "start")).to(x.dtype)
     tiles = torch.where(turned, bump, bump.T) * signs
@@ -164,21 +163,21 @@ def _rearranged(x: Tensor, x_best: Tensor, area: float, threat: ThreatModel, num
     unused = (threat.eps**order - delta.abs().pow(order).sum((1, 2))).clamp(min=0.0)[:, None, None]
     given = (delta - emptied).abs().pow(order).sum(2, keepdim=True) + unused / channels
     budget = given * channels if order == 1 else given.sqrt()
-    bump = _bump(side, order).to(x)
+    bump = _bump(side, order, x.dtype, x.device)
     turned = torch.where(numbers[:, 4, None, None] < 0.5, bump, bump.T).flatten(1)[:, None]
     fresh = turned * _signs(numbers[:, 5:, None]).to(x.dtype) + _unit(delta.gather(2, target), order)
     return x + emptied.scatter(2, target, _unit(fresh, order) * budget).view_as(x)
 
 
 def _signs(numbers: Tensor) -> Tensor:
-    return 1 - 2 * (numbers < 0.5).float()
+    return torch.where(numbers < 0.5, -1.0, 1.0)
 
 
 def _spans(numbers: Tensor, side: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The rows and columns, (b, side) each, of random windows inside the image; numbers: (b, 2) in (0, 1)."""
-    corner = (numbers * torch.tensor([height - side + 1, width - side + 1], device=numbers.device)).long()
+    top, left = (numbers[:, :1] * (height - side + 1)).long(), (numbers[:, 1:] * (width - side + 1)).long()
     span = torch.arange(side, device=numbers.device)
-    return corner[:, :1] + span, corner[:, 1:] + span
+    return top + span, left + span
 
 
 def _unit(vectors: Tensor, order: int) -> Tensor:
@@ -187,11 +186,11 @@ def _unit(vectors: Tensor, order: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _bump(side: int, order: int) -> Tensor:
-    """Two pyramids of opposite sign above each other (eq. 2), of norm 1 in `order`: (side, side) float64."""
+def _bump(side: int, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Two pyramids of opposite sign above each other (eq. 2), of norm 1 in `order`: (side, side)."""
     half = side // 2
     bump = torch.cat([_pyramid(half, side, order), -_pyramid(side - half, side, order)])
-    return _unit(bump.flatten(), order).view_as(bump)
+    return _unit(bump.flatten(), order).view_as(bump).to(device, dtype)
 
 
 def _pyramid(height: int, width: int, order: int) -> Tensor:

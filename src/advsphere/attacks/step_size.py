@@ -23,7 +23,6 @@ TRACE = 1e-6
 class Path(Rows):
     """The current iterate of each example, and the one with the highest loss."""
 
-    index: Tensor  # position in the batch (b,)
     x: Tensor  # clean images (b, ...)
     target: Tensor  # second argument of the loss
     x_adv: Tensor  # current iterate (b, ...)
@@ -37,10 +36,10 @@ class Path(Rows):
 
     @classmethod
     def from_start(cls, x: Tensor, target: Tensor, start: Tensor) -> Self:
-        index, flat = torch.arange(len(x), device=x.device), torch.zeros_like(x)
+        flat, none = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.long, device=x.device)
         # The start is the best iterate so far, but reaching it does not count as a rise.
         highest = torch.full((len(x),), torch.inf, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        return cls(index, x, target, start, start, highest, flat, start, flat, -highest, torch.zeros_like(index))
+        return cls(x, target, start, start, highest, flat, start, flat, -highest, none)
 
     def observe(self, value: Tensor, grad: Tensor) -> Self:
         """Note the loss and the gradient of the current iterate."""
