@@ -47,7 +47,7 @@ class Side:
 
     def stage(self, number: int, batch_size: int) -> Seconds:
         def attack() -> None:
-            for index in self.left.split(batch_size):
+            for index in self.left.split(batch_size) if len(self.left) else ():
                 x_adv, hit = self.run(number, self.target.x[index], self.target.y[index], index)
                 self.x_adv[index] = x_adv
                 self.by |= dict.fromkeys(index[hit].tolist(), number)

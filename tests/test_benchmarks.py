@@ -41,6 +41,7 @@ SCRIPTS = (
     "low_precision",
     "memory",
     "network",
+    "on_gpu",
     "pgd",
     "speedrun",
     "square",
