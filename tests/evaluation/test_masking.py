@@ -24,6 +24,9 @@ from tests.evaluation.cases import THREAT, Fused, change, linear, pgd_spec, robu
 CHECKS = (
     "vanishing gradients",
     "no fall at a large radius",
+    "false gradients",
+    "planted examples missed",
+    "random search finds more",
     "black box beats white box",
     "one step beats many",
     "no plateau in steps",

@@ -5,35 +5,38 @@ Tramer et al. 2020 (arXiv 2002.08347), Pintor et al. 2021 (arXiv 2106.09947) and
 official code). Each tolerance below is a share that a model without masking may show. A sign is raised if the observed
 share exceeds it with 97.5 % confidence, so neither chance nor a small sample raises one.
 
-Signs are computed from the attacks' rows and from two probes. Probes are deterministic measurements on a few images.
-They take seconds, and the ledger stores them.
+Signs are computed from the attacks' rows and from `probes`, measurements on a few images, which the ledger stores. Some
+signs refute numbers: they show that the attacks fail on this model, so what they left is no robust accuracy.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from advsphere.attacks import AttackKind, pgd
-from advsphere.classifier import Classifier, fooled, input_gradient
+from advsphere.attacks import AttackKind
 from advsphere.evaluation.rows import Row, Sign, apart_from, found_alone
 from advsphere.evaluation.specs import alike, bare, core, kind_of, loss_of
-from advsphere.losses import Loss, log_odds
-from advsphere.rng import permutation
 from advsphere.stats import PairedDifference, more_than, paired, wilson
-from advsphere.threat import ThreatModel
 
 OUTDONE = 0.002
 """Share of examples that only the weaker attack may fool: 0.2 points, as AutoAttack tolerates for Square."""
 
 LONE_IMAGES = 0.01
 """Share of a probe's images on which a model without masking may have no gradient, or resist for another reason."""
+
+FALSE_SLOPES = 0.25
+"""Share of points at which a gradient may promise a rise of the loss that does not come. Honest networks show 0 to 0.1,
+most of them those with activations that jump.
+"""
+
+MISSED = 0.1
+"""Share of planted examples that an attack may miss. Attacks on honest networks miss none."""
+
+SEARCHED = 0.1
+"""Share of the images that resisted every attack which a hundred random queries may fool. PGD leaves a few such images
+on honest networks too.
+"""
 
 STILL_FALLING = 0.01
 """Loss of accuracy that more steps, or the trained scale, may cause: one point."""
@@ -52,6 +55,9 @@ def signs(rows: Sequence[Row], probes: Mapping[str, Any], scale: float) -> tuple
     return (
         _vanishing(probes.get("gradients")),
         _large_radius(probes.get("large radius")),
+        _false_gradients(probes.get("slopes")),
+        _planted(probes.get("planted")),
+        _random_search(probes.get("random search"), rows),
         _black_box(rows),
         _one_step(rows),
         _plateau(rows),
@@ -72,10 +78,10 @@ def _vanishing(probe: Mapping[str, Any] | None) -> Sign:
     )
     if more_than(ours, n, LONE_IMAGES):
         advice = (
-            "gradient attacks fail there: --suite autoattack has Square, which needs no gradient; then attack with a "
-            "smooth replacement of the part without gradient (BPDA, Athalye et al. 2018)"
+            f"gradient attacks fail there: {_NO_GRADIENT}; then attack with a smooth replacement of the part without "
+            "gradient (BPDA, Athalye et al. 2018)"
         )
-        return Sign(name, "raised", detail, advice)
+        return Sign(name, "raised", detail, advice, refutes="gradient attacks")
     if more_than(theirs, n, LONE_IMAGES):
         advice = "the attacks here are not affected, but accuracies by other libraries with cross-entropy are too high"
         return Sign(name, "raised", detail, advice)
@@ -94,9 +100,78 @@ def _large_radius(probe: Mapping[str, Any] | None) -> Sign:
         return Sign(name, "unjudged", "no gradient reaches the images")
     detail = f"PGD-{probe['steps']} at eps = {probe['eps']:.4g} leaves {_share(left, n)} images that plain grey fools"
     if more_than(left, n, LONE_IMAGES):
-        advice = "the search fails although the model is not robust: --suite autoattack also searches without gradients"
+        advice = f"the search fails although the model is not robust: {_NO_GRADIENT}"
         return Sign(name, "raised", detail, advice)
     return Sign(name, "absent", detail)
+
+
+def _false_gradients(probe: Mapping[str, Any] | None) -> Sign:
+    """Gradients that finite differences contradict (Athalye et al., on shattered gradients)."""
+    name = "false gradients"
+    if not probe or not probe["n"]:
+        return Sign(name, "unjudged", _NO_IMAGES)
+    n, false, flat = probe["n"], probe["false"], probe["flat"]
+    detail = (
+        f"at {_share(false, n)} points in the ball the loss does not rise along the gradient as it promises"
+        + f", and at {flat} no logit changes at all" * (flat > 0)
+    )
+    if not more_than(false, n, FALSE_SLOPES):
+        return Sign(name, "absent", detail)
+    advice = f"attacks that follow this gradient are led astray: {_NO_GRADIENT}"
+    return Sign(name, "raised", detail, advice, refutes="gradient attacks")
+
+
+def _planted(probe: Mapping[str, Any] | None) -> Sign:
+    """Attacks that miss an adversarial example which is known to exist (Zimmermann et al. 2022)."""
+    name = "planted examples missed"
+    if not probe or not probe["missed"]:
+        return Sign(
+            name, "unjudged", "no iterative attack was run that works without the head" if probe else _NO_IMAGES
+        )
+    if not probe["n"]:
+        return Sign(name, "unjudged", "no example could be planted, because the features hardly move within the ball")
+    n, missed = probe["n"], probe["missed"]
+    best = min(missed, key=lambda attack: missed[attack])
+    others = [f"{attack} {k}" for attack, k in missed.items() if attack != best]
+    detail = f"{best} misses {_share(missed[best], n)} examples that were planted in the ball" + (
+        f" ({', '.join(others)})" if others else ""
+    )
+    if not more_than(missed[best], n, MISSED):
+        return Sign(name, "absent", detail)
+    advice = f"these attacks do not find what is there: {_NO_GRADIENT}"
+    return Sign(name, "raised", detail, advice, refutes="gradient attacks")
+
+
+def _random_search(probe: Mapping[str, Any] | None, rows: Sequence[Row]) -> Sign:
+    """A short random search that fools what resisted everything else (Croce et al. 2022)."""
+    name = "random search finds more"
+    if not probe:
+        return Sign(name, "unjudged", _NO_IMAGES)
+    n, found = probe["n"], probe["fooled"]
+    if not n:
+        return Sign(name, "absent", "no image resisted every attack")
+    detail = f"{probe['queries']} random queries fool {_share(found, n)} images that resisted every attack"
+    least, whole = wilson(found, n)[0], len(rows[0].outcomes) if rows else n
+    if not (more_than(found, n, SEARCHED) and least * probe["resisted"] > STILL_FALLING * whole):
+        return Sign(name, "absent", detail)
+    advice = "these attacks leave images that are easily fooled: --suite black-box searches longer without gradients"
+    return Sign(name, "raised", detail, advice, refutes="every attack")
+
+
+def refuted(row: Row | None, rows: Sequence[Row], signs: Sequence[Sign]) -> Sign | None:
+    """The sign that shows that what is left by a row's attack is no robust accuracy; of all attacks if `row` is None.
+
+    An attack that needs no gradient stands where only gradients fail. What was fooled is fooled, so an accuracy of zero
+    always stands.
+    """
+    judged = [row] if row else rows
+    if any(one.k == 0 for one in judged):
+        return None
+    gradient_free = bool(_of(judged, "black-box"))
+    for sign in signs:
+        if sign.refutes == "every attack" or (sign.refutes == "gradient attacks" and not gradient_free):
+            return sign
+    return None
 
 
 def _black_box(rows: Sequence[Row]) -> Sign:
@@ -208,6 +283,7 @@ def _one_loss(rows: Sequence[Row]) -> Sign:
     return _sign(name, more_than(alone[loss], n, ONE_LOSS), detail, advice)
 
 
+_NO_GRADIENT = "--suite black-box needs no gradient"
 _NO_IMAGES = "not measured, because there are no suitable images"
 _NO_TIME = "the time budget ended before every image was attacked"
 
@@ -231,64 +307,3 @@ def _share(k: int, n: int) -> str:
 
 def _points(d: PairedDifference) -> str:
     return f"{100 * d.difference:.1f} points ({100 * d.low:.1f} to {100 * d.high:.1f}) on {d.n} images"
-
-
-SAMPLE = 100
-"""Images of a probe: enough to distinguish a share of 4 % from chance."""
-STEPS = 20
-
-Probe = Callable[[Classifier, ThreatModel, Tensor, Tensor], dict[str, Any]]
-"""(model in float32, threat, x (B, C, H, W), y (B,)) -> counts, JSON-able."""
-
-
-def sample(outcomes: str, *, seed: int, most: int) -> Tensor:
-    """(n,) int64, in order: a random sample of at most `most` correctly classified examples ("1")."""
-    order = permutation(len(outcomes), seed=seed, epoch=0, purpose="probes").tolist()
-    return torch.tensor(sorted([i for i in order if outcomes[i] == "1"][:most]), dtype=torch.int64)
-
-
-def gradients(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Count the images without a usable gradient (zero, denormal or not finite), for softmax cross-entropy in float32,
-    which other libraries ascend, and for log-odds, which ours ascends.
-    """
-    losses: dict[str, Loss] = {"cross_entropy": partial(F.cross_entropy, reduction="none"), "log_odds": log_odds}
-    return {"n": len(x)} | {name: _without_gradient(model, x, y, loss) for name, loss in losses.items()}
-
-
-def large_radius(model: Classifier, threat: ThreatModel, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """Count the images that resist a short PGD in a ball that is large enough to contain uniform grey.
-
-    For D values in [0, 1] its radius is 0.5 in linf, 0.5 sqrt(D) in l2 and 0.5 D in l1. Only the n images on which grey
-    itself fools the model are counted, so every image that resists is a failure of the search. PGD starts at the clean
-    image, because random noise of this size fools a network without any gradient. `left`, the number of images that
-    resist, is None if PGD can't run.
-    """
-    low, high = threat.bounds
-    grey = torch.full_like(x[:1], (low + high) / 2)
-    with torch.no_grad():
-        open_to_grey = model(grey).argmax(1) != y
-    x, y = x[open_to_grey], y[open_to_grey]
-    values = x[0].numel() if len(x) else 0
-    eps = (high - low) / 2 * {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}[threat.norm]
-    found: dict[str, Any] = {"n": len(x), "left": 0, "eps": eps, "steps": STEPS}
-    if not len(x):
-        return found
-    ball = ThreatModel(norm=threat.norm, eps=eps, bounds=threat.bounds)
-    try:
-        x_adv = pgd(model, x, y, threat=ball, steps=STEPS, step_size=eps / 4, start="clean", until_fooled=True)
-    except RuntimeError:  # no gradient reaches the images
-        return found | {"left": None}
-    with torch.no_grad():
-        return found | {"left": int((~fooled(model(x_adv), y)).sum())}
-
-
-PROBES: dict[str, Probe] = {"gradients": gradients, "large radius": large_radius}
-
-
-def _without_gradient(model: Classifier, x: Tensor, y: Tensor, loss: Loss) -> int:
-    try:
-        _, _, grad = input_gradient(model, x, y, loss)
-    except RuntimeError:  # no gradient reaches the images
-        return len(x)
-    largest = grad.flatten(1).abs().amax(1)
-    return int((~((largest >= torch.finfo(grad.dtype).tiny) & largest.isfinite())).sum())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import CLEAN, Ledger
-from advsphere.evaluation.masking import signs
+from advsphere.evaluation.masking import refuted, signs
 from advsphere.evaluation.rows import Finding, Row, Sign, apart_from, found_alone, row_of
 from advsphere.files import content_checksum, differences, read_json, write_atomically
 from advsphere.stats import PairedDifference, paired
@@ -20,6 +20,9 @@ from advsphere.threat import radius
 
 WORST = "worst case"
 """Name of the row of the worst case over all attacks."""
+
+NO_VERDICT = "not a verdict"
+"""Printed instead of an accuracy if a sign of gradient masking shows that the attacks fail on the model."""
 
 FORMAT = "advsphere evaluation 3"
 
@@ -138,6 +141,10 @@ class Evaluation:
     def flags(self) -> tuple[str, ...]:
         """Warnings that a reader must know before relying on the numbers."""
         flags = [f.detail for f in self.findings or () if f.status == "noted"]
+        if sign := self.refuted(self.worst):
+            flags.insert(
+                0, f"{NO_VERDICT}: {sign.check}, so what these attacks leave is no robust accuracy; {sign.advice}"
+            )
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
@@ -154,6 +161,19 @@ class Evaluation:
     def raised(self) -> tuple[Sign, ...]:
         """The signs of gradient masking that were raised."""
         return tuple(sign for sign in self.signs or () if sign.status == "raised")
+
+    def refuted(self, row: Row) -> Sign | None:
+        """The sign that shows that a row's number is no robust accuracy, because its attack fails on this model.
+
+        Args:
+            row: A row of this evaluation.
+
+        Returns:
+            The first such sign; None if the number stands.
+        """
+        if row is self.clean:
+            return None
+        return refuted(None if row is self.worst else row, self.attacks, self.raised)
 
     @property
     def looked_for(self) -> str:
@@ -268,7 +288,10 @@ class Evaluation:
         from rich.table import Table
 
         threat = self.identity["threat"]
-        title = f"robust accuracy, an upper bound: {threat['norm']}, eps = {radius(threat['eps'])}"
+        says = (
+            "robust accuracy, an upper bound" if self.refuted(self.worst) is None else "no verdict on robust accuracy"
+        )
+        title = f"{says}: {threat['norm']}, eps = {radius(threat['eps'])}"
         table = Table(title=title, title_justify="left", caption_justify="left")
         medians = any(row.median is not None for row in self.rows)
         for heading in ("", "accuracy", "95 % interval", "k / n", *["median norm"] * medians, "seconds"):
@@ -277,7 +300,8 @@ class Evaluation:
             low, high = row.interval
             interval = f"{100 * low:.1f} - {100 * high:.1f}"
             median = ["" if row.median is None else f"{row.median:.3g}"] * medians
-            cells = [f"{100 * row.accuracy:.1f} %", interval, f"{row.k} / {row.n}", *median, f"{row.seconds:.1f}"]
+            found = [NO_VERDICT, ""] if self.refuted(row) else [f"{100 * row.accuracy:.1f} %", interval]
+            cells = [*found, f"{row.k} / {row.n}", *median, f"{row.seconds:.1f}"]
             table.add_row(row.name, *cells, style="bold" if row is self.worst else None)
         out = io.StringIO()
         console = Console(file=out, width=width, highlight=False, markup=False)

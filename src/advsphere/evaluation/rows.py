@@ -136,12 +136,14 @@ class Sign:
         status: "raised"; "absent"; "unjudged", if the suite lacks the attacks to judge it.
         detail: The evidence, with n and interval, or the reason why it is not judged.
         advice: How to respond to a raised sign, else "".
+        refutes: The attacks whose numbers are no robust accuracy because of this sign; "" for a mere warning.
     """
 
     check: str
     status: Literal["raised", "absent", "unjudged"]
     detail: str
     advice: str = ""
+    refutes: Literal["", "gradient attacks", "every attack"] = ""
 
     def __str__(self) -> str:
         return f"{self.check}: {self.detail}" + (f"; {self.advice}" if self.advice else "")

@@ -125,8 +125,8 @@ def suite(*, rank: float) -> Callable[[Suite], Suite]:
 
     Args:
         rank: Strength of the suite. Reports show the evaluation of the highest rank. The suites of advsphere have
-            10 (quick), 20 (paper), 30 (table4), 40 (adaptive), 50 (table2), 60 (autoattack), 70 (table6) and
-            80 (survival).
+            10 (quick), 20 (paper), 30 (table4), 35 (black-box), 40 (adaptive), 50 (table2), 60 (autoattack),
+            70 (table6) and 80 (survival).
 
     Returns:
         A decorator that registers the function and returns it.
@@ -176,7 +176,9 @@ def attacks_of(name: str, context: SuiteContext) -> tuple[AttackSpec, ...]:
 
 def _name_of(function: Suite) -> str:
     module = home(function)
-    return function.__name__ if module.startswith("advsphere.") else f"{module}:{function.__qualname__}"
+    return (
+        function.__name__.replace("_", "-") if module.startswith("advsphere.") else f"{module}:{function.__qualname__}"
+    )
 
 
 FIRST_LOOK = "first look: margin PGD-10"
@@ -280,6 +282,18 @@ def autoattack(context: SuiteContext) -> list[AttackSpec]:
     parts = stages(context.threat, steps=context.steps(100))
     names = [f"{name}: {'+ ' * (i > 0)}{part}" for i, part in enumerate(parts)]
     specs = [AttackSpec(name, attack) for name, attack in zip(names, parts.values(), strict=True)]
+    return list(cascade(specs))
+
+
+@suite(rank=35)
+def black_box(context: SuiteContext) -> list[AttackSpec]:
+    """Square and, in linf, RayS on the images that it left: for models whose gradients are missing or mislead. Square
+    needs the logits; RayS needs only the predicted classes. Their numbers of queries are those of AutoAttack and RayS.
+    """
+    threat, restarts = context.threat, context.effort.restarts
+    specs = [AttackSpec("Square", stages(threat)["Square"], restarts)]
+    if threat.norm == "linf":
+        specs.append(AttackSpec("RayS", partial(rays, bounds=threat.bounds, eps=threat.eps)))
     return list(cascade(specs))
 
 

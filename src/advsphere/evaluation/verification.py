@@ -21,12 +21,12 @@ from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.evidence import Evidence
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Ledger
-from advsphere.evaluation.masking import PROBES, signs
+from advsphere.evaluation.masking import signs
+from advsphere.evaluation.probes import PROBES, probes_of
 from advsphere.evaluation.recorded import effort_of, may_be_cut, specs_of, threat_of
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.work import probes_of
 from advsphere.files import content_checksum, differences, read_json, some
 from advsphere.identity import unknowns
 
@@ -192,7 +192,7 @@ def _checks(written: Mapping[str, Any], evidence: Evidence, specs: Sequence[Atta
     findings += context_of(model, images, threat_of(book), effort_of(book), book.identity["suite"].get("head"))[1]
     if [*unknowns(book.identity)]:
         findings.append(Finding("identity", "noted", "it is incomplete"))
-    probes = dict(probes_of(book, model, images, list(PROBES)))
+    probes = dict(probes_of(book, model, images, specs, list(PROBES)))
     expected = Evaluation.of(book, findings)
     expected = replace(expected, signs=signs(expected.attacks, probes, book.identity["model"]["scale"]))
     return [

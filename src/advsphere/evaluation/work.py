@@ -28,7 +28,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, predict
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
-from advsphere.evaluation.masking import PROBES, SAMPLE, sample
+from advsphere.evaluation.probes import missing, probes_of
 from advsphere.evaluation.results import Evaluation
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
@@ -166,8 +166,8 @@ class _Work:
 
     def probe(self) -> None:
         """Run the missing probes for signs of gradient masking, regardless of the budget."""
-        missing = [name for name in PROBES if name not in self.ledger.probes]
-        for name, value in probes_of(self.ledger, self.plan.model, self.plan.images, missing):
+        plan, absent = self.plan, missing(self.ledger)
+        for name, value in probes_of(self.ledger, plan.model, plan.images, plan.specs, absent):
             self.ledger.record_probe(name, value)
 
     def _clean(self, own: Mapping[int, Tensor]) -> None:
@@ -220,17 +220,6 @@ class _Work:
     def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.plan.images.batch(index)
         return x.to(device_of(self.plan.model)), y.to(device_of(self.plan.model))
-
-
-def probes_of(book: Ledger, model: nn.Module, images: Images, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Measure probes on a sample of the correctly classified images, each by its name."""
-    identity, device = book.identity, device_of(model)
-    index = sample(book.outcomes(CLEAN), seed=identity["seed"], most=min(SAMPLE, identity["batch_size"]))
-    x, y = (part.to(device) for part in images.batch(index))
-    threat = ThreatModel(**identity["threat"] | {"bounds": tuple(identity["threat"]["bounds"])})
-    with frozen(model) as exact:
-        for name in names:
-            yield name, PROBES[name](exact, threat, x, y)
 
 
 Begin = Callable[..., Ledger]

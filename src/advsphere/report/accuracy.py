@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from advsphere.analysis.curves import curve_figure
 from advsphere.comparison.gain import Gain, row_for
-from advsphere.evaluation.results import WORST, compare
+from advsphere.evaluation.results import NO_VERDICT, WORST, Evaluation, compare
 from advsphere.evaluation.rows import Row
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table
@@ -71,7 +71,7 @@ def accuracy(models: Sequence[ModelReport]) -> Markup:
     rows = [
         [
             name,
-            *(row and accuracy_cell(row.accuracy, row.interval) for row in row_s),
+            *(row and _accuracy(model.evaluation, row) for model, row in zip(models, row_s, strict=True)),
             *(d and _difference(d, ends, tells=not d.cannot_tell) for d in pairs),
         ]
         for (name, row_s), (_, pairs) in zip(rows_of(models), compared, strict=True)
@@ -103,6 +103,10 @@ def curves(models: Sequence[ModelReport]) -> Markup | None:
         ),
         curve=curve,
     )
+
+
+def _accuracy(evaluation: Evaluation, row: Row) -> TableCell | str:
+    return NO_VERDICT if evaluation.refuted(row) else accuracy_cell(row.accuracy, row.interval)
 
 
 def _columns(models: Sequence[ModelReport], below: Sequence[str]) -> list[tuple[str, str]]:

@@ -45,7 +45,7 @@ def conclusions(models: Sequence[ModelReport]) -> list[Conclusion]:
     """
     if len(models) == 1:
         return [_alone(models[0])]
-    return [_compared(models[0], model) for model in models[1:]]
+    return [_without_verdict(models[0], model) or _compared(models[0], model) for model in models[1:]]
 
 
 def cautions(models: Sequence[ModelReport]) -> list[str]:
@@ -75,7 +75,19 @@ def survived(first: ModelReport, second: ModelReport) -> Gains | None:
         return None
 
 
+def _without_verdict(*models: ModelReport) -> Conclusion | None:
+    """The conclusion if the attacks fail on one of the models, so that its numbers are no robust accuracy."""
+    for model in models:
+        for evaluation in model.checkpoints.values():
+            if sign := evaluation.refuted(evaluation.worst):
+                headline = f"There is no verdict on the robust accuracy of {model.name}."
+                return Conclusion(headline, f"The attacks fail on it: {sign}.")
+    return None
+
+
 def _alone(model: ModelReport) -> Conclusion:
+    if unknown := _without_verdict(model):
+        return unknown
     row, clean = model.evaluation.worst, model.evaluation.clean
     detail = (
         f"In the worst case over {_attacks(model)}, {row.k} of {row.n} images are still classified correctly "
