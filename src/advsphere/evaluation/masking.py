@@ -147,6 +147,8 @@ def _random_search(probe: Mapping[str, Any] | None, rows: Sequence[Row]) -> Sign
     name = "random search finds more"
     if not probe:
         return Sign(name, "unjudged", _NO_IMAGES)
+    if any(row.unreached for row in rows):
+        return Sign(name, "unjudged", _NO_TIME)
     n, found = probe["n"], probe["fooled"]
     if not n:
         return Sign(name, "absent", "no image resisted every attack")
