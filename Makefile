@@ -10,11 +10,12 @@ WORKERS ?= auto
 BIN := .venv/bin
 STAMP := .venv/.installed
 PEERS := .venv/peers/.installed
+SITE := .venv/docs/.installed
 
 # One thread for each test process: the processes use all cores, and sums depend on the number of threads.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv demo test test-all lint types pages check-results clean
+.PHONY: help venv demo docs test test-all lint types pages check-results clean
 
 help: ## list the targets
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +37,15 @@ $(PEERS): tests/parity/peers.txt | $(STAMP)
 demo: $(STAMP) ## train networks with and without HE on the digits, attack both, write report.html
 	$(BIN)/advsphere demo
 
-test: lint types $(PEERS) ## lint, types and the tests (at most 9 minutes on 2 cores)
+docs: $(SITE) ## build the documentation as pages in site/
+	PYTHONPATH=$(dir $(SITE)) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(SITE): docs/requirements.txt | $(STAMP)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(@D) -r $<
+	@touch $@
+
+test: lint types docs $(PEERS) ## lint, types and the tests (at most 9 minutes on 2 cores)
 	$(PYTEST)
 
 test-all: lint types $(PEERS) ## lint, types and all tests, the slow ones too; writes results/test-all.txt

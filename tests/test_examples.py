@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from advsphere.cli import COMMANDS, main
 from advsphere.cli.arguments import parse
 from advsphere.cli.train import Options
+from advsphere.data import load
 from advsphere.recipes import recipe
 from tests.launching import run_ranks
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+HOW_TO = [path.relative_to(ROOT) for path in (ROOT / "docs" / "howto").glob("*.md") if path.stem != "network"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PRINTED = {"attack_your_model": "verified", "add_a_report_metric": "report.html"}
 PRINTED |= {"add_a_table": "minus FastAT+HE", "add_an_objective": "worst case", "add_a_data_set": "worst case"}
@@ -78,14 +81,33 @@ def test_the_readme_s_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert given["threat"].contains(given["x_adv"], given["x"]).all()
 
 
-def test_the_readme_s_commands_exist() -> None:
-    lines = re.findall(r"^    (advsphere .*)$", README, re.MULTILINE)
-    commands = [shlex.split(part) for line in lines for part in line.split("&&")]
-    assert {words[1] for words in commands} >= {"train", "evaluate", "verify"}
+def commands_in(text: str) -> list[list[str]]:
+    """The words of the commands in the code blocks of a page."""
+    lines = re.findall(r"^    (advsphere .*)$", text, re.MULTILINE)
+    return [shlex.split(part, comments=True) for line in lines for part in line.split("&&")]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", *sorted(map(str, HOW_TO))])
+def test_the_commands_of_a_page_exist(page: str) -> None:
+    commands = commands_in((ROOT / page).read_text())
+    assert commands
     for words in commands:
         assert words[1] in COMMANDS
         if words[1] == "train":
             parse(Options, [w for w in words[3:] if w != "--he"], prog="", default=Options(config=recipe(words[2])))
+
+
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    pixels = load("digits").test.stored(torch.tensor([7]))[0]
+    Image.fromarray(pixels[0, 0].numpy()).save("PHOTO.png")
+    for words in commands_in(text):
+        assert main(words[1:]) == 0, words
+    assert Path("report.html").stat().st_size > 10_000
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "tutorial.md", "exec"), {})
+    assert "worst case" in capsys.readouterr().out
 
 
 def test_the_readme_names_files_that_exist() -> None:
