@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from advsphere.data import Dataset, ImageSet, load
+from advsphere.data import Dataset, ImageSet, load, load_test
 from advsphere.data.cifar import read_pickle
 from advsphere.errors import UserError
 from tests.data.layouts import Cifar, python2_pickle
@@ -42,6 +42,17 @@ def test_the_folder_or_the_one_that_holds_it_can_be_given(cifar: Cifar) -> None:
     check(load("cifar10", cifar.folder.parent), cifar)
     renamed = cifar.folder.rename(cifar.folder.parent / "renamed")
     check(load("cifar10", renamed), cifar)
+
+
+def test_the_test_images_are_read_without_the_training_files(cifar: Cifar) -> None:
+    whole = load("cifar10", cifar.folder).test
+    for i in range(1, 6):
+        (cifar.folder / f"data_batch_{i}").unlink()
+    test = load_test("cifar10", cifar.folder)
+    assert torch.equal(test.pixels, whole.pixels) and torch.equal(test.labels, whole.labels)
+    assert (test.name, test.classes) == (whole.name, whole.classes)
+    with pytest.raises(UserError, match="cannot read .*data_batch_1"):
+        load("cifar10", cifar.folder)
 
 
 def test_files_of_python_3_are_read(cifar: Cifar) -> None:

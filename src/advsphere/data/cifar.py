@@ -78,33 +78,44 @@ def read_cifar(name: str, folder: Path) -> Dataset:
 
     Raises UserError for a missing, truncated, misshapen or unsafe file.
     """
+    layout, changed = LAYOUTS[name], list[str]()
+    classes = _classes(folder, layout, changed)
+    train = _part(name, "train", layout.train, classes, folder, changed)
+    test = _part(name, "test", layout.test, classes, folder, changed)
+    note = f"{folder} is not the published {layout.title}: other MD5 sums for {', '.join(changed)}" if changed else ""
+    return Dataset(train, test, note)
+
+
+def read_cifar_test(name: str, folder: Path) -> ImageSet:
+    """Read only the test images. The training files may be absent. Raises UserError as `read_cifar`."""
     layout = LAYOUTS[name]
-    published = layout.meta | layout.train | layout.test
-    contents = {file: _content(folder / file, layout) for file in published}
-    values = {file: read_pickle(content, folder / file) for file, content in contents.items()}
-    classes = _classes(values, folder, layout)
-
-    def images(files: dict[str, str], part: str) -> ImageSet:
-        pieces = [_images(values[file], folder / file, layout) for file in files]
-        pixels, labels = (torch.cat(each) for each in zip(*pieces, strict=True))
-        return ImageSet(pixels, labels, classes, f"{name} {part}")
-
-    md5 = {file: hashlib.md5(content, usedforsecurity=False).hexdigest() for file, content in contents.items()}
-    changed = ", ".join(file for file in md5 if md5[file] != published[file])
-    note = f"{folder} is not the published {layout.title}: other MD5 sums for {changed}" if changed else ""
-    return Dataset(images(layout.train, "train"), images(layout.test, "test"), note)
+    return _part(name, "test", layout.test, _classes(folder, layout, []), folder, [])
 
 
-def _content(path: Path, layout: Layout) -> bytes:
+def _part(
+    name: str, part: str, files: dict[str, str], classes: tuple[str, ...], folder: Path, changed: list[str]
+) -> ImageSet:
+    layout = LAYOUTS[name]
+    pieces = [_images(_values(folder / file, layout, changed), folder / file, layout) for file in files]
+    pixels, labels = (each[0] if len(each) == 1 else torch.cat(each) for each in zip(*pieces, strict=True))
+    return ImageSet(pixels, labels, classes, f"{name} {part}")
+
+
+def _values(path: Path, layout: Layout, changed: list[str]) -> dict[str, Any]:
+    """The dictionary in a file. Its name is added to `changed` if it is not the published file."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} of {layout.title} ({error.strerror}): {layout.cure}") from error
+    published = (layout.meta | layout.train | layout.test)[path.name]
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != published:
+        changed.append(path.name)
+    return read_pickle(content, path)
 
 
-def _classes(values: dict[str, dict[str, Any]], folder: Path, layout: Layout) -> tuple[str, ...]:
+def _classes(folder: Path, layout: Layout, changed: list[str]) -> tuple[str, ...]:
     (file,) = layout.meta
-    names = values[file].get(layout.names_key)
+    names = _values(folder / file, layout, changed).get(layout.names_key)
     if not isinstance(names, list) or not names:
         raise UserError(f"{folder / file} is broken: it has no list {layout.names_key}; {layout.cure}")
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)

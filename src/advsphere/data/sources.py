@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from advsphere.data.cifar import LAYOUTS, read_cifar
+from advsphere.data.cifar import LAYOUTS, read_cifar, read_cifar_test
 from advsphere.data.encoded import EncodedImages, View
 from advsphere.data.folders import TEST_FOLDERS, check_same_classes, scan_folder
 from advsphere.data.images import Dataset, Images, ImageSet, in_memory_if_small
@@ -67,7 +67,7 @@ def load(
 def load_test(
     name: str, root: Path | str | None = None, *, image_size: int | None = None, resize: int | None = None
 ) -> Images:
-    """Load only the test part of a data set. The training images of an image folder may be absent.
+    """Load only the test part of a data set. The training images of CIFAR or of an image folder may be absent.
 
     Args:
         name: As in `load`.
@@ -81,9 +81,11 @@ def load_test(
     Raises:
         UserError: As `load`.
     """
-    if name != "imagefolder":
-        return load(name, root, image_size=image_size, resize=resize).test
     _check(name, image_size, resize)
+    if name == "digits":
+        return read_digits().test
+    if name in LAYOUTS:
+        return read_cifar_test(name, _cifar_folder(name, root))
     return in_memory_if_small(_read_place(root, View.of(image_size, resize), test_only=True).test)
 
 
