@@ -51,7 +51,7 @@ def test_the_test_images_are_read_without_the_training_files(cifar: Cifar) -> No
     test = load_test("cifar10", cifar.folder)
     assert torch.equal(test.pixels, whole.pixels) and torch.equal(test.labels, whole.labels)
     assert (test.name, test.classes) == (whole.name, whole.classes)
-    with pytest.raises(UserError, match="cannot read .*data_batch_1"):
+    with pytest.raises(UserError, match=r"cannot read .*data_batch_1 of CIFAR-10"):
         load("cifar10", cifar.folder)
 
 
