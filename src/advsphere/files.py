@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,12 +19,12 @@ from torch import Tensor
 from advsphere.errors import UserError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
     """Write a file whole or not at all: write a temporary file beside it, fsync, rename, fsync the folder.
 
     Args:
         path: The file; its folder is created if it does not exist.
-        data: The new content.
+        data: The new content, or a function that writes it into the file that it is given.
 
     Raises:
         UserError: If the disk is full or not writable; an earlier file at `path` is then untouched.
@@ -33,9 +33,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
+            temporary.write_bytes(data) if isinstance(data, bytes) else data(temporary)
+            with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
@@ -103,7 +102,7 @@ def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     for name, value in sorted(tensors.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.flatten().view(torch.uint8).numpy())  # not a copy, which would stop all other threads
     return digest.hexdigest()
 
 

@@ -268,6 +268,13 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         assert status == 0 and f"advsphere {name}" in shown
 
 
+@pytest.mark.parametrize("name", [None, "train", "recipes"])
+def test_a_text_without_settings_does_not_wait_for_torch(name: str | None) -> None:
+    words = [*([name] if name else []), "--help"]
+    show = f"import sys; from advsphere.cli import main; main({words}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", show], capture_output=True, check=False).returncode == 0
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"advsphere {version('advsphere')}\n"

@@ -261,6 +261,27 @@ def test_copies_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert written == ["0", "1", "2"]
 
 
+def test_the_memory_of_a_copy_is_used_again(tmp_path: Path) -> None:
+    writer = CheckpointWriter()
+    kinds = {"last": {"w": torch.rand(4, 3, 3, 3), "n": torch.tensor(1)}, "best": {"w": torch.rand(4, 3, 3, 3)}}
+    places: list[set[int]] = []
+    for turn in range(3):
+        for name, tensors in kinds.items():
+            for t in tensors.values():
+                t.fill_(turn)
+            writer.save(tmp_path / name, tensors, {})
+        writer.wait()
+        places.append({t.data_ptr() for copied in writer.free.values() for t in copied.values()})
+        for name, tensors in kinds.items():
+            found, _ = load(tmp_path / name)
+            assert found.keys() == tensors.keys() and all(torch.equal(found[key], tensors[key]) for key in tensors)
+    assert places[0] == places[1] == places[2] and len(places[0]) == 3
+    kinds["last"]["w"] = torch.rand(4, 5, 3, 3).to(memory_format=torch.channels_last)
+    writer.save(tmp_path / "last", kinds["last"], {})
+    writer.wait()
+    assert torch.equal(load(tmp_path / "last")[0]["w"], kinds["last"]["w"])
+
+
 def test_after_one_that_failed_none_is_written(tmp_path: Path) -> None:
     """Else last would speak of a best that is not there."""
     writer = CheckpointWriter()

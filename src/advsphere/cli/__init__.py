@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import advsphere
+from advsphere.cli.help import RECIPES, TRAIN
 from advsphere.errors import UserError
 
 COMMANDS = {
@@ -30,6 +31,8 @@ COMMANDS = {
     "export": "write the network of a run for other tools: ONNX, torch.export, TorchScript, Hugging Face",
     "results": "store measured results in a file, and make tables from it",
 }
+
+TEXTS = {"train": TRAIN, "recipes": RECIPES}
 
 CONTINUE = ("demo", "evaluate", "compare", "reproduce")
 """Commands that continue after an interruption when the same command is run again."""
@@ -67,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         print(f"advsphere: no command is called {name!r}; {hint}choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if name in TEXTS and rest and rest[0] in ("-h", "--help"):
+        print(TEXTS[name])
+        return 0
     # A command's module is imported only when it is called, so that `--help` does not wait for torch.
     command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
     try:

@@ -8,20 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from advsphere.cli.help import RECIPES
 from advsphere.recipes import describe
-
-HELP = """usage: advsphere recipes [WORD]
-
-Lists the recipes, grouped by the table of the paper that they belong to. With WORD it lists only recipes whose name
-contains it, with their sources and uncertainties.
-Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all its settings."""
 
 
 def main(arguments: list[str]) -> int:
     """Print a line for each recipe and, if a word is given, its notes."""
     if arguments and arguments[0].startswith("-"):
-        print(HELP)
-        return 0 if arguments[0] in ("-h", "--help") else 2
+        print(RECIPES)
+        return 2
     console = Console(highlight=False)
     listed = [entry for entry in describe() if all(word in entry.config.recipe for word in arguments)]
     for table, entries in groupby(listed, key=lambda entry: entry.table):

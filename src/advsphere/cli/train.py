@@ -19,6 +19,7 @@ from torch import nn
 from advsphere.analysis.gradients import record_ratios
 from advsphere.cli import taken
 from advsphere.cli.arguments import parse
+from advsphere.cli.help import TRAIN
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
@@ -32,34 +33,6 @@ from advsphere.runs.config_yaml import from_yaml
 from advsphere.runs.train import train
 from advsphere.threat import ThreatModel
 from advsphere.training import Metrics, Stopped
-
-HELP = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--objective NAME] [--diagnose] [OVERRIDES]
-
-Trains a recipe, or a config in a YAML file, and writes a run's folder: config.yaml, last.safetensors,
-best.safetensors (chosen on held-out training images), metrics.jsonl and TensorBoard files. Interrupt it at any time;
---resume continues exactly where it stopped.
-
-  advsphere train digits-pgd-at-he
-  advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
-  advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
-
-Name your own parts as package.module:object; the module must be in the current folder or installed:
-
-  advsphere train digits-pgd-at --objective mine.mart:MART --objective.beta 6 --optimizer torch.optim:AdamW --lr 1e-3
-  advsphere train folder-pgd-at --data.name mine.data:photos --model.name mine.nets:build
-
---threat.norm and --threat.eps set the threat model for training, validation and evaluation. --objective.threat.* sets
-a different one for training.
-
-On several GPUs or machines the command and its settings stay the same: --batch-size is the global batch size, and --lr
-applies to it. If a process dies, it is restarted and all processes continue from the last checkpoint:
-
-  torchrun --nproc-per-node 8 --max-restarts 3 -m advsphere train imagenet-freeat-he-resnet50 --resume
-
---diagnose also records, after each epoch, the ratio of adversarial to clean gradient norms of each layer;
-`advsphere diagnose` plots it.
-
-`advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with their values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +60,8 @@ def main(arguments: list[str]) -> int:
 
 def _train(arguments: list[str], world: World) -> int:
     if not arguments or arguments[0].startswith("-"):
-        print(HELP)
-        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+        print(TRAIN)
+        return 2
     name, rest = arguments[0], arguments[1:]
     config, folder, words = _begun(name, rest)
     options = parse(Options, words, prog=f"advsphere train {name}", default=Options(config=config, out=folder))
