@@ -102,7 +102,7 @@ def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     for name, value in sorted(tensors.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.flatten().view(torch.uint8).numpy()))  # a copy would stop all other threads
+        digest.update(value.flatten().view(torch.uint8).numpy().data)  # a copy would stop all other threads
     return digest.hexdigest()
 
 
