@@ -5,9 +5,9 @@
     python -m tests.device.counts --lines FastAT  # and the source lines that they come from
 
 PreActResNet-18 with few channels on small images: counts depend on neither. Search and training compute in bfloat16, as
-they do by default on a GPU. A row of training is the mean over the optimizer steps of some batches within an epoch, and
-a row of an attack the mean over 16 steps within a batch, so the work around the steps is not in it. Attacks run as
-`evaluate` runs them. In a row "all resist" no image is ever fooled; in "one falls" one image is fooled in each step.
+they do by default on a GPU. A row of training is the mean over the optimizer steps of one batch within an epoch, and a
+row of an attack the mean over 16 steps within a batch, so the work around the steps is not in it. Attacks run as
+`evaluate` runs them. In a row "all resist" no image is ever fooled; in all others one image is fooled in each step.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ BEGIN, END = 8, 24
 """The forwards of a search between which its steps count. Every attack makes one forward in a step."""
 
 
+LEAVING_OUT = ("PGD", "MIM", "APGD-CE", "APGD-T", "Square")
+"""Attacks that do less where no image is fooled."""
+
+
 class Row(NamedTuple):
     """One step's kernels and waits, and the source lines that they come from."""
 
@@ -85,7 +89,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def training_row(objective: Objective, *, hypersphere: bool) -> Row:
-    """The mean of the optimizer steps of the second and third batch of an epoch."""
+    """The mean of the optimizer steps of the second batch of an epoch."""
     model = network(hypersphere=hypersphere)
     pixels = torch.randint(0, 256, (48, 3, 8, 8), dtype=torch.uint8)
     images = ImageSet(pixels, torch.arange(48) % 10, tuple("abcdefghij")).to(stand_in.DEVICE)
@@ -95,7 +99,7 @@ def training_row(objective: Objective, *, hypersphere: bool) -> Row:
         sphere = HypersphereConfig(scale=15.0, margin=0.2)
         criterion = AngularMargin(split(model).head, sphere.margin)
         hooks.before_step = partial(sphere.set_progress, criterion)
-    begin, end = objective.replays, 3 * objective.replays
+    begin, end = objective.replays, 2 * objective.replays
     seen: list[Counts] = []
     steps = itertools.count(1)
 
@@ -207,10 +211,9 @@ def rows() -> dict[str, Callable[[], Row]]:
             found[name + " + HE" * hypersphere] = partial(training_row, objective, hypersphere=hypersphere)
     model = network(hypersphere=False)
     for spec in specs(model):
-        for falling in (False, True):
-            found[f"{spec.name}, {'one falls' if falling else 'all resist'}"] = partial(
-                attack_row, spec, model, falling=falling
-            )
+        found[spec.name] = partial(attack_row, spec, model, falling=True)
+        if spec.name in LEAVING_OUT:
+            found[f"{spec.name}, all resist"] = partial(attack_row, spec, model, falling=False)
     return found
 
 

@@ -45,6 +45,7 @@ NAME = "standin"
 PACKAGE = str(Path(advsphere.__file__).parent)
 DEVICE = torch.device("privateuseone", 0)
 
+_SET = torch.ops.aten.set_.source_Storage_storage_offset._op_dk
 # The host reads their results, or needs them for the shape of the output.
 _WAITS = {
     "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
@@ -122,8 +123,7 @@ def _behind(memory: UntypedStorage) -> UntypedStorage:
 
 
 def _placed(t: Tensor, storage: UntypedStorage, like: Tensor) -> Tensor:
-    place = (like.storage_offset(), like.size(), like.stride())
-    return overload("set_.source_Storage_storage_offset")._op_dk(DispatchKey.CPU, t, storage, *place)
+    return _SET(DispatchKey.CPU, t, storage, like.storage_offset(), like.size(), like.stride())
 
 
 def _to_host(t: Tensor) -> Tensor:
@@ -192,6 +192,16 @@ def _takes(op: OpOverload, t: Tensor) -> bool:
     if name in _TAKE_HOST_INDICES:
         return True
     return t.dim() == 0 and (torch.Tag.pointwise in op.tags or name in _TAKE_HOST_NUMBERS)
+
+
+def _has_a_kernel(name: str) -> bool:
+    """Whether a GPU has a kernel for an operator that PyTorch would otherwise compose of others."""
+    if name == "index.Tensor":  # its own check in C++ turns masks into indices, as on a GPU
+        return False
+    structured = torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"aten::{name}", "CompositeExplicitAutogradNonFunctional"
+    )
+    return structured or name.startswith("_foreach_") or name in _OF_THE_DEVICE
 
 
 def _count(name: str, args: tuple[Any, ...]) -> None:
@@ -291,7 +301,7 @@ def install() -> torch.device:
     _libraries.extend([every, library, *register_autocast()])
     every.fallback(_run, "PrivateUse1")
     for name, op in overloads():
-        if _name(op).startswith("_foreach_") or _name(op) in _OF_THE_DEVICE:
+        if _has_a_kernel(name):
             library.impl(name, partial(_run, op), "PrivateUse1")
     for name in _VIEWS:
         # The CPU's kernels of views make another tensor of the same storage, whatever its device.
