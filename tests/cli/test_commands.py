@@ -268,6 +268,14 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         assert status == 0 and f"advsphere {name}" in shown
 
 
+def test_epochs_between_validations_have_no_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--epochs", "2", "--batch-size", "600", "--data.validation", "20", "--validate-every", "2"]
+    assert main(["train", "digits-standard", "--out", str(tmp_path / "run"), *flags]) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
+    assert "validation" not in first and "validation: clean" in second
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")]) == 1, "not evaluated yet"
+
+
 @pytest.mark.parametrize("name", [None, "train", "recipes"])
 def test_a_text_without_settings_does_not_wait_for_torch(name: str | None) -> None:
     words = [*([name] if name else []), "--help"]

@@ -59,7 +59,7 @@ def test_every_kind_of_value_survives_its_yaml(schedule: Any) -> None:
         data=DataSettings(root=Path("/some/where else"), image_size=64),
         objective=FreeAT(threat=ThreatModel(norm="l1", eps=12, bounds=(-1, 1)), step_size=1e-7),
         sphere=HypersphereConfig(scale=1e3, scale_schedule=schedule),
-        training=TrainSettings(lr_schedule=schedule, lr=5e-4, precision="bfloat16"),
+        training=TrainSettings(lr_schedule=schedule, lr=5e-4, precision="bfloat16", validate_every=7),
         notes=("Größe: 8 / 255", "yes", "", "- a\n- b"),
     )
     assert from_yaml(to_yaml(config)) == config

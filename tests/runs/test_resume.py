@@ -51,6 +51,7 @@ CASES: dict[str, Config] = {name: tiny_config(name) for name in OBJECTIVES} | {
     "no momentum, steps": tiny_config("standard", momentum=0.0, lr_schedule=Steps(at=(0.5,))),
     "float32": tiny_config("trades", precision="float32"),
     "m-he": tiny_config("freeat-m-he"),
+    "validated once": tiny_config("fastat", validate_every=2),
 }
 
 

@@ -19,7 +19,7 @@ from advsphere.objectives import PGDAT, Crafting, Criterion, FastAT, FreeAT, Los
 from advsphere.rng import derived_seed, permutation
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
-from advsphere.training import Hooks, Metrics, Stopped, Tick, load_checkpoint
+from advsphere.training import Hooks, Metrics, Stopped, Tick, TrainSettings, load_checkpoint
 from advsphere.training.averaging import MovingAverage
 from tests.laws import OBJECTIVES, conv_net
 from tests.training.tiny import State, few_images, kept, order_of, same, state, stopping_after, tiny_trainer
@@ -269,6 +269,22 @@ def test_best_is_the_last_of_those_that_validate_best(objective: Objective, chos
     assert tensors.keys() == {f"model.{name}" for name in seen[1]}, "what one may want to publish, and no more"
     meta = load_checkpoint(tmp_path / "last.safetensors")[1]
     assert meta["best"] == 0.5 and meta["cursor"] == [4, 0, 0]
+
+
+@pytest.mark.parametrize(("every", "epochs", "due"), [(2, 5, [2, 4, 5]), (3, 3, [3]), (9, 4, [4]), (1, 2, [1, 2])])
+def test_validation_is_due_every_few_epochs_and_after_the_last(
+    every: int, epochs: int, due: list[int], tmp_path: Path
+) -> None:
+    """The best is among those validated; the epochs between have no accuracy and never replace it."""
+    logged: list[Metrics] = []
+    hooks = Hooks(validate=lambda model: {"robust": 1 / len(logged) if logged else 1.0}, on_epoch=logged.append)
+    trainer = tiny_trainer(tmp_path, PGDAT(steps=1), epochs=epochs, validate_every=every, hooks=hooks)
+    trainer.fit()
+    assert [line["epoch"] for line in logged] == [*range(1, epochs + 1)]
+    assert [line["epoch"] for line in logged if "robust" in line] == due
+    assert load_checkpoint(tmp_path / "best.safetensors")[1]["metrics"]["epoch"] == due[0]
+    with pytest.raises(UserError, match="after every 0 epochs: give 1 or more"):
+        TrainSettings(validate_every=0)
 
 
 def test_a_best_from_before_a_resume_stays_the_best(tmp_path: Path) -> None:

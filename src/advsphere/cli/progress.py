@@ -74,11 +74,13 @@ class TrainingProgress:
         self.bar.update(self.task, completed=done, note=note)
 
     def epoch(self, metrics: Metrics) -> None:
-        """Print a line for the epoch; validation uses held-out training images."""
-        self.robust = f"  robust {metrics['robust']:.1%}"
+        """Print a line for the epoch; validation, if it was due, uses held-out training images."""
+        validated = ""
+        if "robust" in metrics:
+            self.robust = f"  robust {metrics['robust']:.1%}"
+            validated = f"validation: clean {metrics['clean']:.1%}, robust (PGD-10) {metrics['robust']:.1%}  "
         self.console.print(
-            f"epoch {metrics['epoch']:3.0f}/{self.config.training.epochs}  loss {metrics['loss']:.3f}  "
-            f"validation: clean {metrics['clean']:.1%}, robust (PGD-10) {metrics['robust']:.1%}  "
+            f"epoch {metrics['epoch']:3.0f}/{self.config.training.epochs}  loss {metrics['loss']:.3f}  {validated}"
             f"{metrics['images_per_second']:,.0f} images/s  {metrics['seconds']:,.0f} s",
             soft_wrap=True,
         )

@@ -83,7 +83,7 @@ def _again(result: StoredResult, path: Path) -> Any:
     if result.kind == "corruptions":
         return {(cell.corruption, cell.severity): cell.outcomes for cell in CorruptionRecord.load(path).cells}
     if result.kind == "training":
-        robust = {epoch["epoch"]: epoch["robust"] for epoch in read_metrics(path.parent)}
+        robust = {epoch["epoch"]: epoch["robust"] for epoch in read_metrics(path.parent) if "robust" in epoch}
         return round(robust[result.run["validated"]["epoch"]] * result.n)
     return shown_of_diagnosis(json.loads(path.read_text()), result.document["place"])
 

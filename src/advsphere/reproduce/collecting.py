@@ -66,7 +66,7 @@ def run_block(run: Path, checkpoint: str, *, data_name: str | None = None) -> di
         "checkpoint": checkpoint,
         "data": data_name or config.data.name,
         "trained": provenance | {"seconds": round(epochs[-1]["seconds"], 1)},
-        "validated": {name: chosen[name] for name in ("epoch", "clean", "robust")},
+        "validated": {name: chosen.get(name) for name in ("epoch", "clean", "robust")},
         "paper": None,
         "source": None,
     }

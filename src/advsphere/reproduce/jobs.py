@@ -46,7 +46,7 @@ class Job:
 def validated(job: Job) -> float | None:
     """The held-out accuracy that chose the best checkpoint of a training, in [0, 1]; None before it is done."""
     by = job.config.objective.chosen_by
-    return max(float(epoch[by]) for epoch in read_metrics(job.made.parent)) if job.done else None
+    return max(float(epoch[by]) for epoch in read_metrics(job.made.parent) if by in epoch) if job.done else None
 
 
 def run_name(config: Config) -> str:

@@ -45,7 +45,8 @@ class DataSettings:
         image_size: The side in pixels to which an image folder's images are resized.
         resize: The length in pixels to which their shorter side is resized before the centre is cropped; image_size by
             default.
-        validation: The number of training images held out to choose the best checkpoint. Test images are never used.
+        validation: The number of training images held out to choose the best checkpoint, in the epochs that
+            `validate_every` selects. Test images are never used.
     """
 
     name: str = "digits"

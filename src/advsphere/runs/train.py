@@ -124,7 +124,7 @@ def train(
         on_tick: Called a few times a second with the progress, on the first process.
         on_epoch: Called after each epoch with its metrics, on the first process.
         stop: Called after every step; if it returns True, training writes a checkpoint and stops.
-        record: Called after each epoch for further metrics: (model, held-out images, criterion) -> metrics.
+        record: Called after each validated epoch for further metrics: (model, held-out images, criterion) -> metrics.
         world: The processes that train together. All of them must see the folder; the first one writes it.
         device: Where to train, such as "cuda:1" or "cpu"; by default the GPU if there is one.
         **settings: Settings of the loop, such as epochs=5 or lr=0.1 (`advsphere.training.TrainSettings`), and

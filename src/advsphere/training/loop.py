@@ -82,8 +82,9 @@ class Hooks:
     Attributes:
         before_step: Called with the progress in [0, 1] before each step, for schedules of scale and margin.
         shift: The shift of the logits while crafting, as in `objectives.Crafting`.
-        validate: Returns the metrics of a model. The metric that the objective names in `chosen_by` selects the best
-            checkpoint. Called on all ranks, which must return the same metrics.
+        validate: Returns the metrics of a model, after each epoch in which validation is due. The metric that the
+            objective names in `chosen_by` selects the best checkpoint. Called on all ranks, which must return the same
+            metrics.
         on_tick: Called a few times a second, on the first rank.
         on_epoch: Called with the metrics of each epoch, on the first rank.
         stop: Called after every step on all ranks. If it returns True on any rank, all ranks stop.
@@ -307,17 +308,18 @@ class Trainer:
         )
 
     def _close_epoch(self) -> None:
-        """Validate, save the best, advance the epoch, write the checkpoint. A run killed in between repeats it all."""
+        """Validate if due, save the best, advance the epoch, write the checkpoint. A killed run repeats all of it."""
         epochs = self.cursor.epoch + 1
+        due = epochs % self.settings.validate_every == 0 or epochs == self.settings.epochs
         metrics = {
             "epoch": epochs,
             "loss": self._mean_loss(self.world.sum(self.sums)),
             "lr": self._lr(),
         }
-        metrics |= self.hooks.validate(self.result)
+        metrics |= self.hooks.validate(self.result) if due else {}
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
-        if chosen_by >= self.best:  # ties go to the later epoch, so without validation to the last
+        if due and chosen_by >= self.best:  # ties go to the later epoch, so without validation to the last
             self.best = chosen_by
             self._write("best", prefixed("model", network_state(self.result)), {"metrics": metrics})
         self.cursor = Cursor(epochs)

@@ -59,6 +59,8 @@ class TrainSettings:
         sync_bn: Normalise by the statistics of the whole batch over all processes; GPUs only.
         checkpoint_activations: Keep only the input of each residual block, and recompute the rest in the backward pass.
             This takes less memory and a third more time, and gives the same gradient.
+        validate_every: Validate after every this many epochs, and after the last one. The best checkpoint is chosen
+            among the validated epochs. `data.validation` sets the number of held-out images.
         checkpoint_minutes: Minutes between checkpoints within an epoch; may be a fraction. Every epoch also ends with a
             checkpoint.
         workers: Processes that decode image files in advance; one for each core by default. The result does not depend
@@ -85,6 +87,7 @@ class TrainSettings:
     deterministic: bool = True
     fold: bool = True
     sync_bn: bool = False
+    validate_every: int = 1
     checkpoint_activations: bool = field(default=False, metadata={"affects_result": False})
     checkpoint_minutes: float = field(default=5.0, metadata={"affects_result": False})
     workers: int | None = field(default=None, metadata={"affects_result": False})
@@ -92,6 +95,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
+        if self.validate_every < 1:
+            raise UserError(f"validation after every {self.validate_every} epochs: give 1 or more")
         if not self.checkpoint_minutes >= 0:
             raise UserError(f"{self.checkpoint_minutes} minutes between checkpoints: give 0 or more, 0.5 for 30 s")
         if not 1 <= self.accumulate <= self.batch_size:
