@@ -82,24 +82,19 @@ def test_frozen_restores_after_an_exception_inside(fold: bool) -> None:
 
 
 def test_frozen_restores_after_an_exception_while_it_sets_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of two foldings fails: the first one is undone, modes and gradients too."""
     import advsphere.folding
 
-    fuse: Any = vars(advsphere.folding)["fuse_conv_bn_eval"]
-    calls: list[Any] = []
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
 
-    def fail_at_second(*pair: Any) -> nn.Module:
-        calls.append(pair)
-        if len(calls) == 2:
-            raise ZeroDivisionError
-        return fuse(*pair)
-
-    monkeypatch.setattr(advsphere.folding, "fuse_conv_bn_eval", fail_at_second)
     model = mixed(conv_net())
     before = state_of(model)
-    with pytest.raises(ZeroDivisionError), frozen(model, fold=True):
-        raise AssertionError("not reached")
-    assert_same_state(before, state_of(model))
+    for name in ("_folded", "replace_modules"):
+        with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+            patched.setattr(advsphere.folding, name, fail)
+            with frozen(model, fold=True):
+                raise AssertionError("not reached")
+        assert_same_state(before, state_of(model))
 
 
 def test_frozen_restores_modes_of_modules_that_have_their_own_idea_of_train() -> None:

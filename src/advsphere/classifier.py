@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from advsphere import folding
+from advsphere.casting import CastWeights
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
 
@@ -108,7 +109,12 @@ def input_gradient(
 
 @contextmanager
 def frozen(
-    model: nn.Module, *, dtype: torch.dtype | None = None, fold: bool = False, mode: Mode = "eval"
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    fold: bool = False,
+    mode: Mode = "eval",
+    check: bool = True,
 ) -> Iterator[Classifier]:
     """Prepare a model for attacks, and restore it afterwards.
 
@@ -124,6 +130,7 @@ def frozen(
             logits are equal up to rounding, and computed faster. The first batch verifies this, and a network whose
             logits change is not folded.
         mode: The mode of all modules.
+        check: Without it, folding is not verified, for callers that ask `folds` first.
 
     Yields:
         The classifier.
@@ -131,33 +138,14 @@ def frozen(
     modes = [(module, module.training) for module in model.modules()]
     trainable = [p for p in model.parameters() if p.requires_grad]
     folded: dict[nn.Module, nn.Module] = {}
-    checked = False
     device_type = next((p.device.type for p in model.parameters()), "cpu")
 
-    @torch.no_grad()
-    def plainly(x: Tensor) -> Tensor:
-        # `forward` skips hooks of the model itself, which may count the forwards of a search.
-        with eagerly(), torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
-            return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
-
-    def check_folding(x: Tensor) -> None:
-        try:
-            after = plainly(x)
-        except Exception:  # the user's code may access the layers that were replaced
-            after = torch.full((), torch.nan, device=x.device)
-        replace_modules(model, {new: old for old, new in folded.items()})
-        before = plainly(x)
-        if float((after - before).abs().max()) <= (0.1 if dtype else 0.01) * float(before.abs().max()):
-            replace_modules(model, folded)
-        else:
-            folded.clear()
-
     def classify(x: Tensor) -> Tensor:
-        nonlocal checked
-        if folded and not checked:
-            checked = True
-            check_folding(x[:2].detach())
-        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+        nonlocal check
+        if folded and check:
+            check = False
+            _keep_if_exact(model, folded, x[:2].detach(), dtype)
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None), cast:
             logits = answer(model, x, torch.channels_last)
         return logits.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -167,6 +155,7 @@ def frozen(
         model.train(mode == "train")
         if fold and mode == "eval":
             folding.fold(model, folded)
+        cast = CastWeights(model, dtype)
         yield classify
     finally:
         replace_modules(model, {new: old for old, new in folded.items()})
@@ -176,6 +165,44 @@ def frozen(
             module.training = training
 
 
+def folds(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether batch norms can be folded into convolutions without changing the logits, see `frozen`.
+
+    Args:
+        model: The model.
+        x: Images (B, C, H, W), of which the first two are tried.
+        dtype: The precision to compute in.
+
+    Returns:
+        True if there is something to fold, and the logits stay the same up to rounding.
+    """
+    before = {*model.modules()}
+    with torch.no_grad(), frozen(model, dtype=dtype, fold=True) as classify:
+        classify(x[:2])
+        return not before.issuperset(model.modules())
+
+
+@torch.no_grad()
+def _keep_if_exact(model: nn.Module, folded: dict[nn.Module, nn.Module], x: Tensor, dtype: torch.dtype | None) -> None:
+    """Undo the folding, and empty `folded`, if it changes the logits by more than rounding."""
+
+    def logits() -> Tensor:
+        # `forward` skips hooks of the model itself, which may count the forwards of a search.
+        with eagerly(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+            return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
+
+    try:
+        after = logits()
+    except Exception:  # the user's code may access the layers that were replaced
+        after = torch.full((), torch.nan, device=x.device)
+    replace_modules(model, {new: old for old, new in folded.items()})
+    before = logits()
+    if float((after - before).abs().max()) <= (0.1 if dtype else 0.01) * float(before.abs().max()):
+        replace_modules(model, folded)
+    else:
+        folded.clear()
+
+
 # For each model: whether it accepted images of this shape (C, H, W) in the preferred memory format.
 _TAKEN: WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, torch.memory_format, bool], bool]] = WeakKeyDictionary()
 
@@ -183,7 +210,8 @@ _TAKEN: WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, torch.memory_format,
 def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.preserve_format) -> Tensor:
     """Compute the logits for a copy of the images, which the network may overwrite.
 
-    A network that flattens by `view` can't take images channels last, so it gets them contiguous.
+    A network that flattens by `view` can't take images channels last, so it gets them contiguous. A `PixelClassifier`
+    makes the copy itself when it normalises them.
 
     Args:
         model: The network.
@@ -204,15 +232,20 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
     if known is None:
         before = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            logits = logits_of(model(x.clone(memory_format=preferred)))
+            logits = logits_of(model(_copied(model, x, preferred)))
             taken[key] = True
             return logits
         except RuntimeError:
             for buffer, value in before:  # a part of the network has run already, perhaps in train mode
                 buffer.data.copy_(value)
-    logits = logits_of(model(x.clone(memory_format=preferred if known else torch.contiguous_format)))
+    logits = logits_of(model(_copied(model, x, preferred if known else torch.contiguous_format)))
     taken[key] = bool(known)
     return logits
+
+
+def _copied(model: nn.Module, x: Tensor, layout: torch.memory_format) -> Tensor:
+    fits = layout == torch.preserve_format or x.is_contiguous(memory_format=layout)
+    return x if fits and type(model) is PixelClassifier else x.clone(memory_format=layout)
 
 
 class Answering(nn.Module):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+import torch
+from torch import Tensor, fx, nn
 
 
 def replace_modules(model: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
@@ -36,11 +38,27 @@ def fold(model: nn.Module, folded: dict[nn.Module, nn.Module]) -> None:
     structure = [(name, type(module)) for name, module in model.named_modules()]
     if model not in _PAIRS or _PAIRS[model][0] != structure:
         _PAIRS[model] = structure, _conv_bn_pairs(model)
-    for conv_name, bn_name in _PAIRS[model][1]:
-        conv, bn = model.get_submodule(conv_name), model.get_submodule(bn_name)
-        folded[conv] = fuse_conv_bn_eval(conv, bn)  # type: ignore[type-var,arg-type]
-        folded[bn] = nn.Identity()
+    pairs = [(model.get_submodule(conv), model.get_submodule(bn)) for conv, bn in _PAIRS[model][1]]
+    for (conv, bn), weight, bias in zip(pairs, *_folded(pairs), strict=True):
+        folded[conv], folded[bn] = copy(conv), nn.Identity()
+        parameters = {"weight": weight, "bias": bias}
+        folded[conv]._parameters = {name: nn.Parameter(t, requires_grad=False) for name, t in parameters.items()}
     replace_modules(model, folded)
+
+
+@torch.no_grad()
+def _folded(pairs: Sequence[tuple[Any, Any]]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The weights and biases of `torch.nn.utils.fusion.fuse_conv_bn_weights`, for all pairs at once."""
+    if not pairs:
+        return [], []
+    means = [bn.running_mean for _, bn in pairs]
+    factors = [torch.ones_like(bn.running_mean) if bn.weight is None else bn.weight for _, bn in pairs]
+    shifts = [torch.zeros_like(bn.running_mean) if bn.bias is None else bn.bias for _, bn in pairs]
+    before = [torch.zeros_like(bn.running_mean) if conv.bias is None else conv.bias for conv, bn in pairs]
+    inverse = torch._foreach_rsqrt(torch._foreach_add([bn.running_var for _, bn in pairs], [bn.eps for _, bn in pairs]))
+    scales = [scale.view(-1, 1, 1, 1) for scale in torch._foreach_mul(factors, inverse)]
+    biases = torch._foreach_mul(torch._foreach_mul(torch._foreach_sub(before, means), inverse), factors)
+    return torch._foreach_mul([conv.weight for conv, _ in pairs], scales), torch._foreach_add(biases, shifts)
 
 
 class _LeafTracer(fx.Tracer):

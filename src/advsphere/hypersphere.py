@@ -191,7 +191,8 @@ class AngularMargin:
         Returns:
             The shifted logits (B, K).
         """
-        return logits - self.head.scale * self.margin * F.one_hot(y, logits.shape[1])
+        less = (self.head.scale * -self.margin).expand(len(y), 1)
+        return logits.scatter_add(1, y[:, None], less.to(logits.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class Crafting:
         dtype: Precision of the forward pass, as in `classifier.frozen`.
         fold: Whether to fold batch norms, as in `classifier.frozen`.
         shift: (logits, y) -> logits to craft on, such as `AngularMargin.shift`.
+        check: Whether to verify the folding, as in `classifier.frozen`.
     """
 
     rng: Rng
@@ -58,6 +59,7 @@ class Crafting:
     dtype: torch.dtype | None = None
     fold: bool = False
     shift: Callable[[Tensor, Tensor], Tensor] | None = None
+    check: bool = True
 
     @contextmanager
     def view(self, model: nn.Module, y: Tensor, mode: Mode) -> Iterator[Classifier]:
@@ -71,7 +73,7 @@ class Crafting:
         Yields:
             The classifier.
         """
-        with frozen(model, dtype=self.dtype, fold=self.fold, mode=mode) as classify:
+        with frozen(model, dtype=self.dtype, fold=self.fold, mode=mode, check=self.check) as classify:
             shift = self.shift
             yield classify if shift is None else lambda x: shift(classify(x), y)
 

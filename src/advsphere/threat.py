@@ -73,7 +73,7 @@ class ThreatModel:
         """
         low, high = self.bounds
         if self.norm == "linf":
-            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(low, high)
+            return x_adv.clamp(x - self.eps, x + self.eps).clamp(low, high)
         if self.norm == "l2":
             delta = x_adv - x
             length = over_pixels(_norms(delta, 2), x)

@@ -202,7 +202,8 @@ def restore_optimizer(
             value = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.to(p.device)
         optimizer.state[p][key] = value
     for group, kept in zip(optimizer.param_groups, numbers.get("groups", ()), strict=False):
-        group.update(kept)
+        # How the device of that time computed the step is no state.
+        group.update({key: value for key, value in kept.items() if key not in ("foreach", "fused")})
 
 
 def _items(optimizer: optim.Optimizer, model: nn.Module) -> Iterator[tuple[str, Any]]:

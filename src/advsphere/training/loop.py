@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from advsphere.attacks.combine import prepared
+from advsphere.classifier import folds
 from advsphere.data.batching import batches as load_batches
 from advsphere.data.batching import epoch_batches
 from advsphere.data.images import Images
@@ -156,6 +157,7 @@ class Trainer:
         self.optimizer = make(model.parameters())
         self.rates = [group.get("lr") for group in self.optimizer.param_groups]
         self.ema = MovingAverage(model, settings.ema) if settings.ema else None
+        self.fold = settings.fold
         self.cursor = Cursor()
         # Sums of the loss and of the images in this epoch, over this rank's shares; after a resume, the first rank's
         # sums include all earlier shares. They stay on the device because reading them every step would stall it.
@@ -243,9 +245,10 @@ class Trainer:
             self.images, shares, settings.augment, seed=settings.seed, epoch=epoch, workers=settings.workers
         )
         began = saved = ticked = time.monotonic()
-        for b, (x, y, rng) in enumerate(left, start=self.cursor.batch):
-            if b == 0 and isinstance(threat := getattr(self.objective, "threat", None), ThreatModel):
-                prepared(self.model, x, threat.bounds)
+        first = self.cursor.batch
+        for b, (x, y, rng) in enumerate(left, start=first):
+            if b == first:
+                self._check_images(x)
             for replay in range(self.cursor.replay, replays):
                 progress = (epoch + (b + replay / replays) / len(batches)) / settings.epochs
                 self._take_step(x, y, rng, len(batches[b]), progress)
@@ -268,6 +271,14 @@ class Trainer:
         self.sums.tolist()  # waits for the device, whose last steps belong to the time of this epoch
         self.seconds += time.monotonic() - began
 
+    def _check_images(self, x: Tensor) -> None:
+        """What would make a GPU wait in every step is found out with the first batch of an epoch: whether the images
+        are within the bounds, and whether batch norms can be folded.
+        """
+        if isinstance(threat := getattr(self.objective, "threat", None), ThreatModel):
+            prepared(self.model, x, threat.bounds)
+        self.fold = self.settings.fold and folds(self.model, x, self.dtype)
+
     def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:
         """Agree on (stopping, saving): stop if any rank was asked to, save if the clock of the first rank says so.
 
@@ -287,7 +298,7 @@ class Trainer:
         # Networks with dropout use the global generator. It is seeded only here, differently on each rank.
         torch.manual_seed(derived_seed(settings.seed, "step", *self.cursor) + self.world.rank)
         self.optimizer.zero_grad()
-        context = Crafting(rng, None, self.dtype, settings.fold, self.hooks.shift)
+        context = Crafting(rng, None, self.dtype, self.fold, self.hooks.shift, check=False)
         self.sums[0].add_(self.gradient.backward(x, y, n, context))
         self.sums[1].add_(sum(part.images for part in self.division.parts(n)))
         self.optimizer.step()

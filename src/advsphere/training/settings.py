@@ -123,7 +123,10 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) 
     """The optimizer that the settings name. Raises UserError if it can't be imported or refuses its arguments."""
     known: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
-        return optim.SGD(parameters, **known)
+        parameters = list(parameters)
+        # One launch on a GPU. A CPU would round in another way.
+        fused = all(p.device.type != "cpu" for p in parameters) or None
+        return optim.SGD(parameters, **known, fused=fused)
     made = call(settings.optimizer, settings.optimizer_arguments, known, parameters)
     if not isinstance(made, optim.Optimizer):
         raise UserError(f"{settings.optimizer} returned a {type(made).__name__}, not a torch.optim.Optimizer")

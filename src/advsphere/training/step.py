@@ -19,6 +19,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from advsphere.casting import CastWeights
 from advsphere.classifier import Answering
 from advsphere.distributed import World, cut
 from advsphere.errors import UserError
@@ -113,6 +114,8 @@ class BatchGradient:
         if division.world.size > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
         self.inspected = division.world.size == 1
+        if self.inspected:
+            _count_on_the_host(model)
         self.carries: list[Tensor | None] = [None] * division.accumulate
 
     def backward(self, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
@@ -152,11 +155,14 @@ class BatchGradient:
         if len(x_adv) > len(x):
             x_adv = x_adv[: len(x)]
         self.model.train()
-        with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None):
+        # Data parallelism waits for the gradients of the network's own weights.
+        cast = CastWeights(self.model, context.dtype if self.division.world.size == 1 else None)
+        with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None), cast:
             losses: Losses = _in_twos(self.step, x, x_adv, y)
         # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
         weight = self.division.world.size * part.images / n
         losses.total.backward(torch.full_like(losses.total, weight))
+        cast.hand_over()
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
@@ -192,6 +198,13 @@ class BatchGradient:
             mean = self.division.world.sum(torch.cat(running) * share)
             for t, averaged in zip(running, mean.split([len(t) for t in running]), strict=True):
                 t.copy_(averaged)
+
+
+def _count_on_the_host(model: nn.Module) -> None:
+    """Keep the counts of batches in host memory: a batch norm adds 1 in each forward, which would be a launch."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None:
+            module.num_batches_tracked = module.num_batches_tracked.cpu()
 
 
 def _in_twos(compute: Callable[..., Any], *batch: Tensor) -> Any:
