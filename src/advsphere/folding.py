@@ -54,10 +54,10 @@ def _folded(pairs: Sequence[tuple[Any, Any]]) -> tuple[Sequence[Tensor], Sequenc
     means = [bn.running_mean for _, bn in pairs]
     factors = [torch.ones_like(bn.running_mean) if bn.weight is None else bn.weight for _, bn in pairs]
     shifts = [torch.zeros_like(bn.running_mean) if bn.bias is None else bn.bias for _, bn in pairs]
-    before = [torch.zeros_like(bn.running_mean) if conv.bias is None else conv.bias for conv, bn in pairs]
     inverse = torch._foreach_rsqrt(torch._foreach_add([bn.running_var for _, bn in pairs], [bn.eps for _, bn in pairs]))
     scales = [scale.view(-1, 1, 1, 1) for scale in torch._foreach_mul(factors, inverse)]
-    biases = torch._foreach_mul(torch._foreach_mul(torch._foreach_sub(before, means), inverse), factors)
+    biases = [-mean if conv.bias is None else conv.bias - mean for (conv, _), mean in zip(pairs, means, strict=True)]
+    biases = torch._foreach_mul(torch._foreach_mul(biases, inverse), factors)
     return torch._foreach_mul([conv.weight for conv, _ in pairs], scales), torch._foreach_add(biases, shifts)
 
 

@@ -55,7 +55,7 @@ _WAITS = {
 _TAKE_HOST_NUMBERS = {"where", "masked_fill", "masked_fill_", "fill_"}
 _TAKE_HOST_INDICES = {"index", "_index_put_impl_"}
 # Composite operators for which a GPU has a kernel of its own, as it has for all foreach operators.
-_OF_THE_DEVICE = {"convolution", "convolution_backward"}
+_OF_THE_DEVICE = {"convolution", "convolution_backward", "_fused_rms_norm"}
 
 
 @dataclass
@@ -251,6 +251,17 @@ def _resize(t: Tensor, size: Any, *, memory_format: Any = None) -> Tensor:
     return _placed(t, t.untyped_storage(), torch.empty(size, device="meta"))
 
 
+def _rms_norm_backward(
+    grad: Tensor, x: Tensor, shape: list[int], rstd: Tensor, weight: Tensor | None, mask: list[bool]
+) -> tuple[Tensor, None]:
+    """A kernel of GPUs that the CPU has not."""
+    assert weight is None and mask == [True, False]
+    _counts.kernel("_fused_rms_norm_backward")
+    grad, x, rstd = _to_host(grad), _to_host(x), _to_host(rstd)
+    unit = x * rstd
+    return _to_device(rstd * (grad - unit * (grad * unit).mean(-1, keepdim=True))), None
+
+
 class _Module:
     """What PyTorch looks for under `torch.standin`."""
 
@@ -288,6 +299,7 @@ _KERNELS = {
     "empty_strided": _empty_strided,
     "copy_": _copy,
     "resize_": _resize,
+    "_fused_rms_norm_backward": _rms_norm_backward,
 }
 _libraries: list[torch.library.Library] = []
 

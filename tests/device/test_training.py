@@ -1,0 +1,66 @@
+"""What training computes in another way on a GPU than on a CPU."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advsphere.data import Augment
+from advsphere.hypersphere import HypersphereHead
+from advsphere.losses import cross_entropy
+from advsphere.objectives import PGDAT, FastAT, FreeAT, Objective
+from advsphere.training import Trainer, TrainSettings
+from tests.device.stand_in import DEVICE
+from tests.laws import conv_net
+from tests.training.tiny import few_images, kept
+
+
+@pytest.mark.parametrize("fn", [False, True])
+@pytest.mark.parametrize("wn", [False, True])
+def test_a_sphere_s_head_gives_what_it_gives_on_a_cpu(fn: bool, wn: bool) -> None:
+    """Logits and gradients up to rounding, for features of very different lengths; zero and tiny ones stay finite."""
+    torch.manual_seed(0)
+    here = HypersphereHead(16, 5, scale=15.0, normalize_features=fn, normalize_weights=wn)
+    there = copy.deepcopy(here).to(DEVICE)
+    z = torch.randn(6, 16) * torch.tensor([0.0, 1e-18, 1e-2, 1.0, 1.0, 30.0])[:, None]
+
+    def run(head: nn.Module, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = z.detach().requires_grad_(True)
+        logits = head(z)
+        cross_entropy(logits, torch.tensor([0, 1, 2, 3, 4, 0]).to(z.device)).sum().backward()
+        return logits.detach().cpu(), z.grad.cpu(), head.weight.grad.cpu()
+
+    for ours, theirs in zip(run(there, z.to(DEVICE)), run(here, z), strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours[2:], theirs[2:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [PGDAT(steps=2), FastAT(), FreeAT(repeats=2)], ids=lambda o: type(o).__name__)
+def test_a_run_goes_on_from_the_other_device_s_checkpoint(objective: Objective, tmp_path: Path) -> None:
+    """And all devices train to the same weights up to rounding: SGD is fused there, and batches are made together."""
+
+    def trainer(device: torch.device | str, name: str, epochs: int) -> Trainer:
+        settings = TrainSettings(
+            epochs=epochs, batch_size=8, lr=0.01, precision="float32", augment=Augment(padding=1, flip=True), ema=0.5
+        )
+        images = few_images().to(device)
+        model = conv_net().to(device)
+        return Trainer(model, objective, cross_entropy, images, settings=settings, folder=tmp_path / name)
+
+    for name, devices in (("here", ("cpu", "cpu")), ("there", (DEVICE, "cpu")), ("back", ("cpu", DEVICE))):
+        for epochs, device in enumerate(devices, start=1):
+            run = trainer(device, name, epochs)
+            if epochs > 1:
+                run.resume()
+            assert run.optimizer.param_groups[0]["fused"] == (True if device != "cpu" else None)
+            run.fit()
+    expected = kept(tmp_path / "here", "last")
+    for name in ("there", "back"):
+        found = kept(tmp_path / name, "last")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
