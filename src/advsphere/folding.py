@@ -56,8 +56,8 @@ def _folded(pairs: Sequence[tuple[Any, Any]]) -> tuple[Sequence[Tensor], Sequenc
     shifts = [torch.zeros_like(bn.running_mean) if bn.bias is None else bn.bias for _, bn in pairs]
     inverse = torch._foreach_rsqrt(torch._foreach_add([bn.running_var for _, bn in pairs], [bn.eps for _, bn in pairs]))
     scales = [scale.view(-1, 1, 1, 1) for scale in torch._foreach_mul(factors, inverse)]
-    biases = [-mean if conv.bias is None else conv.bias - mean for (conv, _), mean in zip(pairs, means, strict=True)]
-    biases = torch._foreach_mul(torch._foreach_mul(biases, inverse), factors)
+    moved = [-mean if conv.bias is None else conv.bias - mean for (conv, _), mean in zip(pairs, means, strict=True)]
+    biases = torch._foreach_mul(torch._foreach_mul(moved, inverse), factors)
     return torch._foreach_mul([conv.weight for conv, _ in pairs], scales), torch._foreach_add(biases, shifts)
 
 
