@@ -13,7 +13,7 @@ from rich.markup import escape
 
 import advsphere
 from advsphere.cli.help import RECIPES, TRAIN
-from advsphere.errors import UserError
+from advsphere.errors import UserError, needs
 
 COMMANDS = {
     "demo": "train plain and hyperspherical networks on the digits, attack both, write report.html (about a minute)",
@@ -73,9 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     if name in TEXTS and rest and rest[0] in ("-h", "--help"):
         print(TEXTS[name])
         return 0
-    # A command's module is imported only when it is called, so that `--help` does not wait for torch.
-    command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
     try:
+        needs("train", "tyro")
+        # A command's module is imported only when it is called, so that `--help` does not wait for torch.
+        command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
         return command(rest)
     except UserError as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")

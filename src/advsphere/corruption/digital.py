@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advsphere.corruption.blur import gaussian_filter
 from advsphere.corruption.noise import symmetric
+from advsphere.errors import needs
 from advsphere.rng import Rng
 
 
@@ -48,6 +49,7 @@ def pixelate(images: Tensor, rng: Rng, share: float) -> Tensor:
 
 def jpeg_compression(images: Tensor, rng: Rng, quality: float) -> Tensor:
     """Encode as JPEG of this quality, with colours at half the resolution, and decode with libjpeg."""
+    needs("data", "torchvision")
     from torchvision.io import decode_jpeg, encode_jpeg
 
     def through(image: Tensor) -> Tensor:  # (S, S, 3), the codec's layout

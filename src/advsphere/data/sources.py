@@ -16,7 +16,7 @@ from advsphere.data.encoded import EncodedImages, View
 from advsphere.data.folders import TEST_FOLDERS, check_same_classes, scan_folder
 from advsphere.data.images import Dataset, Images, ImageSet, in_memory_if_small
 from advsphere.data.shards import archives_in, scan_shards
-from advsphere.errors import UserError
+from advsphere.errors import UserError, needs
 from advsphere.rng import permutation
 
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
@@ -95,6 +95,7 @@ def read_digits() -> Dataset:
     scikit-learn defines no split. Ours is fixed and the same on every machine.
     Source: E. Alpaydin and C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI repository (1998), test part.
     """
+    needs("data", "sklearn")
     from sklearn.datasets import load_digits  # here and not at the top: it is slow to import
 
     bunch = load_digits()

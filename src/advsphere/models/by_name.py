@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier, find_head
-from advsphere.errors import UserError
+from advsphere.errors import UserError, needs
 from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet
 
 OURS = ("small-cnn", "preactresnet-18", "wrn-10-2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20")
@@ -95,6 +95,7 @@ def _own(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Modul
 def _library(
     name: str, num_classes: int, in_channels: int, image_size: int, pretrained: bool
 ) -> Callable[[], nn.Module]:
+    needs("train", "timm", "torchvision")
     import timm  # here and not at the top: it takes seconds to import
     import torchvision
 
@@ -152,6 +153,7 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
 
 def synchronised(model: nn.Module) -> nn.Module:
     """Convert batch norms, also timm's with an activation, to the statistics of all processes' images in train mode."""
+    needs("train", "timm")
     from timm.layers.norm_act import convert_sync_batchnorm  # here and not at the top: it takes seconds to import
 
     converted: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from advsphere.classifier import PixelClassifier
 from advsphere.errors import UserError
 from advsphere.files import some
-from advsphere.training.checkpoint import load as load_checkpoint
 
 _WRAPPED = ("state_dict", "model", "model_state_dict", "net")
 """Keys of the state dict in the files of training scripts."""
@@ -65,7 +64,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 own = "sha256" in (file.metadata() or {})
-            state: Any = load_checkpoint(path)[0] if own else load_file(path)
+            state: Any = _of_a_run(path) if own else load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -84,6 +83,12 @@ def _read(path: Path) -> dict[str, Tensor]:
     if any(str(name).startswith("optimizer.") for name in state):  # a checkpoint of `advsphere train`
         state = {name: value for name, value in state.items() if name.startswith("model.")}
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _of_a_run(path: Path) -> dict[str, Tensor]:
+    from advsphere.training import load_checkpoint  # here and not at the top: training needs more packages
+
+    return load_checkpoint(path)[0]
 
 
 def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

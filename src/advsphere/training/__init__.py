@@ -1,8 +1,12 @@
 """Training: one loop for all objectives, and checkpoints that hold data only."""
 
-from advsphere.training.checkpoint import load as load_checkpoint
-from advsphere.training.log import read_metrics
-from advsphere.training.loop import Hooks, Metrics, Stopped, Tick, Trainer
-from advsphere.training.settings import TrainSettings
+from advsphere.errors import needs
+
+needs("train", "tyro", "yaml")
+
+from advsphere.training.checkpoint import load as load_checkpoint  # noqa: E402
+from advsphere.training.log import read_metrics  # noqa: E402
+from advsphere.training.loop import Hooks, Metrics, Stopped, Tick, Trainer  # noqa: E402
+from advsphere.training.settings import TrainSettings  # noqa: E402
 
 __all__ = ["Hooks", "Metrics", "Stopped", "Tick", "TrainSettings", "Trainer", "load_checkpoint", "read_metrics"]

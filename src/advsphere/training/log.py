@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from advsphere.errors import UserError
+from advsphere.errors import UserError, needs
 from advsphere.files import disk_errors, write_atomically
 from advsphere.training.loop import Metrics
 
@@ -19,6 +19,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:
+        needs("train", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         self.path, self.board_folder = folder / "metrics.jsonl", folder / "tensorboard"
