@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import Active
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.records import Rows, Smallest
 from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng
-from advsphere.threat import Norm, over_pixels
+from advsphere.threat import Norm, ThreatModel, over_pixels
 
 FIRST_C = {"l2": 1e-3, "linf": 1e-5}
 ROUNDS = {"l2": 9, "linf": 100}
@@ -102,14 +103,15 @@ def cw(
     with torch.no_grad():
         logits = model(found.x)
     found.offer_clean(succeeds(logits, target, sign * margin(logits, target)))
-    search = _begin(found, c, most)
-    while len(search.place) > 0:
-        x, y = found.x[search.place], target[search.place]
+    active = Active(found.open())
+    x, y = found.x[active.index], target[active.index]
+    search = _begin(x, found.threat, c, most)
+    while len(active) > 0:
         x_adv = _pixels(search.w, bounds)
         logits, value, gradient = input_gradient(model, x_adv, y, margin)
         value, gradient = (sign * value).to(x.dtype), sign * gradient.nan_to_num(0.0, 0.0, 0.0)
-        hit = succeeds(logits, y, value)
-        distance = found.offer(search.place, x_adv, hit)
+        hit = succeeds(logits, y, value) & active.open
+        distance = found.offer(active.index, x_adv, hit)
         size, uphill = _size(x_adv - x, search.tau, norm)
         loss = size + search.c * (confidence - value).clamp(min=0.0)
         uphill = uphill - over_pixels(search.c * (value < confidence), x) * gradient
@@ -119,12 +121,13 @@ def cw(
         moved = search.adam(uphill * _pixels_slope(search.w, bounds), step, hit)
         if norm == "l2":
             moved, stuck = moved.check(loss, every=max(1, steps // 10))
-            moved = moved.next_c(stuck | (moved.steps == steps))
+            search = moved.next_c(stuck | (moved.steps == steps))
         else:
             reached = hit & (distance <= search.tau)
             over = reached | (moved.steps == steps)
-            moved = moved.next_tau(over, reached, search.w, found.distance[search.place])
-        search = moved.take((moved.left > 0) & ~found.done[moved.place])
+            search = moved.next_tau(over, reached, search.w, found.distance[active.index])
+        if (rows := active.drop((search.left <= 0) | found.done[active.index])) is not None:
+            x, y, search = x[rows], y[rows], search.take(rows)
     return found.result()
 
 
@@ -132,7 +135,6 @@ def cw(
 class _Search(Rows):
     """The state of Adam within a round, and of the search over rounds."""
 
-    place: Tensor  # position in the batch (b,)
     w: Tensor  # Adam's variable (b, ...)
     start: Tensor  # `w` at the beginning of the round
     mean: Tensor  # Adam's first moment (b, ...)
@@ -192,14 +194,12 @@ class _Search(Rows):
         )
 
 
-def _begin(found: Smallest, c: float, rounds: int) -> _Search:
-    place = found.open()
-    x, (low, high) = found.x[place], found.threat.bounds
+def _begin(x: Tensor, threat: ThreatModel, c: float, rounds: int) -> _Search:
+    low, high = threat.bounds
     # Stay off the bounds, where the slope of tanh is zero.
     w = torch.atanh(((x - low) / (high - low) * 2 - 1) * 0.999999)
-    zeros, none, moment = torch.zeros_like(x[:, 0, 0, 0]), torch.zeros_like(place), torch.zeros_like(w)
+    zeros, none, moment = x.new_zeros(len(x)), x.new_zeros(len(x), dtype=torch.long), torch.zeros_like(w)
     return _Search(
-        place=place,
         w=w,
         start=w,
         mean=moment,
@@ -210,7 +210,7 @@ def _begin(found: Smallest, c: float, rounds: int) -> _Search:
         c=zeros + c,
         low=zeros,
         high=zeros + math.inf,
-        tau=zeros + (high - low if found.threat.norm == "linf" else 0.0),
+        tau=zeros + (high - low if threat.norm == "linf" else 0.0),
         left=none + rounds,
     )
 

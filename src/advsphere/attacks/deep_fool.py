@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import Active
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.hyperplane import boundaries, most_likely_rivals, nearest, traced
 from advsphere.attacks.records import Smallest
@@ -64,22 +65,23 @@ def deepfool(
         raise UserError("DeepFool does not support l1, where clipping undoes its steps; choose l2 or linf, or use fab")
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
     x_adv = x.detach()
-    index = torch.arange(len(x), device=x.device)
+    # The backwards of an example that is done would cost more than a wait.
+    active = Active(torch.arange(len(x), device=x.device), every=1)
     for i in range(steps + 1):
         leaf, logits = traced(model, x_adv)
         hit = fooled(logits, y)
-        found.offer(index, x_adv, hit)
-        rest = ~hit
-        if i == steps or not rest.any():
+        found.offer(active.index, x_adv, hit)
+        rest = active.drop(hit)
+        if i == steps or len(active) == 0:
             break
         rivals = most_likely_rivals(logits.detach(), y, classes - 1)
-        if hit.sum() * rivals.shape[1] > rest.sum():
+        if rest is not None and (len(y) - len(rest)) * rivals.shape[1] > len(rest):
             # A second forward of the others costs less than the backwards of the fooled ones.
-            leaf, logits = traced(model, x_adv[rest])
-            values, gradients = boundaries(leaf, logits, y[rest], rivals[rest])
-        else:
-            values, gradients = (part[rest] for part in boundaries(leaf, logits, y, rivals))
-        index, y, x_adv = index[rest], y[rest], x_adv[rest]
+            x_adv, y, rivals, rest = x_adv[rest], y[rest], rivals[rest], None
+            leaf, logits = traced(model, x_adv)
+        values, gradients = boundaries(leaf, logits, y, rivals)
+        if rest is not None:
+            values, gradients, x_adv, y = values[rest], gradients[rest], x_adv[rest], y[rest]
         _, length, gradient = nearest(values, gradients, norm)
         step = over_pixels(length + EXTRA, x_adv) * found.threat.ascent(gradient, x_adv)
         x_adv = (x_adv + (1 + overshoot) * step).clamp(*bounds)

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advsphere.attacks.active import Active, put
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.classifier import Classifier, fooled, head_inputs
 from advsphere.errors import UserError
 from advsphere.losses import margin, widen
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel
+from advsphere.threat import ThreatModel, over_pixels
 
 MOST = 16
 """Largest number of guides that one example tries at once."""
@@ -122,15 +123,17 @@ def feature_attack(
         logits = model(x)
     result, best, done = x.clone(), margin(logits, y).double(), fooled(logits, y)
     for numbers in _together(tries):
-        if done.all():
+        left = (~done).nonzero().squeeze(1)
+        if len(left) == 0:
             break
-        for index in (~done).nonzero().squeeze(1).split(max(1, len(x) // len(numbers))):
+        for index in left.split(max(1, len(x) // len(numbers))):
             tried = [rng.take(index).at(restart=rng.restart * tries + number) for number in numbers]
             goal = climb.goals(guides, torch.stack([guides.draw(y[index], one) for one in tried], 1), x.dtype)
             start = torch.stack([threat.sample(x[index], one) for one in tried], 1)
             x_adv, value, hit = climb.run(start, x[index], y[index], goal)
             better = hit | (value > best[index])
-            result[index[better]], best[index[better]] = x_adv[better], value[better]
+            put(result, index, better, x_adv)
+            put(best, index, better, value)
             done[index] = hit
     return result
 
@@ -168,8 +171,8 @@ class _Climb(NamedTuple):
         x_adv is (b, T, ...) and goal (b, T, D). For each example returns its success, or else the result with the
         highest margin, (b, ...), the margin (b,) and whether the result fools the model (b,).
         """
-        result, index = x.clone(), torch.arange(len(x), device=x.device)
-        best, won = x.new_zeros(len(x), dtype=torch.float64), torch.zeros_like(index, dtype=torch.bool)
+        result, best = x.clone(), x.new_zeros(len(x), dtype=torch.float64)
+        active, won = Active(torch.arange(len(x), device=x.device)), torch.zeros_like(best, dtype=torch.bool)
         for i in range(self.steps + 1):
             shape, label = x_adv.shape[:2], y.repeat_interleave(x_adv.shape[1])
             with torch.set_grad_enabled(i < self.steps):
@@ -177,15 +180,18 @@ class _Climb(NamedTuple):
                 logits, features = self.seen(leaf)
                 likeness = F.cosine_similarity(features, goal.flatten(0, 1)).sum()
             hit, value = fooled(logits, label).view(shape), margin(logits.detach(), label).double().view(shape)
-            pick = torch.where(hit.any(1), hit.int().argmax(1), value.argmax(1))
-            over = hit.any(1) | (i == self.steps)
-            rows, place = over.nonzero().squeeze(1), index[over]
-            result[place], best[place] = x_adv[rows, pick[over]], value[rows, pick[over]]
-            won[place], rest = hit.any(1)[over], ~over
-            if not rest.any():
+            success = hit.any(1)
+            pick = torch.where(success, hit.int().argmax(1), value.argmax(1))[:, None]
+            over = (success | (i == self.steps)) & active.open
+            put(result, active.index, over, x_adv.take_along_dim(over_pixels(pick, x_adv), 1).squeeze(1))
+            put(best, active.index, over, value.take_along_dim(pick, 1).squeeze(1))
+            put(won, active.index, over, success)
+            rest = active.drop(over)
+            if i == self.steps or len(active) == 0:
                 break
-            grad = torch.autograd.grad(likeness, leaf)[0].view_as(x_adv)[rest]
-            index, x, y, goal, x_adv = index[rest], x[rest], y[rest], goal[rest], x_adv[rest]
+            grad = torch.autograd.grad(likeness, leaf)[0].view_as(x_adv)
+            if rest is not None:
+                grad, x, y, goal, x_adv = grad[rest], x[rest], y[rest], goal[rest], x_adv[rest]
             ascent = self.threat.ascent(grad.flatten(0, 1), x_adv.flatten(0, 1))
             centre = x.repeat_interleave(x_adv.shape[1], dim=0)
             x_adv = self.threat.project(x_adv.flatten(0, 1) + self.step_size * ascent, centre).view_as(x_adv)

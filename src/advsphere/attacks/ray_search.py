@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advsphere.attacks.active import Active
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.records import Rows, Smallest
 from advsphere.classifier import Classifier, fooled
@@ -65,19 +66,19 @@ def rays(
         raise UserError(f"queries is {queries}, but RayS needs at least 1 (10000 is usual)")
     found = Smallest(x, norm="linf", bounds=bounds, eps=eps)
     found.offer_clean(fooled(model(found.x), y))
-    index = found.open()
-    x, y, search = found.x[index], y[index], _begin(found.x[index])
+    active = Active(found.open())
+    x, y = found.x[active.index], y[active.index]
+    search = _begin(x)
     for _ in range(queries - 1):
-        if len(index) == 0:
+        if len(active) == 0:
             break
         radius = _question(search, bounds[1] - bounds[0])
         candidate = (x + (search.attempt * radius[:, None]).view_as(x)).clamp(*bounds)
         hit = fooled(model(candidate), y)
-        found.offer(index[hit], candidate[hit], hit[hit])
+        found.offer(active.index, candidate, hit & active.open)
         search = _answered(search, radius, hit, tolerance / math.sqrt(x[0].numel()))
-        rest = ~(search.converged | found.done[index])
-        if not rest.all():
-            index, x, y, search = index[rest], x[rest], y[rest], search.take(rest)
+        if (rows := active.drop(search.converged | found.done[active.index])) is not None:
+            x, y, search = x[rows], y[rows], search.take(rows)
     return found.result()
 
 
