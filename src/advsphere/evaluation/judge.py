@@ -41,21 +41,12 @@ class Verdict:
 
     def cells(self, examples: Tensor, y: Tensor) -> list[Cell]:
         """The ledger's cells of these examples, given their numbers (B,) and labels y (B,)."""
-        rows = zip(
-            examples.tolist(),
-            y.tolist(),
-            self.valid.tolist(),
-            self.fooled.tolist(),
-            self.prediction.tolist(),
-            self.distance.tolist(),
-            self.x_adv.cpu(),
-            strict=True,
-        )
+        whole = torch.stack([examples, y, self.valid.long(), self.fooled.long(), self.prediction], 1).tolist()
         return [
             Cell(i, "invalid", None, d)
             if not valid
             else Cell(i, "fooled" if hit else "resisted", p, d, x if p != label else None)
-            for i, label, valid, hit, p, d, x in rows
+            for (i, label, valid, hit, p), d, x in zip(whole, self.distance.tolist(), self.x_adv.cpu(), strict=True)
         ]
 
 
@@ -89,8 +80,8 @@ def judge_attack(
     with frozen(model) as exact:
         verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
         if low:
-            again = (verdict.prediction == y) & (claimed | _close(exact, x_adv, y))
-            if again.any():
+            again = ((verdict.prediction == y) & (claimed | _close(exact, x_adv, y))).nonzero().squeeze(1)
+            if len(again) > 0:
                 counted = _Counted(exact, deadline, counted.images)
                 x_adv[again] = _returned(spec, counted, x[again], y[again], rng.take(again))
                 verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
@@ -110,14 +101,15 @@ def judge(
     x_adv = x_adv.detach().float()
     inside = threat.contains(x_adv, x)
     valid = threat.within_bounds(x_adv) if minimal else inside
-    wrong, prediction = valid.clone(), y.clone()
-    while wrong.any():
-        index = wrong.nonzero().squeeze(1)
+    wrong, prediction = torch.zeros_like(valid), y.clone()
+    index = valid.nonzero().squeeze(1)
+    while len(index) > 0:
         still, classes = predict(exact, x_adv[index], y[index])
-        wrong[index] = still
-        if still.all():
-            prediction[index] = classes
+        rest = index[still]
+        if len(rest) == len(index):
+            wrong[index], prediction[index] = still, classes
             break
+        index = rest
     return Verdict(x_adv, valid, inside & wrong, prediction, threat.distance(x_adv, x))
 
 
