@@ -5,11 +5,12 @@
     python benchmarks/on_gpu.py --packed runs/pack --out results-of-the-gpu
 
 Parts: smoke (every attack, objective and suite runs there and agrees with the CPU), speed (images a second and memory,
-beside a plain loop), table 3 (trained at full size, attacked at both scales and with AutoAttack), official (AutoAttack
-beside the official code). Steps that would not fit into the budget are named as skipped: the first call has time for
-smoke and the first pair of table 3, a second one for speed and official. `--only` picks steps by a part of their names.
-A step that is done is not run again, so the same command goes on after an interruption; on a new machine give the rows
-of before as `--done`. `--tiny` rehearses every step in seconds on a CPU.
+beside a plain loop), table 3 (trained at full size, attacked at both scales and with AutoAttack), speedrun (the recipes
+of that name, likewise), official (AutoAttack beside the official code). Steps that would not fit into the budget are
+named as skipped: the first call has time for smoke and the first pair of table 3, a second one for speed and official.
+`--only` picks steps by a part of their names. A step that is done is not run again, so the same command goes on after
+an interruption; on a new machine give the rows of before as `--done`. `--tiny` rehearses every step in seconds on a
+CPU.
 """
 
 from __future__ import annotations

@@ -61,8 +61,9 @@ def setting(scripts: SimpleNamespace, folder: Path, **changes: Any) -> Any:
 def test_a_rehearsal_runs_every_step_and_its_repetition_none(
     scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Table 3's further methods and seeds run the same code, so two of them stand for all."""
+    """Table 3's further methods and seeds run the same code, so one of them stands for all."""
     monkeypatch.setattr(scripts.gpu_tables, "FURTHER", (("freeat-m-he", 0),))
+    monkeypatch.setattr(scripts.gpu_tables, "SPEEDRUNS", {"speedrun": 1.0})
     (tmp_path / "peer" / "autoattack").mkdir(parents=True)
     (tmp_path / "peer" / "autoattack" / "__init__.py").write_text(OFFICIAL)
     options = scripts.on_gpu.Arguments(
@@ -79,7 +80,7 @@ def test_a_rehearsal_runs_every_step_and_its_repetition_none(
     home = sorted(path.name for path in options.out.iterdir())
     assert len(home) <= 8 and all(re.fullmatch(r"[\w.-]+", name) for name in home)
     assert {"rows.jsonl", "results.jsonl", "logs.tar.gz", "official.txt", "profile.txt"} < {*home}
-    assert any(name.startswith("checkpoint-digits-f") for name in home)
+    assert any(name.startswith("checkpoint-cifar10-") for name in home)
     before = (options.out / "rows.jsonl").read_bytes()
     capsys.readouterr()
     assert scripts.on_gpu.main(options) == 0
@@ -126,7 +127,7 @@ def test_chosen_steps_bring_what_they_need(scripts: SimpleNamespace) -> None:
     steps = scripts.on_gpu.steps()
     chosen = [one.name for one in scripts.gpu_session.chosen(steps, ["PGD-50 fastat-he seed 0", "machine"])]
     assert chosen == ["machine", "table 3/train fastat-he seed 0", "table 3/PGD-50 fastat-he seed 0"]
-    with pytest.raises(UserError, match="no step has tabel in its name; the parts are machine, official, sm"):
+    with pytest.raises(UserError, match="no step has tabel in its name; the parts are machine, official, smoke, sp"):
         scripts.gpu_session.chosen(steps, ["tabel"])
 
 

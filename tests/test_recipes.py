@@ -304,3 +304,11 @@ def test_an_unknown_name_names_the_nearest(wrong, right):
     with pytest.raises(UserError, match=f"no recipe is called '{wrong}'; did you mean {right} or ") as error:
         recipe(wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cifar10-speedrun", "cifar10-speedrun-50"])
+def test_speedruns_say_that_they_were_not_measured_on_a_gpu(name):
+    config = recipe(name)
+    assert config in TABLES[OURS] and any("has been measured" in note for note in config.notes)
+    assert config.training.lr_schedule(0) == pytest.approx(0.2) and config.training.lr_schedule(1) == 0
+    assert settings(config).items() >= {**SMALL, "epochs": 30}.items()

@@ -88,9 +88,12 @@ def _in_low_precision(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 
 def _in_float32(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
-    if any(argument.name == "dtype" for argument in op._schema.arguments):  # these read any type and sum in float32
-        if kwargs.get("dtype") is None and _eligible(args[0]):
-            kwargs["dtype"] = torch.float32
+    names = [argument.name for argument in op._schema.arguments]
+    if "dtype" in names:  # these read any type and sum in float32
+        place = names.index("dtype")
+        given = kwargs.get("dtype", args[place] if place < len(args) else None)
+        if given is None and _eligible(args[0]):
+            args, kwargs = args[:place], {**kwargs, "dtype": torch.float32}
         with torch._C._ExcludeDispatchKeyGuard(_KEY):
             return op(*args, **kwargs)
     return _call(op, torch.float32, args, kwargs)

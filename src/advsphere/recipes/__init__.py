@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 from advsphere.errors import UserError
 from advsphere.hypersphere import m_he
-from advsphere.recipes import cifar10, imagenet, small
+from advsphere.recipes import cifar10, imagenet, small, speedrun
 from advsphere.runs.config import Config, title_of
 
 OURS = "ours"
 TABLES: dict[str, list[Config]] = {
-    OURS: [*small.RECIPES, *cifar10.RECIPES, *imagenet.RECIPES],
+    OURS: [*small.RECIPES, *cifar10.RECIPES, *imagenet.RECIPES, *speedrun.RECIPES],
     **dict(sorted((cifar10.TABLES | imagenet.TABLES).items())),
 }
 """The recipes by the table of the paper to which their results belong."""
