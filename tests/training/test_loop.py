@@ -277,7 +277,7 @@ def test_validation_is_due_every_few_epochs_and_after_the_last(
 ) -> None:
     """The best is among those validated; the epochs between have no accuracy and never replace it."""
     logged: list[Metrics] = []
-    hooks = Hooks(validate=lambda model: {"robust": 1 / len(logged) if logged else 1.0}, on_epoch=logged.append)
+    hooks = Hooks(validate=lambda model: {"robust": 1 / (1 + len(logged))}, on_epoch=logged.append)
     trainer = tiny_trainer(tmp_path, PGDAT(steps=1), epochs=epochs, validate_every=every, hooks=hooks)
     trainer.fit()
     assert [line["epoch"] for line in logged] == [*range(1, epochs + 1)]
