@@ -3,6 +3,7 @@
     python -m tests.device.counts                 # all rows
     python -m tests.device.counts FastAT PGD      # the rows that begin with these names
     python -m tests.device.counts --lines FastAT  # and the source lines that they come from
+    python -m tests.device.counts --write         # write the table in benchmarks/README.md, which a test checks
 
 PreActResNet-18 with few channels on small images: counts depend on neither. Search and training compute in bfloat16, as
 they do by default on a GPU. A row of training is the mean over the optimizer steps of one batch within an epoch, and a
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -37,6 +39,7 @@ from advsphere.losses import cross_entropy
 from advsphere.models.networks import PreActBlock, PreActResNet18
 from advsphere.objectives import Objective, Standard
 from advsphere.recipes import cifar10
+from advsphere.reproduce.results import replace_between
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from advsphere.training import Hooks, Stopped, Trainer, TrainSettings
@@ -48,6 +51,8 @@ BEGIN, END = 8, 24
 """The forwards of a search between which its steps count. Every attack makes one forward in a step."""
 
 
+PAGE = Path(__file__).parents[2] / "benchmarks" / "README.md"
+MARKS = {"begin": "<!-- counts -->", "end": "<!-- /counts -->"}
 LEAVING_OUT = ("PGD", "MIM", "APGD-CE", "APGD-T", "Square")
 """Attacks that do less where no image is fooled."""
 
@@ -217,21 +222,54 @@ def rows() -> dict[str, Callable[[], Row]]:
     return found
 
 
+class Line(NamedTuple):
+    """A line of the table: kernels and waits in version 0.2.0, and now."""
+
+    kernels_before: float
+    kernels: float
+    waits_before: float
+    waits: float
+
+
+def table() -> dict[str, Line]:
+    """The table in the README of the benchmarks, by row."""
+    lines = PAGE.read_text().partition(MARKS["begin"])[2].partition(MARKS["end"])[0].strip().splitlines()[2:]
+    cells = (line.strip("| ").split("|") for line in lines)
+    return {name.strip(): Line(*map(float, numbers)) for name, *numbers in cells}
+
+
+def write(measured: dict[str, Row]) -> None:
+    """Write the table again. Its columns on version 0.2.0 stay."""
+    known = table()
+    lines = ["| one step of | kernels in 0.2.0 | kernels | waits in 0.2.0 | waits |", "|---|---:|---:|---:|---:|"]
+    for name, row in measured.items():
+        then = known[name]
+        numbers = f"{then.kernels_before:.0f} | {row.kernels:.0f} | {then.waits_before:.2f} | {row.waits:.2f}"
+        lines.append(f"| {name} | {numbers} |")
+    PAGE.write_text(replace_between(PAGE.read_text(), "\n".join(lines), **MARKS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of the names of rows, in any case; all by default")
     parser.add_argument("--lines", action="store_true", help="list the source lines, those with most kernels first")
+    parser.add_argument("--write", action="store_true", help="write the table in benchmarks/README.md; takes all rows")
     wanted = parser.parse_args()
+    if wanted.write and wanted.names:
+        parser.error("--write needs all rows: give no names")
     print(f"{'one step of':24} {'kernels':>9} {'waits':>7}")
+    measured: dict[str, Row] = {}
     for name, count in rows().items():
         if wanted.names and not any(name.lower().startswith(one.lower()) for one in wanted.names):
             continue
-        row = count()
+        row = measured[name] = count()
         print(f"{name:24} {row.kernels:9.1f} {row.waits:7.2f}", flush=True)
         if wanted.lines:
             for kind, lines in ("waits", row.wait_lines), ("kernels", row.kernel_lines):
                 for (at, operator), n in lines.most_common():
                     print(f"    {n:7.2f} {kind:7} {at:40} {operator}")
+    if wanted.write:
+        write(measured)
 
 
 if __name__ == "__main__":
