@@ -69,7 +69,8 @@ def stored(
         worst=worst,
         identity={
             "model": {"checksum": name, "scale": block["scale"] or 1.0},
-            "data": {"checksum": "toys"},
+            "data": {"checksum": "toys", "n": clean.n},
+            "attacks": {row.name: row.settings for row in attacks},
             "threat": {"norm": "linf", "eps": eps},
             "suite": {"name": suite},
         },

@@ -116,6 +116,8 @@ def one_more(document: dict) -> None:
         ("evaluation", lambda document: all_right(document["attacks"][0])),
         ("evaluation", lambda document: one_more(document["attacks"][0])),
         ("corruptions", lambda document: document["cells"][0].update(outcomes="1" * 10)),
+        ("evaluation", lambda document: document["environments"][0].update(commit="another")),
+        ("evaluation", lambda document: document["identity"].update(seed=7)),
         ("training", one_more),
         ("diagnosis", lambda document: one_more(document["table 7"]["cells"][0])),
         ("diagnosis", lambda document: document.update(gradients={})),
@@ -133,6 +135,16 @@ def test_a_result_that_its_evidence_denies_is_wrong(
     results.add(tmp_path / "results.jsonl", [replace(victim, document=document)])
     assert main(["results", str(tmp_path / "results.jsonl"), "runs", "--check"]) == 1
     assert "1 results WRONG" in capsys.readouterr().out
+
+
+def test_a_result_of_another_run_is_wrong(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = results.read(place / "runs" / "results" / "smoke.jsonl")
+    victim = next(one for one in stored if one.kind == "evaluation")
+    trained = victim.run["trained"] | {"commit": "another"}
+    results.add(tmp_path / "results.jsonl", [replace(victim, run=victim.run | {"seed": 9, "trained": trained})])
+    assert main(["results", str(tmp_path / "results.jsonl"), "runs", "--check"]) == 1
+    said = capsys.readouterr().out
+    assert "has another seed" in said and "has another commit" in said
 
 
 def test_a_result_names_no_place_of_this_machine(place: Path) -> None:

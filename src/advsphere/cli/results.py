@@ -51,7 +51,8 @@ class Options:
     table: tuple[str, ...] = ()
     """With --pages: further, user-defined tables to write, as package.module:object."""
     check: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Recompute the results whose ledgers are found in the runs' folders, and list the others."""
+    """Check that numbers follow from outcomes and that each checkpoint has one model; recompute the results whose
+    ledgers are found in the runs' folders, and list the others."""
 
 
 def main(arguments: list[str]) -> int:
@@ -130,7 +131,7 @@ def _files(place: Path) -> list[Path]:
 
 def _check(options: Options) -> int:
     """Print the status of each result; returns 1 if one is wrong."""
-    found = [one for file in _files(options.file) for one in check(results.read(file), options.runs)]
+    found = check([one for file in _files(options.file) for one in results.read(file)], options.runs)
     for one in found:
         print(f"{one.status}: {one.label}{f': {one.detail}' if one.detail else ''}")
     counts = {status: sum(one.status == status for one in found) for status in get_args(Status)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.results import Evaluation
-from advsphere.files import content_checksum
-from advsphere.reproduce.collecting import shown_of_diagnosis
+from advsphere.files import canonical, content_checksum
+from advsphere.reproduce.collecting import run_block, shown_of_diagnosis
 from advsphere.reproduce.results import StoredResult
 from advsphere.training import read_metrics
 
@@ -35,16 +35,20 @@ class Checked:
 def check(results: Sequence[StoredResult], roots: Sequence[Path]) -> list[Checked]:
     """Compare each result with its evidence, which is searched for in the roots and all folders below.
 
-    Numbers that follow from a result's own outcomes are always recomputed.
+    What follows from the results alone is always checked: numbers follow from outcomes, the worst case is that of the
+    attacks, and all measurements of a checkpoint are of one model, which no other run has.
     """
     present = _present(roots)
-    return [_checked(result, present.get(result.evidence)) for result in results]
+    models = _models(results)
+    return [_checked(result, present.get(result.evidence), _strangers(result, models)) for result in results]
 
 
-def _checked(result: StoredResult, path: Path | None) -> Checked:
-    wrong = _contradictions(result)
-    if path is not None and _outcomes(result) != _again(result, path):
-        wrong.append(f"{path} has different outcomes")
+def _checked(result: StoredResult, path: Path | None, strangers: list[str]) -> Checked:
+    wrong = [*_contradictions(result), *strangers]
+    if path is not None:
+        stored, again = _claims(result), _again(result, path)
+        wrong += [f"{path} has another {name}" for name in again if name in stored and stored[name] != again[name]]
+        wrong += _of_another_run(result, path)
     if wrong:
         return Checked(result.label, "WRONG", "; ".join(wrong))
     return Checked(result.label, "no evidence here" if path is None else "confirmed", str(path or ""))
@@ -53,9 +57,10 @@ def _checked(result: StoredResult, path: Path | None) -> Checked:
 def _contradictions(result: StoredResult) -> list[str]:
     """Stored numbers that do not follow from the stored outcomes."""
     if result.kind == "evaluation":
-        stored = result.document
-        pairs = zip([stored["clean"], *stored["attacks"], stored["worst"]], result.evaluation.rows, strict=True)
-        return [f"{row.name}: k, n or interval contradict its outcomes" for d, row in pairs if d != row.to_dict()]
+        found = result.evaluation
+        if {row.n for row in found.rows} != {found.identity["data"]["n"]}:
+            return ["the rows are of different numbers of images"]
+        return [*_of_outcomes(result.document, found), *_of_attacks(found)]
     if result.kind == "corruptions":
         again = result.corruptions.mca
         stored = result.document["numbers"]["mCA"]
@@ -64,28 +69,117 @@ def _contradictions(result: StoredResult) -> list[str]:
     return []
 
 
-def _outcomes(result: StoredResult) -> Any:
-    """The part of a result that is compared with its evidence."""
+def _of_outcomes(stored: Mapping[str, Any], found: Evaluation) -> Iterator[str]:
+    for d, row in zip([stored["clean"], *stored["attacks"], stored["worst"]], found.rows, strict=True):
+        if d != row.to_dict():
+            yield f"{row.name}: k, n or interval contradict its outcomes"
+    for row in found.attacks:
+        if (row.invalid or 0) + (row.unreached or 0) > row.k:
+            yield f"{row.name}: more images are invalid or not reached than resisted"
+    if stored["strongest"] != found.to_dict()["strongest"]:
+        yield "the strongest attack is another one"
+
+
+def _of_attacks(found: Evaluation) -> Iterator[str]:
+    """The relations between the rows of an evaluation."""
+    if {row.name: row.settings for row in found.attacks} != found.identity["attacks"]:
+        yield "the attacks are not those of its settings"
+    columns = zip(*(row.outcomes for row in (found.clean, *found.attacks)), strict=True)
+    if found.worst.outcomes != "".join("0" if "0" in column else "1" for column in columns):
+        yield "the worst case is not that of its attacks"
+    for row in found.attacks:
+        earlier = [found.clean, *(other for other in found.attacks if other.name in row.after)]
+        if any("0" in before and after == "1" for *before, after in
+               zip(*(one.outcomes for one in (*earlier, row)), strict=True)):  # fmt: skip
+            yield f"{row.name} counts images that were misclassified before it"
+
+
+def _model(result: StoredResult) -> str | None:
+    """The checksum of the measured model; None for a training, which is of no single checkpoint."""
+    if result.kind == "diagnosis":
+        return str(result.document["model"])
+    return None if result.kind == "training" else str(result.document["identity"]["model"]["checksum"])
+
+
+def _run(result: StoredResult) -> str:
+    return canonical([result.run[name] for name in ("recipe", "overrides", "seed", "data")])
+
+
+Models = tuple[dict[tuple[str, str], set[str]], dict[str, set[str]]]
+"""The models of each (run, checkpoint), and the runs of each model."""
+
+
+def _models(results: Iterable[StoredResult]) -> Models:
+    of_run: dict[tuple[str, str], set[str]] = {}
+    of_model: dict[str, set[str]] = {}
+    for result in results:
+        if (model := _model(result)) is not None:
+            of_run.setdefault((_run(result), result.run["checkpoint"]), set()).add(model)
+            of_model.setdefault(model, set()).add(_run(result))
+    return of_run, of_model
+
+
+def _strangers(result: StoredResult, models: Models) -> list[str]:
+    model, (of_run, of_model) = _model(result), models
+    if model is None:
+        return []
+    found = []
+    if len(of_run[_run(result), result.run["checkpoint"]]) > 1:
+        found.append("the measurements of this checkpoint are of different models")
+    if len(of_model[model]) > 1:
+        found.append("another run has the same model")
+    return found
+
+
+def _claims(result: StoredResult) -> dict[str, Any]:
+    """The parts of a result that are compared with its evidence. Older results did not store all of them."""
     if result.kind == "evaluation":
-        return {row.name: row.outcomes for row in result.evaluation.rows}
+        return _parts(result.evaluation)
     if result.kind == "corruptions":
-        return {(cell.corruption, cell.severity): cell.outcomes for cell in result.corruptions.cells}
+        cells = {(cell.corruption, cell.severity): cell.outcomes for cell in result.corruptions.cells}
+        return {"outcomes": cells, "identity": result.corruptions.identity}
     if result.kind == "training":
-        return result.document["k"]
-    return result.document
+        return {"number of robust images": result.document["k"]}
+    return {"content": result.document}
 
 
-def _again(result: StoredResult, path: Path) -> Any:
-    """The same part, computed from the evidence."""
+def _again(result: StoredResult, path: Path) -> dict[str, Any]:
+    """The same parts, computed from the evidence."""
     if result.kind == "evaluation":
         with Ledger.read(path) as ledger:
-            return {row.name: row.outcomes for row in Evaluation.of(ledger).rows}
+            return _parts(Evaluation.of(ledger))
     if result.kind == "corruptions":
-        return {(cell.corruption, cell.severity): cell.outcomes for cell in CorruptionRecord.load(path).cells}
+        record = CorruptionRecord.load(path)
+        cells = {(cell.corruption, cell.severity): cell.outcomes for cell in record.cells}
+        return {"outcomes": cells, "identity": record.identity}
     if result.kind == "training":
         robust = {epoch["epoch"]: epoch["robust"] for epoch in read_metrics(path.parent) if "robust" in epoch}
-        return round(robust[result.run["validated"]["epoch"]] * result.n)
-    return shown_of_diagnosis(json.loads(path.read_text()), result.document["place"])
+        return {"number of robust images": round(robust[result.run["validated"]["epoch"]] * result.n)}
+    return {"content": shown_of_diagnosis(json.loads(path.read_text()), result.document["place"])}
+
+
+def _parts(evaluation: Evaluation) -> dict[str, Any]:
+    outcomes = {row.name: row.outcomes for row in evaluation.rows}
+    return {"outcomes": outcomes, **evaluation.identity, "environments": list(evaluation.environments)}
+
+
+_OF_RUN = ("recipe", "overrides", "network", "objective", "scale", "margin", "weight_decay", "epochs", "seed")
+
+
+def _of_another_run(result: StoredResult, path: Path) -> list[str]:
+    """Settings, seed and commit that are not those of the run in whose folder the evidence lies, if it lies in one."""
+    if result.kind not in ("evaluation", "corruptions", "training"):
+        return []
+    run = path.parent if result.kind == "training" else path.absolute().parents[2]
+    if not (run / "config.yaml").is_file():
+        return []
+    try:
+        again = run_block(run, result.run["checkpoint"])
+    except (UserError, OSError, LookupError, ValueError) as error:
+        return [f"the run {run} can't be read: {error}"]
+    changed = [name for name in _OF_RUN if result.run[name] != again[name]]
+    commits = [block["trained"].get("commit") for block in (result.run, again)]
+    return [f"{run} has another {name}" for name in [*changed, *["commit"] * (commits[0] != commits[1])]]
 
 
 def _present(roots: Iterable[Path]) -> dict[str, Path]:
