@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -331,8 +332,12 @@ def test_what_was_not_reached_counts_as_robust_and_is_said(tmp_path: Path) -> No
     whole = run(linear().model, None)
     with Ledger.read(path) as book:
         part = Evaluation.of(book)
-    assert part.worst.unreached == part.attacks[-1].unreached > 0 and part.worst.k > whole.worst.k
-    assert any("not reached in time" in flag for flag in part.flags)
+    first, last = part.attacks
+    assert 0 < first.unreached < first.k and last.unreached == last.k and part.worst.k > whole.worst.k  # type: ignore[operator]
+    assert first.ran and not last.ran and part.worst.unreached == part.worst.k
+    assert f"PGD-5: {first.unreached} images not reached in time; counted as resisted" in part.flags
+    assert "not run, because the time was over: margin PGD-5" in part.flags
+    assert re.search(r"margin PGD-5\W+not run", part.table())
     assert all(a <= b for a, b in zip(whole.worst.outcomes, part.worst.outcomes, strict=True))
 
 

@@ -97,6 +97,32 @@ def test_the_checksum_does_not_depend_on_how_well_images_were_compressed(tmp_pat
             assert (ledger.checksum() == before) == same
 
 
+def test_parts_of_a_batch_become_the_batch(tmp_path: Path) -> None:
+    def parts(ledger: Ledger, batches: list[tuple[str, int, list[Cell]]], *, last: bool) -> None:
+        for attack, batch, cells in batches:
+            if not last:
+                ledger.record(attack, batch, cells[:1], Cost(0.25, 3), more=True)
+            else:
+                ledger.record(attack, batch, cells[1:], Cost(0.25, 4))
+
+    with begin(None) as whole:
+        write(whole)
+        expected = whole.checksum()
+    path, part = tmp_path / "ledger.sqlite", tmp_path / "part.sqlite"
+    with begin(path) as ledger:
+        parts(ledger, BATCHES, last=False)
+        assert ledger.done("first") == set() and ledger.cost("first") == Cost(0.5, 6)
+        parts(ledger, BATCHES[:3], last=True)
+    beside = Ledger.create_or_resume(part, identity=IDENTITY, labels=[0, 0, 0, 1], environment=HERE, beside=path)
+    with beside as other:
+        assert [c.example for c in other.cells("first")] == [0, 2]
+        parts(other, BATCHES[3:], last=True)
+    with begin(path) as ledger, begin(part) as other:
+        for _ in range(2):  # a second merge, as after a crash, changes nothing
+            ledger.take_over([other])
+            assert ledger.checksum() == expected and ledger.cost("first") == Cost(1.0, 14)
+
+
 def test_resumes_with_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with begin(path) as ledger:

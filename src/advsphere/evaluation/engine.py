@@ -75,8 +75,8 @@ def evaluate(
         effort: Restarts, steps and so on of a named suite.
         budget: Seconds that the attacks may take. Each attack then tries only images that resisted the earlier ones,
             and images that were not reached count as robust, so the result is the tightest upper bound that the time
-            allows. Repeating the call continues for the same time again. The signs of gradient masking take a few
-            seconds more.
+            allows. Repeating the call continues for the same time again. Every call finishes at least one image,
+            however long that takes. The signs of gradient masking take a few seconds more.
         head: The name of the last linear layer, if it can't be found automatically.
         precision: Precision of the search; "auto" is bfloat16 if the machine supports it natively. An image always has
             to fool the model in float32 to count.

@@ -51,7 +51,7 @@ class Verdict:
 
 
 class OutOfTime(Exception):
-    """The search has reached its deadline. The current batch is lost."""
+    """The search has reached its deadline. The examples that it was attacking are lost."""
 
 
 def judge_attack(

@@ -15,7 +15,7 @@ from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.suites import FIRST_LOOK, SUITES, Effort, anytime, attacks_of
+from advsphere.evaluation.suites import FIRST_LOOK, FIRST_TARGET, SUITES, Effort, anytime, attacks_of, cascade
 from advsphere.files import differences, some
 from advsphere.identity import answer_alike, model_answers, model_record
 from advsphere.named import require_trust
@@ -23,6 +23,10 @@ from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+class OtherAttacksError(UserError):
+    """Raised if attacks or their settings are not the recorded ones."""
 
 
 def threat_of(book: Ledger) -> ThreatModel:
@@ -47,8 +51,8 @@ def specs_of(
 ) -> tuple[AttackSpec, ...]:
     """The attacks of the evaluation of this model and these images, with the recorded settings.
 
-    `suite` holds the attacks if the evaluation was given a list. Raises UserError if their settings are not the
-    recorded ones.
+    `suite` holds the attacks if the evaluation was given a list. Raises OtherAttacksError if their settings are not the
+    recorded ones, and UserError if there is no such suite.
     """
     identity = book.identity
     if suite is None:
@@ -60,8 +64,10 @@ def specs_of(
         suite = attacks_of(name, context)
     elif FIRST_LOOK in book.attacks and FIRST_LOOK not in [spec.name for spec in suite]:
         suite = anytime(suite, threat_of(book))  # as `evaluate` did with a budget
+    if may_be_cut(book):  # evaluations of earlier versions have no parts of attacks
+        suite = cascade([s for s in suite if s.name in book.attacks or not s.name.endswith(FIRST_TARGET)])
     if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):
-        raise UserError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")
+        raise OtherAttacksError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")
     return tuple(suite)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import refuted, signs
-from advsphere.evaluation.rows import Finding, Row, Sign, apart_from, found_alone, row_of
+from advsphere.evaluation.rows import Finding, Row, Sign, apart_from, found_alone, row_of, unreached
 from advsphere.files import content_checksum, differences, read_json, write_atomically
 from advsphere.stats import PairedDifference, paired
 from advsphere.threat import radius
@@ -99,7 +99,7 @@ class Evaluation:
             outcomes=ledger.outcomes(),
             settings={},
             invalid=sum(row.invalid or 0 for row in rows),
-            unreached=max((row.unreached or 0 for row in rows), default=0),
+            unreached=unreached(ledger, ledger.outcomes(), list(attacks)),
             median=None,
             seconds=sum(row.seconds for row in (clean, *rows)),
             forwards=sum(row.forwards or 0 for row in (clean, *rows)),
@@ -148,8 +148,10 @@ class Evaluation:
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
-            if row.unreached:
-                flags.append(f"{row.name}: {row.unreached} of {row.n} images not reached in time; counted as resisted")
+            if row.unreached and row.ran:
+                flags.append(f"{row.name}: {row.unreached} images not reached in time; counted as resisted")
+        if late := [row.name for row in self.attacks if not row.ran]:
+            flags.append(f"not run, because the time was over: {', '.join(late)}")
         for other in self.environments[1:]:
             changed = differences(self.environments[0], other)
             flags.append(f"continued in another environment: {'; '.join(map(str, changed))}")
@@ -302,6 +304,8 @@ class Evaluation:
             median = ["" if row.median is None else f"{row.median:.3g}"] * medians
             found = [NO_VERDICT, ""] if self.refuted(row) else [f"{100 * row.accuracy:.1f} %", interval]
             cells = [*found, f"{row.k} / {row.n}", *median, f"{row.seconds:.1f}"]
+            if not row.ran:
+                cells = ["not run", *[""] * (len(cells) - 1)]
             table.add_row(row.name, *cells, style="bold" if row is self.worst else None)
         out = io.StringIO()
         console = Console(file=out, width=width, highlight=False, markup=False)

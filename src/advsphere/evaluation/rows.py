@@ -24,7 +24,7 @@ class Row:
             attack and under the earlier attacks in its cascade, else "0".
         settings: The attack's parameters.
         invalid: Results outside the ball or the pixel range; they count as resisted.
-        unreached: Examples that the time budget did not reach; they count as resisted.
+        unreached: Examples that the attack had to try and that the time budget did not reach; they count as resisted.
         median: Median norm that a minimal-norm attack needed, over the examples it tried. None for other attacks, and
             if half of the examples were not fooled.
         seconds: Time spent on the attack.
@@ -61,6 +61,11 @@ class Row:
         return wilson(self.k, self.n)
 
     @property
+    def ran(self) -> bool:
+        """Whether the attack tried anything before the time budget ended."""
+        return not self.unreached or self.unreached < self.k or bool(self.forwards)
+
+    @property
     def after(self) -> tuple[str, ...]:
         """Earlier attacks. Examples that they fooled are skipped, so accuracy is cumulative."""
         return tuple(self.settings.get("after", ()))
@@ -79,11 +84,17 @@ def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
         outcomes=outcomes,
         settings=settings,
         invalid=counts.get("invalid", 0),
-        unreached=len(outcomes) - sum(counts.values()),
+        unreached=unreached(ledger, outcomes, [name]),
         median=_median(ledger, name) if settings.get("minimal") else None,
         seconds=cost.seconds,
         forwards=cost.forwards,
     )
+
+
+def unreached(ledger: Ledger, outcomes: str, attacks: Sequence[str]) -> int:
+    """The number of examples that count as robust ("1") although one of the attacks did not reach them."""
+    reached = [{cell.example for cell in ledger.cells(name)} for name in attacks]
+    return sum(robust == "1" and any(i not in one for one in reached) for i, robust in enumerate(outcomes))
 
 
 def found_alone(finders: Sequence[Row], others: Sequence[Row]) -> int:

@@ -21,6 +21,7 @@ from advsphere.attacks import (
     Cosines,
     Guides,
     apgd,
+    apgd_targeted,
     cw,
     deepfool,
     fab,
@@ -182,6 +183,7 @@ def _name_of(function: Suite) -> str:
 
 
 FIRST_LOOK = "first look: margin PGD-10"
+FIRST_TARGET = ", first target"
 
 
 def cascade(specs: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
@@ -192,10 +194,19 @@ def cascade(specs: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
 
 def anytime(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[AttackSpec, ...]:
     """A cascade that begins with ten steps on the margin loss. They fool most of the images that can be fooled in a
-    small part of the time.
+    small part of the time. APGD-T tries the likeliest wrong class of every image before the others of any image,
+    because nearly all its successes come at the first.
     """
     ascent = partial(pgd, threat=threat, steps=10, step_size=threat.eps / 4, loss=margin)
-    return cascade([AttackSpec(FIRST_LOOK, partial(ascent, until_fooled=True, keep="best")), *specs])
+    first = AttackSpec(FIRST_LOOK, partial(ascent, until_fooled=True, keep="best"))
+    return cascade([first, *(part for spec in specs for part in (*_first_target(spec), spec))])
+
+
+def _first_target(spec: AttackSpec) -> list[AttackSpec]:
+    attack = spec.attack
+    if not isinstance(attack, partial) or attack.func is not apgd_targeted or attack.keywords.get("targets") == 1:
+        return []
+    return [replace(spec, name=spec.name + FIRST_TARGET, attack=partial(attack, targets=1))]
 
 
 @suite(rank=10)

@@ -23,7 +23,7 @@ from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import signs
 from advsphere.evaluation.probes import PROBES, probes_of
-from advsphere.evaluation.recorded import effort_of, may_be_cut, specs_of, threat_of
+from advsphere.evaluation.recorded import OtherAttacksError, effort_of, may_be_cut, specs_of, threat_of
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.specs import AttackSpec
@@ -100,9 +100,7 @@ def verify(
         if all(f.status != "failed" for f in found[-2:]):
             try:
                 specs = specs_of(book, model, evidence.images, suite)
-            except UserError as error:
-                if suite is None and book.identity["suite"]["name"] == "own":
-                    raise
+            except OtherAttacksError as error:
                 found.append(Finding("attacks", "failed", str(error)))
             else:
                 found += [evidence.clean_again(), *(evidence.stored_again(name) for name in book.attacks)]

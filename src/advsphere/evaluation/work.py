@@ -28,6 +28,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, predict
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
+from advsphere.evaluation.pace import Pace, leading
 from advsphere.evaluation.probes import missing, probes_of
 from advsphere.evaluation.results import Evaluation
 from advsphere.evaluation.rows import Finding
@@ -74,8 +75,8 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-Find = Callable[[Tensor, Tensor, Tensor], tuple[list[Cell], int]]
-"""(numbers of the examples, x, y) -> (cells, forwards)."""
+Find = Callable[[Tensor], tuple[list[Cell], int]]
+"""Numbers of examples -> (cells of the first of them, forwards)."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,10 @@ class _Work:
         finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
         own = {batch: batches[batch] for batch in assign_batches(len(batches), finished, self.plan.world)}
         self._clean(own)
-        deadline = math.inf if self.plan.budget is None else time.monotonic() + self.plan.budget
+        pace = Pace(self.plan.budget, self.ledger)
         with contextlib.suppress(OutOfTime):
             for spec in self.plan.specs:
-                self._attack(spec, own, deadline)
+                self._attack(spec, own, pace)
 
     def probe(self) -> None:
         """Run the missing probes for signs of gradient masking, regardless of the budget."""
@@ -173,40 +174,55 @@ class _Work:
     def _clean(self, own: Mapping[int, Tensor]) -> None:
         with frozen(self.plan.model) as exact:
 
-            def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
+            def cells(index: Tensor) -> tuple[list[Cell], int]:
+                x, y = self._load(index)
                 wrong, classes = predict(exact, x, y)
                 rows = zip(index.tolist(), wrong.tolist(), classes.tolist(), strict=True)
                 return [Cell(i, "fooled" if w else "resisted", c, 0.0) for i, w, c in rows], len(x)
 
             self._each(CLEAN, own, cells)
 
-    def _attack(self, spec: AttackSpec, own: Mapping[int, Tensor], deadline: float) -> None:
+    def _attack(self, spec: AttackSpec, own: Mapping[int, Tensor], pace: Pace) -> None:
         standing = torch.tensor([robust == "1" for robust in self.ledger.outcomes(spec.name)])
-        plan = self.plan
 
-        def cells(index: Tensor, x: Tensor, y: Tensor) -> tuple[list[Cell], int]:
-            skipped = [Cell(i, "not_run") for i in index[~standing[index]].tolist()]
-            at = standing[index].to(x.device)
-            if not at.any():
-                return skipped, 0
-            ids, x, y = index.to(x.device)[at], x[at], y[at]
-            rng = Rng(plan.identity["seed"], ids)
-            verdict = judge_attack(plan.model, spec, plan.threat, x, y, rng, dtype=plan.dtype, deadline=deadline)
-            return skipped + verdict.cells(ids, y), verdict.forwards
+        def cells(index: Tensor) -> tuple[list[Cell], int]:
+            try:
+                found = self._judged(spec, index[: pace.part(spec, standing[index])], standing, pace.deadline)
+            except OutOfTime:
+                if pace.moved:
+                    raise
+                # Every call has to make progress, so it attacks one image for as long as that takes.
+                found = self._judged(spec, index[: leading(standing[index], 1)], standing, math.inf)
+            pace.moved |= bool(found[1])
+            return found
 
         self._each(spec.name, own, cells)
 
+    def _judged(self, spec: AttackSpec, index: Tensor, standing: Tensor, deadline: float) -> tuple[list[Cell], int]:
+        plan = self.plan
+        skipped = [Cell(i, "not_run") for i in index[~standing[index]].tolist()]
+        ids = index[standing[index]]
+        if not len(ids):
+            return skipped, 0
+        x, y = self._load(ids)
+        ids = ids.to(x.device)
+        rng = Rng(plan.identity["seed"], ids)
+        verdict = judge_attack(plan.model, spec, plan.threat, x, y, rng, dtype=plan.dtype, deadline=deadline)
+        return skipped + verdict.cells(ids, y), verdict.forwards
+
     def _each(self, name: str, own: Mapping[int, Tensor], cells: Find) -> None:
-        done = self.ledger.done(name)
-        counts = Counter(c.status for c in self.ledger.cells(name) if c.example // self._batch_size in own)
+        recorded = self.ledger.cells(name)
+        counts = Counter(c.status for c in recorded if c.example // self._batch_size in own)
+        known = torch.tensor([c.example for c in recorded], dtype=torch.int64)
         seconds, images, total = 0.0, 0, sum(map(len, own.values()))
         for batch, index in own.items():
-            if batch not in done:
-                began = time.perf_counter()
-                found, forwards = cells(index, *self._load(index))
-                took = time.perf_counter() - began
-                self.ledger.record(name, batch, found, Cost(took, forwards))
-                seconds, images = seconds + took, images + len(index)
+            rest = index[~torch.isin(index, known)]
+            while len(rest):
+                began = time.monotonic()
+                found, forwards = cells(rest)
+                took, rest = time.monotonic() - began, rest[len(found) :]
+                self.ledger.record(name, batch, found, Cost(took, forwards), more=len(rest) > 0)
+                seconds, images = seconds + took, images + len(found)
                 counts.update(cell.status for cell in found)
             if self.on_progress is not None:
                 count = {"done": counts.total(), "robust": counts["resisted"] + counts["invalid"], "images": images}

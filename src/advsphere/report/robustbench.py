@@ -27,6 +27,8 @@ def _row(name: str, evaluation: Evaluation, model: ModelReport) -> dict[str, Any
     trained: dict[str, Any] = dict(model.training.get("model", {}))
     # AutoAttack's verdict is its last stage.
     auto = next((row for row in reversed(evaluation.attacks) if row.name.startswith("AutoAttack")), None)
+    if auto is not None and auto.unreached:  # a budget ended before its verdict
+        auto = None
     known = {
         "name": name,
         "additional_data": trained.get("pretrained"),
@@ -41,13 +43,13 @@ def _row(name: str, evaluation: Evaluation, model: ModelReport) -> dict[str, Any
         "unreliable": bool(evaluation.flags or evaluation.raised),
         "footnote": (
             f"Measured on {evaluation.clean.n} test images, so not comparable with a leaderboard's whole test set. "
-            f"Accuracy in the worst case over {len(evaluation.attacks)} attacks: at most "
+            f"Accuracy in the worst case over {sum(row.ran for row in evaluation.attacks)} attacks: at most "
             f"{_percent(evaluation.worst)} % (95 % interval {limits(evaluation.worst.interval, ' to ')})."
         ),
         "advsphere": {
             "n": evaluation.clean.n,
             "worst_case_acc": _percent(evaluation.worst),
-            "attacks": {attack.name: _percent(attack) for attack in evaluation.attacks},
+            "attacks": {attack.name: _percent(attack) for attack in evaluation.attacks if attack.ran},
             "intervals": {attack.name: [round(100 * v, 2) for v in attack.interval] for attack in evaluation.rows},
             "suite": identity["suite"]["name"],
             "flags": [*evaluation.flags, *map(str, evaluation.raised)],

@@ -152,7 +152,7 @@ def _numbers(found: Gains) -> tuple[KeyNumber, ...]:
 
 
 def _attacks(model: ModelReport) -> str:
-    count = len(model.evaluation.attacks)
+    count = sum(row.ran for row in model.evaluation.attacks)
     return "one attack" if count == 1 else f"{_word(count)} attacks"
 
 
