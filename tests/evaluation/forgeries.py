@@ -26,6 +26,7 @@ from advsphere.reproduce.results import replace_between
 from tests.evaluation.cases import THREAT, Known, change, forge, linear
 
 PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
+SHORT = Effort(steps=20)
 MARKERS = {"begin": "<!-- forgeries -->", "end": "<!-- /forgeries -->"}
 
 
@@ -88,7 +89,7 @@ def honest(kind: str, folder: Path) -> Claim:
     """An honest evaluation: of a linear model, of one that masks its gradient, or with attacks that run in turn."""
     claim = Claim(KNOWN[kind](), folder / kind)
     claim.folder.mkdir()
-    effort = Effort(cascade=kind == "in turn")
+    effort = replace(SHORT, cascade=kind == "in turn")
     settings: dict[str, Any] = {"threat": THREAT, "batch_size": 64, "precision": "float32", "effort": effort}
     evaluate(*claim.known, ledger=claim.ledger, **settings).save(claim.json)
     return claim
@@ -98,7 +99,7 @@ def honest(kind: str, folder: Path) -> Claim:
 class Forgery:
     """`apply` changes the files of a claim, and may return another model or other images that the verifier has.
 
-    `caught` names the checks that fail; none if it can't be caught, and `why` says why.
+    `caught` names checks that fail, perhaps with others; none if nothing fails, and `why` says why.
     """
 
     says: str
@@ -118,7 +119,7 @@ class Forgery:
 
 LABEL = "(SELECT label FROM examples WHERE examples.example = cells.example)"
 CLEARED = f"x_adv = NULL, prediction = {LABEL}"
-ROBUST = "status = 'resisted' AND attack = 'PGD-100'"
+ROBUST = "status = 'resisted' AND attack = 'PGD-20'"
 
 
 def sql(*statements: str) -> Callable[[Claim], None]:
@@ -145,9 +146,9 @@ def store(claim: Claim, where: str, image: Callable[[Tensor, int], Tensor]) -> N
 def swap_images(claim: Claim) -> None:
     """Exchange the images and outcomes of two fooled examples of one attack."""
     with Ledger.read(claim.ledger) as book:
-        i, j = [c.example for c in book.cells("PGD-100") if c.status == "fooled"][:2]
+        i, j = [c.example for c in book.cells("PGD-20") if c.status == "fooled"][:2]
     for a, b in ((i, -1), (j, i), (-1, j)):
-        claim.sql(f"UPDATE cells SET example = {b} WHERE attack = 'PGD-100' AND example = {a}")
+        claim.sql(f"UPDATE cells SET example = {b} WHERE attack = 'PGD-20' AND example = {a}")
 
 
 def settings(claim: Claim, **changed: Any) -> None:
@@ -217,7 +218,7 @@ def repeat_images(claim: Claim) -> Mapping[str, object]:
         easy = torch.tensor([i for i, c in enumerate(book.outcomes()) if c == "1"][:10]).repeat(12)
     images, labels = claim.known.images[easy], claim.known.labels[easy]
     claim.ledger.unlink()
-    evaluate(claim.known.model, images, labels, threat=THREAT, batch_size=64, precision="float32",
+    evaluate(claim.known.model, images, labels, threat=THREAT, batch_size=64, precision="float32", effort=SHORT,
              ledger=claim.ledger).save(claim.json)  # fmt: skip
     return {"images": ImageSet(images, labels, tuple("abc"))}
 
@@ -226,47 +227,47 @@ def other_numbers(claim: Claim) -> None:
     """The file of another evaluation, of a smaller ball."""
     with tempfile.TemporaryDirectory() as folder:
         evaluate(*claim.known, threat=replace(THREAT, eps=0.02), batch_size=64, precision="float32",
-                 ledger=Path(folder) / "ledger.sqlite").save(claim.json)  # fmt: skip
+                 effort=SHORT, ledger=Path(folder) / "ledger.sqlite").save(claim.json)  # fmt: skip
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-COPIED = "SELECT 'PGD-100', example, status, prediction, distance, x_adv FROM cells WHERE attack = 'FGSM'"
+COPIED = "SELECT 'PGD-20', example, status, prediction, distance, x_adv FROM cells WHERE attack = 'FGSM'"
 FORGERIES = (
     Forgery("half of the robust cells of an attack are set to fooled, without an image",
-            sql(f"UPDATE cells SET status = 'fooled' WHERE {ROBUST} AND example % 2"), ("PGD-100",)),
+            sql(f"UPDATE cells SET status = 'fooled' WHERE {ROBUST} AND example % 2"), ("PGD-20",)),
     Forgery("robust cells are set to fooled, and the clean image is stored as evidence",
-            lambda claim: store(claim, "PGD-100", lambda x, y: x), ("PGD-100",)),
+            lambda claim: store(claim, "PGD-20", lambda x, y: x), ("PGD-20",)),
     Forgery("robust cells are set to fooled, by an image outside the ball",
-            lambda claim: store(claim, "PGD-100", lambda x, y: 1 - x), ("PGD-100",)),
+            lambda claim: store(claim, "PGD-20", lambda x, y: 1 - x), ("PGD-20",)),
     Forgery("all fooled cells are deleted",
             sql("DELETE FROM cells WHERE status = 'fooled' AND attack != 'clean'"), ("pairs",)),
     Forgery("all fooled cells are deleted, and the records of the batches too",
             sql("DELETE FROM cells WHERE status = 'fooled' AND attack != 'clean'",
                 "DELETE FROM batches WHERE attack != 'clean'"), ("pairs",)),
-    Forgery("an attack never ran: it has no cells", sql("DELETE FROM cells WHERE attack = 'PGD-100'"), ("pairs",)),
+    Forgery("an attack never ran: it has no cells", sql("DELETE FROM cells WHERE attack = 'PGD-20'"), ("pairs",)),
     Forgery("an attack never ran: it has neither cells nor batches",
-            sql("DELETE FROM cells WHERE attack = 'PGD-100'", "DELETE FROM batches WHERE attack = 'PGD-100'"),
+            sql("DELETE FROM cells WHERE attack = 'PGD-20'", "DELETE FROM batches WHERE attack = 'PGD-20'"),
             ("pairs",)),
     Forgery("an attack never ran: its cells and images are copied from another attack",
-            sql("DELETE FROM cells WHERE attack = 'PGD-100'", f"INSERT INTO cells {COPIED}"), ("fooled",),
+            sql("DELETE FROM cells WHERE attack = 'PGD-20'", f"INSERT INTO cells {COPIED}"), ("fooled",),
             "on another machine, or after a search in bfloat16, it is only noted that other images are found"),
     Forgery("an attack never ran, and is left out of the list of a named suite",
-            sql("DELETE FROM cells WHERE attack = 'PGD-100'", "DELETE FROM batches WHERE attack = 'PGD-100'",
-                "DELETE FROM attacks WHERE name = 'PGD-100'"), ("attacks",)),
+            sql("DELETE FROM cells WHERE attack = 'PGD-20'", "DELETE FROM batches WHERE attack = 'PGD-20'",
+                "DELETE FROM attacks WHERE name = 'PGD-20'"), ("attacks",)),
     Forgery("an attack is left out of the list, and its cells stay",
-            sql("DELETE FROM attacks WHERE name = 'PGD-100'"), ("attacks", "pairs")),
+            sql("DELETE FROM attacks WHERE name = 'PGD-20'"), ("attacks", "pairs")),
     Forgery("fooled cells count as not run",
-            sql("UPDATE cells SET status = 'not_run', x_adv = NULL, prediction = NULL WHERE attack = 'PGD-100' "
+            sql("UPDATE cells SET status = 'not_run', x_adv = NULL, prediction = NULL WHERE attack = 'PGD-20' "
                 "AND status = 'fooled' AND example % 2"), ("pairs",)),
     Forgery("fooled cells count as resisted, and their images stay",
-            sql("UPDATE cells SET status = 'resisted' WHERE status = 'fooled' AND attack = 'PGD-100'"),
-            ("PGD-100", "resisted")),
+            sql("UPDATE cells SET status = 'resisted' WHERE status = 'fooled' AND attack = 'PGD-20'"),
+            ("PGD-20", "resisted")),
     Forgery("fooled cells count as invalid, and their images stay",
-            sql("UPDATE cells SET status = 'invalid' WHERE status = 'fooled' AND attack = 'PGD-100'"),
-            ("PGD-100", "resisted")),
+            sql("UPDATE cells SET status = 'invalid' WHERE status = 'fooled' AND attack = 'PGD-20'"),
+            ("PGD-20", "resisted")),
     Forgery("a third of all fooled cells count as resisted, and their images are deleted",
             sql(f"UPDATE cells SET status = 'resisted', {CLEARED} WHERE status = 'fooled' AND attack != 'clean' "
                 "AND example % 3 = 0"), ("resisted",), "by the sample, with the probability that the finding states"),
@@ -274,10 +275,10 @@ FORGERIES = (
             sql(f"UPDATE cells SET status = 'resisted', {CLEARED} WHERE (attack, example) = (SELECT attack, example "
                 "FROM cells WHERE status = 'fooled' AND attack = 'FGSM' LIMIT 1)"), (),
             "one cell in a sample may be rounding; it moves an accuracy by less than its interval"),
-    Forgery("two examples of an attack exchange their outcomes and images", swap_images, ("PGD-100",)),
+    Forgery("two examples of an attack exchange their outcomes and images", swap_images, ("PGD-20",)),
     Forgery("the recorded distances are smaller",
-            sql("UPDATE cells SET distance = distance / 2 WHERE status = 'fooled' AND attack = 'PGD-100'"),
-            ("PGD-100",)),
+            sql("UPDATE cells SET distance = distance / 2 WHERE status = 'fooled' AND attack = 'PGD-20'"),
+            ("PGD-20",)),
     Forgery("misclassified clean images count as right",
             sql(f"UPDATE cells SET status = 'resisted', prediction = {LABEL} WHERE attack = 'clean'",
                 f"UPDATE cells SET status = 'resisted', prediction = {LABEL} WHERE status = 'not_run'"),
@@ -292,15 +293,15 @@ FORGERIES = (
             fits=False),
     Forgery("the threat has a larger eps than was attacked", partial(settings, eps=0.2), ("fooled", "resisted")),
     Forgery("the threat has a smaller eps than was attacked", partial(settings, eps=0.05),
-            ("FGSM", "PGD-20", "PGD-100", "margin PGD-100", "fooled")),
+            ("FGSM", "PGD-20", "margin PGD-20", "fooled")),
     Forgery("an attack has more steps than were run", partial(settings, steps=1000), ("attacks",)),
     Forgery("the seed is another one", sql("UPDATE meta SET value = '1' WHERE key = 'seed'"), ("fooled", "signs"),
             "where random numbers matter, and as for copied cells"),
     Forgery("the ledger is of another model, under the checksum of the claimed one", another_weights,
-            ("FGSM", "PGD-20", "PGD-100", "clean", "fooled", "margin PGD-100", "resisted", "signs")),
+            ("FGSM", "PGD-20", "clean", "fooled", "margin PGD-20", "resisted", "signs")),
     Forgery("rows of an attack that is not listed are added",
             sql("INSERT INTO cells SELECT 'AutoAttack', example, status, prediction, distance, NULL FROM cells "
-                "WHERE attack = 'PGD-100'"), ("pairs",)),
+                "WHERE attack = 'PGD-20'"), ("pairs",)),
     Forgery("a printed number is changed, and the checksum fits", entries(worst={"k": 100}),
             ("numbers",), fits=False),
     Forgery("a printed interval is changed, and the checksum fits", entries(clean={"low": 0.99}),
@@ -316,8 +317,8 @@ FORGERIES = (
     Forgery("sentences in the file are worded more kindly", kinder_words, (),
             "a sentence repeats values, which are compared; another wording is noted and shown", fits=False),
     Forgery("the last attacks of a run with a budget are cut off",
-            sql("DELETE FROM cells WHERE attack LIKE '%PGD-100'",
-            "DELETE FROM batches WHERE attack LIKE '%PGD-100'"), (),
+            sql("DELETE FROM cells WHERE attack = 'margin PGD-20'",
+            "DELETE FROM batches WHERE attack = 'margin PGD-20'"), (),
             "a shorter budget would have ended so; the file and `verify` print the number of missing images",
             "in turn"),
     Forgery("an attack in the middle of a run with a budget is cut out",
@@ -333,13 +334,17 @@ FORGERIES = (
 )  # fmt: skip
 
 
+def as_expected(forgery: Forgery, found: Verification) -> bool:
+    failed = {f.check for f in found.findings if f.status == "failed"}
+    return {*forgery.caught} <= failed if forgery.caught else not failed
+
+
 def table(found: Mapping[str, Verification]) -> str:
-    """The forgeries, and the checks that failed, as Markdown."""
+    """The forgeries, and the checks that caught them, as Markdown."""
     lines = ["| what is forged | caught by | why not, or how far |", "|---|---|---|"]
     for forgery in FORGERIES:
-        failed = sorted(f.check for f in found[forgery.says].findings if f.status == "failed")
-        noted = sorted(f.check for f in found[forgery.says].findings if f.status == "noted")
-        by = ", ".join(failed) or (f"not caught; noted: {', '.join(noted)}" if noted else "**not caught**")
+        by = ", ".join(forgery.caught) if as_expected(forgery, found[forgery.says]) else "UNEXPECTED"
+        by = by or "**not caught**"
         lines.append(f"| {forgery.says} | {by} | {forgery.why} |")
     return "\n".join(lines)
 
@@ -351,8 +356,7 @@ def main() -> None:
         base = {kind: honest(kind, Path(folder)) for kind in KNOWN}
         for number, forgery in enumerate(FORGERIES):
             found[forgery.says] = result = forgery.tried(base[forgery.of], Path(folder) / str(number))
-            failed = {f.check: f.detail for f in result.findings if f.status == "failed"}
-            if set(failed) != set(forgery.caught):
+            if not as_expected(forgery, result):
                 print(f"{forgery.says}: expected {forgery.caught}, found\n{result}\n")
     PAGE.write_text(replace_between(PAGE.read_text(), table(found), **MARKERS))
 

@@ -6,6 +6,7 @@ and the images. docs/guarantees.md lists the forgeries that were tried.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from advsphere.evaluation.recorded import OtherAttacksError, effort_of, may_be_c
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.files import content_checksum, differences, read_json, some
+from advsphere.files import canonical, content_checksum, differences, read_json, some
 from advsphere.identity import unknowns
 
 _AGAIN = "run the same evaluation again, which repeats no finished attack and writes the file anew"
@@ -190,7 +191,8 @@ def _checks(written: Mapping[str, Any], evidence: Evidence, specs: Sequence[Atta
     findings += context_of(model, images, threat_of(book), effort_of(book), book.identity["suite"].get("head"))[1]
     if [*unknowns(book.identity)]:
         findings.append(Finding("identity", "noted", "it is incomplete"))
-    probes = dict(probes_of(book, model, images, specs, list(PROBES)))
+    again = probes_of(book, model, images, specs, list(PROBES))
+    probes = {name: json.loads(canonical(value)) for name, value in again}  # in the order in which the ledger keeps it
     expected = Evaluation.of(book, findings)
     expected = replace(expected, signs=signs(expected.attacks, probes, book.identity["model"]["scale"]))
     return [
