@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_a_part_takes_half_of_the_time_that_is_left(monkeypatch: pytest.MonkeyPa
     pgd = pgd_spec(steps=100)
     targeted = AttackSpec("APGD-T", partial(apgd_targeted, threat=THREAT, steps=100, targets=9))
     own = AttackSpec("own", lambda model, x, y, /, *, rng=None: x)
-    identity = {"attacks": {"PGD": {}, "APGD-T": {}, "own": {}}}
+    identity: dict[str, Any] = {"attacks": {"PGD": {}, "APGD-T": {}, "own": {}}}
     standing = torch.ones(250, dtype=torch.bool)
     with Ledger.create_or_resume(None, identity=identity, labels=[0] * 250, environment={}) as book:
         book.record(CLEAN, 0, [Cell(i, "resisted", 0, 0.0) for i in range(250)], Cost(2.5, 250))
