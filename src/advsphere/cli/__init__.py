@@ -13,6 +13,7 @@ from rich.markup import escape
 
 import advsphere
 from advsphere.cli.help import RECIPES, TRAIN
+from advsphere.cli.threads import limit_threads
 from advsphere.errors import UserError, needs
 
 COMMANDS = {
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         needs("train", "tyro")
+        limit_threads()
         # A command's module is imported only when it is called, so that `--help` does not wait for torch.
         command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
         return command(rest)
