@@ -347,10 +347,13 @@ def test_the_flags_are_these() -> None:
     assert names(ShowOptions) == {"folder", "example", "replay", "out"}
 
 
-@pytest.mark.parametrize(("text", "value"), [("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0), ("45", 45.0)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("90s", 90.0), ("90sec", 90.0), ("10m", 600.0), ("10min", 600.0), ("1.5h", 5400.0), ("45", 45.0)],
+)
 def test_times_are_read_as_people_write_them(text: str, value: float) -> None:
     assert seconds(text) == value
-    for wrong in ("", "0s", "-1m", "10 minutes"):
+    for wrong in ("", "0s", "-1m", "10 minutes", "10mm", "m"):
         with pytest.raises(ValueError):
             seconds(wrong)
 
@@ -368,3 +371,8 @@ def test_the_device_is_named_anywhere_on_the_line(
         assert main(words) == 1
         assert "the device cuda:99 can't be used here; choose one of cpu" in capfd.readouterr().err
     assert main(["verify", str(run), "--device", "cpu"]) == 0
+
+
+def test_sphere_settings_without_the_sphere_name_the_cure(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits-fastat", "--sphere.scale", "9"]) == 1
+    assert "--sphere.scale is about hypersphere embedding: add --he to this recipe" in capfd.readouterr().err

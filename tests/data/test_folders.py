@@ -228,3 +228,25 @@ def test_photos_are_turned_as_their_camera_was(orientation: int, tmp_path: Path)
         stored.save(tmp_path / name / "photo.png", exif=exif)
     pixels = image_folder(tmp_path, 16).batch(torch.tensor([0, 1]))[0]
     assert (pixels[:, :, :4, :8] == 1).all() and pixels.sum() == 2 * 3 * 4 * 8
+
+
+def test_all_broken_images_are_named_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
+    for broken in ("a/1.png", "b/0.png", "b/2.png"):
+        (tmp_path / broken).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"cannot read 3 images, .*a/1\.png .*b/0\.png .*b/2\.png .*: replace"):
+        image_folder(tmp_path, 4)
+
+
+def test_files_that_are_skipped_are_named(tmp_path: Path) -> None:
+    for part, name in ((part, name) for part in ("train", "val") for name in ("a", "b")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / part / name / "0.gif")
+    assert load("imagefolder", tmp_path, image_size=4).note == ""
+    for other in ("train/a/movie.mp4", "val/b/Thumbs.db", "val/b/.hidden"):
+        (tmp_path / other).touch()
+    note = load("imagefolder", tmp_path, image_size=4).note
+    assert "movie.mp4" in note and "Thumbs.db" in note and "hidden" not in note

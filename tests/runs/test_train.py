@@ -287,3 +287,18 @@ def test_standard_training_on_photographs(tmp_path: Path, monkeypatch: pytest.Mo
     (line,) = read_metrics(tmp_path / "run")
     assert line["clean"] > 2 / 10
     assert load_run(tmp_path / "run").test.shape == (3, 64, 64)
+
+
+def test_a_small_set_is_not_used_up_by_validation(tmp_path: Path) -> None:
+    pixels = (torch.arange(60 * 64).view(60, 1, 8, 8) * 37 % 256).to(torch.uint8)
+    notes = list[str]()
+
+    def started(trainer: Trainer, lines: list[str]) -> None:
+        notes.extend(lines)
+        assert len(trainer.images) == 54 - 5  # a tenth is the test set, and a tenth of the rest is held out
+
+    train(
+        recipe("digits-standard"), tmp_path / "run", data=(pixels, torch.arange(60) % 3), epochs=1, validation=500,
+        on_start=started,
+    )  # fmt: skip
+    assert "5 of the 54 training images are held out; --data.validation 500 is more than half of them" in notes

@@ -35,12 +35,14 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     return parsed
 
 
-SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 def seconds(text: str) -> float:
-    """Read 10m, 90s, 1.5h or a plain number as seconds. Raises ValueError for anything else, and for 0 or less."""
-    value = number(text[:-1]) * SECONDS[text[-1]] if text[-1:] in SECONDS else number(text)
+    """Read 10m, 10min, 90s, 1.5h or a plain number as seconds. Raises ValueError for anything else, or 0 or less."""
+    amount = text.rstrip("secminh")
+    unit = text[len(amount) :]
+    value = number(amount) * SECONDS[unit] if unit in SECONDS else 0.0
     if not value > 0:
         raise ValueError(f"{text} is not a positive time; write 90s, 10m or 2h")
     return value

@@ -102,6 +102,8 @@ def _begun(name: str, rest: list[str]) -> tuple[Config, Path, list[str]]:
     if "--he" in words and config.sphere is None:
         config = replace(config, sphere=HypersphereConfig(), recipe=f"{config.recipe}-he")
         folder += "-he"
+    if config.sphere is None and (flag := next((word for word in words if word.startswith("--sphere.")), None)):
+        raise UserError(f"{flag.partition('=')[0]} is about hypersphere embedding: add --he to this recipe")
     return config, Path("runs") / folder, words
 
 

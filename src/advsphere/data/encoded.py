@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import os
 from abc import abstractmethod
-from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -17,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from advsphere.data.crops import ResizedCrops, resized
-from advsphere.data.images import Images, check_labels
+from advsphere.data.images import Images, UnreadableImagesError, check_labels
 from advsphere.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".gif", ".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"}
 GAP = 2
 """A JPEG is decoded at a half, a quarter or an eighth of its size if the result is at least GAP times the needed size.
 Pillow's `thumbnail` has the same rule."""
@@ -92,15 +93,22 @@ class EncodedImages(Images):
         pixels = torch.empty((len(index), *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
         encoded = self.encoded(index.tolist())
 
-        def decode(b: int) -> None:
-            with encoded[b].open() as picture:
-                pixels[b] = decoded(picture, encoded[b].name, self.view, crops, b)
+        def decode(b: int) -> Sequence[str]:
+            """Returns what is wrong with the image, so that one error names all such images."""
+            try:
+                with encoded[b].open() as picture:
+                    pixels[b] = decoded(picture, encoded[b].name, self.view, crops, b)
+            except UnreadableImagesError as error:
+                return error.problems
+            return ()
 
         if get_worker_info() is not None:  # one of several workers, which has one core
-            deque(map(decode, range(len(index))), maxlen=0)
+            problems = [*chain.from_iterable(map(decode, range(len(index))))]
         else:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                deque(pool.map(decode, range(len(index))), maxlen=0)
+                problems = [*chain.from_iterable(pool.map(decode, range(len(index))))]
+        if problems:
+            raise UnreadableImagesError(problems)
         device = self.labels.device
         return pixels.to(device), self.labels[index.to(device)]
 
@@ -164,5 +172,5 @@ def _pixels(picture: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _unreadable(name: str, error: Exception) -> UserError:
-    return UserError(f"cannot read the image {name} ({error}): replace or remove it")
+def _unreadable(name: str, error: Exception) -> UnreadableImagesError:
+    return UnreadableImagesError([f"{name} ({error})"])

@@ -88,10 +88,18 @@ def display_name(folder: PurePath) -> str:
     return f"{folder.parent.name} {folder.name}" if folder.name in ("train", *TEST_FOLDERS) else folder.name
 
 
+def skipped(*folders: Path) -> str:
+    """A line that names the files below these folders that are not read as images; empty if there are none."""
+    others = [str(path) for folder in folders for path in _below(folder) if path.suffix.lower() not in SUFFIXES]
+    return f"not read, because they are no images by their names: {some(others, 3)}" if others else ""
+
+
 def _files(folder: Path) -> list[str]:
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-    )
+    return [str(path) for path in _below(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; names that begin with a dot belong to the system."""
+    walked = os.walk(folder, followlinks=True)
+    names = sorted(os.path.join(parent, name) for parent, _, names in walked for name in names if name[0] != ".")
+    return [Path(name) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, TypeVar
 
@@ -15,12 +15,31 @@ from torch import Tensor
 
 from advsphere.data.crops import ResizedCrops
 from advsphere.errors import UserError
+from advsphere.files import some
 from advsphere.rng import permutation
 
 MEMORY_LIMIT = 4 * 2**30
 """Sets of up to this many bytes of pixels are kept in memory."""
 
 T = TypeVar("T")
+
+
+class UnreadableImagesError(UserError):
+    """Images that can't be decoded.
+
+    Attributes:
+        problems: The name of each image, and the reason.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        """One line with the first few."""
+        if len(self.problems) == 1:
+            return f"cannot read the image {self.problems[0]}: replace or remove it"
+        return f"cannot read {len(self.problems)} images, {some(self.problems)}: replace or remove them"
 
 
 class Images(ABC):
@@ -100,8 +119,14 @@ class Images(ABC):
     def in_memory(self) -> ImageSet:
         """Decode all images, with a progress bar on a terminal."""
         pixels = torch.empty((len(self), *self.shape), dtype=self.dtype)
+        problems = list[str]()
         for index in with_progress(torch.arange(len(self)).split(512), f"reading {self.name}"):
-            pixels[index] = self.stored(index)[0].cpu()
+            try:
+                pixels[index] = self.stored(index)[0].cpu()
+            except UnreadableImagesError as error:
+                problems += error.problems
+        if problems:
+            raise UnreadableImagesError(problems)
         return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
 
     def first(self, n: int) -> Self:

@@ -13,7 +13,7 @@ import torch
 
 from advsphere.data.cifar import LAYOUTS, read_cifar, read_cifar_test
 from advsphere.data.encoded import EncodedImages, View
-from advsphere.data.folders import TEST_FOLDERS, check_same_classes, scan_folder
+from advsphere.data.folders import TEST_FOLDERS, check_same_classes, scan_folder, skipped
 from advsphere.data.images import Dataset, Images, ImageSet, in_memory_if_small
 from advsphere.data.shards import archives_in, scan_shards
 from advsphere.errors import UserError, needs
@@ -148,7 +148,8 @@ def _read_place(root: Path | str | None, view: View | None, *, test_only: bool =
         raise UserError(f"{test} has no train folder beside it: put the training {kind} into {place}/train")
     train_images, test_images = scan(train), scan(test)
     classes = max(train_images.classes, test_images.classes, key=len)
-    return Dataset(replace(train_images, classes=classes), replace(test_images, classes=classes))
+    note = "" if sharded else skipped(Path(train), Path(test))
+    return Dataset(replace(train_images, classes=classes), replace(test_images, classes=classes), note)
 
 
 def hold_out(images: Images, missing: str = "test part") -> Dataset:

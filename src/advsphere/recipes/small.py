@@ -107,6 +107,9 @@ PLAIN = [
     folder("standard", Standard()),
     folder("fastat", _FASTAT),
     folder("pgd-at", _PGDAT),
+    folder("trades", TRADES(threat=EPS, step_size=2 / 255)),
+    folder("freeat", FreeAT(threat=EPS, repeats=4)),
 ]
 RECIPES = [variant(plain) for plain in PLAIN for variant in (lambda c: c, with_he, with_m_he)]
-RECIPES += [cifar10_small("alp", _ALP, 7), with_he(cifar10_small("alp", _ALP_HE, 7), _S20), _TINY, with_he(_TINY, _S10)]
+RECIPES += [cifar10_small("alp", _ALP, 7), with_he(cifar10_small("alp", _ALP_HE, 7), _S20)]
+RECIPES += [folder("alp", _ALP), with_he(folder("alp", _ALP_HE), _S20), _TINY, with_he(_TINY, _S10)]

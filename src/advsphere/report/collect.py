@@ -305,7 +305,7 @@ def _training(run: Path, which: str) -> dict[str, Any]:
     if which == "best":
         best = load_checkpoint(run / "best.safetensors")[1]["metrics"]
         chosen = (
-            f"best of {epochs} epochs by {by} accuracy on {config.data.validation} held-out training images: "
+            f"best of {epochs} epochs by {by} accuracy on held-out training images: "
             f"epoch {best['epoch']:.0f} with {100 * best[by]:.1f} %"
             + (f" (the last epoch has {100 * last[by]:.1f} %)" if by in last else "")
         )

@@ -46,7 +46,7 @@ class DataSettings:
         resize: The length in pixels to which their shorter side is resized before the centre is cropped; image_size by
             default.
         validation: The number of training images held out to choose the best checkpoint, in the epochs that
-            `validate_every` selects. Test images are never used.
+            `validate_every` selects; a tenth of the images if it is more than half of them. Test images are never used.
     """
 
     name: str = "digits"

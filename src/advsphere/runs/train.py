@@ -150,8 +150,13 @@ def train(
             held.enter_context(folder_lock(folder))
         begun = world.from_first(world.first and claim(folder, run, resume))
         images = load_data(run) if given.data is None else given.data
-        training_images, held_out = images.train.split(run.data.validation, seed=run.training.seed)
         notes = [images.note] if images.note else []
+        count, total = run.data.validation, len(images.train)
+        if 2 * count > total > 1:
+            count = max(1, total // 10)
+            wanted = f"--data.validation {run.data.validation}"
+            notes.append(f"{count} of the {total} training images are held out; {wanted} is more than half of them")
+        training_images, held_out = images.train.split(count, seed=run.training.seed)
         notes += threats_differ(run)
         parts = assemble(from_scratch(run) if begun else run, images.train, notes.append, network=given.network)
         model = parts.model.to(where)
