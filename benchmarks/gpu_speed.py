@@ -17,6 +17,7 @@ from plain_loop import PlainLoop
 from torch.profiler import ProfilerActivity, profile
 
 from advsphere.data import ImageSet
+from advsphere.hypersphere import HypersphereConfig
 from advsphere.objectives import PGDAT, TRADES, FastAT, Objective
 from advsphere.recipes import recipe
 from advsphere.runs.build import assemble
@@ -25,25 +26,32 @@ from advsphere.training import Hooks, Metrics, Trainer, TrainSettings
 
 OBJECTIVES: dict[str, Objective] = {"FastAT": FastAT(), "PGD-10 AT": PGDAT(), "TRADES": TRADES()}
 BATCHES = (128, 512)
-COMPILED = "compile" in {field.name for field in fields(TrainSettings)}
-"""Whether the loop has an option to compile, which is then timed too."""
+VARIANTS: dict[str, dict[str, Any]] = {"": {}, ", any kernels": {"deterministic": False}}
+"""Settings of the loop to time. Without `deterministic`, cuDNN chooses the fastest kernels."""
+if "compile" in {field.name for field in fields(TrainSettings)}:
+    VARIANTS[", compiled"] = {"compile": True}
+SPHERE = HypersphereConfig(scale=15.0, margin=0.2)
 
 
 def steps() -> Iterator[Step]:
     for name in OBJECTIVES:
+        seconds = 8 if name == "FastAT" else 15
         for size in BATCHES:
-            yield Step(f"speed/{name} batch {size}", 8 if name == "FastAT" else 15, partial(speed, name, size, {}))
-            yield Step(f"speed/{name} batch {size} plain", 6 if name == "FastAT" else 12, partial(plain, name, size))
-            if COMPILED:
-                compiled = partial(speed, name, size, {"compile": True})
-                yield Step(f"speed/{name} batch {size} compiled", 60, compiled)
+            label = f"speed/{name} batch {size}"
+            for variant, settings in VARIANTS.items():
+                compiling = 45 if "compile" in settings else 0
+                yield Step(f"{label}{variant}", seconds + compiling, partial(speed, name, size, settings, None))
+            yield Step(f"{label}, plain loop", seconds - 2, partial(plain, name, size))
+    yield Step("speed/FastAT+HE batch 128", 8, partial(speed, "FastAT", 128, {}, SPHERE))
     yield Step("speed/profile", 15, profiled)
 
 
-def speed(name: str, size: int, options: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def speed(
+    name: str, size: int, settings: dict[str, Any], sphere: HypersphereConfig | None, setting: Setting
+) -> dict[str, Any]:
     """Our loop: two epochs, of which the second is timed."""
     config, images = _problem(name, size, setting, steps=2 if setting.tiny else 30)
-    config = replace(config, training=replace(config.training, epochs=2, **options))
+    config = replace(config, training=replace(config.training, epochs=2, **settings), sphere=sphere)
     ends: list[float] = []
 
     def ended(metrics: Metrics) -> None:

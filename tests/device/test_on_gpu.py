@@ -19,7 +19,7 @@ STEPS = (
     "smoke/ledger of a CPU",
     "smoke/equal runs",
     "speed/FastAT batch 128",
-    "speed/FastAT batch 128 plain",
+    "speed/FastAT batch 128, plain loop",
     "table 3/train fastat-he seed 0",
     "table 3/PGD-50 fastat-he seed 0",
 )
