@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +67,20 @@ class Pair:
         """Whether held-out training images chose both arms' weight decay among several."""
         return self.group.at_its_best(self.method) and self.group.at_its_best(self.baseline)
 
+    @property
+    def evidence(self) -> frozenset[str]:
+        """The checksums of the ledgers of both arms."""
+        arms = (self.group.evaluations(name, self.seeds) for name in (self.baseline, self.method))
+        return frozenset(one.ledger for arm in arms for one in arm)
+
     def by_image(self, attack: str) -> NDArray[np.float64]:
         """(images,): the method's outcomes minus the baseline's, in [-1, 1], averaged over shared seeds."""
-        columns = (_columns(self.group.evaluations(n, self.seeds), attack) for n in (self.method, self.baseline))
-        method, baseline = (of_arm.mean(0) for of_arm in columns if of_arm is not None)
+        return np.asarray(self.by_seed(attack, self.seeds).mean(0))
+
+    def by_seed(self, attack: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+        """(seeds, images): the method's outcomes minus the baseline's for each of these seeds."""
+        columns = (_columns(self.group.evaluations(n, seeds), attack) for n in (self.method, self.baseline))
+        method, baseline = (of_arm for of_arm in columns if of_arm is not None)
         return np.asarray(method - baseline)
 
     def paper_gain(self, attack: str) -> float | None:
@@ -158,19 +168,43 @@ class Family(NamedTuple):
 
 
 def every_pair(files: Mapping[Path, Sequence[StoredResult]]) -> list[Pair]:
-    """Every measured pair of every table. A pair of arms at their best weight decays is left out if it is the same as
-    one at a single weight decay. `files` holds the results by their file.
+    """Every measured pair of every table. Evaluations that stand in several tables, or that are also those of arms at
+    their best weight decays, are one pair: the first. `files` holds the results by their file.
     """
-    found: list[Pair] = []
+    found: dict[tuple[str, str, frozenset[str]], Pair] = {}
     for table in TABLES.values():
-        of_table: list[tuple[object, ...]] = []
         for group in (group for results in files.values() for group in groups_of(table, results)):
             for pair in pairs(group, table)[0]:
-                what = (group.network, pair.baseline, pair.method, pair.seeds, pair.gains)
-                if group.weight_decay is not None or what not in of_table:
-                    of_table.append(what)
-                    found.append(pair)
-    return found
+                found.setdefault((pair.baseline, pair.method, pair.evidence), pair)
+    return list(found.values())
+
+
+class TwoDecays(NamedTuple):
+    """A pair at two weight decays."""
+
+    first: Pair
+    second: Pair
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds that both have."""
+        return sorted({*self.first.seeds} & {*self.second.seeds})
+
+    def change(self, attack: str) -> Estimate:
+        """The gain at the second weight decay minus that at the first, paired by seed and by image."""
+        second, first = (one.by_seed(attack, self.seeds) for one in (self.second, self.first))
+        return mean_over_seeds(second - first)
+
+
+def two_decays(every: Sequence[Pair]) -> list[TwoDecays]:
+    """The pairs that were measured at two weight decays with a seed in common."""
+    found: dict[object, list[Pair]] = {}
+    for one in every:
+        if one.group.weight_decay is not None:
+            question = replace(one.group, weight_decay=None, arms={}, tried={})
+            found.setdefault((question, one.baseline, one.method), []).append(one)
+    both = (TwoDecays(*pair) for same in found.values() for pair in combinations(same, 2))
+    return [one for one in both if one.seeds]
 
 
 def families(every: Sequence[Pair]) -> list[Family]:

@@ -118,9 +118,12 @@ def groups(results: Iterable[StoredResult], table: Table, *, suite: str) -> list
     wanted = {(method.name, method.data == "imagenet"): place for place, method in enumerate(table.shown_methods)}
     every = list(results)
     tried = _tried(every)
+    of_best = {one.evidence for one in every if one.run["checkpoint"] == "best"}
     found: dict[Group, dict[str, list[StoredResult]]] = {}
     for one in every:
         name = method_name(one.run)
+        if one.run["checkpoint"] == "last" and one.evidence in of_best:
+            continue  # the last checkpoint is the best one, which is shown already
         if one.kind == "evaluation" and one.suite == suite and (name, on_imagenet(one.run)) in wanted:
             found.setdefault(_question(one), {}).setdefault(name, []).append(one)
     made = []

@@ -40,4 +40,5 @@ def provenance(results: Sequence[StoredResult], file: Path) -> str:
     text = f"Trained on {'; '.join(machines)}, torch {', '.join(sorted({t['torch'] for t in trained}))}, "
     text += f"at commit{'s' * (len(commits) > 1)} {', '.join(commits)}"
     text += f"; measured at {', '.join(measured)}" if measured else ""
-    return f"{text}. All outcomes, settings and checksums are in [`results/{file.name}`](../../results/{file.name})."
+    kept = "All outcomes" if all(result.kind in ("evaluation", "corruptions") for result in results) else "All numbers"
+    return f"{text}. {kept}, settings and checksums are in [`results/{file.name}`](../../results/{file.name})."

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from advsphere.comparison.gain import BARE, Gain, in_percent
+from advsphere.comparison.gain import BARE, Gain, covers_the_method, in_percent
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST
 from advsphere.files import write_atomically
@@ -15,12 +15,14 @@ from advsphere.reproduce.cells import (
     Entry,
     Family,
     Pair,
+    TwoDecays,
     entry,
     every_pair,
     families,
     largest,
     pairs,
     paper_gains,
+    two_decays,
 )
 from advsphere.reproduce.figures import gains_figure, save, together_figure
 from advsphere.reproduce.groups import Group, groups_of, mean_by_decay
@@ -39,9 +41,14 @@ def overview(every: Sequence[Pair]) -> list[str]:
     """
     heads = ["table", "pair", "network, images", "weight decay", "seeds", "n", "gain under the headline attack",
              "gain in the worst case", "share that remains", "verdict"]  # fmt: skip
-    lines = ["## Every pair", "", "Points, with 95 % intervals.", "", *head(heads)]
-    lines += [line(_told(one)) for one in every]
-    return [*lines, "", *_together(families(every))]
+    lines = [
+        "## Every pair",
+        "",
+        "Points, with 95 % intervals. A pair is listed under the first table that has it.",
+        "",
+    ]
+    lines += [*head(heads), *(line(_told(one)) for one in every)]
+    return [*lines, "", *_together(families(every)), *_two_decays(two_decays(every))]
 
 
 def summary(family: Family, pages: Path, folder: Path) -> str:
@@ -49,8 +56,8 @@ def summary(family: Family, pages: Path, folder: Path) -> str:
     heads = ["objective", "test images", "threat", "seeds", "clean", "bare cosines", "gain", "worst case", "gain"]
     lines = [
         f"{family.network}, weight decay {family.weight_decay}. Accuracy in % without HE → with HE, averaged over "
-        "seeds, and the gain in points with its 95 % interval. The interval covers the sampling of images; with three "
-        "seeds or more it also covers seeds, and in the last row it covers pairs and images.",
+        "seeds, and the gain in points with its 95 % interval. With three seeds or more it covers images and seeds, "
+        f"and in the last row pairs and images. With two seeds it is about these checkpoints: {covers_the_method(2)}.",
         "",
         *head(heads),
     ]
@@ -97,6 +104,23 @@ def _together(found: Sequence[Family]) -> list[str]:
     ]  # fmt: skip
     heads = ["network, weight decay", "pairs", "gain at s = 1", "gain in the worst case"]
     return ["## Together", "", told, "", *head(heads), *lines, "", f"![{_SHOWS}]({PICTURE})"] if lines else []
+
+
+def _two_decays(found: Sequence[TwoDecays]) -> list[str]:
+    told = (
+        "The gain at the second weight decay minus the gain at the first, over the seeds and images that both have. A "
+        "difference of two gains is paired by image, so it is more precise than the intervals of the two gains suggest."
+    )
+    heads = ["table", "pair", "network, images", "weight decays", "seeds", "change under the headline attack",
+             "change in the worst case"]  # fmt: skip
+    lines = []
+    for one in found:
+        who = _told(one.first)[:3]
+        decays = f"{one.second.group.weight_decay:g} minus {one.first.group.weight_decay:g}"
+        changes = (one.change(attack) for attack in (one.first.gains.pgd, WORST))
+        shown = [points(change.value, change.low, change.high) for change in changes]
+        lines.append(line([*who, decays, ", ".join(map(str, one.seeds)), *shown]))
+    return ["", "## Two weight decays", "", told, "", *head(heads), *lines] if lines else []
 
 
 def _mean(family: Family, attack: str | None = None) -> str:

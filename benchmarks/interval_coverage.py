@@ -1,6 +1,6 @@
 """How often the intervals of `advsphere.stats` contain the truth, and what verdicts are given, in a simulation.
 
-    python benchmarks/coverage.py --write docs/statistics.md
+    python benchmarks/interval_coverage.py --write docs/statistics.md
 
 An image of difficulty u is classified correctly by a network if a + e - u + w + v > 0. Here a belongs to the method,
 e to the seed, w to the image under this method, and v to the image under this network. All but a are normal, with a
@@ -255,7 +255,7 @@ TABLES = (
 
 def main() -> None:
     """Simulate every table."""
-    options = parse(Arguments, sys.argv[1:], prog="coverage.py")
+    options = parse(Arguments, sys.argv[1:], prog="interval_coverage.py")
     parts = []
     for table in TABLES:
         lines = [
