@@ -34,7 +34,7 @@ def test_every_interval_contains_what_it_is_for(simulation: ModuleType) -> None:
     few, many, verdicts, pairs = (committed(table.heads) for table in simulation.TABLES)
     for line in [*few, *many, *pairs]:
         settings = 2 if line in pairs else 3
-        assert 93 <= line[settings] <= 100, line
+        assert 92.5 <= line[settings] <= 100, line
     assert all(line[-1] <= 6 for line in verdicts), "false verdicts"
     assert all(line[4] <= line[7] for line in many), "no wider than in version 0.2"
 
