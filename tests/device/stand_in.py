@@ -54,6 +54,19 @@ _WAITS = {
 # They take 0-dim tensors of the host beside tensors of the device, as all pointwise operators do.
 _TAKE_HOST_NUMBERS = {"where", "masked_fill", "masked_fill_", "fill_"}
 _TAKE_HOST_INDICES = {"index", "_index_put_impl_"}
+# What the CPU's kernels take and CUDA's refuse, by the tables of `torch.testing` (`dtypesIfCUDA` of OpInfo).
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_REFUSED = {
+    (name, dtype)
+    for dtypes, names in {
+        _INTEGERS: "addmm addmv addbmm baddbmm bmm dot mm mv vdot max_pool2d_with_indices max_pool3d_with_indices",
+        (torch.int64,): "avg_pool2d avg_pool3d convolution",
+        (torch.uint8,): "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+        (torch.float32, torch.float64): "histogram _histogramdd_bin_edges",
+    }.items()
+    for dtype in dtypes
+    for name in names.split()
+}
 # Composite operators for which a GPU has a kernel of its own, as it has for all foreach operators.
 _OF_THE_DEVICE = {"convolution", "convolution_backward", "_fused_rms_norm"}
 
@@ -96,6 +109,20 @@ def counting() -> Iterator[Counts]:
         yield _counts
     finally:
         _counts = outside
+
+
+_by_reciprocals = False
+
+
+@contextmanager
+def dividing_by_reciprocals() -> Iterator[None]:
+    """Divide by numbers of the host as CUDA does, which changes the last bit of some results."""
+    global _by_reciprocals
+    _by_reciprocals = True
+    try:
+        yield
+    finally:
+        _by_reciprocals = False
 
 
 def _line() -> str:
@@ -161,10 +188,14 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
             _placed(known, _to_device(t).untyped_storage(), t)
         return known
 
+    if args and isinstance(args[0], Tensor) and (name, args[0].dtype) in _REFUSED:
+        raise NotImplementedError(f'"{name}" not implemented for {args[0].dtype} on {NAME}')
     if "device" in kwargs:
         kwargs["device"] = torch.device("cpu")
     host_args, host_kwargs = _each(into, args), {key: _each(into, value) for key, value in kwargs.items()}
     _count(name, args)
+    if _by_reciprocals and name in ("div", "div_") and len(args) == 2 and not kwargs and not _on_device(args[1]):
+        op, host_args = _multiplication(op, *host_args)
     try:
         result = op(*host_args, **host_kwargs)
     except RuntimeError as error:
@@ -172,6 +203,16 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
             raise
         result = op.overloadpacket(*host_args, **host_kwargs)  # a number reaches the overload for tensors
     return _each(out_of, result)
+
+
+def _on_device(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == NAME
+
+
+def _multiplication(op: OpOverload, t: Tensor, divisor: Any) -> tuple[OpOverload, tuple[Tensor, Tensor]]:
+    """CUDA's kernel of a division by a number of the host: it multiplies by the reciprocal."""
+    kind = torch.float64 if t.dtype == torch.float64 else torch.float32
+    return overload(f"{_name(op).replace('div', 'mul')}.Tensor"), (t, torch.tensor(1.0, dtype=kind) / divisor)
 
 
 def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.losses import cross_entropy
-from tests.device.stand_in import DEVICE, counting
+from tests.device.stand_in import DEVICE, counting, dividing_by_reciprocals
 from tests.laws import conv_net
 
 
@@ -110,3 +110,27 @@ def test_random_numbers_follow_the_seed():
         return torch.rand(4, device=device).cpu()
 
     assert torch.equal(drawn(DEVICE), drawn("cpu"))
+
+
+REFUSED: dict[str, tuple[torch.dtype, Callable[[Tensor], Tensor]]] = {
+    "a product of integers": (torch.int64, lambda t: t @ t.T),
+    "resizing uint8": (torch.uint8, lambda t: nn.functional.interpolate(t[None, None], size=4, mode="bilinear")),
+    "pooling integers": (torch.int64, lambda t: nn.functional.max_pool2d(t[None], 2)),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_types_without_a_kernel_are_refused(what):
+    dtype, act = REFUSED[what]
+    act(X.to(dtype))
+    with pytest.raises(NotImplementedError, match="not implemented"):
+        act(X.to(dtype).to(DEVICE))
+
+
+def test_division_by_a_number_of_the_host_is_that_of_cuda():
+    levels = torch.arange(256.0)
+    with dividing_by_reciprocals():
+        there = [levels.to(DEVICE) / 255, levels.to(DEVICE).div_(255), levels.to(DEVICE) / torch.tensor(255.0)]
+        exact = levels.to(DEVICE) / torch.full((), 255.0, device=DEVICE)
+    assert all(torch.equal(t.cpu(), levels * torch.tensor(1 / 255)) for t in there)
+    assert torch.equal(exact.cpu(), levels / 255) and int((there[0].cpu() != levels / 255).sum()) == 126
