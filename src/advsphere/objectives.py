@@ -65,6 +65,8 @@ class Crafting:
     def view(self, model: nn.Module, y: Tensor, mode: Mode) -> Iterator[Classifier]:
         """Prepare the model for crafting: frozen, with shifted logits if there is a shift.
 
+        In float16 the gradients at the images are 128 times as long, because small ones would be rounded to zero.
+
         Args:
             model: The model.
             y: Labels (B,) of the batch. The classifier takes the whole batch, in its order.
@@ -74,8 +76,14 @@ class Crafting:
             The classifier.
         """
         with frozen(model, dtype=self.dtype, fold=self.fold, mode=mode, check=self.check) as classify:
-            shift = self.shift
-            yield classify if shift is None else lambda x: shift(classify(x), y)
+
+            def view(x: Tensor) -> Tensor:
+                logits = classify(x) if self.shift is None else self.shift(classify(x), y)
+                if self.dtype is torch.float16 and logits.requires_grad:
+                    logits.register_hook(lambda grad: grad * 128)
+                return logits
+
+            yield view
 
 
 @dataclass(frozen=True, kw_only=True)

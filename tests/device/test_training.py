@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.data import Augment
+from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereHead
 from advsphere.losses import cross_entropy
 from advsphere.objectives import PGDAT, FastAT, FreeAT, Objective
-from advsphere.training import Trainer, TrainSettings
+from advsphere.training import Hooks, Metrics, Stopped, Trainer, TrainSettings, load_checkpoint
 from tests.device.counts import rows
 from tests.device.stand_in import DEVICE
 from tests.laws import conv_net
-from tests.training.tiny import few_images, kept
+from tests.training.tiny import few_images, kept, same, tiny_trainer
 
 MOST = {
     "Standard": 186, "Standard + HE": 195, "FastAT": 358, "FastAT + HE": 373, "FreeAT": 204, "FreeAT + HE": 213,
@@ -79,3 +80,56 @@ def test_a_run_goes_on_from_the_other_device_s_checkpoint(objective: Objective, 
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
+
+
+def half(folder: Path, objective: Objective, **more: Any) -> Trainer:
+    settings = TrainSettings(epochs=2, batch_size=8, lr=0.01, precision="float16")
+    images, model = few_images().to(DEVICE), conv_net().to(DEVICE)
+    return Trainer(model, objective, faint, images, settings=settings, folder=folder, **more)
+
+
+def faint(logits: Tensor, y: Tensor) -> Tensor:
+    """A loss whose gradients overflow in some of the first steps, where it is scaled by up to 65536."""
+    return cross_entropy(logits, y) / 40
+
+
+@pytest.mark.parametrize("objective", [FastAT(), FreeAT(repeats=2)], ids=lambda o: type(o).__name__)
+def test_float16_goes_on_with_the_scale_of_its_loss(objective: Objective, tmp_path: Path) -> None:
+    whole = half(tmp_path / "whole", objective)
+    whole.fit()
+    steps = iter([False, True])
+    with pytest.raises(Stopped):
+        half(tmp_path / "parts", objective, hooks=Hooks(stop=lambda: next(steps))).fit()
+    again = half(tmp_path / "parts", objective)
+    again.resume()
+    assert again.scale.state_dict() == load_checkpoint(tmp_path / "parts" / "last.safetensors")[1]["scale"]
+    assert again.scale.state_dict() != half(tmp_path, objective).scale.state_dict()
+    again.fit()
+    assert same(kept(tmp_path / "whole", "last"), kept(tmp_path / "parts", "last"))
+    assert all(p.dtype == torch.float32 for p in again.model.parameters())
+
+
+@pytest.mark.parametrize("objective", [FastAT(), FreeAT(repeats=1)], ids=lambda o: type(o).__name__)
+def test_a_step_that_overflows_in_float16_is_skipped_and_counted(objective: Objective, tmp_path: Path) -> None:
+    """The scale is halved until the gradients are finite."""
+    epochs: list[Metrics] = []
+    hooks = Hooks(on_epoch=epochs.append)
+    trainer = half(tmp_path, objective, hooks=hooks)
+    before = [p.detach().cpu().clone() for p in trainer.model.parameters()]
+    moved = list[bool]()
+
+    def stop() -> bool:
+        now = [p.detach().cpu() for p in trainer.model.parameters()]
+        moved.append(not all(torch.equal(a, b) for a, b in zip(now, before, strict=True)))
+        return False
+
+    hooks.stop = stop
+    trainer.fit()
+    skipped = moved.index(True)
+    assert skipped > 0 and sum(m["skipped_steps"] for m in epochs) >= skipped
+    assert trainer.scale.get_scale() == 65536 / 2 ** sum(m["skipped_steps"] for m in epochs)
+
+
+def test_float16_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--precision bfloat16 or float32"):
+        tiny_trainer(tmp_path, FastAT(), precision="float16")

@@ -17,6 +17,7 @@ from advsphere.models import build
 from advsphere.objectives import ALP, Crafting, FastAT, FreeAT, Objective
 from advsphere.rng import Rng
 from advsphere.training.recomputation import recompute_blocks
+from advsphere.training.scaling import LossScale
 from advsphere.training.step import BatchGradient, Division
 from tests.laws import conv_net, images
 from tests.training.tiny import few_images, kept, same, state, tiny_trainer
@@ -30,7 +31,7 @@ def network(name: str) -> nn.Module:
 
 def gradient(model: nn.Module, objective: Objective) -> dict[str, torch.Tensor]:
     context = Crafting(Rng(0, torch.arange(3)), fold=True)
-    BatchGradient(model, objective, cross_entropy, Division(3)).backward(
+    BatchGradient(model, objective, cross_entropy, Division(3), LossScale(torch.device("cpu"), None)).backward(
         images(3, size=16), torch.arange(3), 3, context
     )
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

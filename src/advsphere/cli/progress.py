@@ -53,7 +53,7 @@ class TrainingProgress:
         settings = trainer.settings
         weights = sum(p.numel() for p in trainer.model.parameters())
         processes = "" if trainer.world.size == 1 else f"{trainer.world.size} x "
-        precision = "float32" if trainer.dtype is None else "bfloat16"
+        precision = "float32" if trainer.dtype is None else str(trainer.dtype).removeprefix("torch.")
         self.console.print(
             f"[bold]{self.config.recipe}[/]: {self.config.model.name} ({weights:,} weights), "
             f"{title_of(self.config.objective)} on {len(trainer.images):,} images of {self.config.data.name}, "

@@ -41,6 +41,7 @@ from advsphere.training.checkpoint import (
     section,
 )
 from advsphere.training.recomputation import recompute_blocks
+from advsphere.training.scaling import LossScale
 from advsphere.training.settings import TrainSettings, make_optimizer
 from advsphere.training.step import BatchGradient, Division
 
@@ -148,11 +149,12 @@ class Trainer:
         self.division = Division(settings.batch_size, settings.accumulate, world, even=settings.sync_bn)
         if settings.label_smoothing:
             criterion = smoothed(criterion, settings.label_smoothing)
-        self.gradient = BatchGradient(model, objective, criterion, self.division)
         self.writer = CheckpointWriter()
         self.device = images.labels.device
         automatic = low_precision(self.device) if settings.precision == "auto" else None
-        self.dtype = torch.bfloat16 if settings.precision == "bfloat16" else automatic
+        self.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision, automatic)
+        self.scale = LossScale(self.device, self.dtype)
+        self.gradient = BatchGradient(model, objective, criterion, self.division, self.scale)
         make = optimizer or partial(make_optimizer, settings)
         self.optimizer = make(model.parameters())
         self.rates = [group.get("lr") for group in self.optimizer.param_groups]
@@ -208,6 +210,8 @@ class Trainer:
             self.sums.copy_(tensors["sums"])
         self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
         self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
+        if scale := meta.get("scale"):  # absent in version 0.2, and empty but in float16
+            self.scale.load_state_dict(scale)
         then, now = meta["environment"], self.environment
         return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]
 
@@ -232,6 +236,7 @@ class Trainer:
             "optimizer": numbers,
             "seconds": self.seconds,
             "best": self.best,
+            "scale": self.scale.state_dict(),
             "environment": self.environment,
         }
         self._write("last", tensors, meta)
@@ -301,7 +306,7 @@ class Trainer:
         context = Crafting(rng, None, self.dtype, self.fold, self.hooks.shift, check=False)
         self.sums[0].add_(self.gradient.backward(x, y, n, context))
         self.sums[1].add_(sum(part.images for part in self.division.parts(n)))
-        self.optimizer.step()
+        self.scale.advance(self.optimizer)
         if self.ema is not None:
             self.ema.update(self.model)
 
@@ -327,6 +332,7 @@ class Trainer:
             "loss": self._mean_loss(self.world.sum(self.sums)),
             "lr": self._lr(),
         }
+        metrics |= {"skipped_steps": float(self.scale.skipped)} if self.scale.is_enabled() else {}
         metrics |= self.hooks.validate(self.result) if due else {}
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
@@ -335,6 +341,7 @@ class Trainer:
             self._write("best", prefixed("model", network_state(self.result)), {"metrics": metrics})
         self.cursor = Cursor(epochs)
         self.sums.zero_()
+        self.scale.skipped.zero_()
         if self.world.first:
             self.hooks.on_epoch(metrics)
         self.save()

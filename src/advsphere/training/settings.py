@@ -52,7 +52,8 @@ class TrainSettings:
             Adversarial examples are crafted for the label itself.
         ema: Decay of an exponential moving average of the weights, which is then validated and saved; 0 for none.
         seed: Determines the initial weights, the order of the data, and all other randomness.
-        precision: auto is bfloat16 autocast on devices that support it natively, otherwise float32.
+        precision: auto is bfloat16 autocast on devices that support it natively, otherwise float32. float16 is for GPUs
+            without bfloat16: a factor of the loss adapts, and a step whose gradients overflow is skipped.
         deterministic: On GPUs, use only kernels of cuDNN that give the same bits each time. Without it, cuDNN chooses
             the fastest ones, and a resumed run equals an uninterrupted one up to rounding.
         fold: Fold batch norm into the convolutions while crafting in eval mode. The result is equal up to rounding.
@@ -83,7 +84,7 @@ class TrainSettings:
     label_smoothing: float = 0.0
     ema: float = 0.0
     seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     deterministic: bool = True
     fold: bool = True
     sync_bn: bool = False
@@ -124,8 +125,9 @@ def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) 
     known: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         parameters = list(parameters)
-        # One launch on a GPU. A CPU would round in another way.
-        fused = all(p.device.type != "cpu" for p in parameters) or None
+        # One launch on a GPU. A CPU would round in another way, and a first step in float16 that is skipped would leave
+        # the momentum as it found the memory.
+        fused = (settings.precision != "float16" and all(p.device.type != "cpu" for p in parameters)) or None
         return optim.SGD(parameters, **known, fused=fused)
     made = call(settings.optimizer, settings.optimizer_arguments, known, parameters)
     if not isinstance(made, optim.Optimizer):

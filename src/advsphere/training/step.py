@@ -24,6 +24,7 @@ from advsphere.classifier import Answering
 from advsphere.distributed import World, cut
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Losses, Objective
+from advsphere.training.scaling import LossScale
 
 
 class Part(NamedTuple):
@@ -108,8 +109,10 @@ class BatchGradient:
     averaged with the sizes of the shares as weights, so that all ranks craft and validate with the same network.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, criterion: Criterion, division: Division) -> None:
-        self.model, self.objective, self.division = model, objective, division
+    def __init__(
+        self, model: nn.Module, objective: Objective, criterion: Criterion, division: Division, scale: LossScale
+    ) -> None:
+        self.model, self.objective, self.division, self.scale = model, objective, division, scale
         self.step: nn.Module = TrainStep(model, objective, criterion)
         if division.world.size > 1:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
@@ -161,8 +164,10 @@ class BatchGradient:
             losses: Losses = _in_twos(self.step, x, x_adv, y)
         # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
         weight = self.division.world.size * part.images / n
-        losses.total.backward(torch.full_like(losses.total, weight))
+        self.scale.scale(losses.total).backward(torch.full_like(losses.total, weight))
         cast.hand_over()
+        if self.scale.is_enabled() and x_adv.grad is not None:
+            x_adv.grad.nan_to_num_()  # the step that an overflow skips must not spoil what is carried to the next one
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
