@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import optim
-from torch.amp import GradScaler
+from torch.amp.grad_scaler import GradScaler
 
 from advsphere.errors import UserError
 
