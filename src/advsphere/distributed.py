@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +26,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from advsphere.errors import UserError
+from advsphere.files import differences, some
 
 __all__ = ["World", "joined"]
 
@@ -115,6 +116,23 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(values)
         return values[0]
+
+    def require_same(self, values: Mapping[str, Any], what: str) -> None:
+        """Compare the values of all ranks. Ranks that differ would train apart, or wait for each other for ever.
+
+        Args:
+            values: JSON-able values.
+            what: What they are, for the message, such as "settings".
+
+        Raises:
+            UserError: On all ranks, if a rank has other values than the first one.
+        """
+        held = self.gather(values)
+        changes = [(rank, str(c)) for rank, other in enumerate(held) for c in differences(held[0], other)]
+        if told := self.from_first([f"{change} on rank {rank}" for rank, change in changes]):
+            raise UserError(
+                f"the processes were started with different {what}: {some(told, 3)}; start all with the same"
+            )
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

@@ -90,3 +90,27 @@ def test_all_ranks_fail_together_and_say_it_once(how: str, which: int, statuses:
     assert done[0].stderr.endswith(said) if said.endswith("\n") else said in done[0].stderr
     assert done[0].stderr.count("error: ") <= 1
     assert done[1].stderr == "" and done[0].stdout == done[1].stdout == ""
+
+
+DIFFERENT = """
+import sys
+from pathlib import Path
+from advsphere.distributed import joined
+from advsphere.recipes import recipe
+from advsphere.runs.train import train
+
+with joined() as world:
+    settings = {"epochs": 1, sys.argv[2]: float(sys.argv[3 + world.rank])}
+    settings[sys.argv[2]] = type(getattr(recipe("digits-fastat").training, sys.argv[2]))(settings[sys.argv[2]])
+    train(recipe("digits-fastat"), sys.argv[1], world=world, **settings)
+"""
+
+
+@pytest.mark.parametrize(("name", "first", "second"), [("seed", 0, 1), ("batch_size", 64, 32), ("lr", 0.1, 0.2)])
+def test_ranks_with_other_settings_are_told_before_anything_runs(
+    name: str, first: float, second: float, tmp_path: Path
+) -> None:
+    done = run_ranks(2, DIFFERENT, tmp_path / "run", name, first, second)
+    assert [one.returncode for one in done] == [1, 1]
+    assert f"started with different settings: training.{name}: {first} -> {second} on rank 1" in done[0].stderr
+    assert "Traceback" not in done[0].stderr and not (tmp_path / "run").exists()

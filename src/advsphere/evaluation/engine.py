@@ -155,6 +155,7 @@ def prepare(
         "batch_size": batch_size,
         "search": str(dtype or torch.float32).removeprefix("torch."),
     }
+    world.require_same(identity, "settings, models or images")
     if unknown := [*unknowns(identity)]:
         identity["anew"] = world.from_first(secrets.token_hex(8))
         findings.append(

@@ -27,7 +27,7 @@ from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
 from advsphere.rng import Rng
 from advsphere.runs.build import as_dataset, assemble, chosen_device, from_scratch, load_data
-from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded, user_names
+from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded, to_dict, user_names
 from advsphere.runs.folder import check_classes, claim
 from advsphere.runs.folder import record as write_record
 from advsphere.threat import ThreatModel, radius
@@ -139,6 +139,7 @@ def train(
         Stopped: If `stop` returned True; the folder holds a checkpoint to resume from.
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
+    world.require_same(to_dict(run) | {"folder": str(folder), "resume": resume}, "settings")
     named.trust([*user_names(run), str(run.data.root)])
     folder = Path(folder) if folder is not None else Path("runs") / run.recipe
     where = chosen_device(device)
