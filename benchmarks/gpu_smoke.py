@@ -90,7 +90,7 @@ def objective(name: str, setting: Setting) -> dict[str, Any]:
 
 def suite(name: str, setting: Setting) -> dict[str, Any]:
     """All attacks of a suite, shortened, on a network that one epoch has trained."""
-    model = _trained("digits-pgd-at-he", setting.work / "smoke" / f"suite-{name}", setting)
+    model = _trained("digits-pgd-at-he", setting.work / "smoke" / "suites", setting, resume=True)
     found = _evaluated(name, model, setting)
     return {row.name: {"k": row.k, "n": row.n, "invalid": row.invalid} for row in found.rows}
 
@@ -131,9 +131,12 @@ def _digits(setting: Setting) -> Dataset:
     return Dataset(digits.train.first(64 if setting.tiny else 512), digits.test.first(12 if setting.tiny else 64))
 
 
-def _trained(name: str, folder: Path, setting: Setting) -> nn.Module:
-    shutil.rmtree(folder, ignore_errors=True)  # of a step that failed
-    return train(recipe(name), folder, data=_digits(setting), epochs=1, validation=16, device=setting.device)
+def _trained(name: str, folder: Path, setting: Setting, *, resume: bool = False) -> nn.Module:
+    """The recipe after one epoch; with `resume`, of the first step that asked for it."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)  # of a step that failed
+    data = _digits(setting)
+    return train(recipe(name), folder, data=data, epochs=1, validation=16, device=setting.device, resume=resume)
 
 
 def _evaluated(name: str, model: nn.Module, setting: Setting) -> Evaluation:

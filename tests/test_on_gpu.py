@@ -61,7 +61,8 @@ def setting(scripts: SimpleNamespace, folder: Path, **changes: Any) -> Any:
 def test_a_rehearsal_runs_every_step_and_its_repetition_none(
     scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Table 3's further methods and seeds run the same code, so one of them stands for all."""
+    """Further methods, seeds and sizes run the same code, so one of them stands for all."""
+    monkeypatch.setattr(scripts.gpu_speed, "BATCHES", (128,))
     monkeypatch.setattr(scripts.gpu_tables, "FURTHER", (("freeat-m-he", 0),))
     monkeypatch.setattr(scripts.gpu_tables, "SPEEDRUNS", {"speedrun": 1.0})
     (tmp_path / "peer" / "autoattack").mkdir(parents=True)
