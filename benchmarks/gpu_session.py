@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,12 +56,14 @@ class Step(NamedTuple):
         seconds: How long it is expected to take on an H100, an estimate.
         run: Measures, and returns a result that JSON can hold.
         after: A step whose output it needs.
+        made: The file that later steps need. On a new machine it is missing, though the step is done.
     """
 
     name: str
     seconds: float
     run: Callable[[Setting], dict[str, Any]]
     after: str | None = None
+    made: Callable[[Setting], Path] | None = None
 
 
 def chosen(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
@@ -95,7 +97,7 @@ def run(steps: Sequence[Step], setting: Setting, rows: Path) -> dict[str, str]:
             file.write("\n")  # after the half of a line, of a session that was killed
     states = {name: row["state"] for name, row in before.items()}
     for step in steps:
-        if states.get(step.name) == "done":
+        if states.get(step.name) == "done" and not _missed(step, steps, states, setting):
             continue
         if step.after is not None and states.get(step.after) != "done":
             states[step.name] = f"skipped: it needs {step.after}"
@@ -105,9 +107,15 @@ def run(steps: Sequence[Step], setting: Setting, rows: Path) -> dict[str, str]:
             row = _row(step, setting)
             states[step.name] = row["state"]
             with rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row, default=str) + "\n")
         print(f"{step.name}: {states[step.name]}", flush=True)
     return {step.name: states[step.name] for step in steps}
+
+
+def _missed(step: Step, steps: Sequence[Step], states: Mapping[str, str], setting: Setting) -> bool:
+    """Whether a step that is not done needs a file of this one, and there is none."""
+    needed = any(other.after == step.name and states.get(other.name) != "done" for other in steps)
+    return needed and step.made is not None and not step.made(setting).exists()
 
 
 def _row(step: Step, setting: Setting) -> dict[str, Any]:

@@ -61,7 +61,9 @@ def _measured(method: str, seed: int, part: str = "table 3", seconds: float | No
     """
     label = f"{method} seed {seed}"
     trained = f"{part}/train {label}"
-    yield Step(trained, seconds or (130 if method.startswith("fast") else 210), partial(training, method, seed))
+    if seconds is None:
+        seconds = 130 if method.startswith("fast") else 210
+    yield Step(trained, seconds, partial(training, method, seed), made=partial(checkpoint, method, seed))
     yield Step(f"{part}/PGD-50 {label}", 12, partial(evaluation, method, seed, "paper"), after=trained)
     yield Step(f"{part}/AutoAttack {label}", 90, partial(evaluation, method, seed, "autoattack"), after=trained)
 
@@ -79,6 +81,10 @@ def config_of(method: str, seed: int, setting: Setting) -> Config:
 
 def folder_of(method: str, seed: int, setting: Setting) -> Path:
     return setting.work / "runs" / run_name(config_of(method, seed, setting))
+
+
+def checkpoint(method: str, seed: int, setting: Setting) -> Path:
+    return folder_of(method, seed, setting) / "best.safetensors"
 
 
 def training(method: str, seed: int, setting: Setting) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def evaluation(method: str, seed: int, suite: str, setting: Setting) -> dict[str
         suite=suite,
         effort=Effort(steps=2) if setting.tiny else Effort(),
         # A budget makes a suite cumulative, which AutoAttack is anyway.
-        budget=(2.0 if setting.tiny else max(setting.left, 5.0)) if suite == "autoattack" else None,
+        budget=(2.0 if setting.tiny else max(setting.left - 10, 5.0)) if suite == "autoattack" else None,
     )
     found, folder = command.evaluated(options)
     name = None if setting.data is None else "CIFAR-10 (JPEG)"

@@ -124,6 +124,24 @@ def test_a_failure_is_written_down_and_tried_again(scripts: SimpleNamespace, tmp
     assert {*again.values()} == {"done"} and len(rows.read_text().splitlines()) == 4 + 1 + 3
 
 
+def test_a_new_machine_makes_again_only_what_is_needed(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    rows, session, made = tmp_path / "rows.jsonl", scripts.gpu_session, tmp_path / "checkpoint"
+
+    def steps(*names: str) -> list[Any]:
+        trained = step(scripts, "train")._replace(made=lambda setting: made)
+        return [trained, *(step(scripts, name, after="train") for name in names)]
+
+    session.run(steps("attack"), setting(scripts, tmp_path), rows)
+    session.run(steps("attack"), setting(scripts, tmp_path), rows)
+    assert len(rows.read_text().splitlines()) == 2, "nothing needs the file that is missing"
+    made.touch()
+    session.run(steps("attack", "attack again"), setting(scripts, tmp_path), rows)
+    made.unlink()
+    session.run(steps("attack", "attack once more"), setting(scripts, tmp_path), rows)
+    ran = [json.loads(line)["step"] for line in rows.read_text().splitlines()]
+    assert ran == ["train", "attack", "attack again", "train", "attack once more"]
+
+
 def test_chosen_steps_bring_what_they_need(scripts: SimpleNamespace) -> None:
     steps = scripts.on_gpu.steps()
     chosen = [one.name for one in scripts.gpu_session.chosen(steps, ["PGD-50 fastat-he seed 0", "machine"])]
