@@ -247,7 +247,9 @@ def test_the_plain_loop_trains_as_ours_does(
 def test_training_writes_its_rows_and_the_table(
     benchmarks: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarks.training, "matrix_limits", partial(benchmarks.training.matrix_limits, 64, 1))
+    monkeypatch.setattr(
+        benchmarks.training, "matrix_limits", partial(benchmarks.training.matrix_limits, size=64, budget=0.0)
+    )
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- training -->\nold\n<!-- /training -->\nafter\n")
     options = benchmarks.training.Arguments(
