@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advsphere.reproduce.cells import Family, every_pair, families, largest
+from advsphere.reproduce.cells import Family, every_pair, families, largest, two_decays
 from advsphere.reproduce.pages import overview, summary
 from advsphere.reproduce.results import StoredResult
 from advsphere.stats import Estimate, mean_over_pairs
@@ -102,3 +102,21 @@ def test_what_was_made_of_he_stands_beside_the_plain_one_and_beside_he() -> None
     gains = {(one.method, one.baseline): one.gains.gain(one.gains.pgd).difference for one in found}
     assert gains["FastAT+m-HE", "FastAT"] == pytest.approx(0.04)
     assert gains["FastAT+m-HE", "FastAT+HE"] == pytest.approx(0.03)
+
+
+def test_a_last_checkpoint_that_is_the_best_one_is_shown_once() -> None:
+    """The stored evaluations of both name the same ledger."""
+    pair_of_last = pair("small-fastat", gain=1, left=0, checkpoint="last")
+    found = every_pair({Path("r.jsonl"): [*TWO, *pair_of_last]})
+    assert [(one.method, one.group.checkpoint) for one in found] == [("FastAT+HE", "best"), ("FreeAT+HE", "best")]
+
+
+def test_a_gain_at_two_weight_decays_is_compared_image_by_image() -> None:
+    """At 2e-4 HE gains five images of a hundred more, so each of their differences is 1, and the others' 0."""
+    other = pair("small-fastat", gain=6, left=3, weight_decay=2e-4)
+    (both,) = two_decays(every_pair({Path("r.jsonl"): [*TWO, *other]}))
+    change = both.change(both.first.gains.pgd)
+    half = 1.9842 * (0.05 * 0.95 / 99) ** 0.5
+    assert ends(change) == pytest.approx((0.05, 0.05 - half, 0.05 + half), abs=1e-5)
+    told = "\n".join(overview(every_pair({Path("r.jsonl"): [*TWO, *other]})))
+    assert "| 0.0002 minus 0.0005 | 0 | +5.0 (+0.7 to +9.3) | +3.0 (" in told
