@@ -78,3 +78,9 @@ def test_the_same_checkpoint_again_is_no_other_seed() -> None:
         measure_gains([again, again], [again])
     with pytest.raises(UserError, match="same checkpoint"):
         made.model("base", again, seeds=[(0, again), (1, again)])
+
+
+def test_how_well_few_seeds_cover_a_method_is_said_of_a_comparison_alone() -> None:
+    two = [arm("base", [100, 102], [99, 100]), arm("method", [150, 152], [147, 150])]
+    assert "20 to 93 % of simulated cases" in " ".join(cautions(two))
+    assert not any("simulated" in said for models in (THREE, THREE[:1]) for said in cautions(models))

@@ -55,9 +55,10 @@ def cautions(models: Sequence[ModelReport]) -> list[str]:
     if len(models) > 1 and fewest >= ENOUGH_SEEDS:
         scope = f"Conclusions hold for these methods on these images, based on {_word(fewest)} seeds of each."
     elif len(every) > 1:
+        why = f": {covers_the_method(max(fewest, 1))}" if len(models) > 1 else ""
         scope = (
             f"Conclusions hold for these {_word(len(every))} checkpoints on these images only. Conclusions about a "
-            f"training method need {_word(ENOUGH_SEEDS)} seeds of each: {covers_the_method(max(fewest, 1))}."
+            f"training method need {_word(ENOUGH_SEEDS)} seeds of each{why}."
         )
     else:
         scope = "Conclusions hold for this checkpoint on these images only."
