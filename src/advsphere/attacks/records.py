@@ -51,7 +51,7 @@ class Smallest:
         rows = adversarial.nonzero().squeeze(1) if reads_are_free(self.x.device) else slice(None)
         place, x_adv, hit = index[rows], x_adv[rows], adversarial[rows]
         x = self.x[place]
-        norms[rows] = distance = self.threat.distance(x_adv, x).where(hit, torch.inf)
+        norms[rows] = distance = torch.where(hit, self.threat.distance(x_adv, x), norms[rows])
         better, enough = distance < self.distance[place], distance == 0
         if self.eps is not None:
             enough |= self.threat.contains(x_adv, x)
