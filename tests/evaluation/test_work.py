@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from advsphere.distributed import World
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, Ledger, verify
-from advsphere.evaluation.checks import usual_batch_size
+from advsphere.evaluation import Evaluation, Ledger, checks, evaluate, verify
+from advsphere.evaluation.checks import fitting_batch_size, usual_batch_size
 from advsphere.evaluation.work import Begin, assign_batches, own_part
 from tests.data.layouts import write_image
+from tests.evaluation.cases import THREAT, linear, pgd_spec
 from tests.evaluation.sharing import SPECS, digits, shared
 from tests.launching import run_ranks
 
@@ -122,3 +124,36 @@ def test_every_batch_has_one_taker_and_all_take_as_much_that_is_equally_far(size
 
 def test_a_batch_is_as_large_as_memory_allows() -> None:
     assert [usual_batch_size((3, side, side)) for side in (8, 32, 64, 224, 4000)] == [250, 250, 250, 27, 1]
+
+
+@pytest.mark.parametrize(("gib", "expected"), [(0.1, 250), (2, 250), (4.1, 500), (8.1, 1000), (16.1, 2000), (80, 2000)])
+def test_a_gpu_takes_a_batch_whose_gradient_fits(gib: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 4 MiB for each image and half of the free memory."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    assert fitting_batch_size(model, (3, 2, 2)) == 250
+    monkeypatch.setattr(checks, "device_of", lambda model: FakeGPU())
+    monkeypatch.setattr(torch, "full", lambda shape, value, device: torch.ones(shape) * value)
+    monkeypatch.setattr(torch, "zeros", lambda n, dtype, device: torch.ones(n, dtype=dtype) - 1)
+    for name, value in {
+        "memory_allocated": 2**30,
+        "memory_reserved": 2**30,
+        "max_memory_allocated": 2**30 + 32 * 2**22,
+        "reset_peak_memory_stats": None,
+        "mem_get_info": (int(gib * 2**30), 80 * 2**30),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert fitting_batch_size(model, (3, 2, 2)) == expected
+
+
+class FakeGPU:
+    type = "cuda"
+
+
+def test_a_ledger_keeps_its_batch_size(tmp_path: Path) -> None:
+    known = linear()
+    options = {"threat": THREAT, "suite": [pgd_spec()], "ledger": tmp_path / "ledger.sqlite"}
+    first = evaluate(known.model, known.images, known.labels, batch_size=7, **options)  # type: ignore[arg-type]
+    again = evaluate(known.model, known.images, known.labels, **options)  # type: ignore[arg-type]
+    assert again.identity["batch_size"] == 7 and again.attacks == first.attacks
+    with pytest.raises(UserError, match="batch_size"):
+        evaluate(known.model, known.images, known.labels, batch_size=8, **options)  # type: ignore[arg-type]

@@ -27,6 +27,10 @@ from advsphere.rng import Rng, permutation
 from advsphere.threat import ThreatModel
 
 LARGEST = 250
+LARGER = 8
+"""On a GPU, a batch is at most this many times as large, if it fits."""
+MEMORY_SHARE = 0.5
+"""Share of a GPU's free memory for the gradient of one batch."""
 MOST_VALUES = 2**22
 """Pixel values in a batch. Activations that deep networks keep for the gradient then take a few GiB at most."""
 
@@ -86,6 +90,29 @@ def preflight(
 def usual_batch_size(shape: Sequence[int]) -> int:
     """The default batch size for images of this shape (C, H, W): 250, and 27 at 224 pixels."""
     return max(1, min(LARGEST, MOST_VALUES // math.prod(shape)))
+
+
+def fitting_batch_size(model: nn.Module, shape: Sequence[int]) -> int:
+    """The default batch size: on a CPU the usual one. On a GPU it is doubled, up to `LARGER` times as many images, as
+    long as a gradient of the model takes no more than its share of the free memory.
+    """
+    size, device = usual_batch_size(shape), device_of(model)
+    if device.type != "cuda":
+        return size
+    most, few = LARGER * size, min(size, 32)
+    held = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with frozen(model) as classify:
+            y = torch.zeros(few, dtype=torch.long, device=device)
+            input_gradient(classify, torch.full((few, *shape), 0.5, device=device), y, log_odds)
+    except RuntimeError:  # no gradient reaches the images, or not even these fit
+        return size
+    of_one = (torch.cuda.max_memory_allocated(device) - held) / few
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - held
+    while size < most and 2 * size * of_one <= MEMORY_SHARE * free:
+        size *= 2
+    return size
 
 
 def images_of(images: Images | Tensor, labels: Tensor | None) -> Images:

@@ -18,7 +18,7 @@ from advsphere.classifier import frozen, split
 from advsphere.data import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import device_of, images_of, preflight, usual_batch_size
+from advsphere.evaluation.checks import device_of, fitting_batch_size, images_of, preflight
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
@@ -68,8 +68,9 @@ def evaluate(
         threat: The threat model: norm, radius and bounds.
         suite: A name (`SUITES`), a user-defined suite as `package.module:function`, or a list of attacks.
         seed: Seed of the attacks' random numbers.
-        batch_size: Images in a batch, 250 by default, fewer for images of more than 74 pixels a side. Another size
-            changes the results by rounding.
+        batch_size: Images in a batch. By default 250, fewer for images of more than 74 pixels a side; on a GPU up to 8
+            times as many where its memory allows. An existing ledger keeps its own size. Another size changes the
+            results by rounding.
         ledger: The file that records every outcome. The same call resumes an interrupted evaluation from it. None keeps
             it in memory. A file with an evaluation of another model is kept, and a new file is written beside it.
         effort: Restarts, steps and so on of a named suite.
@@ -127,8 +128,6 @@ def prepare(
     if isinstance(suite, str):
         trust([suite])
     images, device = images_of(images, labels), device_of(model)
-    if batch_size is None:
-        batch_size = usual_batch_size(images.shape)
     threat.require_unit_pixels()
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
@@ -140,8 +139,10 @@ def prepare(
     specs = _specs(suite, context)
     with exact_float32():
         checked = preflight(model, images, batch_size=batch_size, attacks=specs) if world.first else ()
+        checked, fitting = world.from_first((checked, fitting_batch_size(model, images.shape) if world.first else 0))
+        sized, batch_size = batch_size is None, fitting if batch_size is None else batch_size
         dtype, found = _search(model, images, precision)
-        findings = [*world.from_first(checked), *notes, *found]
+        findings = [*checked, *notes, *found]
         recorded = (data_checksum(images, batch_size), model_answers(model, images.shape)) if world.first else ("", {})
     checksum, answers = world.from_first(recorded)
     named = {**find_suite(suite)[0], "head": head, **asdict(effort)} if isinstance(suite, str) else {"name": "own"}
@@ -161,8 +162,8 @@ def prepare(
         findings.append(
             Finding("identity", "noted", f"it is incomplete, so this evaluation can't be resumed: {some(unknown)}")
         )
-    around = environment(device)
-    return Plan(model, images, threat, specs, identity, answers, around, dtype, budget, tuple(findings), world)
+    known = identity, answers, environment(device)
+    return Plan(model, images, threat, specs, *known, dtype, budget, tuple(findings), world, sized)
 
 
 def context_of(

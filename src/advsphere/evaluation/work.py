@@ -81,7 +81,9 @@ Find = Callable[[Tensor], tuple[list[Cell], int]]
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation that passed its checks, and its ledger. A `dtype` of None means to search in float32."""
+    """An evaluation that passed its checks, and its ledger. A `dtype` of None means to search in float32. With `sized`,
+    the batch size was chosen for this machine, and gives way to that of an existing ledger.
+    """
 
     model: nn.Module
     images: Images
@@ -94,6 +96,7 @@ class Plan:
     budget: float | None
     findings: tuple[Finding, ...]
     world: World
+    sized: bool = False
     ledger: Path | None = None
 
     def claim(self, path: Path | None, *, beside: bool = True) -> Plan:
@@ -103,6 +106,10 @@ class Plan:
         """
         if path is None:
             return self
+        if self.sized:
+            return replace(self, identity=self.world.from_first(self._resized(path)), sized=False).claim(
+                path, beside=beside
+            )
         free = path
         for free in self._names(path) if self.world.first else ():
             try:
@@ -137,6 +144,13 @@ class Plan:
         labels = self.images.labels.tolist()
         known = {"identity": self.identity, "answers": self.answers, "environment": self.environment}
         return Ledger.create_or_resume(path, labels=labels, beside=beside, **known)
+
+    def _resized(self, path: Path) -> Mapping[str, Any]:
+        """The identity, with the batch size of an existing ledger."""
+        if not (self.world.first and path.exists() and path.stat().st_size):
+            return self.identity
+        with Ledger.read(path) as book:
+            return {**self.identity, "batch_size": book.identity["batch_size"]}
 
     def _names(self, path: Path) -> Iterator[Path]:
         """The file itself, then free names beside it."""
