@@ -20,6 +20,7 @@ from advsphere.attacks import Attack
 from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet
 from advsphere.errors import UserError
+from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import log_odds
@@ -74,7 +75,7 @@ def preflight(
     found = [_images(x), _mode(model)]
     with frozen(model) as classify:
         logits = _logits(classify, x)
-        found += [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits)]
+        found += [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits, model)]
         seen, rest = [(logits, y)], order[batch_size:LARGEST]
         if len(rest) and bool(fooled(logits, y).all()):  # with many classes, a small batch may have none right
             for more in rest.split(batch_size):
@@ -188,14 +189,18 @@ def _labels(labels: Tensor, classes: int) -> Finding:
     return Finding("labels", "ok", f"{low} to {high} for {classes} outputs")
 
 
-def _repeatable(classify: Classifier, x: Tensor, logits: Tensor) -> Finding:
+def _repeatable(classify: Classifier, x: Tensor, logits: Tensor, model: nn.Module) -> Finding:
     allowed = _TOLERANCE * float(logits.abs().max())
     twice = float((_logits(classify, x) - logits).abs().max())
     if not twice <= allowed:
         raise UserError(
             f"the model returns different logits for the same images in each call (they differ by {twice:.2g}); "
-            "switch off its randomness, or fix its random numbers"
+            "switch off its randomness, or evaluate the majority of its answers with --suite rand, for which it has to "
+            "draw from torch's generator"
         )
+    if isinstance(model, Majority):
+        detail = f"a randomised model is judged by most of {model.draws} calls; another batch size draws other numbers"
+        return Finding("repeatable", "ok", detail)
     alone = max(float((_logits(classify, x[i : i + 1]) - logits[i]).abs().max()) for i in range(min(4, len(x))))
     if not alone <= allowed:
         raise UserError(
@@ -234,7 +239,11 @@ def _gradient(classify: Classifier, x: Tensor, y: Tensor) -> Finding:
     try:
         _, _, grad = input_gradient(classify, x, y, log_odds)
     except RuntimeError as error:
-        return Finding("gradient", "noted", f"no gradient reaches the images ({error}): gradient attacks fail")
+        return Finding(
+            "gradient",
+            "noted",
+            f"no gradient reaches the images ({error}): gradient attacks fail, use --suite black-box",
+        )
     dead = int((~(grad.flatten(1).abs().amax(1) > 0)).sum())
     if dead:
         detail = f"the gradient is zero or NaN on {dead} of {len(x)} drawn images: gradient attacks fail there"
@@ -252,12 +261,12 @@ def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, r
         raise UserError(f"{spec.name}: {error}") from error
     except RuntimeError as error:
         raise UserError(
-            f"{spec.name} can't attack this model ({error}); use an attack that needs no gradient, or make the "
-            "model differentiable (no argmax, detach or no_grad inside)"
+            f"{spec.name} can't attack this model ({error}); use attacks that need no gradient (--suite black-box), or "
+            "make the model differentiable (no argmax, detach or no_grad inside)"
         ) from error
     with torch.no_grad():
         moved = not bool(ThreatModel(norm="linf", eps=0.0).contains(x_adv, x).all())
-        changed = bool(fooled(classify(x_adv), y).any())
+        changed = bool((fooled(classify(x_adv), y) & ~fooled(classify(x), y)).any())
     if moved or changed:
         raise UserError(
             f"{spec.name} at eps = 0 changes the {'images' if moved else 'predictions'}; it leaves its ball"

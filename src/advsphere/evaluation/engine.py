@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of, fitting_batch_size, images_of, preflight
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN
+from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
@@ -128,6 +129,10 @@ def prepare(
     if isinstance(suite, str):
         trust([suite])
     images, device = images_of(images, labels), device_of(model)
+    named: dict[str, Any] = {"name": "own"}
+    if isinstance(suite, str):
+        named = {**find_suite(suite)[0], "head": head, **asdict(effort)}
+    model = as_judged(model, named.get("draws", 0))
     threat.require_unit_pixels()
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
@@ -145,7 +150,6 @@ def prepare(
         findings = [*checked, *notes, *found]
         recorded = (data_checksum(images, batch_size), model_answers(model, images.shape)) if world.first else ("", {})
     checksum, answers = world.from_first(recorded)
-    named = {**find_suite(suite)[0], "head": head, **asdict(effort)} if isinstance(suite, str) else {"name": "own"}
     identity = {
         "model": model_record(model) | {"scale": context.scale},
         "data": {"name": images.name, "checksum": checksum, "n": len(images), "shape": list(images.shape)},

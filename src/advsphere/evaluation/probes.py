@@ -23,6 +23,7 @@ from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.ledger import CLEAN, Ledger
+from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.specs import AttackSpec, kind_of
 from advsphere.losses import Loss, log_odds
 from advsphere.rng import Rng, permutation
@@ -118,8 +119,9 @@ def large_radius(s: Subject) -> dict[str, Any]:
     if not len(x):
         return found
     ball = ThreatModel(norm=s.threat.norm, eps=eps, bounds=s.threat.bounds)
+    stop = not isinstance(s.model, Majority)  # a success of some calls may be chance
     try:
-        x_adv = pgd(s.classify, x, y, threat=ball, steps=STEPS, step_size=eps / 4, start="clean", until_fooled=True)
+        x_adv = pgd(s.classify, x, y, threat=ball, steps=STEPS, step_size=eps / 4, start="clean", until_fooled=stop)
     except RuntimeError:  # no gradient reaches the images
         return found | {"left": None}
     with torch.no_grad():
@@ -134,21 +136,25 @@ def slopes(s: Subject) -> dict[str, Any]:
     the rise by far less. The rise is computed in float64 from the logits. `flat` counts the points where no step
     changes any logit.
     """
+
+    def answers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Always where a gradient is taken, because a randomised model draws other numbers elsewhere."""
+        try:
+            return input_gradient(s.classify, x, s.y, lambda z, y: log_odds(z.double(), y))
+        except RuntimeError:  # no gradient reaches the images
+            with torch.no_grad():
+                logits = s.classify(x)
+            return logits, log_odds(logits.double(), s.y), torch.zeros_like(x)
+
     found = {"n": 2 * len(s.x), "false": 0, "flat": 0}
     for start in (s.x, s.threat.sample(s.x, s.rng)) if len(s.x) else ():
-        try:
-            logits, values, grad = input_gradient(s.classify, start, s.y, lambda z, y: log_odds(z.double(), y))
-        except RuntimeError:  # no gradient reaches the images
-            grad, values = torch.zeros_like(start), torch.zeros(len(start), dtype=torch.float64, device=start.device)
-            with torch.no_grad():
-                logits = s.classify(start)
+        logits, values, grad = answers(start)
         rises, flat = torch.zeros_like(s.y, dtype=torch.bool), torch.ones_like(s.y, dtype=torch.bool)
         for stride in STRIDES:
             stepped = s.threat.project(start + stride * s.threat.eps * s.threat.ascent(grad, start), s.x)
             promised = (grad.double() * (stepped.double() - start.double())).flatten(1).sum(1)
-            with torch.no_grad():
-                after = s.classify(stepped)
-            rises |= (promised > 0) & (log_odds(after.double(), s.y) - values >= promised / 2)
+            after, risen = answers(stepped)[:2]
+            rises |= (promised > 0) & (risen - values >= promised / 2)
             flat &= (after == logits).all(1)
         found["false"] += int((~rises).sum())
         found["flat"] += int(flat.sum())
@@ -233,8 +239,10 @@ def _without_gradient(s: Subject, loss: Loss) -> int:
 
 
 def _features(s: Subject) -> Callable[[Tensor], Tensor]:
-    """What enters the head, (B, D) in float64; the logits if the head is not known."""
+    """What enters the head, (B, D) in float64; the logits if the head is not known or is run several times."""
     try:
+        if isinstance(s.model, Majority):
+            raise UserError("each call has its own features")
         inner = split(s.model, s.head).features
         with torch.no_grad():
             inner(s.x[:1])

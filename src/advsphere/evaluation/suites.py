@@ -121,20 +121,21 @@ SUITES: dict[str, Suite] = {}
 """The registered suites by name."""
 
 
-def suite(*, rank: float) -> Callable[[Suite], Suite]:
+def suite(*, rank: float, draws: int = 0) -> Callable[[Suite], Suite]:
     """Register a suite under its function's name; a user-defined suite is called `package.module:name`.
 
     Args:
         rank: Strength of the suite. Reports show the evaluation of the highest rank. The suites of advsphere have
-            10 (quick), 20 (paper), 30 (table4), 35 (black-box), 40 (adaptive), 50 (table2), 60 (autoattack),
-            70 (table6) and 80 (survival).
+            10 (quick), 20 (paper), 30 (table4), 35 (black-box), 40 (adaptive), 45 (rand), 50 (table2),
+            60 (autoattack), 70 (table6) and 80 (survival).
+        draws: For randomised models: the model answers the class that most of so many calls answer.
 
     Returns:
         A decorator that registers the function and returns it.
     """
 
     def register(function: Suite) -> Suite:
-        vars(function)["rank"] = rank
+        vars(function)["rank"], vars(function)["draws"] = rank, draws
         SUITES[_name_of(function)] = function
         return function
 
@@ -142,19 +143,25 @@ def suite(*, rank: float) -> Callable[[Suite], Suite]:
 
 
 def find_suite(name: str) -> tuple[dict[str, Any], Suite]:
-    """Find a suite by name. Returns its record, with its name and the rank of a user-defined suite (0 unless declared),
-    and its function. Raises UserError with the nearest known name if there is none.
+    """Find a suite by name. Returns its record, with its name, its draws if it has any, and the rank of a user-defined
+    suite (0 unless declared), and its function. Raises UserError with the nearest known name if there is none.
     """
     if name not in SUITES and is_name(name):
         function: Suite = load(name)
-        return {"name": name, "rank": getattr(function, "rank", 0)}, function
+        return {"name": name, "rank": getattr(function, "rank", 0)} | _draws_of(function), function
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, n=1)
         hint = (
             f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(SUITES)}, or package.module:function"
         )
         raise UserError(f"there is no suite called {name!r}; {hint}")
-    return {"name": name} | ({"rank": vars(SUITES[name])["rank"]} if ":" in name else {}), SUITES[name]
+    rank = {"rank": vars(SUITES[name])["rank"]} if ":" in name else {}
+    return {"name": name} | rank | _draws_of(SUITES[name]), SUITES[name]
+
+
+def _draws_of(function: Suite) -> dict[str, int]:
+    draws = getattr(function, "draws", 0)
+    return {"draws": draws} if draws else {}
 
 
 def rank_of(record: Mapping[str, Any]) -> float:
@@ -306,6 +313,18 @@ def black_box(context: SuiteContext) -> list[AttackSpec]:
     if threat.norm == "linf":
         specs.append(AttackSpec("RayS", partial(rays, bounds=threat.bounds, eps=threat.eps)))
     return list(cascade(specs))
+
+
+@suite(rank=45, draws=20)
+def rand(context: SuiteContext) -> list[AttackSpec]:
+    """For models with random numbers inside: APGD on cross-entropy and on the margin, along the mean gradient of 20
+    calls. Predictions are those of most of 20 other calls. The attacks do not stop at a success, which may be chance.
+    """
+    ascent = partial(apgd, threat=context.threat, steps=context.steps(50), loss=log_odds)
+    return [
+        AttackSpec("EOT APGD-CE", ascent, context.effort.restarts),
+        AttackSpec("EOT APGD margin", partial(ascent, loss=margin), context.effort.restarts),
+    ]
 
 
 @suite(rank=70)

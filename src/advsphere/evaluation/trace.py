@@ -17,6 +17,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Cell, Ledger
+from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.recorded import another_model, judge_again, specs_of, threat_of
 from advsphere.evaluation.specs import AttackSpec, in_words
 from advsphere.files import some
@@ -193,6 +194,7 @@ def replay(
     then = trace.attempt(attack)
     if trace.prediction != trace.label:
         raise UserError(f"{trace.title}; there is nothing to replay")
+    model = as_judged(model, book.identity["suite"].get("draws", 0))
     if changed := another_model(book, model):
         raise UserError(f"this is another model than the one that was evaluated: {some(changed)}; replay with that one")
     if images.labels.tolist() != book.labels:

@@ -22,6 +22,7 @@ from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.evidence import Evidence
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Ledger
+from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.masking import signs
 from advsphere.evaluation.probes import PROBES, probes_of
 from advsphere.evaluation.recorded import OtherAttacksError, effort_of, may_be_cut, specs_of, threat_of
@@ -96,6 +97,7 @@ def verify(
     with Ledger.read(ledger) as book, exact_float32():
         if labels is None and not isinstance(images, Images):
             labels = torch.tensor(book.labels)
+        model = as_judged(model, book.identity["suite"].get("draws", 0))
         evidence = Evidence(model, images_of(images, labels), book)
         found = [_file(written), _numbers(written, book), _pairs(book), evidence.same_model(), evidence.same_images()]
         if all(f.status != "failed" for f in found[-2:]):
