@@ -102,6 +102,17 @@ def signs_of_bits(share: float) -> Callable[[Tensor], Tensor]:
     return before
 
 
+def sparse(x: Tensor) -> Tensor:
+    """The identity. Backward, one pixel in eight keeps its gradient."""
+    return replaced(x, x, lambda grad: grad * (Rng(0, bits(x)).uniform(x.shape[1:], "pixels") < 0.125))
+
+
+def turned_off_the_grey_levels(x: Tensor) -> Tensor:
+    """The identity. Backward, the gradient of pixels that are no whole sixteenth points the other way."""
+    whole = ((x * 16 - (x * 16).round()).abs() < 1e-3).detach()
+    return replaced(x, x, lambda grad: torch.where(whole, grad, -grad))
+
+
 def decoy(x: Tensor) -> Tensor:
     """The identity. Backward, the gradient is noise that depends on the image's bits."""
     other = noise(x, x.shape[1:], "decoy")
@@ -221,6 +232,12 @@ def waves(z: Tensor, x: Tensor) -> Tensor:
 
 def coarse(z: Tensor, x: Tensor) -> Tensor:
     return (z * 0.5).round() / 0.5
+
+
+def turned_near_the_boundary(z: Tensor, x: Tensor) -> Tensor:
+    """Backward, the gradient points the other way once the network is less sure."""
+    sure = z.detach().softmax(1).amax(1, keepdim=True) > 0.95
+    return replaced(z, z, lambda grad: torch.where(sure, grad, -grad))
 
 
 def half(z: Tensor, x: Tensor) -> Tensor:
@@ -398,12 +415,16 @@ CASES: dict[str, Case] = {
     "random signs, half the radius": Case(_plain(before=signs_of_bits(0.5)), HALF),
     "a gradient of noise": Case(_plain(before=decoy)),
     "the wrong sign leaks": Case(_plain(before=scaled_gradient(-0.01))),
+    "the wrong sign near the boundary": Case(_plain(after=turned_near_the_boundary)),
+    "the wrong sign off the grey levels": Case(_plain(before=turned_off_the_grey_levels)),
+    "one pixel in eight has a gradient": Case(_plain(before=sparse)),
     "gradients of 1e-30": Case(_plain(before=scaled_gradient(1e-30))),
     "gradients through float16": Case(_plain(after=half)),
     "pixels rounded, hard": Case(_plain(before=rounded(8))),
     "pixels rounded, straight through": Case(_plain(before=straight_through(8))),
     "pixels rounded, soft": Case(_plain(before=soft_steps(8, 40.0))),
     "a fine wave on the pixels": Case(_plain(before=ripples(3000.0))),
+    "a wave on the pixels": Case(_plain(before=ripples(300.0))),
     "noise of the image's bits on pixels": Case(_plain(before=small_noise_of_bits(0.1))),
     "noise of the image's bits on logits": Case(_plain(after=logit_noise(2.0))),
     "a fine wave on the logits": Case(_plain(after=waves)),
