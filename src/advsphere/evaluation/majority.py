@@ -46,9 +46,17 @@ class Majority(nn.Module):
         return mean + lifted * over_pixels(torch.where(gap > 0, gap + 1e-3, 0.0), mean)
 
     def _call(self, x: Tensor, seed: int) -> Tensor:
-        with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        generators = [torch.default_generator]  # torch.manual_seed would take longer than a small network
+        if x.device.type == "cuda":
+            generators.append(torch.cuda.default_generators[x.device.index or 0])
+        before = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators:
+                generator.manual_seed(seed)
             return answer(self.model, x).log_softmax(1)
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
 
 
 def as_judged(model: nn.Module, draws: int) -> nn.Module:

@@ -110,11 +110,8 @@ def _false_gradients(probe: Mapping[str, Any] | None) -> Sign:
     name = "false gradients"
     if not probe or not probe["n"]:
         return Sign(name, "unjudged", _NO_IMAGES)
-    n, false, flat = probe["n"], probe["false"], probe["flat"]
-    detail = (
-        f"at {_share(false, n)} points in the ball the loss does not rise along the gradient as it promises"
-        + f", and at {flat} no logit changes at all" * (flat > 0)
-    )
+    n, false = probe["n"], probe["false"]
+    detail = f"at {_share(false, n)} points in the ball the loss does not rise along the gradient as it promises"
     if not more_than(false, n, FALSE_SLOPES):
         return Sign(name, "absent", detail)
     advice = f"attacks that follow this gradient are led astray: {_NO_GRADIENT}"
