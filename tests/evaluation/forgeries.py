@@ -262,6 +262,9 @@ FORGERIES = (
     Forgery("fooled cells count as not run",
             sql("UPDATE cells SET status = 'not_run', x_adv = NULL, prediction = NULL WHERE attack = 'PGD-20' "
                 "AND status = 'fooled' AND example % 2"), ("pairs",)),
+    Forgery("fooled cells have a status of their own",
+            sql("UPDATE cells SET status = 'spared', x_adv = NULL, prediction = NULL WHERE attack = 'PGD-20' "
+                "AND status = 'fooled'"), ("pairs",)),
     Forgery("fooled cells count as resisted, and their images stay",
             sql("UPDATE cells SET status = 'resisted' WHERE status = 'fooled' AND attack = 'PGD-20'"),
             ("PGD-20", "resisted")),
@@ -289,7 +292,7 @@ FORGERIES = (
     Forgery("the labels are exchanged", sql("UPDATE examples SET label = 2 - label"), ("images",)),
     Forgery("half of the images are left out", leave_out, ("images",)),
     Forgery("easy images are repeated, and the verifier takes the images from the forger", repeat_images, (),
-            "the check of the images notes how many repeat another one; take the images from their source",
+            "the check of the clean images notes how many repeat another one; take the images from their source",
             fits=False),
     Forgery("the threat has a larger eps than was attacked", partial(settings, eps=0.2), ("fooled", "resisted")),
     Forgery("the threat has a smaller eps than was attacked", partial(settings, eps=0.05),

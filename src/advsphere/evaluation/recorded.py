@@ -43,7 +43,7 @@ def effort_of(book: Ledger) -> Effort:
 
 def may_be_cut(book: Ledger) -> bool:
     """Whether it had a budget, or could have had one, so that images may be left out at its end."""
-    return effort_of(book).cascade or FIRST_LOOK in book.attacks
+    return FIRST_LOOK in book.attacks
 
 
 def specs_of(

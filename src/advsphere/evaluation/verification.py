@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from advsphere.evaluation.checks import images_of, preflight
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.evidence import Evidence
 from advsphere.evaluation.judge import exact_float32
-from advsphere.evaluation.ledger import CLEAN, Ledger
+from advsphere.evaluation.ledger import CLEAN, Ledger, Status
 from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.masking import signs
 from advsphere.evaluation.probes import PROBES, probes_of
@@ -149,6 +149,7 @@ def _pairs(book: Ledger) -> Finding:
     if [cell.example for cell in book.cells(CLEAN)] != list(range(n)):
         return Finding("pairs", "failed", "the predicted clean images are not the images of the ledger")
     odd: list[str] = []
+    known = get_args(Status)
     late: dict[str, int] = {}
     fooled = {CLEAN: {cell.example for cell in book.cells(CLEAN) if cell.status == "fooled"}}
     cut: set[int] = set()
@@ -158,6 +159,7 @@ def _pairs(book: Ledger) -> Finding:
         before = set().union(*(fooled.get(other, set()) for other in (CLEAN, *settings.get("after", []))))
         odd += [f"{name} on {i} was skipped without reason, or run on an image fooled before"
                 for i, status in cells.items() if (status == "not_run") != (i in before)]  # fmt: skip
+        odd += [f"{name} on {i} has the status {status!r}" for i, status in cells.items() if status not in known]
         missing = {*range(n)} - cells.keys()
         odd += [f"{name} on {i} was deleted" for i in sorted(missing) if i // size in done]
         odd += [f"{name} on {i} is there, but an earlier attack is not" for i in sorted(cut & cells.keys())]
