@@ -297,7 +297,7 @@ class Evaluation:
         table = Table(title=title, title_justify="left", caption_justify="left")
         medians = any(row.median is not None for row in self.rows)
         for heading in ("", "accuracy", "95 % interval", "k / n", *["median norm"] * medians, "seconds"):
-            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
         for row in self.rows:
             low, high = row.interval
             interval = f"{100 * low:.1f} - {100 * high:.1f}"
