@@ -98,7 +98,8 @@ def test_an_attack_that_leaves_the_ball_has_not_succeeded_and_is_flagged() -> No
 
 def test_an_attack_that_lies_is_found_out() -> None:
     result = evaluate(*linear(), threat=THREAT, suite=[AttackSpec("nothing", do_nothing)])
-    assert result.attacks[0].outcomes == result.clean.outcomes and result.flags == ()
+    assert result.attacks[0].outcomes == result.clean.outcomes
+    assert [flag.partition(",")[0] for flag in result.flags] == ["not a verdict: random search finds more"]
 
 
 def run(model: Fused, path: Path | None = None) -> Evaluation:
