@@ -302,6 +302,14 @@ def test_a_search_in_low_precision_is_recorded_and_reaches_the_same_verdict(
         assert sum(model.low) >= 6  # every step of the search, and the look at its last iterate
 
 
+def test_a_slow_precision_is_said_and_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advsphere.evaluation.engine.advice", lambda dtype, device: f"{dtype} is slow here")
+    known = linear()
+    with pytest.warns(UserWarning, match="bfloat16 is slow here"):
+        result = evaluate(known.model, known.images, known.labels, threat=THREAT, suite=FEW, precision="bfloat16")
+    assert not any("slow" in finding.detail for finding in result.findings)
+
+
 class ThroughNumpy(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -17,9 +17,10 @@ from advsphere.cli.progress import progress_bar
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation
-from advsphere.evaluation.checks import usual_batch_size
+from advsphere.evaluation.checks import device_of, usual_batch_size
 from advsphere.evaluation.engine import Precision, prepare
 from advsphere.files import canonical
+from advsphere.machine import advice
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config
 from advsphere.runs.folder import read_config
@@ -119,9 +120,8 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
         world=world,
     )
     folder = options.out or folder_of(options, config, plan.identity)
-    for finding in plan.findings if world.first else ():
-        if finding.check == "precision":
-            Console(highlight=False).print(f"note: {finding.detail}", style="dim", soft_wrap=True)
+    if world.first and (slow := advice(plan.dtype, device_of(model))):
+        Console(highlight=False).print(f"note: {slow}", style="dim", soft_wrap=True)
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
     plan = plan.claim(folder / "ledger.sqlite", beside=False)

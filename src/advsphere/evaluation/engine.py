@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -107,6 +108,8 @@ def evaluate(
         precision=precision,
         world=world,
     )
+    if slow := advice(plan.dtype, device_of(model)):
+        warnings.warn(slow, stacklevel=2)
     return plan.claim(None if ledger is None else Path(ledger)).run(on_progress)
 
 
@@ -206,8 +209,7 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
     except (RuntimeError, TypeError, ValueError) as error:
         usable, why = False, str(error)
     if usable:
-        slow = advice(dtype, device)
-        return dtype, (Finding("precision", "ok", slow),) if slow else ()
+        return dtype, ()
     if precision != "auto":
         raise UserError(f"the model can't run in {precision} ({why}); search in float32 (--precision float32)")
     return None, (Finding("precision", "ok", f"searched in float32, because the model can't run in bfloat16: {why}"),)
