@@ -160,13 +160,13 @@ def _random_search(probe: Mapping[str, Any] | None, rows: Sequence[Row]) -> Sign
 def refuted(row: Row | None, rows: Sequence[Row], signs: Sequence[Sign]) -> Sign | None:
     """The sign that shows that what is left by a row's attack is no robust accuracy; of all attacks if `row` is None.
 
-    An attack that needs no gradient stands where only gradients fail. What was fooled is fooled, so an accuracy of zero
-    always stands.
+    Where only gradients fail, the number of an attack that needs none stands, and so does a suite of such attacks. What
+    was fooled is fooled, so an accuracy of zero always stands.
     """
     judged = [row] if row else rows
     if any(one.k == 0 for one in judged):
         return None
-    gradient_free = bool(_of(judged, "black-box"))
+    gradient_free = len(_of(judged, "black-box")) == len(judged)
     for sign in signs:
         if sign.refutes == "every attack" or (sign.refutes == "gradient attacks" and not gradient_free):
             return sign

@@ -146,22 +146,16 @@ def find_suite(name: str) -> tuple[dict[str, Any], Suite]:
     """Find a suite by name. Returns its record, with its name, its draws if it has any, and the rank of a user-defined
     suite (0 unless declared), and its function. Raises UserError with the nearest known name if there is none.
     """
-    if name not in SUITES and is_name(name):
-        function: Suite = load(name)
-        return {"name": name, "rank": getattr(function, "rank", 0)} | _draws_of(function), function
-    if name not in SUITES:
+    if name not in SUITES and not is_name(name):
         near = difflib.get_close_matches(name, SUITES, n=1)
         hint = (
             f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(SUITES)}, or package.module:function"
         )
         raise UserError(f"there is no suite called {name!r}; {hint}")
-    rank = {"rank": vars(SUITES[name])["rank"]} if ":" in name else {}
-    return {"name": name} | rank | _draws_of(SUITES[name]), SUITES[name]
-
-
-def _draws_of(function: Suite) -> dict[str, int]:
-    draws = getattr(function, "draws", 0)
-    return {"draws": draws} if draws else {}
+    function: Suite = SUITES[name] if name in SUITES else load(name)
+    known: dict[str, Any] = {"rank": getattr(function, "rank", 0)} if is_name(name) else {}
+    known |= {"draws": draws} if (draws := getattr(function, "draws", 0)) else {}
+    return {"name": name} | known, function
 
 
 def rank_of(record: Mapping[str, Any]) -> float:
@@ -305,11 +299,9 @@ def autoattack(context: SuiteContext) -> list[AttackSpec]:
 
 @suite(rank=35)
 def black_box(context: SuiteContext) -> list[AttackSpec]:
-    """Square and, in linf, RayS on the images that it left: for models whose gradients are missing or mislead. Square
-    needs the logits; RayS needs only the predicted classes. Their numbers of queries are those of AutoAttack and RayS.
-    """
-    threat, restarts = context.threat, context.effort.restarts
-    specs = [AttackSpec("Square", stages(threat)["Square"], restarts)]
+    """Square and, in linf, RayS, which needs only predicted classes: for gradients that are missing or mislead."""
+    threat = context.threat
+    specs = [AttackSpec("Square", stages(threat)["Square"], context.effort.restarts)]
     if threat.norm == "linf":
         specs.append(AttackSpec("RayS", partial(rays, bounds=threat.bounds, eps=threat.eps)))
     return list(cascade(specs))
