@@ -31,7 +31,7 @@ from tests.training.tiny import (
 )
 
 FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
-FILES |= {"classes.json", ".lock"}
+FILES |= {"classes.json", "previous.safetensors", ".lock"}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_a_run_that_never_reached_a_checkpoint_gives_way(tmp_path: Path) -> None
     folder = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
         train(tiny_config("fastat"), folder, stop=lambda: bool(1 // 0))
-    assert names_in(folder) == FILES - {"last.safetensors", "best.safetensors"}
+    assert names_in(folder) == FILES - {"last.safetensors", "best.safetensors", "previous.safetensors"}
     (folder / "provenance.json").write_text("{}")
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
     train(tiny_config("trades"), folder)
@@ -214,3 +214,24 @@ def test_a_damaged_log_is_named_and_does_not_keep_a_run_from_being_resumed(tmp_p
     log.write_bytes(b"{" + first + second)
     train(config, folder, resume=True)
     assert log.read_bytes() == second
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing"])
+def test_a_damaged_checkpoint_costs_what_came_after_the_one_before(tmp_path: Path, damage: str) -> None:
+    config, folder = tiny_config("fastat"), tmp_path / "run"
+    train(config, folder)
+    train(config, tmp_path / "whole")
+    last = folder / "last.safetensors"
+    content = last.read_bytes()
+    if damage == "missing":
+        last.unlink()
+    else:
+        last.write_bytes(content[:-7] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    notes = list[str]()
+    train(config, folder, resume=True, on_start=lambda trainer, lines: notes.extend(lines))
+    assert any("continued from the checkpoint before it, previous.safetensors" in line for line in notes)
+    assert_same_run(folder, tmp_path / "whole")
+    (folder / "previous.safetensors").unlink()
+    last.write_bytes(content[:-7])
+    with pytest.raises(UserError, match="truncated or no safetensors file"):
+        train(config, folder, resume=True)

@@ -5,6 +5,7 @@ provenance.json      code, libraries, machine, number of processes; checksums of
                      config.yaml and of classes.json
 classes.json         the class names, in the order of the network's outputs
 last.safetensors     the state after the last step, from which training resumes
+previous.safetensors the one before it, in case that one is damaged
 best.safetensors     the network that was best on held-out training images
 metrics.jsonl        one line for each epoch; tensorboard/ has the same numbers
 """
@@ -28,7 +29,7 @@ from advsphere.runs.build import build_model, chosen_device, from_scratch, load_
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.training import load_checkpoint
-from advsphere.training.checkpoint import restore_model, section
+from advsphere.training.checkpoint import PREVIOUS, restore_model, section
 
 CONFIG, PROVENANCE, CLASSES = "config.yaml", "provenance.json", "classes.json"
 
@@ -143,7 +144,7 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
         UserError: If the folder holds a run and `resume` is False, holds another run, or holds a config.yaml that is
             not a run's, or if user-defined source files have changed since the run started.
     """
-    begun = (folder / "last.safetensors").exists()
+    begun = any((folder / name).exists() for name in ("last.safetensors", PREVIOUS))
     if begun and not resume:
         raise UserError(f"{folder} already holds a run; continue it with --resume, or name another folder with --out")
     if not begun:

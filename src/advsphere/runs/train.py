@@ -174,9 +174,7 @@ def train(
         )
         if begun:
             check_classes(folder, images.train.classes)
-            notes += [
-                f"resumed in another environment, so equal up to rounding only: {change}" for change in trainer.resume()
-            ]
+            notes += trainer.resume()
         elif world.first:
             # A measurement differs each time, so it is not part of the environment that a resume compares.
             speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}

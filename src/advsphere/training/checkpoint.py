@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from torch import Tensor, nn, optim
 
 from advsphere.errors import UserError
 from advsphere.files import tensor_checksum, write_atomically
+
+PREVIOUS = "previous.safetensors"
+"""The name of the checkpoint before the last one, from which a run continues if the last one is damaged."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -78,8 +83,12 @@ class CheckpointWriter:
         # The memory of written copies, by the names of their tensors. New memory takes three times as long to fill.
         self.free: dict[frozenset[str], dict[str, Tensor]] = {}
 
-    def save(self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """As `save`, of a copy, in the background. Errors of earlier files are raised here, or by `wait`."""
+    def save(
+        self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], previous: Path | None = None
+    ) -> None:
+        """As `save`, of a copy, in the background. The file that it replaces is kept as `previous`. Errors of earlier
+        files are raised here, or by `wait`.
+        """
         while len(self.pending) > 1:  # a slow disk must not fill the memory with copies
             self._take_back(self.pending.pop(0))
         if self.pending and self.pending[0].done() and not self.pending[0].exception():
@@ -89,7 +98,7 @@ class CheckpointWriter:
         gpus = {t.device for t in tensors.values() if t.is_cuda}
         ready = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
         before = self.pending[-1] if self.pending else None
-        self.pending.append(self.thread.submit(_write, before, ready, path, copied, dict(meta)))
+        self.pending.append(self.thread.submit(_write, before, ready, path, previous, copied, dict(meta)))
 
     def wait(self) -> None:
         """Wait until all files are written. Raises the first error."""
@@ -113,6 +122,7 @@ def _write(
     before: Future[dict[str, Tensor]] | None,
     ready: Sequence[torch.cuda.Event],
     path: Path,
+    previous: Path | None,
     tensors: dict[str, Tensor],
     meta: Mapping[str, Any],
 ) -> dict[str, Tensor]:
@@ -121,8 +131,20 @@ def _write(
         before.result()  # raises its error
     for event in ready:
         event.synchronize()
+    if previous is not None:
+        _keep(path, previous)
     save(path, tensors, meta)
     return tensors
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, under which it outlives its replacement. There is no moment without a checkpoint."""
+    temporary = path.with_name(f".{previous.name}.{os.getpid()}")
+    with suppress(OSError):  # there is none yet, or the file system has no links
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        os.replace(temporary, previous)
+        temporary.unlink(missing_ok=True)  # it stays if both are names of one file
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

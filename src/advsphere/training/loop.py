@@ -31,6 +31,7 @@ from advsphere.rng import Rng, derived_seed
 from advsphere.threat import ThreatModel
 from advsphere.training.averaging import MovingAverage
 from advsphere.training.checkpoint import (
+    PREVIOUS,
     CheckpointWriter,
     load,
     network_state,
@@ -188,16 +189,24 @@ class Trainer:
                 self.writer.wait()
 
     def resume(self) -> list[str]:
-        """Continue from last.safetensors.
+        """Continue from last.safetensors or, if it is damaged, from the checkpoint before it.
 
         Returns:
-            Differences from the environment that wrote it. If there are any, results are equal only up to rounding.
+            Lines for the user: that the last checkpoint was damaged, and each difference from the environment that
+            wrote it. If there is a difference, results are equal only up to rounding.
 
         Raises:
-            UserError: If the file is missing, broken or of another run.
+            UserError: If no file is left, or it is of another run.
         """
-        path = self.folder / "last.safetensors"
-        tensors, meta = load(path)
+        path, notes = self.folder / "last.safetensors", list[str]()
+        try:
+            tensors, meta = load(path)
+        except UserError as error:
+            path = self.folder / PREVIOUS
+            if not path.is_file():
+                raise
+            tensors, meta = load(path)
+            notes.append(f"{error}; continued from the checkpoint before it, {path.name}")
         if "cursor" not in meta:
             raise UserError(f"{path} can't be resumed from: it holds only a network, as best.safetensors does")
         restore_model(self.result, section("model", tensors), path)
@@ -213,7 +222,8 @@ class Trainer:
         if scale := meta.get("scale"):  # absent in version 0.2, and empty but in float16
             self.scale.load_state_dict(scale)
         then, now = meta["environment"], self.environment
-        return [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]
+        changed = [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]
+        return notes + [f"resumed in another environment, so equal up to rounding only: {one}" for one in changed]
 
     def save(self) -> None:
         """Start writing last.safetensors: the network `result` and everything that a resume needs.
@@ -352,4 +362,5 @@ class Trainer:
 
     def _write(self, which: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if self.world.first:
-            self.writer.save(self.folder / f"{which}.safetensors", tensors, meta)
+            previous = self.folder / PREVIOUS if which == "last" else None
+            self.writer.save(self.folder / f"{which}.safetensors", tensors, meta, previous)
