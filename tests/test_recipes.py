@@ -310,9 +310,12 @@ def test_an_unknown_name_names_the_nearest(wrong, right):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("he", ["", "-he"])
 @pytest.mark.parametrize("name", ["cifar10-speedrun", "cifar10-speedrun-50"])
-def test_speedruns_say_that_they_were_not_measured_on_a_gpu(name):
-    config = recipe(name)
+def test_speedruns_say_that_they_were_not_measured_on_a_gpu(name, he):
+    config = recipe(name + he)
     assert config in TABLES[OURS] and any("has been measured" in note for note in config.notes)
-    assert config.training.lr_schedule(0) == pytest.approx(0.2) and config.training.lr_schedule(1) == 0
-    assert settings(config).items() >= {**SMALL, "epochs": 30}.items()
+    assert settings(config).items() >= {**SMALL, **(HE_15 if he else {}), "epochs": 30}.items()
+    training = config.training
+    assert training.label_smoothing == 0.1 and training.augment.cutout == 8 and training.augment.alternate
+    assert training.optimizer_arguments == {"nesterov": True} and training.ema == 0
