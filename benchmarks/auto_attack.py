@@ -26,6 +26,7 @@ from advsphere.cli.arguments import parse
 from advsphere.evaluation.judge import exact_float32, judge_attack
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import margin
+from advsphere.named import fitting
 from advsphere.rng import Rng
 
 Run = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -77,12 +78,16 @@ def ours(target: Target, attacks: dict[str, Attack], seed: int) -> Run:
 def official(target: Target, package: Any, seed: int, batch_size: int) -> Run:
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[target.threat.norm]
     device = str(target.x.device)
-    attack = package.AutoAttack(target.plain, norm=norm, eps=target.threat.eps, seed=seed, device=device, verbose=False)
+    # The packaged version of the official code has other names, and returns the predictions too.
+    quiet = fitting(package.AutoAttack, {"verbose": False})
+    attack = package.AutoAttack(target.plain, norm=norm, eps=target.threat.eps, seed=seed, device=device, **quiet)
     names = attack.attacks_to_run
 
     def run(stage: int, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         attack.attacks_to_run, attack.seed = [names[stage]], seed + int(ids[0]) // 1_000_000
-        x_adv = attack.run_standard_evaluation(x.contiguous(), y, bs=batch_size)
+        size = fitting(attack.run_standard_evaluation, {"bs": batch_size, "batch_size": batch_size})
+        found = attack.run_standard_evaluation(x.contiguous(), y, **size)
+        x_adv: Tensor = found[0] if isinstance(found, tuple) else found
         return x_adv, misclassified(target.plain, x_adv, y)
 
     return run
