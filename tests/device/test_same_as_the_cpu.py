@@ -11,6 +11,7 @@ import torch
 
 from advsphere.attacks import Attack
 from advsphere.classifier import frozen, split
+from advsphere.corruption.generate import BY_NAME, corrupt
 from advsphere.evaluation import Evaluation, evaluate, verify
 from advsphere.evaluation.suites import SUITES, Effort
 from advsphere.hypersphere import AngularMargin, attach_head
@@ -18,6 +19,7 @@ from advsphere.losses import cross_entropy
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from advsphere.training import Stopped
+from tests.corruption.pictures import pictures
 from tests.device.stand_in import DEVICE
 from tests.laws import ATTACKS, NORMS, OBJECTIVES, RADII, conv_net, images, labels
 from tests.training.tiny import State, few_images, kept, same, stopping_after, tiny_trainer
@@ -103,3 +105,9 @@ def test_evidence_of_the_other_device_is_verified(made, verified, tmp_path):
     evaluated("paper", made, ledger).save(file)
     said = verify(file, ledger, conv_net().eval().to(verified), images(6).to(verified), labels(6).to(verified))
     assert said.passed, str(said)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_corruptions(name):
+    images = pictures(2, 32)
+    assert torch.equal(corrupt(images.to(DEVICE), name, 3).cpu(), corrupt(images, name, 3))

@@ -203,7 +203,8 @@ def replay(
     index = torch.tensor([example])
     with exact_float32():
         verdict = judge_again(book, model, images, spec, index)
-    (cell,) = verdict.cells(index, torch.tensor([trace.label], device=device_of(model)))
+    device = verdict.x_adv.device
+    (cell,) = verdict.cells(index.to(device), torch.tensor([trace.label], device=device))
     now = _attempt(attack, then.settings, cell, trace.label, None)
     return Replay(then=then, now=now, x_adv=verdict.x_adv[0].cpu(), forwards=verdict.forwards)
 
