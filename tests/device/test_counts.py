@@ -28,3 +28,7 @@ def test_a_step_takes_no_more_than_the_table_says(name, rows):
         f"a step takes {row.kernels:.0f} kernels and {row.waits:.2f} waits, where the table says {written.kernels:.0f} "
         f"and {written.waits:.2f}; if that is meant, write it again: python -m tests.device.counts --write"
     )
+
+
+def test_training_never_waits():
+    assert {name: TABLE[name].waits for name in counts.OBJECTIVES if TABLE[name].waits > 0} == {}
