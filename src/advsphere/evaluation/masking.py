@@ -34,8 +34,8 @@ MISSED = 0.1
 """Share of planted examples that an attack may miss. Attacks on honest networks miss none."""
 
 SEARCHED = 0.1
-"""Share of the images that resisted every attack which a hundred random queries may fool. PGD leaves a few such images
-on honest networks too.
+"""Share of the images that resisted every attack which a few dozen random queries may fool. PGD leaves a few such
+images on honest networks too.
 """
 
 STILL_FALLING = 0.01

@@ -32,7 +32,7 @@ from advsphere.threat import ThreatModel
 SAMPLE, FEW = 100, 16
 """Images of a probe. A hundred distinguish a share of 4 % from chance; a few are enough to see whether most fail."""
 STEPS = 20
-QUERIES = 100
+QUERIES = 64
 STRIDES = (0.03, 0.25)
 """Steps of the finite differences, in radii: one along which a network is almost linear, and the usual step of PGD."""
 KNOWN = 0.9
