@@ -4,11 +4,11 @@ Their time on a GPU has not been measured, and neither has the accuracy that the
 published times are 1,941 s (N-FGSM) and 2,605 s (LIET) on one GPU. `benchmarks/on_gpu.py --only speedrun` measures
 ours.
 
-They combine what `benchmarks/speedrun.py` found no worse than its base under attack, on a CPU, with a small network and
-few images: label smoothing, cutout, Nesterov momentum and alternating flips, in the base's schedule and batches of 128;
-each of these can't be told from no effect (`benchmarks/README.md`). The partners with -he add hypersphere embedding,
-which gained most there. Averaged weights, a short warm-up and batches of 512 looked worse and are left out. Weights
-stay in float32, under bfloat16 autocast.
+They combine tricks that `benchmarks/speedrun.py` found about equal to its base under attack, on a CPU, with a small
+network and few images: label smoothing, cutout, Nesterov momentum and alternating flips, in the base's schedule and
+batches of 128. The partners with -he add hypersphere embedding, which was ahead there. The recipes were chosen after
+the first of three seeds; with all three no trick can be told from no effect (`benchmarks/README.md`). Averaged weights,
+a short warm-up and batches of 512 were behind and are left out. Weights stay in float32, under bfloat16 autocast.
 """
 
 from __future__ import annotations
