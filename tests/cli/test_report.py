@@ -142,7 +142,10 @@ def test_curves_of_another_model_are_not_believed(page: Path, runs: list[Path], 
     kept.write_bytes((evaluations(runs[1]) / "curve-60.json").read_bytes())
     assert main(["report", str(runs[0]), "--out", str(tmp_path / "one.html")]) == 0
     assert kept.read_bytes() == right and Curve.load(kept)
-    assert "robust accuracy of FastAT is at most" in parse((tmp_path / "one.html").read_text()).all("h1")[0].text
+    # Its attacks take two steps, which is too few to find planted examples.
+    assert parse((tmp_path / "one.html").read_text()).all("h1")[0].text == (
+        "There is no verdict on the robust accuracy of FastAT."
+    )
 
 
 def test_an_evaluation_s_folder_will_do_as_well(page: Path, runs: list[Path], tmp_path: Path) -> None:

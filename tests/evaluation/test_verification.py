@@ -240,6 +240,14 @@ def test_attacks_of_ones_own_have_to_be_given(claim: Claim, tmp_path: Path) -> N
     assert own.verify(suite=FEW).passed
 
 
+def test_a_named_suite_with_a_budget_is_verified(claim: Claim, tmp_path: Path) -> None:
+    """A budget changes the attacks, and the record of the suite says so."""
+    own = Claim(claim.known, tmp_path / "in time")
+    own.folder.mkdir()
+    evaluate(*own.known, threat=THREAT, suite="quick", effort=SHORT, budget=600.0, ledger=own.ledger).save(own.json)
+    assert own.verify().passed
+
+
 def test_files_that_are_missing(claim: Claim) -> None:
     claim.ledger.rename(claim.folder / "elsewhere.sqlite")
     with pytest.raises(UserError, match="there is no ledger"):

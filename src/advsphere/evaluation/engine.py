@@ -132,6 +132,8 @@ def prepare(
     if isinstance(suite, str):
         trust([suite])
     images, device = images_of(images, labels), device_of(model)
+    if budget is not None:
+        effort = replace(effort, cascade=True)
     named: dict[str, Any] = {"name": "own"}
     if isinstance(suite, str):
         named = {**find_suite(suite)[0], "head": head, **asdict(effort)}
@@ -141,8 +143,6 @@ def prepare(
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
     if threat.norm == "linf" and threat.eps > threat.bounds[1] - threat.bounds[0]:
         raise UserError(f"eps is {threat.eps:g}, more than the whole range of pixels; did you mean eps / 255?")
-    if budget is not None:
-        effort = replace(effort, cascade=True)
     context, notes = context_of(model, images, threat, effort, head)
     specs = _specs(suite, context)
     with exact_float32():
