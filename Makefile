@@ -45,7 +45,7 @@ $(SITE): docs/requirements.txt | $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(@D) -r $<
 	@touch $@
 
-test: lint types docs $(PEERS) ## lint, types and the tests (at most 9 minutes on 2 cores)
+test: lint types docs $(PEERS) ## lint, types, the documentation and the tests (about 10 minutes on 2 cores)
 	$(PYTEST)
 
 test-all: lint types $(PEERS) ## lint, types and all tests, the slow ones too; writes results/test-all.txt
