@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from advsphere.cli import threads
+from advsphere import cli
 
 VERSION_2 = {"cpu.max": "{quota} 100000\n"}
 VERSION_1 = {"cpu/cpu.cfs_quota_us": "{quota}\n", "cpu/cpu.cfs_period_us": "100000\n"}
@@ -31,19 +31,19 @@ def test_a_container_s_cores_are_its_threads(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text.format(quota=quota))
-    monkeypatch.setattr(threads, "CONTROL", tmp_path)
+    monkeypatch.setattr(cli, "CONTROL", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is restored
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert threads.granted() == cores
-    threads.limit_threads()
+    assert cli.granted() == cores
+    cli.limit_threads()
     assert os.environ.get("OMP_NUM_THREADS") == chosen
 
 
 def test_what_the_user_sets_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpu.max").write_text("200000 100000")
-    monkeypatch.setattr(threads, "CONTROL", tmp_path)
+    monkeypatch.setattr(cli, "CONTROL", tmp_path)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    threads.limit_threads()
+    cli.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "7"

@@ -7,13 +7,12 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 import advsphere
-from advsphere.cli.help import RECIPES, TRAIN
-from advsphere.cli.threads import limit_threads
 from advsphere.errors import UserError, needs
 
 COMMANDS = {
@@ -33,7 +32,42 @@ COMMANDS = {
     "results": "store measured results in a file, and make tables from it",
 }
 
+TRAIN = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--objective NAME] [--diagnose] [OVERRIDES]
+
+Trains a recipe, or a config in a YAML file, and writes a run's folder: config.yaml, last.safetensors,
+best.safetensors (chosen on held-out training images), metrics.jsonl and TensorBoard files. Interrupt it at any time;
+--resume continues exactly where it stopped.
+
+  advsphere train digits-pgd-at-he
+  advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
+  advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
+
+Name your own parts as package.module:object; the module must be in the current folder or installed:
+
+  advsphere train digits-pgd-at --objective mine.mart:MART --objective.beta 6 --optimizer torch.optim:AdamW --lr 1e-3
+  advsphere train folder-pgd-at --data.name mine.data:photos --model.name mine.nets:build
+
+--threat.norm and --threat.eps set the threat model for training, validation and evaluation. --objective.threat.* sets
+a different one for training.
+
+On several GPUs or machines the command and its settings stay the same: --batch-size is the global batch size, and --lr
+applies to it. If a process dies, it is restarted and all processes continue from the last checkpoint:
+
+  torchrun --nproc-per-node 8 --max-restarts 3 -m advsphere train imagenet-freeat-he-resnet50 --resume
+
+--diagnose also records, after each epoch, the ratio of adversarial to clean gradient norms of each layer;
+`advsphere diagnose` plots it.
+
+`advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with their values."""
+
+RECIPES = """usage: advsphere recipes [WORD]
+
+Lists the recipes, grouped by the table of the paper that they belong to. With WORD it lists only recipes whose name
+contains it, with their sources and uncertainties.
+Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all its settings."""
+
 TEXTS = {"train": TRAIN, "recipes": RECIPES}
+"""Help texts that depend on no setting, so that they are printed without importing torch."""
 
 CONTINUE = ("demo", "evaluate", "compare", "reproduce")
 """Commands that continue after an interruption when the same command is run again."""
@@ -99,3 +133,29 @@ def taken(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
         if word.startswith(f"{flag}="):
             return arguments[:i] + arguments[i + 1 :], word.partition("=")[2]
     return arguments, None
+
+
+CONTROL = Path("/sys/fs/cgroup")
+"""Where Linux keeps the limits of a container."""
+
+
+def limit_threads() -> None:
+    """Use as many threads as the container may use cores, unless OMP_NUM_THREADS says otherwise.
+
+    PyTorch takes one for each core of the machine, and more than are granted wait for each other most of the time. It
+    reads the variable when it is imported.
+    """
+    cores = granted()
+    if cores is not None and cores < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, int(cores))))
+
+
+def granted() -> float | None:
+    """The cores that Linux grants to this container, None without a limit."""
+    for quota_and_period in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # version 2, version 1
+        try:
+            quota, period = " ".join((CONTROL / name).read_text() for name in quota_and_period).split()
+            return int(quota) / int(period) if int(quota) > 0 else None
+        except (OSError, ValueError):  # there is no such file, or the quota is "max"
+            continue
+    return None

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from advsphere.cli.help import RECIPES
+from advsphere.cli import RECIPES
 from advsphere.recipes import describe
 
 

@@ -17,9 +17,8 @@ from rich.console import Console
 from torch import nn
 
 from advsphere.analysis.gradients import record_ratios
-from advsphere.cli import taken
+from advsphere.cli import TRAIN, taken
 from advsphere.cli.arguments import parse
-from advsphere.cli.help import TRAIN
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
