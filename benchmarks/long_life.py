@@ -80,7 +80,7 @@ def live(minutes: float, out: Path) -> None:
 
 
 def slope(out: Path) -> dict[str, dict[str, float]]:
-    """For the second half of the last record: the values at its begin and end, and the growth in an hour and a cycle."""
+    """For the second half of the last record: the values at its begin and end, and the growth an hour and a cycle."""
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     start = max(i for i, line in enumerate(lines) if "started" in line)
     cycles = [line for line in lines[start:] if "cycle" in line]
