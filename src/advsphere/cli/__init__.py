@@ -32,45 +32,11 @@ COMMANDS = {
     "results": "store measured results in a file, and make tables from it",
 }
 
-TRAIN = """usage: advsphere train RECIPE [--out DIR] [--resume] [--he] [--objective NAME] [--diagnose] [OVERRIDES]
-
-Trains a recipe, or a config in a YAML file, and writes a run's folder: config.yaml, last.safetensors,
-best.safetensors (chosen on held-out training images), metrics.jsonl and TensorBoard files. Interrupt it at any time;
---resume continues exactly where it stopped.
-
-  advsphere train digits-pgd-at-he
-  advsphere train cifar10-fastat --data.root ~/data --epochs 15 --he
-  advsphere train folder-pgd-at --data.root photos --data.image-size 64 --model.name timm:resnet18 --he
-
-Name your own parts as package.module:object; the module must be in the current folder or installed:
-
-  advsphere train digits-pgd-at --objective mine.mart:MART --objective.beta 6 --optimizer torch.optim:AdamW --lr 1e-3
-  advsphere train folder-pgd-at --data.name mine.data:photos --model.name mine.nets:build
-
---threat.norm and --threat.eps set the threat model for training, validation and evaluation. --objective.threat.* sets
-a different one for training.
-
-On several GPUs or machines the command and its settings stay the same: --batch-size is the global batch size, and --lr
-applies to it. If a process dies, it is restarted and all processes continue from the last checkpoint:
-
-  torchrun --nproc-per-node 8 --max-restarts 3 -m advsphere train imagenet-freeat-he-resnet50 --resume
-
---diagnose also records, after each epoch, the ratio of adversarial to clean gradient norms of each layer;
-`advsphere diagnose` plots it.
-
-`advsphere recipes` lists the recipes; `advsphere train RECIPE --help` lists all settings of one, with their values."""
-
-RECIPES = """usage: advsphere recipes [WORD]
-
-Lists the recipes, grouped by the table of the paper that they belong to. With WORD it lists only recipes whose name
-contains it, with their sources and uncertainties.
-Train one with `advsphere train RECIPE`; `advsphere train RECIPE --help` shows all its settings."""
-
-TEXTS = {"train": TRAIN, "recipes": RECIPES}
-"""Help texts that depend on no setting, so that they are printed without importing torch."""
-
 CONTINUE = ("demo", "evaluate", "compare", "reproduce")
 """Commands that continue after an interruption when the same command is run again."""
+
+ALONE = ("demo", "recipes")
+"""Commands that need no arguments. The others explain themselves without any."""
 
 USAGE = """usage: advsphere COMMAND [ARGUMENTS] [--device NAME] [--trust-code]
        advsphere --version
@@ -105,9 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}? " if near else ""
         print(f"advsphere: no command is called {name!r}; {hint}choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if name in TEXTS and rest and rest[0] in ("-h", "--help"):
-        print(TEXTS[name])
-        return 0
+    if (not rest and name not in ALONE) or (rest and rest[0] in ("-h", "--help")):
+        print(help_of(name), end="")
+        return 0 if rest else 2
     try:
         needs("train", "tyro")
         limit_threads()
@@ -133,6 +99,13 @@ def taken(arguments: list[str], flag: str) -> tuple[list[str], str | None]:
         if word.startswith(f"{flag}="):
             return arguments[:i] + arguments[i + 1 :], word.partition("=")[2]
     return arguments, None
+
+
+def help_of(command: str) -> str:
+    """What `advsphere COMMAND --help` prints. It is stored, so that nobody waits for torch to read it: the files of
+    train and recipes are written by hand, the others by `python -m tests.cli.help_texts --write` from the flags.
+    """
+    return (Path(__file__).parent / "help" / f"{command}.txt").read_text(encoding="utf-8")
 
 
 CONTROL = Path("/sys/fs/cgroup")

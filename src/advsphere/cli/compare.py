@@ -71,7 +71,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Run the missing evaluations, print the table and the verdict, and save them."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere compare")
+    options = parse(Options, arguments, prog="advsphere compare")
     path = compared(options, Console(highlight=False, markup=False))
     print(f"saved in {path}; check the evaluations with: advsphere verify RUN")
     return 0

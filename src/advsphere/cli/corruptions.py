@@ -70,7 +70,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Measure, and print the table and the folder of the record."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere corruptions")
+    options = parse(Options, arguments, prog="advsphere corruptions")
     subject, console = options.subject, Console(highlight=False, soft_wrap=True)
     if options.root is not None and (options.generate or options.save is not None or options.frost is not None):
         raise UserError("--root reads corrupted images; leave out --generate, --save and --frost, or leave out --root")

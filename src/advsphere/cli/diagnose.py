@@ -73,7 +73,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Diagnose, and print the answers and the folder of the figures."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere diagnose")
+    options = parse(Options, arguments, prog="advsphere diagnose")
     target = options.subject
     model, images = _loaded(target)
     if target.run is None:

@@ -80,7 +80,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Evaluate, and print the table and the folder of the evidence."""
     with joined() as world:
-        options = parse(Options, arguments or ["--help"], prog="advsphere evaluate")
+        options = parse(Options, arguments, prog="advsphere evaluate")
         console = Console(highlight=False)
         if world.size > 1:
             console.print(f"{world.size} processes share the images; the bars show the first one", soft_wrap=True)

@@ -43,7 +43,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print what was written, and how well its logits agree."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere export")
+    options = parse(Options, arguments, prog="advsphere export")
     model, console = load(options.run, options.checkpoint), Console(highlight=False, markup=False, soft_wrap=True)
     if options.to == "hugging-face":
         folder = options.out or options.run / "hugging-face"

@@ -38,7 +38,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print a line for each image."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere predict")
+    options = parse(Options, arguments, prog="advsphere predict")
     if options.top < 1:
         raise UserError(f"--top {options.top}: name at least one class")
     files = [file for place in options.images for file in _files(place)]

@@ -8,15 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from advsphere.cli import RECIPES
 from advsphere.recipes import describe
 
 
 def main(arguments: list[str]) -> int:
     """Print a line for each recipe and, if a word is given, its notes."""
-    if arguments and arguments[0].startswith("-"):
-        print(RECIPES)
-        return 2
     console = Console(highlight=False)
     listed = [entry for entry in describe() if all(word in entry.config.recipe for word in arguments)]
     for table, entries in groupby(listed, key=lambda entry: entry.table):

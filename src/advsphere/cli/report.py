@@ -64,7 +64,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Write the page; print its conclusions and its path."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere report")
+    options = parse(Options, arguments, prog="advsphere report")
     console = Console(highlight=False, markup=False)
     models, warnings, path = write(options, console)
     for conclusion in conclusions(models):

@@ -82,7 +82,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print the plan, run it, and print the tables."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere reproduce")
+    options = parse(Options, arguments, prog="advsphere reproduce")
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # also while a job's output goes to its log
     if not options.tables:
         raise UserError(f"name a table: {', '.join(TABLES)}; or all")

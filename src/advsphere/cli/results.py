@@ -57,7 +57,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Add results and print the tables, or write all pages, or check the results."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere results")
+    options = parse(Options, arguments, prog="advsphere results")
     for run in options.runs:
         if not run.is_dir():
             raise UserError(f"there is no folder {run}; name a run, or with --check a folder of runs")

@@ -59,7 +59,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print the outcomes and the paths of the pictures; returns 1 if a replay had a different outcome."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere show")
+    options = parse(Options, arguments, prog="advsphere show")
     if options.example is None and (options.replay is not None or options.out is not None):
         raise UserError("--replay and --out are for one example; give its number after the folder")
     folders = _chosen(options)

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from advsphere.analysis.gradients import record_ratios
-from advsphere.cli import TRAIN, taken
+from advsphere.cli import taken
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
@@ -58,9 +58,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str], world: World) -> int:
-    if not arguments or arguments[0].startswith("-"):
-        print(TRAIN)
-        return 2
+    if arguments[0].startswith("-"):
+        raise UserError("name the recipe first: advsphere train RECIPE [SETTINGS]; `advsphere recipes` lists them")
     name, rest = arguments[0], arguments[1:]
     config, folder, words = _begun(name, rest)
     options = parse(Options, words, prog=f"advsphere train {name}", default=Options(config=config, out=folder))

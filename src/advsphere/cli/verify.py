@@ -32,7 +32,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Print the findings; returns 1 if an evaluation did not pass."""
-    options = parse(Options, arguments or ["--help"], prog="advsphere verify")
+    options = parse(Options, arguments, prog="advsphere verify")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     passed = True
     for folder in _finished(options.folder):

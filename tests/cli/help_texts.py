@@ -1,0 +1,64 @@
+"""The stored texts that `advsphere COMMAND --help` prints.
+
+python -m tests.cli.help_texts           # name the texts that differ from the flags
+python -m tests.cli.help_texts --write   # write them
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import re
+from pathlib import Path
+from unittest.mock import patch
+
+import advsphere.cli
+from advsphere.cli import COMMANDS, help_of
+
+BY_HAND = ("train", "recipes")
+"""Their flags depend on the recipe, so their texts explain rather than list them."""
+
+WIDTH = 100
+
+
+def of_the_flags(command: str) -> str:
+    """What tyro says about a command's flags, without the word None, which nobody types."""
+    said = io.StringIO()
+    wide = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
+    with patch.dict(os.environ, wide), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        importlib.import_module(f"advsphere.cli.{command}").main(["--help"])
+    text = re.sub(r"\s*\(default:\s+None\)", "", said.getvalue()).replace("{None,", "{")
+    return "".join(f"{_without_none(line).rstrip()}\n" for line in text.rstrip().split("\n"))
+
+
+def _without_none(line: str) -> str:
+    """The columns stay where they are."""
+    *before, last = line.split("{None}|")
+    return "".join(before) + re.sub("(?=  )", " " * len("{None}|") * len(before), last, count=1)
+
+
+def outdated() -> dict[str, str]:
+    """The commands whose stored text differs from their flags, with the text that fits."""
+    texts = {name: of_the_flags(name) for name in COMMANDS if name not in BY_HAND}
+    return {name: text for name, text in texts.items() if not _path(name).exists() or help_of(name) != text}
+
+
+def _path(command: str) -> Path:
+    return Path(advsphere.cli.__file__).parent / "help" / f"{command}.txt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    for name, text in outdated().items():
+        print(name)
+        if write:
+            _path(name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
