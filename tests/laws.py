@@ -41,7 +41,7 @@ from advsphere.attacks import (
 )
 from advsphere.classifier import Classifier, split
 from advsphere.losses import log_odds
-from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Standard
+from advsphere.objectives import ALP, NFGSM, PGDAT, TRADES, FastAT, FreeAT, Standard
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
@@ -216,11 +216,14 @@ ATTACKS: dict[str, AttackRow] = {
 
 
 class ObjectiveRow(NamedTuple):
-    """objective: with steps that a test can afford. forwards: of its craft, for each example. random: its craft is."""
+    """objective: with steps that a test can afford. forwards: of its craft, for each example. random: its craft is.
+    reach: how far from the clean image it crafts, in radii, with steps of half a radius.
+    """
 
     objective: Any
     forwards: int
     random: bool
+    reach: float = 1.0
 
 
 OBJECTIVES: dict[str, ObjectiveRow] = {
@@ -229,6 +232,7 @@ OBJECTIVES: dict[str, ObjectiveRow] = {
     "ALP": ObjectiveRow(ALP(steps=4), forwards=4, random=True),
     "TRADES": ObjectiveRow(TRADES(steps=3), forwards=4, random=True),
     "FastAT": ObjectiveRow(FastAT(), forwards=1, random=True),
+    "NFGSM": ObjectiveRow(NFGSM(), forwards=1, random=True, reach=2.5),
     "FreeAT": ObjectiveRow(FreeAT(repeats=3), forwards=0, random=False),
 }
 """By class name."""

@@ -15,7 +15,7 @@ from advsphere.classifier import fooled, frozen
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy, log_odds, margin
-from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, FastAT, FreeAT, Objective, Standard
+from advsphere.objectives import ALP, NFGSM, PGDAT, TRADES, Crafting, FastAT, FreeAT, Objective, Standard
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import (
@@ -44,7 +44,7 @@ def with_norm(objective: Any, norm: str) -> Objective:
 
 
 def in_eval_mode(objective: Any) -> Any:
-    return replace(objective, mode="eval") if isinstance(objective, PGDAT) else objective
+    return replace(objective, mode="eval") if hasattr(objective, "mode") else objective
 
 
 def context(x: Tensor, seed: int = 0, **options: object) -> Crafting:
@@ -68,7 +68,7 @@ def test_crafted_images_are_inside_the_ball_and_the_box(row: ObjectiveRow, norm:
     for batch in (x, x.flip(0), x[:4]):
         x_adv = objective.craft(model, batch, y[: len(batch)], context(batch, carry=carry, **view))
         assert x_adv.shape == batch.shape and x_adv.dtype == batch.dtype
-        assert ThreatModel(norm=norm, eps=RADII[norm]).contains(x_adv, batch).all()
+        assert ThreatModel(norm=norm, eps=row.reach * RADII[norm]).contains(x_adv, batch).all()
         objective.loss(model, batch, x_adv, y[: len(batch)], criterion=cross_entropy).total.backward()
         carry = objective.after_backward(batch, x_adv, carry)
 
@@ -235,7 +235,7 @@ def test_crafted_images_are_harder_than_clean_ones() -> None:
                 assert share > (0.3 if name == "TRADES" else 0.5), name
 
 
-def test_fast_at_crafts_in_train_mode_and_the_others_in_eval_mode() -> None:
+def test_one_step_methods_craft_in_train_mode_and_the_others_in_eval_mode() -> None:
     """Seen from inside: the statistics by which batch norm normalises while crafting."""
     for name, row in OBJECTIVES.items():
         model = conv_net()
@@ -243,7 +243,7 @@ def test_fast_at_crafts_in_train_mode_and_the_others_in_eval_mode() -> None:
         model[1].register_forward_pre_hook(lambda module, _, modes=modes: modes.add(module.training))
         x = images(4)
         row.objective.craft(model, x, labels(4), context(x))
-        assert modes == {"FastAT": {True}, "Standard": set(), "FreeAT": set()}.get(name, {False})
+        assert modes == {"FastAT": {True}, "NFGSM": {True}, "Standard": set(), "FreeAT": set()}.get(name, {False})
 
 
 @pytest.mark.parametrize("kind", [PGDAT, ALP, TRADES, FastAT])
@@ -251,6 +251,32 @@ def test_fast_at_crafts_in_train_mode_and_the_others_in_eval_mode() -> None:
 def test_steps_that_make_no_sense_are_refused(kind: Callable[..., Objective], wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match="steps of"):
         kind(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"noise": 0.0}, {"noise": -1.0}, {"step_size": 0.0}, {"step_size": -0.1}])
+def test_noise_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="noise of"):
+        NFGSM(**wrong)
+
+
+def test_n_fgsm_leaves_the_ball_by_its_noise_and_one_step() -> None:
+    """With a linear network the sign of its gradient is known: x + noise + eps * sign, and only the box clips it."""
+    weight = torch.tensor([1.0, -1.0] * 6).view(1, 3, 2, 2)
+
+    class Linear(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            score = (x * weight).flatten(1).sum(1)
+            return torch.stack([-score, score], 1)
+
+    x, y = images(64, size=2), torch.zeros(64, dtype=torch.long)
+    threat = ThreatModel(norm="linf", eps=0.1)
+    rng = Rng.of(x, seed=4)
+    noisy = (x + 0.4 * rng.uniform((3, 2, 2), "start") - 0.2).clamp(0, 1)
+    x_adv = NFGSM(threat=threat).craft(Linear(), x, y, Crafting(rng))
+    assert torch.allclose(x_adv, (noisy + 0.1 * weight.sign()).clamp(0, 1), atol=1e-6)
+    assert 0.25 < (x_adv - x).abs().max() <= 0.3 + 1e-6
+    shorter = NFGSM(threat=threat, noise=1.0, step_size=0.05).craft(Linear(), x, y, Crafting(rng))
+    assert 0.1 < (shorter - x).abs().max() <= 0.15 + 1e-6
 
 
 @pytest.mark.parametrize("repeats", [0, -2])
@@ -270,6 +296,7 @@ def test_the_shift_changes_crafting_by_kl_and_not_by_cross_entropy() -> None:
         (PGDAT(steps=3), True),
         (ALP(steps=3), True),
         (FastAT(mode="eval"), True),
+        (NFGSM(mode="eval"), True),
         (TRADES(steps=3), False),
     ):
         plain = objective.craft(model, x, y, context(x))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -232,6 +232,45 @@ class FastAT(PGDAT):
     step_size: float = 10 / 255
     start: Literal["uniform", "normal"] = "uniform"
     mode: Mode = "train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFGSM(Objective):
+    """N-FGSM: training on one step of FGSM from an image with strong noise, which the ball does not clip.
+
+    Source: de Jorge et al. 2022 (arXiv 2202.01181, Algorithm 1). With the noise, training with one step does not
+    overfit to that step. Crafted images are up to `noise * eps` and a step away from the clean ones, within the bounds.
+
+    Attributes:
+        threat: The threat model to train for.
+        noise: Radius of the uniform noise as a multiple of eps, above 0; the paper's k.
+        step_size: Length of the step in pixel units, above 0; eps by default, as in the paper.
+        mode: The network's mode while crafting, as in `PGDAT`.
+    """
+
+    title: ClassVar[str] = "N-FGSM"
+
+    threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
+    noise: float = 2.0
+    step_size: float | None = None
+    mode: Mode = "train"
+
+    def __post_init__(self) -> None:
+        if self.noise <= 0 or (self.step_size is not None and self.step_size <= 0):
+            raise UserError(
+                f"N-FGSM takes noise of {self.noise} eps and steps of {self.step_size}; both must be positive"
+            )
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
+        noisy = replace(self.threat, eps=self.noise * self.threat.eps).sample(x, context.rng)
+        with context.view(model, y, self.mode) as classify:
+            _, _, grad = input_gradient(classify, noisy, y, log_odds)
+        size = self.threat.eps if self.step_size is None else self.step_size
+        return (noisy + size * self.threat.ascent(grad, noisy)).clamp(*self.threat.bounds)
+
+    def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
+        robust = criterion(model(x_adv), y).mean()
+        return Losses(robust, robust=robust)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""PGD-AT, ALP, TRADES, FastAT and FreeAT, each with and without the sphere, against loops written from the papers.
+"""PGD-AT, ALP, TRADES, FastAT, N-FGSM and FreeAT, each with and without the sphere, against loops written from the
+papers.
 
 Images stay clear of the box by more than eps: ours puts starts and carried perturbations into the box at once, the
 official codes some steps later.
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.losses import cross_entropy
-from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, Criterion, FastAT, FreeAT, Objective
+from advsphere.objectives import ALP, NFGSM, PGDAT, TRADES, Crafting, Criterion, FastAT, FreeAT, Objective
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import conv_net, images, labels
@@ -136,11 +137,19 @@ def log_odds_of(cos: Tensor, y: Tensor, s: float) -> Tensor:
 
 
 @spheres
-def test_fast_at_trains_as_the_explicit_loop(sphere: bool) -> None:
-    """Wong et al. 2020, algorithm 3: train mode throughout, so that batch norm's statistics see both passes."""
-    eps, alpha = 8 / 255, 10 / 255
+@pytest.mark.parametrize(
+    ("objective", "noise", "alpha", "clip"),
+    [(FastAT(), 8 / 255, 10 / 255, 8 / 255), (NFGSM(), 16 / 255, 8 / 255, 1.0)],
+    ids=["FastAT", "N-FGSM"],
+)
+def test_one_step_methods_train_as_the_explicit_loop(
+    objective: Objective, noise: float, alpha: float, clip: float, sphere: bool
+) -> None:
+    """Wong et al. 2020, algorithm 3, and de Jorge et al. 2022, algorithm 1, which does not clip: train mode throughout,
+    so that batch norm's statistics see both passes.
+    """
     (model, criterion), (bare, s, m) = ours(sphere, torch.float64), theirs(sphere, torch.float64)
-    objective, optimiser, other = FastAT(), sgd(model), sgd(bare)
+    optimiser, other = sgd(model), sgd(bare)
     for i, n in enumerate((8, 8, 5)):
         x, y = pixels(n, torch.float64, seed=i), labels(n)
         rng = Rng.of(x, SEED).at(step=i)
@@ -152,9 +161,9 @@ def test_fast_at_trains_as_the_explicit_loop(sphere: bool) -> None:
         optimiser.step()
 
         bare.train()
-        delta = uniform_noise(x, rng, eps).requires_grad_(True)
+        delta = uniform_noise(x, rng, noise).requires_grad_(True)
         log_odds_of(bare(x + delta), y, s).backward()
-        delta = torch.clamp(delta.detach() + alpha * torch.sign(delta.grad), -eps, eps)
+        delta = torch.clamp(delta.detach() + alpha * torch.sign(delta.grad), -clip, clip)
         other.zero_grad()
         he_cross_entropy(bare(x + delta), y, s, m).backward()
         other.step()

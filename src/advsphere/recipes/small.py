@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from advsphere.data import Augment
 from advsphere.hypersphere import HypersphereConfig, m_he
-from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
+from advsphere.objectives import ALP, NFGSM, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
 from advsphere.runs.config import Config, DataSettings, ModelSettings
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
@@ -98,14 +98,17 @@ PLAIN = [
     digits("alp", ALP(threat=DIGITS_EPS, step_size=0.05, start="uniform")),
     digits("trades", TRADES(threat=DIGITS_EPS, step_size=0.05)),
     digits("fastat", FastAT(threat=DIGITS_EPS, step_size=0.25)),
+    digits("nfgsm", NFGSM(threat=DIGITS_EPS)),
     digits("freeat", FreeAT(threat=DIGITS_EPS, step_size=0.2, repeats=4)),
     cifar10_small("fastat", _FASTAT, 15),
+    cifar10_small("nfgsm", NFGSM(threat=EPS), 15),
     cifar10_small("pgd-at", _PGDAT, 7),
     cifar10_small("trades", TRADES(threat=EPS, step_size=2 / 255), 7),
     cifar10_small("freeat", FreeAT(threat=EPS), 4, lr=0.04),
     cifar10_small("standard", Standard(), 15),
     folder("standard", Standard()),
     folder("fastat", _FASTAT),
+    folder("nfgsm", NFGSM(threat=EPS)),
     folder("pgd-at", _PGDAT),
     folder("trades", TRADES(threat=EPS, step_size=2 / 255)),
     folder("freeat", FreeAT(threat=EPS, repeats=4)),

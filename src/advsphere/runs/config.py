@@ -22,13 +22,25 @@ from advsphere.errors import UserError
 from advsphere.files import Change
 from advsphere.files import differences as json_differences
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.objectives import ALP, PGDAT, TRADES, Crafting, Criterion, FastAT, FreeAT, Losses, Objective, Standard
+from advsphere.objectives import (
+    ALP,
+    NFGSM,
+    PGDAT,
+    TRADES,
+    Crafting,
+    Criterion,
+    FastAT,
+    FreeAT,
+    Losses,
+    Objective,
+    Standard,
+)
 from advsphere.schedule import Schedule
 from advsphere.threat import ThreatModel
 from advsphere.training import TrainSettings
 from advsphere.training.settings import Arguments
 
-OBJECTIVES: dict[str, type[Objective]] = {c.__name__: c for c in (Standard, PGDAT, ALP, TRADES, FastAT, FreeAT)}
+OBJECTIVES: dict[str, type[Objective]] = {c.__name__: c for c in (Standard, PGDAT, ALP, TRADES, FastAT, NFGSM, FreeAT)}
 GIVEN = "given: "
 """Prefix of the recorded name of data, a model or an optimizer that was passed from Python and has no name."""
 
