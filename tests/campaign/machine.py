@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from advsphere.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("interposed.c")
 BEFORE, WITHIN, AFTER, FAIL = range(4)
 """What happens at the chosen change: the process is killed before it, when half of it is done, or after it; or the call
@@ -63,7 +64,8 @@ def under_the_library(arguments: list[str]) -> None:
     if built is None:
         raise UserError("the campaign needs Linux and a C compiler, cc, for its kills within a write")
     if os.environ.get("LD_PRELOAD") != str(built):
-        place = os.environ | {"LD_PRELOAD": str(built), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        place = os.environ | one | {"LD_PRELOAD": str(built), "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.campaign", *arguments], place)
 
 

@@ -118,8 +118,8 @@ def corrupted() -> Subject:
 
     def run(folder: Path) -> None:
         torch.manual_seed(0)
-        images = ImageSet(pictures(6, 16), torch.arange(6) % 3, ("a", "b", "c"))
-        model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 3)).eval()
+        images = ImageSet(pictures(6, 24), torch.arange(6) % 3, ("a", "b", "c"))
+        model = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(108, 3)).eval()
         folder.mkdir(exist_ok=True)
         corruption_accuracy(model, images, generated(images), record=folder / RECORD)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from advsphere.evaluation import Evaluation, Ledger, verify
-from tests.evaluation.cases import linear
+from advsphere.errors import UserError
+from advsphere.evaluation import Evaluation, Ledger, evaluate, verify
+from tests.evaluation.cases import FEW, THREAT, linear
 from tests.evaluation.dying import KINDS
 from tests.launching import run_ranks
 
@@ -33,6 +36,25 @@ def test_ended_at_any_moment_it_comes_to_the_same_ledger(kind: str, tmp_path: Pa
     result.save(tmp_path / f"{moment}.json")
     found = verify(tmp_path / f"{moment}.json", tmp_path / f"{moment}.sqlite", model, images, suite=own)
     assert found.passed, found
+
+
+def test_a_ledger_whose_last_write_was_cut_off_goes_on(tmp_path: Path) -> None:
+    """Also if the batch size is not given, so that it is read from this ledger before anything is written."""
+    known, settings = linear(), {"threat": THREAT, "suite": FEW}
+    whole, cut = tmp_path / "whole.sqlite", tmp_path / "cut.sqlite"
+    evaluate(*known, **settings, ledger=whole)
+    with sqlite3.connect(whole) as db:
+        db.execute("PRAGMA cache_size = 1")  # pages are written before the end of the transaction
+        db.execute("UPDATE cells SET x_adv = randomblob(9000), status = 'resisted'")
+        shutil.copy(whole, cut)
+        shutil.copy(f"{whole}-journal", f"{cut}-journal")
+        db.rollback()
+    db.close()
+    with pytest.raises(UserError, match="run the same evaluation again to complete it"):
+        Ledger.read(cut)
+    evaluate(*known, **settings, ledger=cut)
+    with Ledger.read(cut) as book, Ledger.read(whole) as other:
+        assert book.checksum() == other.checksum()
 
 
 def outcome(book: Ledger, kind: str) -> object:

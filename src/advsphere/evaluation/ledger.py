@@ -107,11 +107,13 @@ class Ledger(Database):
         self._environment = canonical({})
 
     @classmethod
-    def read(cls, path: Path | str) -> Self:
+    def read(cls, path: Path | str, *, recover: bool = False) -> Self:
         """Open an existing ledger for reading.
 
         Args:
             path: The file.
+            recover: If a process was killed while it wrote the file, undo that write first. Otherwise such a file is
+                refused.
 
         Returns:
             The ledger.
@@ -119,7 +121,7 @@ class Ledger(Database):
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no ledger at {path}; `advsphere evaluate` writes one")
-        ledger = cls(path, read_only=True)
+        ledger = cls(path, read_only=not recover)
         with ExitStack() as on_error:
             on_error.callback(ledger.close)
             ledger._check()
