@@ -51,8 +51,8 @@ def judged(ended: Ended, subject: Subject, one: Path, other: Path) -> tuple[str,
 
 
 def kill(record: Record, part: str, subjects: Mapping[str, Subject], count: int, seed: int = 0) -> None:
-    """`count` kills. Of three, two are at a change and one after a step, if there are steps. Of those at a change, three
-    of five are within it. Every fifth is killed again while it goes on.
+    """Kill so many times: of three, twice at a change and once after a step, if there are steps. Of those at a change,
+    three of five are within it. Every fifth is killed again while it goes on.
     """
     with tempfile.TemporaryDirectory(dir=scratch() or None) as place:
         for number, (name, subject) in enumerate(subjects.items()):
