@@ -52,6 +52,13 @@ result = adv.evaluate(net, x, y, threat=threat, ledger="ledger.sqlite")
 result.save("evaluation.json")
 assert adv.verify("evaluation.json", "ledger.sqlite", net, x, y).passed
 print(result.table())
+assert len(result.records()) == 12 * len(result.attacks)
+try:
+    result.to_pandas()
+except adv.UserError as error:
+    assert "pip install 'advsphere[pandas]'" in str(error)
+else:
+    raise AssertionError("pandas is not hidden")
 """
 
 MISSING = {

@@ -86,7 +86,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(folder: Path, monkeypa
         path = folder / "a" / name / "x.jpg"
         path.parent.mkdir(parents=True)
         Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=95)
-    images = FolderImages(torch.tensor([0]), ("0", "1"), "a", View(64, 64), (str(path),))
+    images = FolderImages(torch.tensor([0]), ("0", "1"), "a", View(64, 64), (str(path),), str(folder))
     index, whole = torch.tensor([0]), ResizedCrops(torch.full((1, 22), 0.999), 1.0)
     third = ResizedCrops(torch.full((1, 22), 0.5), 0.1)
     sizes: list[tuple[int, int]] = []

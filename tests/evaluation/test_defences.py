@@ -16,10 +16,10 @@ from advsphere.attacks import pgd
 from advsphere.data import ImageSet, load, load_test
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Effort, Ledger, Sign, evaluate, verify
+from advsphere.evaluation.display import NO_VERDICT
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.masking import refuted
 from advsphere.evaluation.probes import FEW, QUERIES, missing, probes_of
-from advsphere.evaluation.results import NO_VERDICT
 from advsphere.evaluation.suites import SuiteContext, attacks_of
 from advsphere.models import build
 from advsphere.threat import ThreatModel

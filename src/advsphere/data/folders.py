@@ -21,6 +21,11 @@ TEST_FOLDERS = ("val", "test")
 @dataclass(frozen=True, eq=False)
 class FolderImages(EncodedImages):
     paths: tuple[str, ...]
+    folder: str
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(path.removeprefix(f"{self.folder}{os.sep}") for path in self.paths)
 
     def encoded(self, index: list[int]) -> list[Encoded]:
         return [Encoded(self.paths[i], self.paths[i]) for i in index]
@@ -59,7 +64,8 @@ def scan_folder(folder: Path, view: View | None) -> FolderImages:
         )
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(found) for found in files]))
     view = required(view, str(folder), Encoded(files[0][0], files[0][0]))
-    return FolderImages(labels, classes, display_name(folder), view, tuple(path for found in files for path in found))
+    paths = tuple(path for found in files for path in found)
+    return FolderImages(labels, classes, display_name(folder), view, paths, str(folder))
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

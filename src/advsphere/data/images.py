@@ -67,6 +67,11 @@ class Images(ABC):
         """The type of the stored pixels."""
         return torch.uint8
 
+    @property
+    def files(self) -> tuple[str, ...] | None:
+        """The file name of each image, below the folder of the set; None if the images have none."""
+        return None
+
     @abstractmethod
     def stored(self, index: Tensor, crops: ResizedCrops | None = None) -> tuple[Tensor, Tensor]:
         """Read a batch in its stored type, before the conversion to floating point.
@@ -127,7 +132,7 @@ class Images(ABC):
                 problems += error.problems
         if problems:
             raise UnreadableImagesError(problems)
-        return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name)
+        return ImageSet(pixels.to(self.labels.device), self.labels, self.classes, self.name, self.files)
 
     def first(self, n: int) -> Self:
         """Select the first images.
@@ -184,6 +189,7 @@ class ImageSet(Images):
         labels: (N,) int64 in 0..K-1.
         classes: The K names of the classes.
         name: Name of the set in reports.
+        files: The N names of the images' files; None if they have none.
 
     Raises:
         UserError: If a shape, a type or a value is wrong. The message says how to correct it.
@@ -193,6 +199,7 @@ class ImageSet(Images):
     labels: Tensor
     classes: tuple[str, ...]
     name: str = "images"
+    files: tuple[str, ...] | None = None
 
     decodes = False
 
@@ -203,6 +210,8 @@ class ImageSet(Images):
             raise UserError(
                 f"{self.name}: {len(self.pixels)} images but {len(self.labels)} labels: each image needs one label"
             )
+        if self.files is not None and len(self.files) != len(self.labels):
+            raise UserError(f"{self.name}: {len(self.labels)} images but {len(self.files)} file names; give one each")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -221,7 +230,8 @@ class ImageSet(Images):
 
     def take(self, index: Tensor) -> Self:
         pixels, labels = self.stored(index)
-        return replace(self, pixels=pixels, labels=labels)
+        files = None if self.files is None else tuple(self.files[i] for i in index.tolist())
+        return replace(self, pixels=pixels, labels=labels, files=files)
 
     def to(self, device: torch.device | str) -> Self:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))

@@ -47,6 +47,11 @@ class ShardImages(EncodedImages):
     names: tuple[str, ...]
     places: Tensor
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        archives = [PurePosixPath(archive).name for archive in self.archives]
+        return tuple(f"{archives[i]}/{n}" for i, n in zip(self.places[:, 0].tolist(), self.names, strict=True))
+
     def encoded(self, index: list[int]) -> list[Encoded]:
         archives = [self.archives[i] for i in self.places[index, 0].tolist()]
         starts, sizes = self.places[index, 1].tolist(), self.places[index, 2].tolist()

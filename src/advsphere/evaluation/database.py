@@ -37,6 +37,19 @@ class Database:
         """Close the file."""
         self._db.close()
 
+    def content(self) -> bytes:
+        """The whole database, to open it again with `of_content`."""
+        with self._errors():
+            return self._db.serialize()
+
+    @classmethod
+    def of_content(cls, content: bytes) -> Self:
+        """Open in memory what `content` returned."""
+        opened = cls(None)
+        with opened._errors():
+            opened._db.deserialize(content)
+        return opened
+
     def _rows(self, sql: str, *values: object) -> Iterator[Any]:
         with self._errors():
             yield from self._db.execute(sql, values)

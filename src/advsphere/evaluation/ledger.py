@@ -82,7 +82,7 @@ _FORGET_PARTS = (
     f"WHERE whole.attack = batches.attack AND whole.batch = ~batches.batch / {_PLACES})"
 )
 _CONTENT = (
-    "SELECT key, value FROM meta WHERE key != 'answers' ORDER BY key",
+    "SELECT key, value FROM meta WHERE key NOT IN ('answers', 'files') ORDER BY key",
     "SELECT name, value FROM probes ORDER BY name",
     "SELECT example, label FROM examples ORDER BY example",
     "SELECT position, name, settings FROM attacks ORDER BY position",
@@ -137,6 +137,7 @@ class Ledger(Database):
         labels: Sequence[int],
         environment: Mapping[str, Any],
         answers: Mapping[str, Any] | None = None,
+        files: Sequence[str] | None = None,
         beside: Path | None = None,
     ) -> Self:
         """Create a ledger, or open an existing one of the same evaluation.
@@ -148,6 +149,7 @@ class Ledger(Database):
             labels: The label of each example.
             environment: Versions and hardware. They are added to the earlier ones once something is recorded.
             answers: The model's answers from `identity.model_answers`.
+            files: The file name of each image. Names are no part of the checksum.
             beside: Another ledger of this evaluation, whose rows are read as if they were in this one.
 
         Returns:
@@ -164,7 +166,7 @@ class Ledger(Database):
                 refuse_another(path, ledger.identity, identity, ledger.answers, answers)
             else:
                 with ledger._transaction():
-                    ledger._create(identity, labels, answers)
+                    ledger._create(identity, labels, {"answers": answers} | ({} if files is None else {"files": files}))
             if beside is not None:
                 ledger._read_with(beside)
             on_error.pop_all()
@@ -235,13 +237,18 @@ class Ledger(Database):
     @property
     def identity(self) -> dict[str, Any]:
         """The identity that was given to `create_or_resume`."""
-        sql = "SELECT key, value FROM meta WHERE key NOT IN ('format', 'answers')"
+        sql = "SELECT key, value FROM meta WHERE key NOT IN ('format', 'answers', 'files')"
         return {k: json.loads(v) for k, v in self._rows(sql)} | {"attacks": self.attacks}
 
     @property
     def answers(self) -> dict[str, Any] | None:
         """The model's answers to a few images; None in a ledger of an earlier version."""
         return next((json.loads(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'answers'")), None)
+
+    @property
+    def files(self) -> list[str] | None:
+        """The file name of each image; None if the images have none, and in a ledger of an earlier version."""
+        return next((json.loads(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'files'")), None)
 
     @property
     def attacks(self) -> dict[str, dict[str, Any]]:
@@ -363,10 +370,10 @@ class Ledger(Database):
                 digest.update(canonical(values).encode())
         return digest.hexdigest()
 
-    def _create(self, identity: Mapping[str, Any], labels: Sequence[int], answers: Mapping[str, Any] | None) -> None:
+    def _create(self, identity: Mapping[str, Any], labels: Sequence[int], notes: Mapping[str, Any]) -> None:
         for statement in _SCHEMA.split(";"):
             self._db.execute(statement)
-        meta = {"format": _FORMAT, "answers": answers} | {k: v for k, v in identity.items() if k != "attacks"}
+        meta = {"format": _FORMAT, **notes} | {k: v for k, v in identity.items() if k != "attacks"}
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, canonical(v)) for k, v in meta.items()])
         self._db.executemany("INSERT INTO examples VALUES (?, ?)", enumerate(labels))
         attacks = [(name, canonical(settings)) for name, settings in [(CLEAN, {}), *identity["attacks"].items()]]

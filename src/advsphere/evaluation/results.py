@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from advsphere.errors import UserError
+from advsphere.errors import UserError, needs
+from advsphere.evaluation import display, outcomes
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import refuted, signs
-from advsphere.evaluation.rows import Finding, Row, Sign, apart_from, found_alone, row_of, unreached
+from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
 from advsphere.files import content_checksum, differences, read_json, write_atomically
 from advsphere.stats import PairedDifference, paired
-from advsphere.threat import radius
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 WORST = "worst case"
 """Name of the row of the worst case over all attacks."""
 
-NO_VERDICT = "not a verdict"
-"""Printed instead of an accuracy if a sign of gradient masking shows that the attacks fail on the model."""
-
 FORMAT = "advsphere evaluation 3"
-
-
-class Strongest(NamedTuple):
-    """The attack that leaves the fewest examples correct, or several attacks that tie.
-
-    Attributes:
-        names: The attacks.
-        k: Examples still correct after them and those before them in the cascade.
-        n: All examples.
-        alone: Examples that only they fooled; None if later attacks skipped the examples that they fooled.
-    """
-
-    names: tuple[str, ...]
-    k: int
-    n: int
-    alone: int | None
-
-    def __str__(self) -> str:
-        accuracy = f"accuracy {100 * self.k / self.n:.1f} % under {', '.join(self.names)}"
-        if self.alone is None:
-            return f"{accuracy}; later attacks skipped the images that it fooled"
-        return f"{accuracy}, which alone fooled {self.alone} of the {self.n} images"
+LEDGER = "ledger.sqlite"
+"""The name of the ledger beside a saved evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +41,7 @@ class Evaluation:
         ledger: Checksum of the ledger that the rows were derived from.
         findings: Findings of preflight; None if they were not stored.
         signs: Signs of gradient masking, raised or not; None if they were not stored.
+        ledger_file: The file of the ledger, or its content if it was kept in memory; None if there is none.
     """
 
     clean: Row
@@ -73,6 +52,14 @@ class Evaluation:
     ledger: str
     findings: tuple[Finding, ...] | None
     signs: tuple[Sign, ...] | None
+    ledger_file: Path | bytes | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        """One line: model, threat model, number of images, clean and robust accuracy with its interval."""
+        return display.line(self)
+
+    def _repr_html_(self) -> str:
+        return display.notebook(self)
 
     @classmethod
     def of(cls, ledger: Ledger, findings: Sequence[Finding] = ()) -> Self:
@@ -113,6 +100,7 @@ class Evaluation:
             ledger=ledger.checksum(),
             findings=tuple(findings),
             signs=signs(rows, ledger.probes, identity["model"]["scale"]),
+            ledger_file=ledger.content() if ledger.path is None else ledger.path.absolute(),
         )
 
     @property
@@ -142,9 +130,8 @@ class Evaluation:
         """Warnings that a reader must know before relying on the numbers."""
         flags = [f.detail for f in self.findings or () if f.status == "noted"]
         if sign := self.refuted(self.worst):
-            flags.insert(
-                0, f"{NO_VERDICT}: {sign.check}, so what these attacks leave is no robust accuracy; {sign.advice}"
-            )
+            says = f"{sign.check}, so what these attacks leave is no robust accuracy; {sign.advice}"
+            flags.insert(0, f"{display.NO_VERDICT}: {says}")
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
@@ -219,12 +206,15 @@ class Evaluation:
         return content | {"checksum": content_checksum(content)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], source: object = "this evaluation") -> Self:
+    def from_dict(
+        cls, data: Mapping[str, Any], source: object = "this evaluation", ledger_file: Path | None = None
+    ) -> Self:
         """Read the data that `to_dict` returned.
 
         Args:
             data: The JSON data.
             source: Origin of the data, for the error message.
+            ledger_file: The file of its ledger, if there is one.
 
         Returns:
             The evaluation.
@@ -247,6 +237,7 @@ class Evaluation:
             ledger=data["ledger"],
             findings=None if data["findings"] is None else tuple(Finding(**f) for f in data["findings"]),
             signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
+            ledger_file=ledger_file,
         )
 
     def save(self, path: Path | str) -> None:
@@ -263,7 +254,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a saved evaluation.
+        """Read a saved evaluation, with the ledger if there is a "ledger.sqlite" beside it.
 
         Args:
             path: The file.
@@ -275,7 +266,8 @@ class Evaluation:
             UserError: If the file is missing, of another kind, or was changed after it was written.
         """
         path = Path(path)
-        return cls.from_dict(read_json(path, FORMAT), path)
+        beside = path.absolute().with_name(LEDGER)
+        return cls.from_dict(read_json(path, FORMAT), path, beside if beside.is_file() else None)
 
     def table(self, *, width: int = 100) -> str:
         """The rows as text for a terminal.
@@ -286,38 +278,59 @@ class Evaluation:
         Returns:
             The table, and below it the strongest attack, flags and signs of gradient masking.
         """
-        from rich.console import Console
-        from rich.table import Table
+        return display.text(self, width)
 
-        threat = self.identity["threat"]
-        says = (
-            "robust accuracy, an upper bound" if self.refuted(self.worst) is None else "no verdict on robust accuracy"
-        )
-        title = f"{says}: {threat['norm']}, eps = {radius(threat['eps'])}"
-        table = Table(title=title, title_justify="left", caption_justify="left")
-        medians = any(row.median is not None for row in self.rows)
-        for heading in ("", "accuracy", "95 % interval", "k / n", *["median norm"] * medians, "seconds"):
-            table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=heading != "")
-        for row in self.rows:
-            low, high = row.interval
-            interval = f"{100 * low:.1f} - {100 * high:.1f}"
-            median = ["" if row.median is None else f"{row.median:.3g}"] * medians
-            found = [NO_VERDICT, ""] if self.refuted(row) else [f"{100 * row.accuracy:.1f} %", interval]
-            cells = [*found, f"{row.k} / {row.n}", *median, f"{row.seconds:.1f}"]
-            if not row.ran:
-                cells = ["not run", *[""] * (len(cells) - 1)]
-            table.add_row(row.name, *cells, style="bold" if row is self.worst else None)
-        out = io.StringIO()
-        console = Console(file=out, width=width, highlight=False, markup=False)
-        console.print(table)
-        below = [] if self.strongest is None else [f"strongest: {self.strongest}"]
-        below += [f"! {flag}" for flag in self.flags]
-        for sign in self.raised:
-            below += [f"! sign of gradient masking: {sign.check}", f"    {sign.detail}", f"    -> {sign.advice}"]
-        for line in (*below, self.looked_for):
-            wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
-            console.print("\n".join(wrapped), soft_wrap=True)
-        return out.getvalue()
+    def records(self) -> list[dict[str, Any]]:
+        """The outcome of each attack on each image.
+
+        Returns:
+            A dictionary for each image and attack, in the order of the images, then of the attacks. "image" is the
+            position of the image from 0, "file" its file name or None, "label" its class and "clean_prediction" the
+            class that the model predicts without an attack. "attack" is the name of the attack, and "outcome" is
+            "fooled", "robust" or "not tried": the image is misclassified without an attack, an earlier attack of the
+            cascade fooled it, or the time was over. "norm" is the norm of the perturbation, in the norm of the threat
+            model, and "prediction" the class of the perturbed image. Both are None if the attack was not tried. "norm"
+            is also None if the attack did not change the class. It is above eps, and the outcome "robust", if the
+            attack only found an image outside the ball. A prediction of -1 stands for logits with NaN.
+
+        Raises:
+            UserError: If the ledger is not at hand, damaged, or has changed since this evaluation.
+        """
+        with outcomes.opened(self.ledger_file, self.ledger) as book:
+            return outcomes.records(book)
+
+    def to_pandas(self) -> DataFrame:
+        """The records as a data frame with one row for each image and attack, for further analysis.
+
+        Returns:
+            The columns are those of `records`. A missing norm is NaN, a missing prediction <NA>.
+
+        Raises:
+            UserError: If pandas is not installed, and as `records`.
+        """
+        needs("pandas", "pandas")
+        import pandas
+
+        frame = pandas.DataFrame(self.records(), columns=[*outcomes.COLUMNS])
+        return frame.astype({"norm": "float64", "prediction": "Int64"})
+
+    def adversarial(self, attack: str | None = None) -> outcomes.AdversarialImages:
+        """The adversarial images, as they are stored in the ledger. Each is in the ball and fools the model.
+
+        Args:
+            attack: The attack that found them. By default the image that any attack found nearest to the clean image.
+
+        Returns:
+            The images (N, C, H, W) in [0, 1], their labels (N,) and their positions (N,), of the images that are
+            fooled. Those that are misclassified without an attack are not among them.
+
+        Raises:
+            UserError: If there is no such attack, and as `records`.
+        """
+        if attack is not None and self.row(attack) not in self.attacks:
+            raise UserError(f"{attack!r} is no attack; there are {', '.join(row.name for row in self.attacks)}")
+        with outcomes.opened(self.ledger_file, self.ledger) as book:
+            return outcomes.adversarial(book, attack)
 
 
 def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedDifference:

@@ -1,4 +1,4 @@
-"""The parts of an evaluation: a row for each attack, findings of preflight, and signs of gradient masking."""
+"""The parts of an evaluation: rows of attacks, findings of preflight, and signs of gradient masking."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from advsphere.evaluation.ledger import Ledger
 from advsphere.stats import wilson
@@ -74,6 +74,28 @@ class Row:
         """The row as JSON data, with its derived numbers."""
         low, high = self.interval
         return {"k": self.k, "n": self.n, "accuracy": self.accuracy, "low": low, "high": high} | asdict(self)
+
+
+class Strongest(NamedTuple):
+    """The attack that leaves the fewest examples correct, or several attacks that tie.
+
+    Attributes:
+        names: The attacks.
+        k: Examples still correct after them and those before them in the cascade.
+        n: All examples.
+        alone: Examples that only they fooled; None if later attacks skipped the examples that they fooled.
+    """
+
+    names: tuple[str, ...]
+    k: int
+    n: int
+    alone: int | None
+
+    def __str__(self) -> str:
+        accuracy = f"accuracy {100 * self.k / self.n:.1f} % under {', '.join(self.names)}"
+        if self.alone is None:
+            return f"{accuracy}; later attacks skipped the images that it fooled"
+        return f"{accuracy}, which alone fooled {self.alone} of the {self.n} images"
 
 
 def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:

@@ -143,7 +143,7 @@ class Plan:
     def _begin(self, path: Path | None, *, beside: Path | None = None) -> Ledger:
         labels = self.images.labels.tolist()
         known = {"identity": self.identity, "answers": self.answers, "environment": self.environment}
-        return Ledger.create_or_resume(path, labels=labels, beside=beside, **known)
+        return Ledger.create_or_resume(path, labels=labels, files=self.images.files, beside=beside, **known)
 
     def _resized(self, path: Path) -> Mapping[str, Any]:
         """The identity, with the batch size of an existing ledger."""

@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from advsphere.analysis.curves import curve_figure
 from advsphere.comparison.gain import Gain, row_for
-from advsphere.evaluation.results import NO_VERDICT, WORST, Evaluation, compare
+from advsphere.evaluation.display import NO_VERDICT
+from advsphere.evaluation.results import WORST, Evaluation, compare
 from advsphere.evaluation.rows import Row
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table

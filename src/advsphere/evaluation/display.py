@@ -1,0 +1,105 @@
+"""An evaluation as it is shown: a table for a terminal, a table for a notebook, and one line."""
+
+from __future__ import annotations
+
+import html
+import io
+import textwrap
+from typing import TYPE_CHECKING
+
+from advsphere.evaluation.rows import Row
+from advsphere.threat import radius
+
+if TYPE_CHECKING:
+    from advsphere.evaluation.results import Evaluation
+
+NO_VERDICT = "not a verdict"
+"""Printed instead of an accuracy if a sign of gradient masking shows that the attacks fail on the model."""
+
+
+def title(evaluation: Evaluation) -> str:
+    stands = evaluation.refuted(evaluation.worst) is None
+    says = "robust accuracy, an upper bound" if stands else "no verdict on robust accuracy"
+    return f"{says}: {_threat(evaluation)}"
+
+
+def line(evaluation: Evaluation) -> str:
+    """Model, threat model, number of images, clean and robust accuracy."""
+    model, clean, worst = evaluation.identity["model"]["type"], evaluation.clean, evaluation.worst
+    accuracy, interval = _accuracy(evaluation, worst, " to ")
+    robust = f"at most {accuracy} ({interval})" if interval else accuracy
+    return (
+        f"<Evaluation of {model}: {_threat(evaluation)}, n = {clean.n}, clean accuracy {100 * clean.accuracy:.1f} %, "
+        f"robust accuracy {robust}>"
+    )
+
+
+def text(evaluation: Evaluation, width: int) -> str:
+    """The rows, and below them the strongest attack, flags and signs of gradient masking."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title(evaluation), title_justify="left", caption_justify="left")
+    for i, heading in enumerate(_headings(evaluation)):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in evaluation.rows:
+        table.add_row(*_cells(evaluation, row), style="bold" if row is evaluation.worst else None)
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False, markup=False)
+    console.print(table)
+    for line in _below(evaluation):
+        wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
+        console.print("\n".join(wrapped), soft_wrap=True)
+    return out.getvalue()
+
+
+def notebook(evaluation: Evaluation) -> str:
+    """The same as HTML. It sets no colours, so it fits the light and the dark theme of a notebook."""
+    left, right = 'style="text-align: left"', 'style="text-align: right; white-space: nowrap"'
+
+    def row_of(cells: list[str], tag: str, bold: bool = False) -> str:
+        shown = [f"<b>{html.escape(cell)}</b>" if bold and cell else html.escape(cell) for cell in cells]
+        first, *rest = shown
+        return f"<tr><th {left}>{first}</th>{''.join(f'<{tag} {right}>{cell}</{tag}>' for cell in rest)}</tr>"
+
+    body = "".join(row_of(_cells(evaluation, row), "td", row is evaluation.worst) for row in evaluation.rows)
+    below = "".join(f"<div>{html.escape(line)}</div>" for line in _below(evaluation))
+    return (
+        f'<div style="max-width: 60em"><table><caption {left}>{html.escape(title(evaluation))}</caption>'
+        f"<thead>{row_of(_headings(evaluation), 'th')}</thead><tbody>{body}</tbody></table>{below}</div>"
+    )
+
+
+def _threat(evaluation: Evaluation) -> str:
+    threat = evaluation.identity["threat"]
+    return f"{threat['norm']}, eps = {radius(threat['eps'])}"
+
+
+def _accuracy(evaluation: Evaluation, row: Row, dash: str) -> tuple[str, str]:
+    """An accuracy in percent and its interval; no numbers if a sign of gradient masking refutes them."""
+    if evaluation.refuted(row):
+        return NO_VERDICT, ""
+    low, high = row.interval
+    return f"{100 * row.accuracy:.1f} %", f"{100 * low:.1f}{dash}{100 * high:.1f}"
+
+
+def _headings(evaluation: Evaluation) -> list[str]:
+    medians = any(row.median is not None for row in evaluation.rows)
+    return ["", "accuracy", "95 % interval", "k / n", *["median norm"] * medians, "seconds"]
+
+
+def _cells(evaluation: Evaluation, row: Row) -> list[str]:
+    columns = len(_headings(evaluation))
+    if not row.ran:
+        return [row.name, "not run", *[""] * (columns - 2)]
+    median = ["" if row.median is None else f"{row.median:.3g}"] * (columns - 5)
+    return [row.name, *_accuracy(evaluation, row, " - "), f"{row.k} / {row.n}", *median, f"{row.seconds:.1f}"]
+
+
+def _below(evaluation: Evaluation) -> list[str]:
+    best = evaluation.strongest
+    lines = [] if best is None else [f"strongest: {best}"]
+    lines += [f"! {flag}" for flag in evaluation.flags]
+    for sign in evaluation.raised:
+        lines += [f"! sign of gradient masking: {sign.check}", f"    {sign.detail}", f"    -> {sign.advice}"]
+    return [*lines, evaluation.looked_for]
