@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from advsphere.errors import UserError
-from advsphere.files import Change, differences, disk_errors, folder_lock, some, write_atomically
+from advsphere.files import Change, differences, disk_errors, file_lock, folder_lock, some, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -171,6 +173,65 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path:
         assert names(folder) == [".lock"]
     with folder_lock(folder, patience=0):
         pass
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied", "replaced", "linked elsewhere"])
+def test_a_locked_folder_that_goes_away_is_not_made_again(tmp_path: Path, how: str) -> None:
+    real, folder = tmp_path / "real", tmp_path / "run"
+    real.mkdir()
+    (tmp_path / "other").mkdir()
+    folder.symlink_to(real)
+    with pytest.raises(UserError, match="run was removed or replaced while"), folder_lock(folder):
+        write_atomically(folder / "below" / "a", b"")
+        if how == "emptied":
+            shutil.rmtree(real)
+            real.mkdir()
+        elif how == "linked elsewhere":
+            folder.unlink()
+            folder.symlink_to(tmp_path / "other")
+        else:
+            real.rename(tmp_path / "moved")
+            if how == "replaced":
+                shutil.copytree(tmp_path / "moved", real)
+        before = sorted(tmp_path.rglob("*"))
+        for path in (folder / "a", folder / "new" / "a"):
+            with pytest.raises(UserError, match="was removed or replaced"):
+                write_atomically(path, b"")
+        assert sorted(tmp_path.rglob("*")) == before
+    write_atomically(tmp_path / "real" / "a", b"after the lock")
+
+
+def test_the_holder_of_a_lock_is_named(tmp_path: Path) -> None:
+    said = rf"another process is writing into {tmp_path} \(process {os.getpid()} on .+, since 20\d\d-.+\); wait"
+    with folder_lock(tmp_path), pytest.raises(UserError, match=said), folder_lock(tmp_path, patience=0):
+        pass
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuses)
+    for lock, path in ((folder_lock, tmp_path), (file_lock, tmp_path / "ledger")):
+        with pytest.warns(UserWarning, match="has no locks, so nothing keeps two processes"), lock(path, patience=0):
+            write_atomically(tmp_path / "a", b"x")
+
+
+def test_what_killed_writers_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / "[a]*.bin"
+    code = "import os, sys; from pathlib import Path; from advsphere.files import write_atomically\n"
+    code += "write_atomically(Path(sys.argv[1]), lambda to: (to.write_bytes(b'half'), os._exit(9)))"
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == 9
+    (left,) = tmp_path.iterdir()
+    mine = left.with_suffix(f".{os.getpid()}")  # of a process that lives
+    other = tmp_path / f".b.bin{left.name.removeprefix('.[a]*.bin')}"
+    for kept in (mine, other):
+        kept.write_bytes(b"")
+    mine.rename(left.with_suffix(f".{os.getppid()}"))
+    write_atomically(path, b"whole")
+    assert names(tmp_path) == sorted([path.name, other.name, f"{left.stem}.{os.getppid()}"])
 
 
 def test_differences_of_json_values() -> None:

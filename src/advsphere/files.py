@@ -1,10 +1,16 @@
-"""Files: atomic writes, a lock for each folder, JSON values, and checksums of contents."""
+"""Files: atomic writes, locks, JSON values, and checksums of contents."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
+import math
 import os
+import socket
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,11 +33,13 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
         data: The new content, or a function that writes it into the file that it is given.
 
     Raises:
-        UserError: If the disk is full or not writable; an earlier file at `path` is then untouched.
+        UserError: If the disk is full or not writable; an earlier file at `path` is then untouched. Also if `path` is
+            in a folder that this process locked, and that was removed or replaced since then.
     """
     with disk_errors(path):
+        _require_locked(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = _unfinished(path, os.getpid())
         try:
             temporary.write_bytes(data) if isinstance(data, bytes) else data(temporary)
             with temporary.open("r+b") as file:
@@ -39,6 +47,7 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)  # exists only after an error or Ctrl-C
+        _delete_unfinished(path)
         if os.name == "nt":  # Windows can't open a folder
             return
         folder = os.open(path.parent, os.O_RDONLY)
@@ -58,12 +67,35 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Fix that and try again") from error
 
 
+def _unfinished(path: Path, process: int | str) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{process}")
+
+
+def _delete_unfinished(path: Path) -> None:
+    """Delete what killed processes of this machine left of a file."""
+    for left in path.parent.glob(glob.escape(_unfinished(path, "").name) + "*"):
+        with suppress(ValueError, OSError):
+            if os.name != "nt" and not _lives(int(left.suffix[1:])):
+                left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
+
+
 @contextmanager
 def folder_lock(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
     """Keep other processes from writing into a folder while the block runs.
 
     The lock is a file `.lock` in the folder. The operating system releases it when this process ends, even if it is
-    killed; the file stays.
+    killed; the file stays. While the block runs, `write_atomically` refuses to write into the folder once it was
+    removed, or another folder took its place.
 
     Args:
         folder: The folder; it is created if it does not exist.
@@ -71,21 +103,98 @@ def folder_lock(folder: Path, *, patience: float = 6.0) -> Iterator[None]:
             seconds and hold its lock.
 
     Raises:
-        UserError: If another process still holds the folder, or the folder can't be written.
+        UserError: If another process still holds the folder, the folder can't be written, or it is another one at the
+            end of the block.
     """
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+    key = folder.absolute()
+    with _locked(folder / ".lock", folder, patience):
+        _places[key] = identity_of(folder / ".lock")
+        try:
+            yield
+            _require_locked(folder / ".lock")
+        finally:
+            del _places[key]
+
+
+@contextmanager
+def file_lock(path: Path, *, patience: float = 6.0) -> Iterator[None]:
+    """Keep other processes that also call this from writing a file while the block runs.
+
+    Args:
+        path: The file; its folder is created if it does not exist. The lock is a hidden file beside it, and stays.
+        patience: Seconds to wait for another process.
+
+    Raises:
+        UserError: If another process still holds the file, or the folder can't be written.
+    """
+    with _locked(path.with_name(f".{path.name}.lock"), path, patience):
+        yield
+
+
+_places: dict[Path, tuple[int, int] | None] = {}
+"""The identities of the lock files of folders that this process has locked."""
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What a file system without locks answers."""
+
+
+@contextmanager
+def _locked(path: Path, what: Path, patience: float) -> Iterator[None]:
+    with disk_errors(what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
         try:
             lock.acquire(timeout=patience, poll_interval=0.1)
         except Timeout as error:
             raise UserError(
-                f"another process is writing into {folder}; wait until it has finished, or name another folder"
+                f"another process is writing into {what}{_holder(path)}; wait until it has finished, or name another "
+                "folder"
             ) from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"the file system of {what} has no locks, so nothing keeps two processes from writing into it; "
+                "start only one at a time",
+                stacklevel=4,
+            )
     try:
+        with suppress(OSError):
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now}", encoding="utf-8")
         yield
     finally:
+        with suppress(OSError):
+            os.truncate(path, 0)
         lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, as far as its file says."""
+    try:
+        said = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+    except OSError:
+        said = ""
+    return f" ({said})" if said.isprintable() and said else ""
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """The device and number of a file, which another file at the same place does not have; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _require_locked(path: Path) -> None:
+    """Raise UserError if a folder around `path` was locked by this process, and is no longer the same."""
+    for folder in path.absolute().parents if _places else ():
+        if folder in _places and _places[folder] != identity_of(folder / ".lock"):
+            raise UserError(
+                f"{folder} was removed or replaced while this process was writing into it, so it stops; run the same "
+                "command again, after putting the folder back if you moved it"
+            )
 
 
 def tensor_checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -112,17 +221,33 @@ def packed(x: Tensor | None) -> bytes | None:
 
 
 def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
-    """The tensor from its packed bytes. Raises ValueError if the shape does not fit."""
+    """The tensor from its packed bytes. Raises ValueError if the shape does not fit, before it takes more memory."""
     try:
-        return torch.from_numpy(np.frombuffer(zlib.decompress(blob), dtype=np.float32).copy().reshape(shape))
+        count = math.prod(shape)
+        if not 0 <= count <= _MOST_VALUES:
+            raise ValueError(f"images of {shape} are too large")
+        content = zlib.decompressobj().decompress(blob, 4 * count + 1)
+        return torch.from_numpy(np.frombuffer(content, dtype=np.float32).copy().reshape(shape))
     except (zlib.error, TypeError) as error:
         raise ValueError(str(error)) from error
+
+
+_MOST_VALUES = 2**27
+"""Values in one image: 512 MiB, more than any image that was attacked in a batch."""
 
 
 def fingerprint(blob: bytes) -> str:
     """SHA-256 of the values in a packed tensor, which does not depend on the build of zlib."""
     with suppress(zlib.error):  # damaged bytes are hashed as they are, so that the damage shows
-        blob = zlib.decompress(blob)
+        digest, unpacker = hashlib.sha256(), zlib.decompressobj()
+        rest = blob
+        while not unpacker.eof:
+            part = unpacker.decompress(rest, 2**20)
+            rest = unpacker.unconsumed_tail
+            if not part and not rest:  # it was cut off
+                raise zlib.error
+            digest.update(part)
+        return digest.hexdigest()
     return hashlib.sha256(blob).hexdigest()
 
 
@@ -184,8 +309,8 @@ def some(items: Sequence[object], most: int = 5) -> str:
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """A JSON object whose entry "format" is `kind`. Raises UserError for any other file."""
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as {kind!r}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != kind:
         raise UserError(f"{path} is not {kind!r}; give a file that `advsphere evaluate` of this version wrote")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -61,6 +62,27 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path: Path, monkeypatch:
         train(tiny_config("fastat"), folder, resume=True)
     assert names_in(folder) == {".lock"}
     train(tiny_config("fastat"), folder, resume=True)
+
+
+@pytest.mark.parametrize("when", [1, 2])
+@pytest.mark.parametrize("how", ["removed", "replaced", "emptied of all that is visible"])
+def test_a_folder_that_goes_away_while_training_ends_the_run(tmp_path: Path, how: str, when: int) -> None:
+    folder = tmp_path / "run"
+
+    def go_away(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == when:
+            if how == "removed":
+                shutil.rmtree(folder)
+            elif how == "replaced":
+                folder.rename(tmp_path / "moved")
+                folder.mkdir()
+            else:
+                for path in folder.glob("[!.]*.*"):
+                    path.unlink()
+
+    with pytest.raises(UserError, match=r"was removed or replaced|config\.yaml.* disappeared from"):
+        train(tiny_config("fastat"), folder, on_epoch=go_away)
+    assert how.startswith("emptied") or not folder.exists() or not names_in(folder)
 
 
 def test_resume_begins_where_there_is_nothing_yet(tmp_path: Path) -> None:

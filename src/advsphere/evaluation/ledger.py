@@ -7,7 +7,6 @@ batch of an attack, or part of a batch, is one transaction, so an interrupted on
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
@@ -161,7 +160,7 @@ class Ledger(Database):
         ledger = cls(path)
         with ExitStack() as on_error:
             on_error.callback(ledger.close)
-            if any(ledger._rows("SELECT 1 FROM sqlite_master")):
+            if [*ledger._rows("SELECT 1 FROM sqlite_master LIMIT 1")]:
                 ledger._check()
                 refuse_another(path, ledger.identity, identity, ledger.answers, answers)
             else:
@@ -221,7 +220,7 @@ class Ledger(Database):
     @property
     def probes(self) -> dict[str, Any]:
         """The results of all probes, by name."""
-        return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM probes ORDER BY name")}
+        return {name: self._json(value) for name, value in self._rows("SELECT name, value FROM probes ORDER BY name")}
 
     def done(self, attack: str) -> set[int]:
         """The finished batches of an attack.
@@ -238,28 +237,28 @@ class Ledger(Database):
     def identity(self) -> dict[str, Any]:
         """The identity that was given to `create_or_resume`."""
         sql = "SELECT key, value FROM meta WHERE key NOT IN ('format', 'answers', 'files')"
-        return {k: json.loads(v) for k, v in self._rows(sql)} | {"attacks": self.attacks}
+        return {k: self._json(v) for k, v in self._rows(sql)} | {"attacks": self.attacks}
 
     @property
     def answers(self) -> dict[str, Any] | None:
         """The model's answers to a few images; None in a ledger of an earlier version."""
-        return next((json.loads(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'answers'")), None)
+        return next((self._json(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'answers'")), None)
 
     @property
     def files(self) -> list[str] | None:
         """The file name of each image; None if the images have none, and in a ledger of an earlier version."""
-        return next((json.loads(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'files'")), None)
+        return next((self._json(v) for (v,) in self._rows("SELECT value FROM meta WHERE key = 'files'")), None)
 
     @property
     def attacks(self) -> dict[str, dict[str, Any]]:
         """The settings of each attack, in order, without the clean images."""
         rows = self._rows("SELECT name, settings FROM attacks WHERE name != ? ORDER BY position", CLEAN)
-        return {name: json.loads(settings) for name, settings in rows}
+        return {name: self._json(settings) for name, settings in rows}
 
     @property
     def environments(self) -> list[dict[str, Any]]:
         """The environments of the run; several if it was continued elsewhere or with another commit."""
-        return [json.loads(v) for (v,) in self._rows("SELECT value FROM environments ORDER BY rowid")]
+        return [self._json(v) for (v,) in self._rows("SELECT value FROM environments ORDER BY rowid")]
 
     @property
     def labels(self) -> list[int]:
@@ -387,10 +386,11 @@ class Ledger(Database):
                 self._db.execute(f"CREATE TEMP VIEW {table} AS {both}")
 
     def _check(self) -> None:
+        self._refuse_computed()
         with self._errors():
             (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
                 raise UserError(f"{self.path} is damaged ({found}); use another copy, or evaluate into a new file")
             row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
-        if row is None or json.loads(row[0]) != _FORMAT:
+        if row is None or self._json(row[0]) != _FORMAT:
             raise UserError(f"{self.path} is no ledger of this version ({_FORMAT}); evaluate into a new file")

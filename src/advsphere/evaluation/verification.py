@@ -90,11 +90,12 @@ def verify(
         The findings.
 
     Raises:
-        UserError: If a file is missing, damaged or of another kind.
+        UserError: If a file is missing, damaged or of another kind, or if the evaluation is continued meanwhile.
     """
     evaluation, ledger = Path(evaluation), Path(ledger)
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
+        before = book.version
         if labels is None and not isinstance(images, Images):
             labels = torch.tensor(book.labels)
         model = as_judged(model, book.identity["suite"].get("draws", 0))
@@ -109,6 +110,8 @@ def verify(
                 found += [evidence.clean_again(), *(evidence.stored_again(name) for name in book.attacks)]
                 found += [*_checks(written, evidence, specs)]
                 found += [*evidence.attacked_again(specs, share, at_least, seed)]
+        if book.version != before:
+            raise UserError(f"the evaluation in {ledger} was continued while it was read; verify it when it has ended")
     return Verification(tuple(found))
 
 

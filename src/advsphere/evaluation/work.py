@@ -33,7 +33,7 @@ from advsphere.evaluation.probes import missing, probes_of
 from advsphere.evaluation.results import Evaluation
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.files import canonical
+from advsphere.files import canonical, file_lock
 from advsphere.identity import AnotherModelError
 from advsphere.rng import Rng
 from advsphere.stats import wilson
@@ -113,7 +113,8 @@ class Plan:
         free = path
         for free in self._names(path) if self.world.first else ():
             try:
-                self._begin(free).close()
+                with file_lock(free):
+                    self._begin(free).close()
                 break
             except AnotherModelError:
                 if not beside:
@@ -127,7 +128,10 @@ class Plan:
     def run(self, on_progress: OnProgress | None = None) -> Evaluation:
         """Run the attacks within the budget, and compute the result from the ledger."""
         result = None
-        with exact_float32():
+        with ExitStack() as held:
+            held.enter_context(exact_float32())
+            if self.ledger is not None and self.world.first:
+                held.enter_context(file_lock(self.ledger))
             if self.world.size > 1:
                 with own_part(self.ledger, self._begin, self.world) as book:
                     _Work(self, book, on_progress).run()
@@ -138,6 +142,7 @@ class Plan:
                         work.run()
                     work.probe()
                     result = Evaluation.of(book, self.findings)
+                    book.require_place()
             return cast(Evaluation, self.world.from_first(result))
 
     def _begin(self, path: Path | None, *, beside: Path | None = None) -> Ledger:

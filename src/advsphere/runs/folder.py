@@ -176,6 +176,16 @@ def record(folder: Path, config: Config, environment: Mapping[str, Any], classes
         write_atomically(folder / name, content)
 
 
+def require_record(folder: Path) -> None:
+    """Raise UserError if the files that describe the run, or its last checkpoint, were removed while it trained."""
+    missing = [name for name in (CONFIG, PROVENANCE, "last.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{some(missing)} disappeared from {folder} while it trained; restore them, or train again with another "
+            "--out"
+        )
+
+
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
     """Raise UserError if the training images of a resumed run have other classes than at its start."""
     known = read_classes(folder)

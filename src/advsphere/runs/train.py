@@ -28,7 +28,7 @@ from advsphere.provenance import environment
 from advsphere.rng import Rng
 from advsphere.runs.build import as_dataset, assemble, chosen_device, from_scratch, load_data
 from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded, to_dict, user_names
-from advsphere.runs.folder import check_classes, claim
+from advsphere.runs.folder import check_classes, claim, require_record
 from advsphere.runs.folder import record as write_record
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Hooks, Metrics, Tick, Trainer, TrainSettings
@@ -135,7 +135,7 @@ def train(
 
     Raises:
         UserError: If a part does not exist or does not fit, the folder holds another run, another process trains into
-            it, training diverges or the disk is full.
+            it, it is removed or replaced meanwhile, training diverges or the disk is full.
         Stopped: If `stop` returned True; the folder holds a checkpoint to resume from.
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
@@ -209,6 +209,8 @@ def train(
         )
         on_start(trainer, notes)
         trainer.fit()
+        if world.first:
+            require_record(folder)
         return trainer.result
 
 
