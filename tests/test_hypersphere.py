@@ -154,6 +154,15 @@ def test_angular_margin_follows_the_current_scale_and_margin() -> None:
         assert criterion(head(z), y).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+def test_with_soft_labels_each_class_has_its_share_of_the_margin() -> None:
+    head = HypersphereHead(4, 5, scale=8.0)
+    criterion, z, y = AngularMargin(head, 0.3), torch.randn(6, 5), torch.arange(6) % 5
+    torch.testing.assert_close(criterion(z, F.one_hot(y, 5).float()), criterion(z, y))
+    half = (F.one_hot(y, 5) + F.one_hot((y + 1) % 5, 5)) / 2
+    expected = -(half * F.log_softmax(z - 8.0 * 0.3 * half, 1)).sum(1)
+    torch.testing.assert_close(criterion(z, half), expected)
+
+
 def test_without_margin_it_is_cross_entropy() -> None:
     head, y = new_head(), torch.arange(8) % 5
     assert torch.equal(AngularMargin(head, 0.0)(head(features()), y), cross_entropy(head(features()), y))

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from advsphere import losses
 from advsphere.errors import UserError
-from advsphere.losses import at_scale, cross_entropy, dlr, dlr_targeted, kl, log_odds, margin, smoothed
+from advsphere.losses import Loss, at_scale, cross_entropy, dlr, dlr_targeted, kl, log_odds, margin, smoothed
 
 B, K = 12, 6
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -76,9 +76,18 @@ FORMULAS: dict[str, tuple[Callable[..., Tensor], Callable[..., float], Callable[
 formulas = pytest.mark.parametrize(("loss", "naive", "target"), FORMULAS.values(), ids=FORMULAS.keys())
 
 
+OTHERS = ("at_scale", "is_soft", "smoothed", "widen")
+
+
 def test_every_loss_has_a_formula() -> None:
     ours = {name for name, value in vars(losses).items() if getattr(value, "__module__", "") == "advsphere.losses"}
-    assert {name for name in ours if not name.startswith("_")} == {*FORMULAS, "at_scale", "smoothed", "widen"}
+    assert {name for name in ours if not name.startswith("_")} == {
+        *FORMULAS,
+        "at_scale",
+        "is_soft",
+        "smoothed",
+        "widen",
+    }
 
 
 @formulas
@@ -237,3 +246,26 @@ def test_label_smoothing_keeps_another_loss_and_low_precision() -> None:
     expected = 0.8 * margin(exact, labels()) - 0.2 * exact.log_softmax(1).mean(1)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected)
+
+
+def test_soft_labels_are_the_mean_over_their_classes() -> None:
+    """Known answers: a row with one class is that label's loss, and the loss is linear in the probabilities."""
+    z = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, other = torch.arange(6) % 5, torch.arange(6) % 4
+    hard = F.one_hot(y, 5).double()
+    mixed = 0.3 * hard + 0.7 * F.one_hot(other, 5)
+    for loss in (cross_entropy, smoothed(cross_entropy, 0.1)):
+        torch.testing.assert_close(loss(z, hard), loss(z, y))
+        torch.testing.assert_close(loss(z, mixed), 0.3 * loss(z, y) + 0.7 * loss(z, other))
+    expected = F.cross_entropy(z, mixed, reduction="none")
+    torch.testing.assert_close(cross_entropy(z, mixed), expected)
+    assert cross_entropy(1e4 * z, mixed).isfinite().all()
+    entropy = -(mixed * mixed.clamp(min=1e-30).log()).sum(1)
+    torch.testing.assert_close(kl(z, mixed), cross_entropy(z, mixed) - entropy)
+
+
+@pytest.mark.parametrize("loss", [log_odds, margin, dlr])
+@pytest.mark.parametrize("labels", [torch.full((2, 4), 0.25), torch.eye(4)[:2].long(), torch.zeros(2, 1).long()])
+def test_losses_of_one_class_and_its_rivals_refuse_other_labels(loss: Loss, labels: Tensor) -> None:
+    with pytest.raises(UserError, match=r"takes class numbers \(B,\), not .* use losses.cross_entropy for soft labels"):
+        loss(torch.randn(2, 4), labels)

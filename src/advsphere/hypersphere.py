@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from advsphere.classifier import answer, eagerly, find_head
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
-from advsphere.losses import cross_entropy, widen
+from advsphere.losses import cross_entropy, is_soft, widen
 from advsphere.schedule import Constant, Linear, Schedule
 
 
@@ -179,7 +179,7 @@ def _probe(model: nn.Module, images: Iterable[Tensor]) -> tuple[Tensor, Tensor] 
 class AngularMargin:
     """The criterion with angular margin (AM): -log softmax(s (cos - m 1_y))_y, the paper's L_CE^m.
 
-    Called with logits s * cos, (B, K), and labels (B,), it returns losses (B,).
+    Called with logits s * cos, (B, K), and labels (B,) or soft labels (B, K), it returns losses (B,).
 
     Args:
         head: Its current scale converts m into logits.
@@ -193,16 +193,18 @@ class AngularMargin:
         return cross_entropy(self.shift(logits, y), y)
 
     def shift(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Subtract s * m from the logit of the true class.
+        """Subtract s * m from the logit of the true class, and s * m * p_k from that of each class for soft labels p.
 
         Args:
             logits: (B, K).
-            y: Labels (B,).
+            y: Labels (B,), or soft labels (B, K).
 
         Returns:
             The shifted logits (B, K).
         """
         z = widen(logits)
+        if is_soft(y):
+            return z - (self.head.scale * self.margin).to(z.dtype) * y.to(z.dtype)
         return z.scatter_add(1, y[:, None], (self.head.scale * -self.margin).to(z.dtype).expand(len(y), 1))
 
 

@@ -1,6 +1,9 @@
 """Losses per example: logits (B, K) and a target -> (B,), higher is better for the adversary.
 
-They compute in at least float32 for any precision of the network. None captures a batch tensor, so attacks may drop
+The target is the labels (B,). `cross_entropy`, `smoothed` and `kl` also take soft labels: probabilities (B, K), as from
+mixup or cutmix. The others compare one class with its rivals, so they are undefined for soft labels.
+
+Losses compute in at least float32 for any precision of the network. None captures a batch tensor, so attacks may drop
 examples from the batch.
 """
 
@@ -31,8 +34,12 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         Losses (B,).
+
+    Raises:
+        UserError: For soft labels.
     """
     z = widen(logits)
+    _require_labels("log_odds", y)
     return _without(z, y).logsumexp(1) - z.gather(1, y[:, None]).squeeze(1)
 
 
@@ -41,11 +48,19 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     Args:
         logits: (B, K).
-        y: Labels (B,), int64.
+        y: Labels (B,), int64, or soft labels p (B, K), for which it is -sum_k p_k log softmax(z)_k.
 
     Returns:
         Losses (B,).
+
+    Raises:
+        UserError: If soft labels have another number of classes than the logits.
     """
+    if is_soft(y):
+        log_q = F.log_softmax(widen(logits), 1)
+        if y.shape != log_q.shape:
+            raise UserError(f"the soft labels are {tuple(y.shape)}, but the logits {tuple(log_q.shape)}")
+        return -(y.to(log_q.dtype) * log_q).sum(1)
     return F.softplus(log_odds(logits, y))
 
 
@@ -60,8 +75,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         Losses (B,).
+
+    Raises:
+        UserError: For soft labels.
     """
     z = widen(logits)
+    _require_labels("margin", y)
     return _without(z, y).amax(1) - z.gather(1, y[:, None]).squeeze(1)
 
 
@@ -78,7 +97,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         Losses (B,).
 
     Raises:
-        UserError: With fewer than three classes.
+        UserError: With fewer than three classes, or for soft labels.
     """
     if logits.shape[1] < 3:
         raise UserError(f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use the margin loss")
@@ -166,6 +185,18 @@ def at_scale(loss: Loss, factor: float) -> Loss:
     return scaled
 
 
+def is_soft(y: Tensor) -> bool:
+    """Whether labels are probabilities of the classes.
+
+    Args:
+        y: Labels (B,), or soft labels (B, K).
+
+    Returns:
+        True for soft labels.
+    """
+    return y.dim() == 2 and y.is_floating_point()
+
+
 def widen(logits: Tensor) -> Tensor:
     """Convert to at least float32, because bfloat16 has too few digits for differences of logits.
 
@@ -176,6 +207,14 @@ def widen(logits: Tensor) -> Tensor:
         The same numbers, in float32 or wider.
     """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _require_labels(name: str, y: Tensor) -> None:
+    if y.dim() != 1:
+        raise UserError(
+            f"{name} takes class numbers (B,), not {tuple(y.shape)}: use losses.cross_entropy for soft labels, and "
+            "argmax(1) for one-hot rows"
+        )
 
 
 def _without(z: Tensor, y: Tensor) -> Tensor:

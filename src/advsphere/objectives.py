@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from advsphere.attacks.gradient import Start, starting_point
 from advsphere.classifier import Classifier, Mode, frozen, input_gradient
 from advsphere.errors import UserError
-from advsphere.losses import Loss, kl, log_odds, widen
+from advsphere.losses import Loss, cross_entropy, is_soft, kl, log_odds, widen
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 Criterion = Loss
-"""(logits (B, K), labels (B,)) -> losses (B,) to minimise: `losses.cross_entropy`, or an `AngularMargin`."""
+"""(logits (B, K), labels (B,) or soft labels (B, K)) -> losses (B,) to minimise.
+
+`losses.cross_entropy`, or an `AngularMargin`.
+"""
 
 
 class Losses(NamedTuple):
@@ -69,7 +72,7 @@ class Crafting:
 
         Args:
             model: The model.
-            y: Labels (B,) of the batch. The classifier takes the whole batch, in its order.
+            y: Labels (B,) of the batch, or soft labels (B, K). The classifier takes the whole batch, in its order.
             mode: The mode of the model while crafting.
 
         Yields:
@@ -111,7 +114,7 @@ class Objective(ABC):
         Args:
             model: The model. Restore its state afterwards, as `context.view` does.
             x: Clean images (B, C, H, W), within the bounds.
-            y: Labels (B,).
+            y: Labels (B,), or soft labels (B, K).
             context: Random numbers and other inputs of crafting.
 
         Returns:
@@ -126,7 +129,7 @@ class Objective(ABC):
             model: The model, in train mode.
             x: Clean images (B, C, H, W).
             x_adv: The images that `craft` returned.
-            y: Labels (B,).
+            y: Labels (B,), or soft labels (B, K).
             criterion: Loss of each example.
 
         Returns:
@@ -195,9 +198,9 @@ class PGDAT(Objective):
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         with context.view(model, y, self.mode) as classify:
-            return self._pgd(classify, x, y, context.rng)
+            return self._pgd(classify, x, y, context.rng, cross_entropy if is_soft(y) else log_odds)
 
-    def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, rng: Rng, loss: Loss = log_odds) -> Tensor:
+    def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, rng: Rng, loss: Loss) -> Tensor:
         start: Start = "uniform"
         if self.start == "normal":
             start = x + 0.001 * rng.normal(x.shape[1:], "start").to(x.dtype)
@@ -312,7 +315,7 @@ class TRADES(PGDAT):
         with context.view(model, y, self.mode) as classify:
             with torch.no_grad():
                 clean = classify(x).softmax(1)
-            return self._pgd(classify, x, clean, context.rng, loss=kl)
+            return self._pgd(classify, x, clean, context.rng, kl)
 
     def loss(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, *, criterion: Criterion) -> Losses:
         logits = model(x)

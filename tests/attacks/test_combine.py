@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from advsphere import attacks
 from advsphere.attacks import Attack, fgsm, pgd, restarts, worst_case
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
-from advsphere.losses import margin
+from advsphere.losses import Loss, cross_entropy, kl, margin
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from tests.laws import conv_net, images
@@ -153,6 +154,44 @@ def test_images_outside_the_bounds_are_refused(attack: Attack) -> None:
     for outside in (255 * x, x - 0.7, x / 0):
         with pytest.raises(UserError, match="scale them into the bounds"):
             attack(model, outside, y)
+
+
+@pytest.mark.parametrize("attack", SHORT.values(), ids=SHORT)
+def test_invalid_inputs_are_told_in_one_line(attack: Attack) -> None:
+    model, x = conv_net(), images(2)
+    y = model(x).argmax(1)
+    broken, soft = x.clone(), model(x).softmax(1).detach()
+    broken[1, 0, 0, 0] = torch.nan
+    for images_, labels_, message in [
+        (broken, y, "some pixels of the images are NaN"),
+        ((x * 255).byte(), y, "of type torch.uint8; give a floating-point tensor"),
+        (x.numpy(), y, r"of type ndarray; .*torch.from_numpy"),
+        (x, y.numpy(), r"of type ndarray; give torch.as_tensor"),
+        (x, y[:1], "there are 2 images"),
+        (x[0], y, "there are"),
+        (x, y.float(), "use labels.long()"),
+        (x, y - 20, "the lowest label is -"),
+        (x, y + 20, r"the model returns 4 logits, but the highest label is \d+"),
+        (x, nn.functional.one_hot(y, 4), r"argmax\(1\) for one-hot rows"),
+        (x, soft, r"class numbers \(B,\)"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            attack(model, images_, labels_)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("attack", [attacks.fgsm, attacks.pgd, attacks.mim, attacks.apgd])
+@pytest.mark.parametrize("loss", [cross_entropy, kl])
+def test_gradient_attacks_take_soft_labels_with_a_loss_for_them(attack: Any, loss: Loss) -> None:
+    model, x = conv_net(), images(6)
+    soft = torch.rand(6, 4, generator=torch.Generator().manual_seed(1)).softmax(1)
+    steps = {"steps": 4, "step_size": 0.003} if attack in (attacks.pgd, attacks.mim) else {}
+    steps = {"steps": 4} if attack is attacks.apgd else steps
+    x_adv = attack(model, x, soft, threat=LINF, loss=loss, **steps)
+    assert LINF.contains(x_adv, x).all()
+    assert (loss(model(x_adv), soft) > loss(model(x), soft)).all()
+    with pytest.raises(UserError, match="the soft labels are"):
+        attack(model, x, soft[:, :3], threat=LINF, loss=cross_entropy, **steps)
 
 
 def test_bounds_of_255_for_images_of_1_are_refused() -> None:

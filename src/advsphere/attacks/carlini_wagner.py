@@ -85,7 +85,7 @@ def cw(
     Raises:
         UserError: If norm is "l1", or if a setting is out of its range.
     """
-    model = prepared(model, x, bounds)
+    model = prepared(model, x, bounds, target)
     if norm not in FIRST_C:
         raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or use fab")
     c, most = FIRST_C[norm] if first_c is None else first_c, ROUNDS[norm] if rounds is None else rounds

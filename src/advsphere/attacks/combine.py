@@ -66,25 +66,47 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A classifier that returns logits, and the lowest and highest pixel of the images to attack.
+    """A classifier that returns logits, the lowest and highest pixel of the images to attack, and the number of classes
+    that their labels need.
 
-    Attacks pass it on to the attacks that they run, so that only the outermost one reads the images' range.
+    Attacks pass it on to the attacks that they run, so that only the outermost one reads the values of the batch.
     """
 
     classify: Classifier
     pixels: tuple[float, float]
+    classes: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.classify(x)
+        logits = self.classify(x)
+        if logits.shape[-1] < self.classes:
+            raise UserError(
+                f"the model returns {logits.shape[-1]} logits, but the highest label is {self.classes - 1}; "
+                "number the classes from 0"
+            )
+        return logits
 
 
-def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Prepared:
-    """Raise UserError for images outside the bounds, and wrap a network of any kind so that it returns logits."""
-    low, high = bounds
+def prepared(
+    model: Classifier,
+    x: Tensor,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    target: Tensor | None = None,
+    *,
+    soft: bool = False,
+) -> Prepared:
+    """Raise UserError for images outside the bounds and for invalid labels, and wrap a network of any kind so that it
+    returns logits. With `soft` the target may also have a row for each image, which only the loss understands.
+    """
+    _check_types(x, target, soft)
     if not isinstance(model, Prepared):
-        darkest, brightest = torch.stack(torch.aminmax(x.detach())).tolist() if x.numel() else (math.inf, -math.inf)
-        model = Prepared(_logits_of(model) if isinstance(model, nn.Module) else model, (darkest, brightest))
-    darkest, brightest = model.pixels
+        darkest, brightest, lowest, highest = _extremes(x, target)
+        if lowest < 0:
+            raise UserError(f"the lowest label is {lowest:g}; number the classes from 0")
+        answers = _logits_of(model) if isinstance(model, nn.Module) else model
+        model = Prepared(answers, (darkest, brightest), int(highest) + 1)
+    (low, high), (darkest, brightest) = bounds, model.pixels
+    if math.isnan(darkest):
+        raise UserError("some pixels of the images are NaN; remove these images")
     if not (low <= darkest and brightest <= high):
         raise UserError(
             f"the images have pixels from {darkest:.4g} to {brightest:.4g}, but the bounds are {low:g} to "
@@ -97,6 +119,37 @@ def prepared(model: Classifier, x: Tensor, bounds: tuple[float, float] = (-math.
             "for images in [0, 1] use bounds of 0 to 1 and eps / 255"
         )
     return model
+
+
+def _check_types(x: Tensor, target: Tensor | None, soft: bool) -> None:
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(
+            f"the images are of type {found}; give a floating-point tensor (B, C, H, W) in [0, 1], such as "
+            "torch.from_numpy(images).permute(0, 3, 1, 2) / 255 for an array (B, H, W, C) of bytes"
+        )
+    if target is None:
+        return
+    if not isinstance(target, Tensor):
+        raise UserError(
+            f"the labels are of type {type(target).__name__}; give torch.as_tensor(labels), class numbers (B,)"
+        )
+    if len(target) != len(x) or target.dim() == 0:
+        raise UserError(f"there are {len(x)} images (shape {tuple(x.shape)}), but the labels are {tuple(target.shape)}")
+    labels = target.dim() == 1 and target.dtype in (torch.int64, torch.int32)
+    if not (labels or (soft and target.dim() > 1)):
+        cure = "use labels.long()" if target.dim() == 1 else "use labels.argmax(1) for one-hot rows and soft labels"
+        raise UserError(
+            f"the labels are {tuple(target.shape)} of {target.dtype}, but this attack takes class numbers (B,); {cure}"
+        )
+
+
+def _extremes(x: Tensor, target: Tensor | None) -> list[float]:
+    """The lowest and highest pixel and label, read together because a GPU waits for each reading."""
+    values = torch.aminmax(x.detach()) if x.numel() else (torch.tensor(math.inf), torch.tensor(-math.inf))
+    labels = torch.aminmax(target) if target is not None and target.dim() == 1 and len(target) else ()
+    found: list[float] = torch.stack([value.double() for value in (*values, *labels)]).tolist()
+    return found if labels else [*found, 0.0, -1.0]
 
 
 def _logits_of(model: nn.Module) -> Classifier:
@@ -115,7 +168,7 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
     """
 
     def attack(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
-        model, rng = prepared(model, x), rng or Rng.of(x)
+        model, rng = prepared(model, x, target=y), rng or Rng.of(x)
         with torch.no_grad():
             logits = model(x)
         result, best, done = x.detach().clone(), margin(logits, y), fooled(logits, y)

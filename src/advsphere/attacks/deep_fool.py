@@ -60,7 +60,7 @@ def deepfool(
     Raises:
         UserError: If norm is "l1", or if bounds, eps or classes are invalid.
     """
-    model = prepared(model, x, bounds)
+    model = prepared(model, x, bounds, y)
     if norm == "l1":
         raise UserError("DeepFool does not support l1, where clipping undoes its steps; choose l2 or linf, or use fab")
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)

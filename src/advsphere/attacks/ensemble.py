@@ -113,7 +113,7 @@ def expected(attack: Callable[..., Tensor], loss: Loss, passes: int) -> Attack:
         raise UserError(f"can't average {passes} forwards; passes is 1 or more")
 
     def run(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
-        ready = prepared(model, x)
+        ready = prepared(model, x, target=y, soft=True)
         mean = _Mean(ready, loss, passes)
         return attack(replace(ready, classify=mean.model), x, y, loss=mean.loss, rng=rng)
 

@@ -68,7 +68,7 @@ def fab(
     Raises:
         UserError: If norm, bounds, eps, starts or classes are invalid.
     """
-    model = prepared(model, x, bounds)
+    model = prepared(model, x, bounds, y)
     found = Smallest(x, norm=norm, bounds=bounds, eps=eps)
     walk = _Walk(model, y, found, steps, starts, alpha_max, eta, beta)
     walk.clean_logits()
@@ -125,7 +125,7 @@ def fab_targeted(
     Raises:
         UserError: If norm, bounds, eps, starts or targets are invalid.
     """
-    model = prepared(model, x, bounds)
+    model = prepared(model, x, bounds, y)
     found, rng = Smallest(x, norm=norm, bounds=bounds, eps=eps), rng or Rng.of(x)
     walk = _Walk(model, y, found, steps, starts, alpha_max, eta, beta)
     rivals = most_likely_rivals(walk.clean_logits(), y, targets)

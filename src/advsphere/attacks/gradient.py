@@ -107,7 +107,7 @@ def pgd(
     Raises:
         UserError: If `until_fooled` is set and `target` does not hold labels.
     """
-    model = prepared(model, x, threat.bounds)
+    model = prepared(model, x, threat.bounds, target, soft=True)
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
     x = x.detach()

@@ -61,7 +61,7 @@ def rays(
     Raises:
         UserError: If queries < 1, or if bounds or eps are invalid.
     """
-    model = prepared(model, x, bounds)
+    model = prepared(model, x, bounds, y)
     if queries < 1:
         raise UserError(f"queries is {queries}, but RayS needs at least 1 (10000 is usual)")
     found = Smallest(x, norm="linf", bounds=bounds, eps=eps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -35,16 +37,21 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     return parsed
 
 
-SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+SECONDS = {"h": 3600.0, "min": 60.0, "m": 60.0, "sec": 1.0, "s": 1.0}
 
 
 def seconds(text: str) -> float:
-    """Read 10m, 10min, 90s, 1.5h or a plain number as seconds. Raises ValueError for anything else, or 0 or less."""
-    amount = text.rstrip("secminh")
-    unit = text[len(amount) :]
-    value = number(amount) * SECONDS[unit] if unit in SECONDS else 0.0
-    if not value > 0:
-        raise ValueError(f"{text} is not a positive time; write 90s, 10m or 2h")
+    """Read 10m, 10min, 90s, 1.5h, 1h30m or a plain number as seconds. Raises ValueError for anything else, or 0 or
+    less.
+    """
+    parts = re.findall(r"([0-9./]+)(h|min|m|sec|s)", text)
+    try:
+        whole = "".join(amount + unit for amount, unit in parts) == text != ""
+        value = sum(number(amount) * SECONDS[unit] for amount, unit in parts) if whole else number(text)
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"{text!r} is not a positive time; write 90s, 10m or 1h30m")
     return value
 
 
@@ -55,7 +62,7 @@ DURATION = PrimitiveConstructorSpec[float | None](
     is_instance=lambda value: value is None or isinstance(value, int | float),
     str_from_instance=lambda value: [str(value)],
 )
-"""Parses a number of seconds written as 90s, 10m or 2h."""
+"""Parses a number of seconds written as 90s, 10m or 1h30m."""
 
 
 def number(text: str) -> float:
