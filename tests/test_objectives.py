@@ -307,7 +307,7 @@ def test_the_shift_changes_crafting_by_kl_and_not_by_cross_entropy() -> None:
 @rows
 @pytest.mark.parametrize("margin_in_attack", [False, True])
 def test_soft_labels_train_as_labels_do(row: ObjectiveRow, margin_in_attack: bool) -> None:
-    """One-hot rows give the loss of the labels, and mixed rows a loss between those of their two classes."""
+    """One-hot rows give the loss of the labels, and mixed rows one between their two classes' but for s * m = 0.2."""
     objective, x, y = in_eval_mode(row.objective), images(6), labels(6)
     model = conv_net().eval()
     criterion = AngularMargin(HypersphereConfig(scale=2.0).attach(model), 0.1)
@@ -320,4 +320,4 @@ def test_soft_labels_train_as_labels_do(row: ObjectiveRow, margin_in_attack: boo
     hard, other = nn.functional.one_hot(y, 4).float(), nn.functional.one_hot((y + 1) % 4, 4)
     torch.testing.assert_close(loss_of(hard), loss_of(y), rtol=1e-3, atol=0)
     ends = sorted([float(loss_of(y)), float(loss_of((y + 1) % 4))])
-    assert ends[0] - 0.1 < float(loss_of(0.5 * hard + 0.5 * other)) < ends[1] + 0.1
+    assert ends[0] - 0.2 < float(loss_of(0.5 * hard + 0.5 * other)) < ends[1] + 0.2
