@@ -1,6 +1,6 @@
 """advsphere: adversarial training with hypersphere embedding, and an honest evaluation of its robustness.
 
-The names below are loaded on first use, so that importing the package is fast.
+The names below and the documented modules are loaded on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations
@@ -62,7 +62,33 @@ __all__ = [
 ]
 
 
+_PARTS = (
+    "attacks",
+    "classifier",
+    "comparison",
+    "corruption",
+    "data",
+    "deployment",
+    "errors",
+    "evaluation",
+    "hypersphere",
+    "losses",
+    "models",
+    "objectives",
+    "recipes",
+    "report",
+    "runs",
+    "schedule",
+    "stats",
+    "threat",
+    "training",
+)
+"""The documented modules."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return importlib.import_module(f"advsphere.{name}")
     if name == "__version__":
         metadata = importlib.import_module("importlib.metadata")
         try:
@@ -76,4 +102,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted([*__all__, *_PARTS, "__version__"])

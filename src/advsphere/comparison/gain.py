@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from advsphere.errors import UserError
+from advsphere.evaluation.display import html_table
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
@@ -119,6 +120,26 @@ class Gains:
 
     def gain(self, name: str) -> Gain:
         return next(gain for gain in self.gains if gain.name == name)
+
+    def __repr__(self) -> str:
+        return f"<Gains: {self.verdict}; {self.n} images, {self.seeds[0]} and {self.seeds[1]} seeds>"
+
+    def _repr_html_(self) -> str:
+        """The gain under each attack, and the verdict, for a notebook."""
+        title = f"accuracy on {self.n} images in %, differences in points"
+        headings = ["", "baseline", "method", "difference", "95 % interval", ""]
+        rows = [
+            [
+                gain.name,
+                f"{100 * gain.baseline:.1f}",
+                f"{100 * gain.method:.1f}",
+                f"{100 * gain.difference:+.1f}",
+                f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+                "" if gain.clear else "cannot tell",
+            ]
+            for gain in self.gains
+        ]
+        return html_table(title, headings, rows, [f"{self.verdict}: {self.sentence}", self.scope])
 
     @property
     def sentence(self) -> str:

@@ -62,7 +62,7 @@ class Encoded(NamedTuple):
             raise _unreadable(self.name, error) from error
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedImages(Images):
     """Images, 3 x size x size uint8, that threads decode whenever a batch needs them.
 

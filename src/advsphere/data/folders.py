@@ -18,7 +18,7 @@ from advsphere.files import some
 TEST_FOLDERS = ("val", "test")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FolderImages(EncodedImages):
     paths: tuple[str, ...]
     folder: str

@@ -109,6 +109,10 @@ class Images(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        return f"<{type(self).__name__} {self.name}: {len(self):,} images {shape}, {len(self.classes):,} classes>"
+
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Read a batch.
 
@@ -180,7 +184,7 @@ class Images(ABC):
         return self.take(order[validation:].sort().values), self.take(order[:validation].sort().values)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet(Images):
     """Images in memory, on any device.
 

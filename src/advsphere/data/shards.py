@@ -35,7 +35,7 @@ CLASSES = "classes.txt"
 are called 0, 1, ..."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ShardImages(EncodedImages):
     """Images in the archives at these paths or URLs.
 

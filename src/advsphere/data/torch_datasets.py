@@ -89,7 +89,7 @@ def from_dataset(
     return images if crops and view is not None else in_memory_if_small(images)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DatasetImages(Images):
     """Images that are read from a map-style data set whenever a batch needs them.
 

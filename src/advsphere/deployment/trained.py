@@ -84,6 +84,10 @@ class TrainedClassifier(
         self.network = _built(self.config, self.classes, self.shape) if network is None else network
         self.eval()
 
+    def __repr__(self) -> str:
+        images = f"images {' x '.join(map(str, self.shape))}, {len(self.classes):,} classes"
+        return f"<TrainedClassifier {self.config.recipe}: {self.config.model.name}, {images}>"
+
     @property
     def config(self) -> Config:
         """The config of the run that trained the network."""

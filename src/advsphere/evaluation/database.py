@@ -34,6 +34,9 @@ class Database:
             self._db = sqlite3.connect(where, uri=True, isolation_level=None, timeout=_PATIENCE)
             self._db.execute("PRAGMA trusted_schema = OFF")
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path or 'in memory'}>"
+
     def __enter__(self) -> Self:
         return self
 

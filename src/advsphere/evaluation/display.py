@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from advsphere.evaluation.rows import Row
@@ -54,19 +55,27 @@ def text(evaluation: Evaluation, width: int) -> str:
 
 
 def notebook(evaluation: Evaluation) -> str:
-    """The same as HTML. It sets no colours, so it fits the light and the dark theme of a notebook."""
-    left, right = 'style="text-align: left"', 'style="text-align: right; white-space: nowrap"'
+    rows = [_cells(evaluation, row) for row in evaluation.rows]
+    return html_table(title(evaluation), _headings(evaluation), rows, _below(evaluation))
 
-    def row_of(cells: list[str], tag: str, bold: bool = False) -> str:
-        shown = [f"<b>{html.escape(cell)}</b>" if bold and cell else html.escape(cell) for cell in cells]
-        first, *rest = shown
-        return f"<tr><th {left}>{first}</th>{''.join(f'<{tag} {right}>{cell}</{tag}>' for cell in rest)}</tr>"
 
-    body = "".join(row_of(_cells(evaluation, row), "td", row is evaluation.worst) for row in evaluation.rows)
-    below = "".join(f"<div>{html.escape(line)}</div>" for line in _below(evaluation))
+def html_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], below: Sequence[str]) -> str:
+    """A table for a notebook, with its last row in bold and lines below it. It sets no colours, so it fits the light
+    and the dark theme.
+    """
+    left, right = 'style="text-align: left; {}"', 'style="text-align: right; white-space: nowrap; {}"'
+
+    def row_of(cells: Sequence[str], tag: str, weight: str) -> str:
+        first, *rest = map(html.escape, cells)
+        numbers = "".join(f"<{tag} {right.format(weight)}>{cell}</{tag}>" for cell in rest)
+        return f"<tr><th {left.format(weight)}>{first}</th>{numbers}</tr>"
+
+    weights = [*["font-weight: normal"] * (len(rows) - 1), "font-weight: bold"]
+    body = "".join(row_of(row, "td", weight) for row, weight in zip(rows, weights, strict=True))
+    lines = "".join(f"<div>{html.escape(line)}</div>" for line in below)
     return (
-        f'<div style="max-width: 60em"><table><caption {left}>{html.escape(title(evaluation))}</caption>'
-        f"<thead>{row_of(_headings(evaluation), 'th')}</thead><tbody>{body}</tbody></table>{below}</div>"
+        f'<div style="max-width: 60em; overflow-x: auto"><div><b>{html.escape(title)}</b></div>'
+        f"<table><thead>{row_of(headings, 'th', 'font-weight: bold')}</thead><tbody>{body}</tbody></table>{lines}</div>"
     )
 
 

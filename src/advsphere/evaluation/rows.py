@@ -40,6 +40,11 @@ class Row:
     seconds: float
     forwards: int | None
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        return f"<Row {self.name}: accuracy {100 * self.accuracy:.1f} %, {interval}, k / n = {self.k} / {self.n}>"
+
     @property
     def k(self) -> int:
         """Examples still correct after this attack and those before it in the cascade."""

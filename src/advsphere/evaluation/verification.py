@@ -50,6 +50,11 @@ class Verification:
         """Whether no finding failed."""
         return all(f.status != "failed" for f in self.findings)
 
+    def __repr__(self) -> str:
+        failed = [f.check for f in self.findings if f.status == "failed"]
+        says = f"NOT verified, failed: {', '.join(failed)}" if failed else "verified"
+        return f"<Verification: {len(self.findings)} checks, {says}>"
+
     def __str__(self) -> str:
         lines = [f"{f.status:>6}  {f.check}: {f.detail}" for f in self.findings]
         return "\n".join([*lines, "verified" if self.passed else "NOT verified"])

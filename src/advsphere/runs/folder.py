@@ -41,6 +41,9 @@ class Run(NamedTuple):
     model: nn.Module
     test: Images
 
+    def __repr__(self) -> str:
+        return f"<Run {self.config.recipe}: {self.config.model.name}, tested on {self.test!r}>"
+
 
 def read_config(folder: Path) -> Config:
     """The config of a run. Raises UserError if the folder holds none, or not the one that the run started with."""
