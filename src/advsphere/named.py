@@ -18,7 +18,7 @@ from typing import Any
 from advsphere.errors import UserError
 from advsphere.files import cache_folder, some
 
-_LIBRARIES = ("timm", "torchvision")
+_LIBRARIES = ("timm", "torchvision", "hf", "robustbench")
 """`timm:NAME` is a network of timm, not an object in its module."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
@@ -31,7 +31,7 @@ def is_name(text: str) -> bool:
         text: Any text.
 
     Returns:
-        False also for `timm:NAME` and `torchvision:NAME`, which are networks of these libraries.
+        False also for `timm:NAME`, `torchvision:NAME`, `hf:NAME` and `robustbench:NAME`, which are networks.
     """
     module, colon, path = text.partition(":")
     return bool(colon) and module not in _LIBRARIES and all(p.isidentifier() for p in f"{module}.{path}".split("."))
@@ -213,11 +213,11 @@ def is_url(text: str) -> bool:
 
 
 def _may_harm(text: str) -> bool:
-    return is_name(text) or is_url(text)
+    return is_name(text) or is_url(text) or text.startswith("hf:")  # which may be anybody's files
 
 
 def _with_place(text: str) -> str:
-    """A name and the file of its module, which is found without importing it; a URL as it is."""
+    """A name and the file of its module, which is found without importing it; anything else as it is."""
     if not is_name(text):
         return text
     found, path = None, ["", *sys.path]

@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     target = options.subject
     model, images = _loaded(target)
     if target.run is None:
-        network = Network(name=str(target.model).rpartition(":")[2], model=model, head=options.head)
+        network = Network(name=target.label, model=model, head=options.head)
         threat = ThreatModel(norm="linf", eps=8 / 255)
     else:
         network, threat = _network(target.run, model, images, target), read_config(target.run).threat

@@ -105,7 +105,7 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
     if head is not None and options.head not in (None, head):
         raise UserError(f"the head of {subject.run} is {head}, not {options.head}; leave out --head")
     threat = _threat(options, ThreatModel(norm="linf", eps=8 / 255) if config is None else config.threat)
-    model, images = subject.load()
+    model, images = subject.load(_note if world.first else lambda line: None)
     plan = prepare(
         model,
         images,
@@ -121,7 +121,7 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
     )
     folder = options.out or folder_of(options, config, plan.identity)
     if world.first and (slow := advice(plan.dtype, device_of(model))):
-        Console(highlight=False).print(f"note: {slow}", style="dim", soft_wrap=True)
+        _note(slow)
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
     plan = plan.claim(folder / "ledger.sqlite", beside=False)
@@ -146,7 +146,10 @@ def folder_of(options: Options, config: Config | None, identity: Mapping[str, An
     name += "-cascade" if suite["cascade"] else ""
     if subject.run is None or config is None:
         size = options.batch_size or usual_batch_size(identity["data"]["shape"])  # a GPU chooses by its free memory
-        return Path("runs/own") / f"{_plain(str(subject.model))}-{name}-{_hash({**identity, 'batch_size': size})}"
+        return (
+            Path("runs/own")
+            / f"{_plain(subject.model or subject.label)}-{name}-{_hash({**identity, 'batch_size': size})}"
+        )
     unusual = {
         "eps": threat["eps"] if not _usual(threat["eps"], config.threat.eps) else None,
         "attacks": identity["attacks"] if "rank" in suite else None,
@@ -161,6 +164,10 @@ def folder_of(options: Options, config: Config | None, identity: Mapping[str, An
     }
     given = {key: value for key, value in unusual.items() if value is not None}
     return subject.run / "evaluations" / (f"{name}-{_hash(given)}" if given else name)
+
+
+def _note(line: str) -> None:
+    Console(highlight=False).print(f"note: {line}", style="dim", markup=False, soft_wrap=True)
 
 
 def _usual(eps: float, trained: float) -> bool:

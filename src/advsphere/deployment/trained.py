@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from advsphere import named
 from advsphere.classifier import logits_of
 from advsphere.data import ImageSet
 from advsphere.data.encoded import Encoded, View, decoded
@@ -21,7 +22,7 @@ from advsphere.data.sources import SIZES
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data
-from advsphere.runs.config import Config, to_dict
+from advsphere.runs.config import GIVEN, Config, to_dict
 from advsphere.runs.config_yaml import from_yaml
 from advsphere.runs.folder import load_network, read_classes, read_config
 from advsphere.runs.target import evaluations
@@ -230,7 +231,7 @@ def _blank(classes: tuple[str, ...], shape: tuple[int, int, int]) -> ImageSet:
 
 
 def _built(config: Config, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
-    if ":" in config.model.name and config.model.name.partition(":")[0] not in ("timm", "torchvision"):
+    if named.is_name(config.model.name) or config.model.name.startswith(GIVEN):
         raise UserError(
             f"this network was built by {config.model.name}, which is not part of the saved files; build it yourself, "
             "and pass it: TrainedClassifier(..., network=...), or load(RUN, model=...)"

@@ -1,4 +1,4 @@
-"""Networks by name: the project's own, then every name of timm and torchvision."""
+"""Networks by name: the project's own, and those of timm, torchvision, Hugging Face and RobustBench."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier, find_head
 from advsphere.errors import UserError, needs
-from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet
+from advsphere.hypersphere import attach_head
+from advsphere.models import hugging_face, robustbench
+from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet, cifar_resnet
+from advsphere.models.robustbench import Statistics
 
-OURS = ("small-cnn", "preactresnet-18", "wrn-10-2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20")
-"""Names to suggest in error messages. Any wrn-DEPTH-WIDTH exists."""
-
-
-class Statistics(NamedTuple):
-    """The mean and standard deviation of each channel, for pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
+OURS = (
+    "small-cnn",
+    *("preactresnet-18", "preactresnet-18-v2", "preactresnet-18-nobn", "preactresnet-18-v2-nobn", "dm-preactresnet-18"),
+    *("cifar-resnet-18", "cifar-resnet-34", "cifar-resnet-50", "cifar-resnet-101", "cifar-resnet-152"),
+    *("wrn-10-2", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-34-20", "dm-wrn-28-10", "dm-wrn-34-20", "dm-wrn-70-16"),
+)
+"""Names to suggest in error messages. Any wrn-DEPTH-WIDTH and dm-wrn-DEPTH-WIDTH exists."""
 
 STATISTICS: dict[str, Statistics] = {
-    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "cifar100": Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": robustbench.CIFAR10,
+    "cifar100": robustbench.CIFAR100,
     "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "digits": Statistics((0.3053,), (0.3760,)),
 }
@@ -48,18 +48,25 @@ def build(
 ) -> PixelClassifier:
     """Build a network by its name, with input normalisation (x - mean) / std: pixels in [0, 1] -> logits.
 
+    Our own networks are:
+
+    - `wrn-DEPTH-WIDTH`, of TRADES and AT_HE; `dm-wrn-DEPTH-WIDTH`, DeepMind's, with SiLU and padding at one side
+    - `preactresnet-18`, of fast_adversarial; `-v2`, with shortcuts from activations; `-nobn`, without the last batch
+      norm; `-v2-nobn`, of pytorch-cifar and MAIR; `dm-preactresnet-18`, DeepMind's
+    - `cifar-resnet-DEPTH`, of pytorch-cifar, for 18, 34, 50, 101 or 152 layers; `small-cnn`
+
     The caller's random state does not change.
 
     Args:
-        name: `wrn-DEPTH-WIDTH`, `preactresnet-18`, `small-cnn`, `timm:NAME` or `torchvision:NAME`. Any other name is
-            looked up in timm, then in torchvision.
+        name: One of ours, `timm:NAME`, `torchvision:NAME`, `hf:NAME` or `hf:FOLDER` (Hugging Face), or
+            `robustbench:NAME`. Any other name is looked up in timm, then in torchvision, then in RobustBench.
         num_classes: The number of logits.
         in_channels: The number of channels of the images.
         image_size: The side of the images, in pixels. Networks of timm with a fixed size are built for it.
         mean: The mean that is subtracted from each channel.
         std: The standard deviation that each channel is divided by.
         pretrained: Use the library's published weights, with a new head if `num_classes` is not theirs. `mean` and
-            `std` should then be theirs too.
+            `std` should then be theirs too, see `published_statistics`.
         init_seed: Determines the initial weights.
 
     Returns:
@@ -75,7 +82,9 @@ def build(
         )
     make = _own(name, num_classes, in_channels)
     if make is not None and pretrained:
-        raise UserError(f"{name} has no published weights; leave pretrained off, or name a timm or torchvision network")
+        raise UserError(
+            f"{name} has no published weights here; leave pretrained off, or name a timm or torchvision network"
+        )
     if make is None:
         make = _library(name, num_classes, in_channels, image_size, pretrained)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -85,30 +94,126 @@ def build(
     return model
 
 
+def published_statistics(name: str) -> Statistics | None:
+    """The mean and standard deviation with which a network's published weights were trained.
+
+    Args:
+        name: The name, as for `build`.
+
+    Returns:
+        The statistics; None for our own networks.
+
+    Raises:
+        UserError: If the name is unknown, or a Hugging Face folder does not tell.
+    """
+    library, _, inner = name.rpartition(":")
+    if _own_network(name, 1, 3) is not None:
+        return None
+    if library == "hf":
+        return hugging_face.statistics(inner)
+    if library in ("", "robustbench") and (found := robustbench.published(inner)):
+        return found.statistics
+    needs("train", "timm", "torchvision")
+    import timm  # here and not at the top: it takes seconds to import
+
+    if library in ("", "timm") and timm.is_model(inner) and (config := timm.get_pretrained_cfg(inner)):
+        return Statistics(tuple(config.mean), tuple(config.std))
+    return STATISTICS["imagenet"]
+
+
+def published_classes(name: str) -> int:
+    """The number of classes of a library's published weights.
+
+    Args:
+        name: The name, as for `build`.
+
+    Returns:
+        The number, 1000 for torchvision.
+
+    Raises:
+        UserError: If the name is one of our own networks, whose weights nobody publishes here, or RobustBench's.
+    """
+    library, _, inner = name.rpartition(":")
+    if library == "hf":
+        return hugging_face.labels(inner)
+    if _own(name, 1, 3) is not None:
+        raise UserError(f"{name} comes without weights; add --weights FILE")
+    needs("train", "timm")
+    import timm  # here and not at the top: it takes seconds to import
+
+    known = timm.get_pretrained_cfg(inner) if library in ("", "timm") and timm.is_model(inner) else None
+    return 1000 if known is None else known.num_classes
+
+
 def _own(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Module] | None:
-    if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
-        return partial(WideResNet, int(wide[1]), int(wide[2]), num_classes, in_channels=in_channels)
-    network = {"preactresnet-18": PreActResNet18, "small-cnn": SmallCNN}.get(name)
-    return None if network is None else partial(network, num_classes, in_channels=in_channels)
+    library, _, inner = name.rpartition(":")
+    found = robustbench.published(inner) if library == "robustbench" else None
+    if library == "robustbench" and found is None:
+        raise unknown_model(name)
+    make = _own_network(found.network if found else name, num_classes, in_channels)
+    if found is None or found.scale is None or make is None:
+        return make
+    return partial(_with_sphere, make, found.scale)
+
+
+def _with_sphere(make: Callable[[], nn.Module], scale: float) -> nn.Module:
+    return attach_head(make(), scale=scale)
+
+
+def _own_network(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Module] | None:
+    if wide := re.fullmatch(r"(dm-)?wrn-(\d+)-(\d+)", name):
+        depth, width = int(wide[2]), int(wide[3])
+        return partial(WideResNet, depth, width, num_classes, in_channels=in_channels, deepmind=wide[1] is not None)
+    if re.fullmatch(r"cifar-resnet-(18|34|50|101|152)", name):
+        return partial(cifar_resnet, int(name.rpartition("-")[2]), num_classes, in_channels=in_channels)
+    if name == "dm-preactresnet-18":
+        return partial(PreActResNet18, num_classes, in_channels=in_channels, deepmind=True)
+    if kind := re.fullmatch(r"preactresnet-18(-v2)?(-nobn)?", name):
+        variant = {"activated_shortcut": kind[1] is not None, "final_norm": kind[2] is None}
+        return partial(PreActResNet18, num_classes, in_channels=in_channels, **variant)
+    return partial(SmallCNN, num_classes, in_channels=in_channels) if name == "small-cnn" else None
 
 
 def _library(
     name: str, num_classes: int, in_channels: int, image_size: int, pretrained: bool
 ) -> Callable[[], nn.Module]:
+    library, _, inner = name.rpartition(":")
+    if name.startswith("hf:"):
+        return partial(hugging_face.network, name.removeprefix("hf:"), num_classes, in_channels, image_size, pretrained)
     needs("train", "timm", "torchvision")
     import timm  # here and not at the top: it takes seconds to import
     import torchvision
 
-    names = {"timm": timm.list_models(), "torchvision": torchvision.models.list_models(module=torchvision.models)}
-    library, _, inner = name.rpartition(":")
     if library in ("", "timm") and timm.is_model(inner):
         return partial(_timm, inner, num_classes, in_channels, image_size, pretrained)
-    if library in ("", "torchvision") and inner in names["torchvision"]:
+    if library in ("", "torchvision") and inner in torchvision.models.list_models(module=torchvision.models):
         return partial(_torchvision, inner, num_classes, in_channels, pretrained)
-    known = {*OURS, *(spelling for lib in names for n in names[lib] for spelling in (n, f"{lib}:{n}"))}
+    make = None if library else _own(f"robustbench:{inner}", num_classes, in_channels)
+    if make is None:
+        raise unknown_model(name)
+    return make
+
+
+def unknown_model(name: str) -> UserError:
+    """The error for a name that no network has, with the nearest names."""
+    needs("train", "timm", "torchvision")
+    import timm
+    import torchvision
+
+    names = {
+        "timm": timm.list_models(),
+        "torchvision": torchvision.models.list_models(module=torchvision.models),
+        "robustbench": [model.removeprefix("cifar10/").removeprefix("Linf/") for model in robustbench.MODELS],
+    }
+    every = {*OURS, *(spelling for lib in names for n in names[lib] for spelling in (n, f"{lib}:{n}"))}
+    known = {spelling.lower(): spelling for spelling in every}
     near = difflib.get_close_matches(name.lower(), sorted(known), n=4)
-    advice = "the nearest are " if near else "use any timm or torchvision name, or one of ours: "
-    raise UserError(f"no network is called {name!r}; {advice}{', '.join(near or OURS)}")
+    if near:
+        return UserError(f"no network is called {name!r}; the nearest are {', '.join(known[n] for n in near)}")
+    return UserError(
+        f"no network is called {name!r}; use timm:NAME, torchvision:NAME, hf:NAME, robustbench:NAME, your own "
+        f"package.module:function, or one of ours: {', '.join(OURS)}"
+    )
 
 
 def _timm(name: str, num_classes: int, in_channels: int, image_size: int, pretrained: bool) -> nn.Module:

@@ -1,115 +1,285 @@
-"""Load weights from a file into an existing network."""
+"""Load weights from a file into an existing network, whatever prefixes and wrappers its names have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier
 from advsphere.errors import UserError
 from advsphere.files import some
+from advsphere.hypersphere import HypersphereHead, attach_head
+from advsphere.models.published import NORMALISATION, candidates, kind_of, renamed
+from advsphere.models.reading import read_states
 
-_WRAPPED = ("state_dict", "model", "model_state_dict", "net")
-"""Keys of the state dict in the files of training scripts."""
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
+"""Names that files may lack or have too many of, because no forward reads them."""
 
 
 def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None) -> str:
     """Load weights from a file into a model.
 
-    Name prefixes added by data parallelism, compilation, wrappers and this project's checkpoints are removed. A file
-    without normalisation is loaded into the network inside a `PixelClassifier`.
+    Name prefixes added by data parallelism, compilation, wrappers and this project's checkpoints are removed, on either
+    side. Our own networks also take the names of TRADES, AT_HE, fast_adversarial, pytorch-cifar, MAIR and RobustBench.
+    An input normalisation in the file (`mean` and `std`, `mu` and `sigma`) replaces the model's, as that of a
+    `PixelClassifier`. Tensors that are tied in the model may be stored once. The scale of a `HypersphereHead` may be
+    missing, as in AT_HE's files; the head then keeps its own.
 
     Args:
         model: The model, changed in place.
-        path: A state dict, as safetensors or from torch.save. Pickles are read with weights_only, so they run no code.
+        path: A state dict, or a training script's file that contains one, as safetensors or from torch.save. Pickles
+            are read with weights_only, so they run no code. If the file holds several networks, FILE#NAME names one.
         head: The name of the last linear layer, if the file's may be for other classes. It then keeps its weights.
 
     Returns:
-        A line that says that the head is new, or an empty string.
+        What the user should know, in one line: that the head is new, or that the file holds another network that fits.
+        Usually an empty string.
 
     Raises:
         UserError: If the file can't be read, does not match its own checksum, or does not fit the model. The message
-            lists the first names that differ.
+            lists the first names that differ, and the nearest ones of the model.
     """
-    state, own = _read(Path(path)), model.state_dict()
-    theirs = _aligned(state, own)
-    if not theirs.keys() & own.keys() and isinstance(model, PixelClassifier):
-        inside = None if head is None else head.removeprefix("network.")
-        return load_weights(model.network, path, head=inside)
-    said = ""
+    states = read_states(Path(path))
+    fits = {name: _fit(state, model, head) for name, state in states.items()}
+    good = [name for name, fit in fits.items() if not fit.problem]
+    if not good:
+        best = min(fits.values(), key=lambda fit: fit.differing)
+        cure = _cure(next(states[name] for name, fit in fits.items() if fit is best))
+        raise UserError(f"{path} does not fit the model: {best.problem}; {cure}")
+    chosen = fits[good[0]]
+    model.load_state_dict(chosen.theirs, strict=False)
+    others = [name for name in good[1:] if not _equal(fits[name].theirs, chosen.theirs)]
+    lines = [f"{path} has {chosen.new_head}"] if chosen.new_head else []
+    if others:
+        named = " or ".join(f"{path}#{name}" for name in others)
+        lines.append(f"{path} holds several networks that fit: {good[0] or 'the first'} was loaded, not {named}")
+    return "; ".join(lines)
+
+
+class Recognised(NamedTuple):
+    """One of our networks that weights fit.
+
+    Attributes:
+        name: Its name, as `advsphere.models.build` takes it.
+        hyperspherical: Whether its head has no bias, so that it has to be a `HypersphereHead`.
+    """
+
+    name: str
+    hyperspherical: bool
+
+
+def recognised(path: Path | str) -> Recognised:
+    """Find which of our networks the weights in a file fit.
+
+    Args:
+        path: The file, as in `load_weights`.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If none fits, or several that differ in what they compute.
+    """
+    states = read_states(Path(path))
+    found = list(dict.fromkeys(one for state in states.values() for one in _fitting(state)))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(
+            f"{path} fits {' and '.join(one.name for one in found)}, which have the same weights and compute different "
+            "logits; name the one that it was trained as: --model"
+        )
+    keys = list(next(iter(states.values())))
+    raise UserError(
+        f"{path} fits none of our own networks (its keys: {some(keys, 3)}); name the network that it belongs to: "
+        "--model timm:NAME, torchvision:NAME, hf:NAME, robustbench:NAME or package.module:function"
+    )
+
+
+@dataclass
+class _Fit:
+    """The weights of a file by the model's names, and what does not fit, in words."""
+
+    theirs: dict[str, Any]
+    problem: str = ""
+    differing: int = 0
+    new_head: str = ""
+
+
+def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) -> _Fit:
+    own: dict[str, Any] = model.state_dict()
+    theirs, unknown, place = _aligned(state, model, own)
+    new_head = ""
     if head is not None:
         of_head = {name for name in own.keys() | theirs.keys() if name.startswith(f"{head}.")}
         given, wanted = theirs.get(f"{head}.weight"), own[f"{head}.weight"]
         if given is None or given.shape != wanted.shape:
             classes = "no head" if given is None else f"a head for {len(given)} classes"
-            said = f"{path} has {classes}: training begins with a new one, for {len(wanted)}"
+            new_head = f"{classes}: training begins with a new one, for {len(wanted)}"
             theirs = {name: value for name, value in theirs.items() if name not in of_head}
         # The file's head may have a scale and no bias, while the model's head is still a plain one.
-        theirs = {name: value for name, value in theirs.items() if name not in of_head or name in own}
+        unknown = {name: value for name, value in unknown.items() if f".{head}." not in f".{name}"}
         theirs |= {name: own[name] for name in of_head & own.keys() - theirs.keys()}
-    if problem := _differences(own, theirs):
-        raise UserError(f"{path} does not fit the model: {problem}")
-    model.load_state_dict(theirs, strict=False)
-    return said
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                own = "sha256" in (file.metadata() or {})
-            state: Any = _of_a_run(path) if own else load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there are no weights at {path}") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle may raise any exception
-        raise UserError(
-            f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
-        ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds no state dict, but a {type(state).__name__}; save model.state_dict()")
-    for wrapped in _WRAPPED:
-        if isinstance(state.get(wrapped), dict):
-            state = state[wrapped]
-    if any(str(name).startswith("optimizer.") for name in state):  # a checkpoint of `advsphere train`
-        state = {name: value for name, value in state.items() if name.startswith("model.")}
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _of_a_run(path: Path) -> dict[str, Tensor]:
-    from advsphere.training import load_checkpoint  # here and not at the top: training needs more packages
-
-    return load_checkpoint(path)[0]
-
-
-def _aligned(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the first part of all names, repeatedly, as long as all share it and the model knows none of them."""
-    names = state
-    while names and not names.keys() & own.keys():
-        if len({name.partition(".")[0] for name in names}) > 1 or not all("." in name for name in names):
-            return state
-        names = {name.partition(".")[2]: value for name, value in names.items()}
-    return names
-
-
-def _differences(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
-    """The tensors that are missing, unknown or of another shape, in words; "" if all fit."""
-    # Files of old versions lack num_batches_tracked, and nothing reads it.
-    missing = [name for name in own if name not in theirs and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in theirs if name not in own]
+    missing, torn = _missing(own, theirs, model)
+    kept = {name for name, module in model.named_modules() if isinstance(module, HypersphereHead)}
+    missing = [name for name in missing if not (name.endswith("scale") and name.rpartition(".")[0] in kept)]
     reshaped = [
-        f"{name} ({tuple(value.shape)} instead of {tuple(own[name].shape)})"
+        f"{name.removeprefix(place)} ({tuple(value.shape)} instead of {tuple(own[name].shape)})"
         for name, value in theirs.items()
-        if name in own and value.shape != own[name].shape
+        if isinstance(value, Tensor) and value.shape != own[name].shape
     ]
-    kinds = {"it lacks": missing, "it also has": unknown, "of another shape are": reshaped}
-    return "; ".join(f"{kind} {some(names, 3)}" for kind, names in kinds.items() if names)
+    missing = [name.removeprefix(place) for name in missing]
+    kinds = {
+        "it lacks": missing,
+        "it also has": _with_nearest(unknown, missing),
+        "of another shape are": reshaped,
+        "one tensor of the model has two values:": torn,
+    }
+    problem = "; ".join(f"{kind} {some(names, 3)}" for kind, names in kinds.items() if names)
+    if problem and (normalisation := _values(unknown)):
+        problem += (
+            f"; its input normalisation has no place in the model, put it into a PixelClassifier: {normalisation}"
+        )
+    return _Fit(theirs, problem, sum(map(len, kinds.values())), new_head)
+
+
+def _aligned(
+    state: Mapping[str, Any], model: nn.Module, own: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The weights under the model's names, the rest under their own, and the model's prefix of all that matched.
+
+    Of all ways to remove a prefix from the file's names and one from the model's, the one that matches most is taken.
+    """
+    ways = [(_inside(state, theirs), theirs, ours) for theirs in _prefixes(state) for ours in _prefixes(own)]
+    best: tuple[int, dict[str, Any], str, str] = (-1, {}, "", "")
+    for inner, prefix, place in ways:
+        kind = kind_of(model.get_submodule(place.removesuffix(".")))
+        named = inner if kind is None else renamed(inner, kind)
+        count = sum(f"{place}{name}" in own for name in named)
+        if count > best[0]:
+            best = count, named, prefix, place
+    _, named, prefix, place = best
+    found = {f"{place}{name}": value for name, value in named.items() if f"{place}{name}" in own}
+    rest = {name: value for name, value in named.items() if f"{place}{name}" not in own}
+    rest |= {name: value for name, value in state.items() if not name.startswith(prefix)}
+    used = {value.data_ptr() for value in found.values() if isinstance(value, Tensor) and value.numel()}
+    rest = {  # without second names of tensors that are loaded already
+        name: value
+        for name, value in rest.items()
+        if not (_is_counter(name, value) or (isinstance(value, Tensor) and value.data_ptr() in used))
+    }
+    return *_normalised(found, rest, own), place
+
+
+def _normalised(
+    found: dict[str, Any], rest: dict[str, Any], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Move an input normalisation from the rest to the place where the model has one."""
+    if "n_classes" in rest:  # MAIR notes the mean and the std there, and its forward does not use them
+        rest = {name: value for name, value in rest.items() if name not in ("n_classes", "mean", "std")}
+    for role in NORMALISATION:
+        places = [name for name in own if _role(name) == role and name not in found]
+        for name, value in [(name, value) for name, value in rest.items() if _role(name) == role]:
+            neutral = bool((value == (1.0 if role == "std" else 0.0)).all())
+            if len(places) == 1 and value.numel() == own[places[0]].numel():
+                found[places[0]] = value.reshape(own[places[0]].shape)
+            if neutral or (places and places[0] in found):
+                del rest[name]
+    return found, rest
+
+
+def _role(name: str) -> str | None:
+    """Whether a name is that of the input's mean or standard deviation."""
+    last = name.rpartition(".")[2]
+    return next((role for role, names in NORMALISATION.items() if last in names), None)
+
+
+def _prefixes(names: Mapping[str, Any]) -> list[str]:
+    """Every dotted prefix that more than half of the names have, the shortest first."""
+    found: list[str] = [""]
+    while True:
+        counts: dict[str, int] = {}
+        for name in names:
+            if name.startswith(found[-1]) and "." in (left := name[len(found[-1]) :]):
+                first = f"{found[-1]}{left.partition('.')[0]}."
+                counts[first] = counts.get(first, 0) + 1
+        longest = max(counts, key=lambda prefix: counts[prefix], default="")
+        if 2 * counts.get(longest, 0) <= len(names):
+            return found
+        found.append(longest)
+
+
+def _inside(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _is_counter(name: str, value: Any) -> bool:
+    counts = isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point()
+    return name.rpartition(".")[2] in _COUNTERS or (counts and name.rpartition(".")[2] == "n_averaged")
+
+
+def _missing(own: Mapping[str, Any], theirs: Mapping[str, Any], model: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of the model that a file lacks, and tied tensors to which it gives two values."""
+    together: dict[int, list[str]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        together.setdefault(id(value), []).append(name)
+    missing, torn = [], []
+    for names in together.values():
+        given = [name for name in names if name in theirs]
+        if not given:
+            missing += [name for name in names if not _is_counter(name, own[name])]
+        elif any(not _same(theirs[given[0]], theirs[name]) for name in given[1:]):
+            torn.append(" = ".join(given))
+    buffers = {name for name, _ in model.named_buffers()}
+    return [name for name in missing if not (_role(name) and name in buffers)], torn
+
+
+def _same(first: Any, second: Any) -> bool:
+    tensors = isinstance(first, Tensor) and isinstance(second, Tensor)
+    return first is second or (tensors and first.shape == second.shape and bool(torch.equal(first, second)))
+
+
+def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(_same(first[name], second[name]) for name in first)
+
+
+def _with_nearest(unknown: Mapping[str, Any], missing: list[str]) -> list[str]:
+    """The names of a file that the model does not know, the first ones with the nearest name that it wants."""
+    found = []
+    for i, name in enumerate(unknown):
+        near = difflib.get_close_matches(name, missing, n=1, cutoff=0.5) if i < 3 else []
+        found.append(f"{name} (is it {near[0]}?)" if near else name)
+    return found
+
+
+def _values(unknown: Mapping[str, Any]) -> str:
+    """The input normalisation among the weights of a file, in words."""
+    found = {_role(name): value for name, value in unknown.items() if _role(name)}
+    return ", ".join(f"{role} {[round(v, 4) for v in value.flatten().tolist()[:3]]}" for role, value in found.items())
+
+
+def _fitting(state: Mapping[str, Any]) -> Iterator[Recognised]:
+    for prefix in _prefixes(state):
+        inner = _inside(state, prefix)
+        with torch.device("meta"):
+            for name, network in candidates(inner):
+                channels = network.get_submodule("conv1").weight.shape[1]  # type: ignore[union-attr, index]
+                model = PixelClassifier(network, [0.0] * channels, [1.0] * channels)
+                if not _fit(state, model).problem:
+                    yield Recognised(name, hyperspherical=False)
+                elif not _fit(state, attach_head(model, scale=1.0, head="network.fc")).problem:
+                    yield Recognised(name, hyperspherical=True)
+
+
+def _cure(state: Mapping[str, Any]) -> str:
+    found = list(dict.fromkeys(_fitting(state)))
+    if not found:
+        return "build the network that it was saved from"
+    he = " with a HypersphereHead (--scale)" if found[0].hyperspherical else ""
+    return f"its keys are those of {' or '.join(one.name for one in found)}{he}: build that network"

@@ -168,11 +168,9 @@ def collect(
 
 
 def model_name(found: Finished) -> str:
-    """The method of a run; for a user-defined model, the name of its weights' file, or its module and function."""
+    """The method of a run; for a user-defined model, its label."""
     subject = found.subject
-    if subject.run is not None:
-        return method(read_config(subject.run))
-    return str(subject.model) if subject.weights is None else subject.weights.stem
+    return subject.label if subject.run is None else method(read_config(subject.run))
 
 
 def unique_names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:

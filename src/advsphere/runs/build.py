@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from advsphere import named
-from advsphere.classifier import PixelClassifier, find_head, logits_of
+from advsphere.classifier import find_head
 from advsphere.data import Dataset, Images, from_dataset, load, load_test
 from advsphere.data.sources import hold_out
 from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin, HypersphereHead
 from advsphere.losses import cross_entropy
-from advsphere.models import build, load_weights
-from advsphere.models.by_name import STATISTICS, Statistics
+from advsphere.models import load_weights
+from advsphere.models.by_name import STATISTICS, published_statistics
+from advsphere.models.robustbench import Statistics
 from advsphere.objectives import Criterion
 from advsphere.runs.config import GIVEN, Config
+from advsphere.runs.network import named_network
 
 _TEST = ("test", "validation", "valid", "val")
 
@@ -91,10 +93,22 @@ def build_model(
     """
     if config.model.pretrained and config.model.weights is not None:
         raise UserError("start from --model.pretrained or from --model.weights, not from both")
-    if network is None and not _user_defined(config.model.name):
-        model = _by_name(config, images)
-    else:
-        model = _users_network(config, images, network)
+    if network is None and config.model.name.startswith(GIVEN):
+        raise UserError(
+            f"this run's network was passed from Python ({config.model.name.removeprefix(GIVEN)}) and can't be built "
+            "again; pass it: train(model=...), load_run(folder, model=...), or on the command line give a function "
+            "that builds it and the run's weights: --model package.module:function --weights RUN/best.safetensors "
+            "--data DIR"
+        )
+    model = named_network(
+        config.model.name,
+        images,
+        statistics=_statistics(config, images.shape[0], own=network is not None or _user_defined(config.model.name)),
+        pretrained=config.model.pretrained,
+        arguments=config.model.arguments,
+        seed=config.training.seed,
+        given=network,
+    )
     if config.model.weights is not None:
         said = load_weights(model, config.model.weights, head=find_head(model, head_name(config)))
         if said:
@@ -211,60 +225,17 @@ def _user_data(config: Config, root: Path | None) -> Dataset:
     return as_dataset(made, data.name, image_size=data.image_size, resize=data.resize, crops=crops)
 
 
-def _statistics(config: Config, channels: int) -> Statistics:
-    name = config.model.statistics or ("imagenet" if config.data.name == "imagefolder" else config.data.name)
+def _statistics(config: Config, channels: int, *, own: bool) -> Statistics | None:
+    """The statistics of the input. None for a user's own network, which gets pixels, unless the config names some."""
+    model = config.model
+    if model.statistics is None:
+        if own:
+            return None
+        if model.name.startswith("robustbench:") or (model.name.startswith("hf:") and model.pretrained):
+            return published_statistics(model.name)
+    name = model.statistics or ("imagenet" if config.data.name == "imagefolder" else config.data.name)
     if _user_defined(name):
         return STATISTICS["imagenet"] if channels == 3 else Statistics((0.5,) * channels, (0.25,) * channels)
     if name not in STATISTICS:
         raise UserError(f"no pixel statistics are called {name!r}; choose one of {', '.join(STATISTICS)}")
     return STATISTICS[name]
-
-
-def _by_name(config: Config, images: Images) -> nn.Module:
-    channels, size, _ = images.shape
-    mean, std = _statistics(config, channels)
-    return build(
-        config.model.name,
-        num_classes=len(images.classes),
-        in_channels=channels,
-        image_size=size,
-        mean=mean,
-        std=std,
-        pretrained=config.model.pretrained,
-        init_seed=config.training.seed,
-    )
-
-
-def _users_network(config: Config, images: Images, network: Any) -> nn.Module:
-    """A user-defined network, checked against the images. Without statistics in the config it gets raw pixels."""
-    name, (channels, size, _) = config.model.name, images.shape
-    if config.model.pretrained:
-        raise UserError(f"--model.pretrained is for the libraries' networks; let {name} load its weights itself")
-    if network is None and name.startswith(GIVEN):
-        raise UserError(
-            f"this run's network was passed from Python ({name.removeprefix(GIVEN)}) and can't be built again; pass "
-            "it: train(model=...), load_run(folder, model=...), or on the command line give a function that builds it "
-            "and the run's weights: --model package.module:function --weights RUN/best.safetensors --data DIR"
-        )
-    if not isinstance(network, nn.Module):
-        offered = {"num_classes": len(images.classes), "in_channels": channels, "image_size": size}
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(config.training.seed)
-            network = named.call(network or name, config.model.arguments, offered)
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
-    if config.model.statistics is not None:
-        network = PixelClassifier(network, *_statistics(config, channels))
-    where = next((p.device for p in network.parameters()), torch.device("cpu"))
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            found = tuple(logits_of(network(images.batch(torch.arange(1))[0].to(where))).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name} does not take images of shape {images.shape}: {first}") from error
-    network.train(training)
-    if found != (1, len(images.classes)):
-        raise UserError(f"{name} returns {found} for one image, but there are {len(images.classes)} classes")
-    return network

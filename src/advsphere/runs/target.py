@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cattrs
+import torch
 import tyro
 from torch import Tensor, nn
 
@@ -20,11 +21,19 @@ from advsphere.classifier import PixelClassifier
 from advsphere.data import Dataset, Images, from_dataset, load_test
 from advsphere.errors import UserError
 from advsphere.files import content_checksum, write_atomically
+from advsphere.hypersphere import attach_head
 from advsphere.models import load_weights
+from advsphere.models.by_name import published_classes, published_statistics
+from advsphere.models.robustbench import Statistics
+from advsphere.models.weights import recognised
 from advsphere.runs.build import as_dataset, chosen_device
 from advsphere.runs.folder import load_run
+from advsphere.runs.network import named_network
 
 SUBJECT = "subject.json"
+
+_ANYBODYS = ("best", "last", "final", "model", "net", "weights", "checkpoint", "ckpt", "pytorch_model", "model_best")
+"""Names of weights' files that tell nothing without their folder's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +43,18 @@ class EvaluationTarget:
     Attributes:
         run: The folder of a training run.
         checkpoint: The checkpoint of the run.
-        model: Your own model: package.module:function, called without arguments. The model takes pixels in [0, 1]; see
-            --mean.
-        weights: The weights of your own model: a state dict, as safetensors or from torch.save.
+        model: Your own model, as for `train --model.name`: wrn-DEPTH-WIDTH, preactresnet-18 or another of ours,
+            timm:NAME, torchvision:NAME, hf:NAME or hf:FOLDER, robustbench:NAME, or package.module:function, which
+            returns the network. Without it, the file of --weights decides, if only one of our networks fits it.
+        weights: The weights of your own model, as safetensors or from torch.save; by default the published ones of the
+            library. FILE#NAME for one of several networks in a file.
+        scale: The scale s of a head with hypersphere embedding, for weights without one; AT_HE trained with 15.
+        num_classes: The number of classes of your own model; by default that of the images.
         data: The images for your own model: a folder with val/<class>/ or test/<class>/, CIFAR, or
             package.module:function, which returns them. For a run: the folder of its images, if they have been moved.
         image_size: The side in pixels to which an image folder's images are resized.
-        mean: The mean by which your own model's input is normalised, one number per channel; omit it if the model
-            normalises its input itself.
+        mean: The mean by which your own model's input is normalised, one number per channel; by default that of the
+            weights' file or of the library, else the model gets pixels in [0, 1].
         std: The standard deviation that belongs to --mean.
         n: The number of test images: the first n, or n at equal distances if they lie class by class; all by default.
             With torchrun, which takes --n for its own option, write -n.
@@ -51,20 +64,31 @@ class EvaluationTarget:
     checkpoint: Literal["best", "last"] = "best"
     model: str | None = None
     weights: Path | None = None
+    scale: float | None = None
+    num_classes: int | None = None
     data: Path | None = None
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
 
-    def load(self) -> tuple[nn.Module, Images]:
-        """The model in eval mode and its test images, on one device. Raises UserError if a part is missing or does not
-        fit, or if options contradict each other.
+    @property
+    def label(self) -> str:
+        """The name of the user's own model in tables and reports: its weights' file, else its network or module."""
+        if self.weights is not None:
+            folder, stem = self.weights.absolute().parent.name, self.weights.stem
+            return f"{folder}/{stem}" if stem in _ANYBODYS and folder else stem
+        name = str(self.model)
+        return name.partition(":")[0] if named.is_name(name) else name.rpartition(":")[2].rstrip("/").rpartition("/")[2]
+
+    def load(self, tell: Callable[[str], None] = lambda line: None) -> tuple[nn.Module, Images]:
+        """The model in eval mode and its test images, on one device. `tell` is called with each line that the user
+        should read. Raises UserError if a part is missing or does not fit, or if options contradict each other.
         """
         if self.run is None:
-            model, images = self._own()
+            model, images = self._own(tell)
         else:
-            for name in ("model", "weights", "image_size", "mean", "std"):
+            for name in ("model", "weights", "scale", "num_classes", "image_size", "mean", "std"):
                 if getattr(self, name) is not None:
                     flag = f"--{name.replace('_', '-')}"
                     raise UserError(f"{flag} is for your own model, but {self.run} is a run; leave out one of them")
@@ -73,27 +97,63 @@ class EvaluationTarget:
         where = chosen_device()
         return model.to(where).eval(), (images if self.n is None else images.few(self.n)).to(where)
 
-    def _own(self) -> tuple[nn.Module, Images]:
-        if self.model is None or self.data is None:
+    def _own(self, tell: Callable[[str], None]) -> tuple[nn.Module, Images]:
+        if (self.model is None and self.weights is None) or self.data is None:
             raise UserError(
-                "name a run, or your own model: --model package.module:function --data DIR [--weights FILE]"
+                "name a run, or your own model: --model NAME --data DIR [--weights FILE]; a NAME is timm:NAME, "
+                "torchvision:NAME, hf:NAME, robustbench:NAME, one of ours, or package.module:function"
             )
         if self.checkpoint != "best":
             raise UserError("--checkpoint is for a run; use --weights for your own model")
-        model = named.call(self.model, {}, {})
-        if not isinstance(model, nn.Module):
-            raise UserError(f"--model {self.model} returned a {type(model).__name__}, not a torch.nn.Module")
-        if self.weights is not None:
-            load_weights(model, self.weights)
         if (self.mean is None) != (self.std is None):
             raise UserError("give both --mean and --std, one number per channel, or neither")
-        if self.mean is not None and self.std is not None:
-            model = PixelClassifier(model, self.mean, self.std)
         if named.is_name(str(self.data)):
             images = _returned_by(str(self.data), self.image_size)
         else:
             images = load_test(_kind_of(self.data), self.data, image_size=self.image_size)
-        return model, images
+        return self._network(images, tell), images
+
+    def _network(self, images: Images, tell: Callable[[str], None]) -> nn.Module:
+        """The user's own model, with its weights."""
+        name, classes = self.model, self.num_classes or len(images.classes)
+        if name is None and self.weights is not None:
+            name, hyperspherical = recognised(self.weights)
+            tell(f"the weights in {self.weights} are those of {name}")
+            if hyperspherical and self.scale is None:
+                raise UserError(
+                    f"the head in {self.weights} has no bias, as with hypersphere embedding, and no scale s: add "
+                    "--scale (AT_HE trained with 15)"
+                )
+        name = str(name)
+        own, given = named.is_name(name), self.mean is not None
+        if not own and self.weights is None and (published := published_classes(name)) != classes:
+            raise UserError(
+                f"the published weights of {name} are for {published} classes, and the images have {classes}; name "
+                "weights for these classes: --weights FILE"
+            )
+        statistics = Statistics(self.mean, self.std or ()) if self.mean is not None else None
+        if statistics is None and not own:
+            statistics = published_statistics(name)
+        model = named_network(
+            name,
+            images,
+            num_classes=classes,
+            statistics=statistics,
+            pretrained=not own and self.weights is None,
+        )
+        if self.scale is not None:
+            attach_head(model, scale=self.scale)
+        if self.weights is not None and (said := load_weights(model, self.weights)):
+            tell(said)
+        if isinstance(model, PixelClassifier):
+            mean, std = (tuple(round(v, 4) for v in t.flatten().tolist()) for t in (model.mean, model.std))
+            if given and not torch.allclose(model.mean.flatten(), torch.tensor(self.mean)):
+                raise UserError(
+                    f"{self.weights} normalises the input itself, by {mean} and {std}; leave out --mean and --std"
+                )
+            if not own:
+                tell(f"{name} gets (pixels - {mean}) / {std}; another --mean and --std would change its accuracy")
+        return model
 
     def at(self, data: Path | None) -> EvaluationTarget:
         """The same target with another folder of images; None changes nothing."""
