@@ -116,14 +116,14 @@ def test_a_url_is_opened_only_if_the_user_has_named_it(stranger: Path) -> None:
 def test_verify_runs_no_code_of_a_stranger_s_evaluation(
     stranger: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    content = {"run": None, "model": "evil:build", "data": "photos"}
+    content = {"run": None, "model": "evil:build", "data": "evil:photos"}
     for name in ("subject.json", "evaluation.json"):
         (stranger / name).write_text(json.dumps(content))
     assert main(["verify", "."]) == 1
     assert "subject.json names evil:build" in (said := capfd.readouterr().err) and "--trust-code" in said
     assert not (stranger / "trace").exists()
     assert main(["verify", ".", "--trust-code"]) == 1
-    assert "--model evil:build returned" in capfd.readouterr().err or (stranger / "trace").exists()
+    assert (stranger / "trace").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def network(place: str, num_classes: int, in_channels: int, image_size: int, pre
         if not pretrained:
             if hasattr(config, "image_size"):
                 config.image_size = image_size
-            made: nn.Module = AutoModelForImageClassification.from_config(config)
+            made: nn.Module = AutoModelForImageClassification.from_config(config)  # type: ignore[no-untyped-call]
             return made
         loaded: nn.Module = AutoModelForImageClassification.from_pretrained(
             place, config=config, ignore_mismatched_sizes=True
@@ -59,7 +59,7 @@ def statistics(place: str) -> Statistics:
     from transformers import AutoImageProcessor
 
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(place)
+        processor: Any = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise UserError(
             f"hf:{place} does not tell how its images are normalised ({_first_line(error)}); give --mean and --std"

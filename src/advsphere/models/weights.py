@@ -269,7 +269,7 @@ def _fitting(state: Mapping[str, Any]) -> Iterator[Recognised]:
         inner = _inside(state, prefix)
         with torch.device("meta"):
             for name, network in candidates(inner):
-                channels = network.get_submodule("conv1").weight.shape[1]  # type: ignore[union-attr, index]
+                channels = network.get_submodule("conv1").weight.shape[1]  # type: ignore[index]
                 model = PixelClassifier(network, [0.0] * channels, [1.0] * channels)
                 if not _fit(state, model).problem:
                     yield Recognised(name, hyperspherical=False)
