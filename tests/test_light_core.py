@@ -1,6 +1,7 @@
 """`pip install advsphere` brings few packages. What they suffice for works, and the rest asks for an extra in one line.
 
-The packages that the core does not require are hidden from the import system, as if they were not installed.
+The wheel is built from the sdist. The packages that it does not require are hidden from the import system, as if they
+were not installed. A slow test installs the wheel into empty environments, with the oldest and the newest torch.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 MOST = 10
 """The most packages beyond torch's own."""
@@ -89,7 +96,7 @@ def requirements(names: Iterable[str]) -> set[str]:
 
 
 def core() -> set[str]:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return requirements(re.split(r"[^\w.-]", line)[0] for line in project["dependencies"])
 
 
@@ -103,10 +110,44 @@ def hidden() -> str:
     return json.dumps(names)
 
 
-def run(code: str, hidden: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", HIDE + code, hidden], cwd=folder, capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist alone."""
+    folder = tmp_path_factory.mktemp("dist")
+
+    def build(kind: str, source: Path) -> Path:
+        order = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder)]
+        subprocess.run(order, cwd=source, check=True, capture_output=True)
+        return next(folder.glob("*.tar.gz" if kind == "sdist" else "*.whl"))
+
+    with tarfile.open(build("sdist", ROOT)) as packed:
+        packed.extractall(folder, filter="data")
+    return build("wheel", next(folder.glob("advsphere-*/")))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(wheel.parent / "site")
+    return wheel.parent / "site"
+
+
+@pytest.fixture
+def run(hidden: str, installed: Path, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs code with the installed wheel, without the hidden packages."""
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        order = [sys.executable, "-c", f"{HIDE}\nsys.path.insert(0, sys.argv[2])\n{code}", hidden, str(installed)]
+        return subprocess.run(order, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_the_wheel_has_every_file_of_the_package(installed: Path) -> None:
+    def files(folder: Path) -> set[str]:
+        return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+
+    assert files(installed / "advsphere") == files(ROOT / "src" / "advsphere")
 
 
 def test_the_core_has_few_packages() -> None:
@@ -114,13 +155,26 @@ def test_the_core_has_few_packages() -> None:
     assert len(beyond) <= MOST, sorted(beyond)
 
 
-def test_the_core_attacks_and_evaluates_without_the_rest(hidden: str, tmp_path: Path) -> None:
-    done = run(CORE, hidden, tmp_path)
+def test_the_core_attacks_and_evaluates_without_the_rest(run: Callable[..., Any], installed: Path) -> None:
+    done = run(CORE + "print(adv.__file__)")
     assert done.returncode == 0, done.stderr
-    assert "worst case" in done.stdout
+    assert "worst case" in done.stdout and str(installed) in done.stdout
 
 
-def test_what_needs_more_asks_for_it_in_one_line(hidden: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("torch", ["torch==2.6.*", "torch"])
+@pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13"])
+def test_the_core_works_in_an_empty_environment(wheel: Path, python: str, torch: str, tmp_path: Path) -> None:
+    if shutil.which(python) is None:
+        pytest.skip(f"there is no {python}")
+    subprocess.run([python, "-m", "venv", "empty"], cwd=tmp_path, check=True)
+    own = tmp_path / "empty" / "bin" / "python"
+    for words in (["-m", "pip", "install", "-q", str(wheel), torch], ["-c", CORE], ["-m", "advsphere", "--version"]):
+        done = subprocess.run([own, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_needs_more_asks_for_it_in_one_line(run: Callable[..., Any]) -> None:
     tries = "".join(
         f"""
 try:
@@ -132,13 +186,13 @@ else:
 """
         for code in MISSING
     )
-    done = run(tries, hidden, tmp_path)
+    done = run(tries)
     assert done.returncode == 0, done.stderr
     for line, extra in zip(done.stdout.splitlines(), MISSING.values(), strict=True):
         assert re.fullmatch(rf"\w+ is not installed: pip install 'advsphere\[{extra}\]'", line)
 
 
-def test_so_does_the_command_line(hidden: str, tmp_path: Path) -> None:
-    done = run("from advsphere.cli import main; sys.exit(main(['evaluate', 'runs/a']))", hidden, tmp_path)
+def test_so_does_the_command_line(run: Callable[..., Any]) -> None:
+    done = run("from advsphere.cli import main; sys.exit(main(['evaluate', 'runs/a']))")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: tyro is not installed: pip install 'advsphere[train]'\n"
