@@ -38,7 +38,7 @@ demo: $(STAMP) ## train networks with and without HE on the digits, attack both,
 	$(BIN)/advsphere demo
 
 docs: $(SITE) ## build the documentation as pages in site/
-	PYTHONPATH=$(dir $(SITE)) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>&1 | { grep -v '^INFO' || true; }
+	PYTHONPATH=$(dir $(SITE)) JUPYTER_PATH=$(dir $(SITE))share/jupyter NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict 2>&1 | { grep -v '^INFO' || true; }
 
 $(SITE): docs/requirements.txt | $(STAMP)
 	rm -rf $(@D)
