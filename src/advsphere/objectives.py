@@ -198,7 +198,7 @@ class PGDAT(Objective):
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         with context.view(model, y, self.mode) as classify:
-            return self._pgd(classify, x, y, context.rng, cross_entropy if is_soft(y) else log_odds)
+            return self._pgd(classify, x, y, context.rng, _for(y))
 
     def _pgd(self, classify: Classifier, x: Tensor, target: Tensor, rng: Rng, loss: Loss) -> Tensor:
         start: Start = "uniform"
@@ -267,7 +267,7 @@ class NFGSM(Objective):
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, context: Crafting) -> Tensor:
         noisy = replace(self.threat, eps=self.noise * self.threat.eps).sample(x, context.rng)
         with context.view(model, y, self.mode) as classify:
-            _, _, grad = input_gradient(classify, noisy, y, log_odds)
+            _, _, grad = input_gradient(classify, noisy, y, _for(y))
         size = self.threat.eps if self.step_size is None else self.step_size
         return (noisy + size * self.threat.ascent(grad, noisy)).clamp(*self.threat.bounds)
 
@@ -367,3 +367,8 @@ class FreeAT(Objective):
         start = x_adv.detach()
         delta = self.threat.project(start + self.step_size * self.threat.ascent(x_adv.grad, start), x) - x
         return delta if carry is None or len(carry) <= len(x) else torch.cat([delta, carry[len(x) :]])
+
+
+def _for(y: Tensor) -> Loss:
+    """The loss to raise while crafting: `log_odds`, which soft labels do not have."""
+    return cross_entropy if is_soft(y) else log_odds

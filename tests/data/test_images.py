@@ -110,7 +110,7 @@ LABELS = torch.tensor([0, 1, 2])
         (GOOD, torch.tensor([0, 3, 7]), r"label 3 of image 1 is outside 0..2 \(2 such labels\)"),
         (GOOD, torch.tensor([0, 1, -1]), "label -1 of image 2 is outside 0..2"),
         (GOOD, LABELS[:2], "3 images but 2 labels"),
-        (GOOD, torch.eye(3), r"one int64 class number for each image.*argmax\(1\)"),
+        (GOOD, torch.eye(3).long(), r"one int64 class number for each image.*argmax\(1\)"),
         (GOOD, LABELS.int(), r"torch.int32: use labels.long\(\)"),
     ],
 )

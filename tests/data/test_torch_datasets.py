@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 from advsphere.data import Augment, ImageSet, from_dataset, images
 from advsphere.data.batching import batches
@@ -122,6 +132,62 @@ def test_pictures_of_any_size_are_resized_and_cropped_as_files_are(tmp_path: Pat
     assert torch.equal(large.stored(index, drawn)[0], files.stored(index, drawn)[0])
 
 
+class Mixing(Listed):
+    def __init__(self) -> None:
+        super().__init__(pairs(lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1)))
+
+
+def mixed(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    x, y = default_collate(items)
+    one_hot = torch.nn.functional.one_hot(y, 3).float()
+    return x, (one_hot + one_hot.flip(0)) / 2
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(pairs())
+
+
+def as_tensors(picture: Any) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def collated(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """As in the tutorials of Hugging Face."""
+    labels = torch.tensor([item["label"] for item in items])
+    return {"pixel_values": torch.stack([as_tensors(item["image"]) for item in items]) / 255, "labels": labels}
+
+
+def test_the_items_of_a_data_loader_in_the_order_of_its_data_set() -> None:
+    pictures = [{"image": Image.fromarray(pixels), "label": y} for pixels, y in zip(PIXELS, LABELS, strict=True)]
+    tensors = TensorDataset(EXPECTED, torch.tensor(LABELS))
+    for loader in (
+        DataLoader(tensors, batch_size=4, shuffle=True),
+        DataLoader(
+            pairs(), collate_fn=lambda items: (torch.stack([as_tensors(x) for x, _ in items]), [y for _, y in items])
+        ),
+        DataLoader(tensors, batch_sampler=BatchSampler(SequentialSampler(tensors), 2, drop_last=True)),
+    ):
+        found = from_dataset(loader)
+        assert isinstance(found, ImageSet) and torch.equal(found.pixels, EXPECTED) and found.labels.tolist() == LABELS
+    found = from_dataset(DataLoader(pictures, batch_size=2, collate_fn=collated))
+    assert torch.equal(found.batch(torch.arange(6))[0], EXPECTED / 255) and found.labels.tolist() == LABELS
+    subset = from_dataset(DataLoader(tensors, sampler=SubsetRandomSampler([5, 2])))
+    assert torch.equal(subset.stored(torch.arange(2))[0], EXPECTED[[2, 5]])
+
+
+def test_soft_labels_are_kept_and_have_a_most_likely_class() -> None:
+    soft = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]])
+    for source in ((EXPECTED[:2], soft), (EXPECTED[:2].numpy(), soft.numpy()), list(zip(EXPECTED, soft, strict=False))):
+        found = from_dataset(source)
+        assert torch.equal(found.labels, soft) and found.classes == ("0", "1", "2")
+        assert found.hard().labels.tolist() == [0, 2] and found.hard().hard().labels.tolist() == [0, 2]
+        assert torch.equal(found.few(1).labels, soft[:1])
+    dataset = Listed(zip(EXPECTED, soft, strict=False))
+    dataset.targets = soft  # type: ignore[attr-defined]
+    assert torch.equal(from_dataset(dataset).labels, soft)
+
+
 @pytest.mark.parametrize(
     ("items", "message"),
     [
@@ -132,8 +198,18 @@ def test_pictures_of_any_size_are_resized_and_cropped_as_files_are(tmp_path: Pat
         ([(torch.from_numpy(PIXELS[0]).repeat(2, 1, 1), 0)], r"\(10, 4, 3\): tensors must be \(channels, height"),
         ([("cat.png", 0)], "image 0 of list is a str: give a PIL image, a tensor or a numpy array"),
         ([(Image.fromarray(np.full((6, 6), 1000, np.uint16)), 0)], "more than 8 bits per pixel"),
-        ([(PIXELS[0], torch.tensor([0.0, 1.0]))], "label of item 0 must be a class number, .*one-hot"),
-        ([(PIXELS[0], "cat")], "label of item 0 must be a class number, found 'cat'"),
+        ([(PIXELS[0], torch.tensor([0, 1]))], r"label of item 0 must be a class number or the probabilities \(K,\)"),
+        ([(PIXELS[0], torch.tensor([0.5, 0.9]))], "must be probabilities: at least 0, with a sum of 1"),
+        ([(PIXELS[0], torch.eye(2)[0]), (PIXELS[1], 1)], "some labels are class numbers and some probabilities"),
+        ((PIXELS, np.array(LABELS)), r"\(6, 5, 4, 3\) has the channels last: .*transpose\(0, 3, 1, 2\) for arrays"),
+        ((EXPECTED.numpy().astype(float), np.array(LABELS)), "divide by 255, or give them as uint8"),
+        (DataLoader(Mixing(), collate_fn=mixed), "makes soft labels, so it mixes images .* train in your own loop"),
+        (
+            DataLoader(Listed(), sampler=WeightedRandomSampler([1.0] * 6, 6)),
+            "draws its items by a WeightedRandomSampler",
+        ),
+        (DataLoader(Endless()), "Endless is no map-style data set"),
+        ([(PIXELS[0], "cat")], "label of item 0 must be a class number .*, found 'cat'"),
         ([(PIXELS[0], -1)], "label -1 of image 0 is outside"),
         ([{"picture": PIXELS[0], "label": 0}], r'item 0 must be .*"image" and "label"; found the entries picture'),
         ([PIXELS[0]], r"item 0 must be \(image, label\) .*found a ndarray"),

@@ -74,7 +74,7 @@ def test_labels_of_another_kind(known: Known) -> None:
     ]:
         with pytest.raises(UserError, match=message):
             preflight(model, images, wrong)
-    with pytest.raises(UserError, match="with an"):
+    with pytest.raises(UserError, match="images need their labels"):
         preflight(model, images)
     with pytest.raises(UserError, match="holds its own labels"):
         preflight(model, ImageSet(images, labels, tuple("abcd")), labels)

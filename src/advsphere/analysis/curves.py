@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advsphere.analysis.canvas import canvas, interval_marks, legend, quiet, reference, style
 from advsphere.analysis.crafting import OnProgress, sample_positions, silent
 from advsphere.attacks import pgd
 from advsphere.classifier import frozen
-from advsphere.data import Images
+from advsphere.data import Images, Source
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Evaluation
-from advsphere.evaluation.checks import device_of, images_of
+from advsphere.evaluation.checks import Pixels, device_of, images_of
 from advsphere.evaluation.judge import exact_float32, judge_attack, predict
 from advsphere.files import read_cache, write_cache
 from advsphere.identity import data_checksum, model_checksum
@@ -125,8 +125,8 @@ class Curve(AccuracyCurve):
 
 def accuracy_against_eps(
     model: nn.Module,
-    images: Images | Tensor,
-    labels: Tensor | None = None,
+    images: Source | Pixels,
+    labels: Pixels | None = None,
     *,
     threat: ThreatModel,
     eps: Sequence[float] | None = None,
@@ -143,8 +143,8 @@ def accuracy_against_eps(
 
     Args:
         model: Takes (B, C, H, W) pixels in [0, 1] and returns (B, K) logits.
-        images: A set of images, or a tensor (N, C, H, W).
-        labels: (N,) int64, for images given as a tensor.
+        images: The images, as in `evaluate`.
+        labels: Class numbers (N,), with a tensor or array of images.
         threat: Norm and bounds of the attacks. The default radii go from 0 to twice its eps, in steps of eps / 4.
         eps: Other radii, in any order; 0 is always added.
         steps: The number of PGD steps.

@@ -4,6 +4,6 @@ from advsphere.data.augmentation import Augment
 from advsphere.data.folders import image_folder
 from advsphere.data.images import Dataset, Images, ImageSet
 from advsphere.data.sources import load, load_test
-from advsphere.data.torch_datasets import from_dataset
+from advsphere.data.torch_datasets import Source, from_dataset
 
-__all__ = ["Augment", "Dataset", "ImageSet", "Images", "from_dataset", "image_folder", "load", "load_test"]
+__all__ = ["Augment", "Dataset", "ImageSet", "Images", "Source", "from_dataset", "image_folder", "load", "load_test"]

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from torch import Tensor
 from advsphere.data.crops import ResizedCrops
 from advsphere.errors import UserError
 from advsphere.files import some
+from advsphere.losses import is_soft
 from advsphere.rng import permutation
 
 MEMORY_LIMIT = 4 * 2**30
@@ -46,7 +47,8 @@ class Images(ABC):
     """A set of labelled images.
 
     Attributes:
-        labels: (N,) int64 in 0..K-1, on the device on which batches are returned.
+        labels: (N,) int64 in 0..K-1, or soft labels (N, K) for training: probabilities, in floating point. They are on
+            the device on which batches are returned.
         classes: The K names of the classes.
         name: Name of the set in reports.
         decodes: Whether reading a batch decodes images, so that worker processes should do it in advance.
@@ -125,6 +127,12 @@ class Images(ABC):
         pixels, y = self.stored(index)
         return as_float(pixels), y
 
+    def hard(self) -> Self:
+        """The same images, each with its most likely class as label if the labels are soft."""
+        anything: Any = self  # every set is a dataclass with labels
+        found: Self = replace(anything, labels=self.labels.argmax(1)) if is_soft(self.labels) else self
+        return found
+
     def in_memory(self) -> ImageSet:
         """Decode all images, with a progress bar on a terminal."""
         pixels = torch.empty((len(self), *self.shape), dtype=self.dtype)
@@ -159,7 +167,7 @@ class Images(ABC):
             The first n images or, if they are sorted by class as in folders, n images at equal distances, so that no
             class is left out. All images if there are fewer than n.
         """
-        n, sorted_by_class = min(n, len(self)), bool((self.labels.diff() >= 0).all())
+        n, sorted_by_class = min(n, len(self)), bool((self.hard().labels.diff() >= 0).all())
         return self.take(torch.arange(n) * len(self) // n) if sorted_by_class else self.first(n)
 
     def split(self, validation: int, *, seed: int) -> tuple[Self, Self]:
@@ -190,7 +198,7 @@ class ImageSet(Images):
 
     Attributes:
         pixels: (N, C, H, W), uint8 or floating point in [0, 1].
-        labels: (N,) int64 in 0..K-1.
+        labels: (N,) int64 in 0..K-1, or soft labels (N, K) for training.
         classes: The K names of the classes.
         name: Name of the set in reports.
         files: The N names of the images' files; None if they have none.
@@ -280,7 +288,14 @@ def with_progress(items: Iterable[T], description: str, total: int | None = None
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
-    """Raise UserError unless labels are (N,) int64 in 0..num_classes-1 with N > 0."""
+    """Raise UserError unless labels are (N,) int64 in 0..num_classes-1, or probabilities (N, num_classes)."""
+    if is_soft(labels) and len(labels):
+        if labels.shape[1] != num_classes:
+            raise UserError(f"{name}: soft labels must be (N, {num_classes}); found {tuple(labels.shape)}")
+        off = (labels.sum(1) - 1).abs().amax()
+        if not (bool(off <= 0.01) and bool((labels >= 0).all())):
+            raise UserError(f"{name}: the soft labels of an image must be probabilities: at least 0, with a sum of 1")
+        return
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise UserError(
             f"{name}: labels must be one int64 class number for each image, (N,); "
@@ -299,8 +314,15 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
 
 def check_pixels(pixels: Tensor, name: str) -> None:
     """Raise UserError unless pixels are (N, C, H, W) with N > 0, uint8 or floating point in [0, 1]."""
+    if not isinstance(pixels, Tensor):
+        raise UserError(f"{name}: images must be a tensor; found {type(pixels).__name__}: use data.from_dataset")
     if pixels.ndim != 4 or pixels.numel() == 0:
         raise UserError(f"{name}: images must be (N, channels, height, width); found {tuple(pixels.shape)}")
+    if pixels.shape[1] > 4 >= pixels.shape[3]:
+        raise UserError(
+            f"{name}: images must be (N, channels, height, width), but {tuple(pixels.shape)} has the channels last: "
+            "use permute(0, 3, 1, 2), or transpose(0, 3, 1, 2) for arrays"
+        )
     if pixels.dtype == torch.uint8:
         return
     if not pixels.is_floating_point():

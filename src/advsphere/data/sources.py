@@ -160,7 +160,7 @@ def hold_out(images: Images, missing: str = "test part") -> Dataset:
     test: Any = images.take(order[:count].sort().values)
     return Dataset(
         replace(train, name=f"{images.name} (train part)"),
-        replace(test, name=f"{images.name} (held out)"),
+        replace(test.hard(), name=f"{images.name} (held out)"),
         f"{images.name} has no {missing}: {count} of its {len(images)} images are held out as the test set",
     )
 

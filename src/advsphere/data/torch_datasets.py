@@ -1,23 +1,36 @@
-"""Convert data sets to image sets: map-style datasets of PyTorch or Hugging Face, and pairs of tensors."""
+"""Convert data sets to image sets: map-style datasets of PyTorch or Hugging Face, data loaders, and pairs of arrays."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+)
 
 from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View, check_depth, decoded
 from advsphere.data.images import Images, ImageSet, check_labels, check_pixels, in_memory_if_small, with_progress
 from advsphere.errors import UserError
+from advsphere.losses import is_soft
+
+IMAGES, LABELS = ("image", "img", "pixel_values"), ("label", "labels")
+"""The entries of an item that is a dictionary."""
 
 
 class MapStyle(Protocol):
@@ -28,8 +41,12 @@ class MapStyle(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+Source = Images | MapStyle | DataLoader[Any] | tuple[Tensor | np.ndarray, Tensor | np.ndarray]
+"""What `from_dataset` takes."""
+
+
 def from_dataset(
-    source: Images | MapStyle | tuple[Tensor, Tensor],
+    source: Source,
     *,
     classes: Sequence[str] | None = None,
     name: str | None = None,
@@ -37,16 +54,18 @@ def from_dataset(
     resize: int | None = None,
     crops: bool = False,
 ) -> Images:
-    """Turn a data set of another library, or a pair of tensors, into an image set.
+    """Turn a data set of another library, or a pair of tensors or arrays, into an image set.
 
     The images are kept in memory if they take at most 4 GiB. Otherwise each batch reads its items from the data set.
 
     Args:
-        source: A pair of pixels (N, C, H, W) and labels (N,), or an object with ``len()`` whose items are
-            ``(image, label)`` or dictionaries with "image" (or "img") and "label". An image is a PIL image, a tensor
-            (C, H, W) or an array (H, W, C), uint8 or floating point in [0, 1]. Grey tensors and arrays may be (H, W).
-            An item must be the same each time it is read; use `TrainSettings.augment` for random augmentation. An image
-            set is returned unchanged.
+        source: A pair of pixels (N, C, H, W) and labels (N,), each a tensor or an array; or an object with ``len()``
+            whose items are ``(image, label)`` or dictionaries with "image" (or "img") and "label"; or a `DataLoader` of
+            such an object. An image is a PIL image, a tensor (C, H, W) or an array (H, W, C), uint8 or floating point
+            in [0, 1]. Grey tensors and arrays may be (H, W). A label is a class number, or for training the
+            probabilities of the classes (K,). An item must be the same each time it is read; use
+            `TrainSettings.augment` for random augmentation. A loader's items are read one by one through its
+            `collate_fn`, in the order of its data set. An image set is returned unchanged.
         classes: The names of the classes. By default those in ``source.classes`` or ``source.features["label"].names``,
             otherwise "0", "1", ...
         name: Name of the data set in reports. By default the name of its class.
@@ -60,15 +79,21 @@ def from_dataset(
         The images, in memory (an `ImageSet`) or not.
 
     Raises:
-        UserError: If an image or a label has the wrong type, shape or range, or if an item changes between two reads.
+        UserError: If an image or a label has the wrong type, shape or range, if an item changes between two reads, or
+            if a data loader draws or mixes its items.
     """
     if isinstance(source, Images):
         return source
+    if isinstance(source, str | Path):
+        raise UserError(f"{source} is a name: load its images with advsphere.data.load or advsphere.data.image_folder")
+    if isinstance(source, DataLoader):
+        name = name or type(source.dataset).__name__
+        source = items_of(source)
     name, view = name or type(source).__name__, View.of(image_size, resize)
-    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, Tensor) for part in source):
+    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
         if view is not None:
             raise UserError("image_size resizes PIL images: resize the tensors yourself, and leave it out")
-        pixels, labels = source
+        pixels, labels = map(torch.as_tensor, source)
         labels = labels if labels.is_floating_point() else labels.long()
         return ImageSet(pixels, labels, _class_names(source, classes, labels), "tensors" if name == "tuple" else name)
     map_style = hasattr(source, "__len__") and hasattr(source, "__getitem__")
@@ -142,11 +167,52 @@ class DatasetImages(Images):
         return pixels.to(y.device), y
 
 
-def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int]:
+@dataclass(frozen=True, eq=False)
+class CollatedItems:
+    """The items of a data set, each as the only one of a batch that `collate` makes."""
+
+    dataset: MapStyle
+    collate: Callable[[list[Any]], Any]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int, /) -> Any:
+        batch = self.collate([self.dataset[i]])
+        if isinstance(batch, Mapping):
+            return {key: value[0] for key, value in batch.items()}
+        return tuple(part[0] for part in batch)
+
+
+def items_of(loader: DataLoader[Any]) -> MapStyle:
+    """The items of a data loader, in the order of its data set. Raises UserError if it draws or mixes them."""
+    dataset, sampler = loader.dataset, loader.sampler
+    name = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        raise UserError(f"{name} is no map-style data set: give an object with len() whose items are (image, label)")
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sorted(sampler.indices))
+    elif not isinstance(sampler, SequentialSampler | RandomSampler) or getattr(sampler, "replacement", False):
+        raise UserError(f"the data loader draws its items by a {type(sampler).__name__}: give its data set, {name}")
+    collate: Any = loader.collate_fn
+    items: Any = dataset
+    if collate is default_collate:
+        return items
+    first = CollatedItems(items, collate)
+    if len(items) and is_soft(torch.as_tensor(_item(first, 0, name)[1])[None]):
+        raise UserError(
+            f"the collate_fn of the data loader makes soft labels, so it mixes images of a batch, but {name} is read "
+            "item by item: leave it out, or train in your own loop with objective.craft and objective.loss"
+        )
+    return first
+
+
+def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int | Tensor]:
     item = dataset[i]
     if isinstance(item, Mapping):
         found = f"the entries {', '.join(map(str, item))}"
-        image, label = item.get("image", item.get("img")), item.get("label")
+        image = next((item[key] for key in IMAGES if key in item), None)
+        label = next((item[key] for key in LABELS if key in item), None)
     else:
         found = f"a {type(item).__name__}"
         image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
@@ -154,11 +220,14 @@ def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int]:
         raise UserError(
             f'{name}: item {i} must be (image, label) or a dictionary with "image" and "label"; found {found}'
         )
+    if isinstance(label, Tensor | np.ndarray) and is_soft(torch.as_tensor(label)[None]):
+        return image, torch.as_tensor(label, dtype=torch.float32)
     try:
         return image, operator.index(label)
     except TypeError as error:
         raise UserError(
-            f"{name}: the label of item {i} must be a class number, found {label!r}: use argmax for one-hot labels"
+            f"{name}: the label of item {i} must be a class number or the probabilities (K,) of the classes, "
+            f"found {label!r}"
         ) from error
 
 
@@ -188,16 +257,20 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
 
 
 def _labels(dataset: MapStyle, name: str) -> Tensor:
-    """(N,) int64: the labels that the data set lists, or else those of its items."""
+    """(N,) int64 or (N, K): the labels that the data set lists, or else those of its items."""
     labels = None
     with suppress(TypeError, ValueError, RuntimeError):  # the data set lists no class numbers
-        labels = torch.as_tensor(_listed_labels(dataset), dtype=torch.int64)
+        labels = torch.as_tensor(_listed_labels(dataset))
+        labels = labels.float() if is_soft(labels) else labels.long()
     if labels is None:
         numbers = with_progress(range(len(dataset)), f"reading the labels of {name}")
-        return torch.tensor([_item(dataset, i, name)[1] for i in numbers])
+        found = [torch.as_tensor(_item(dataset, i, name)[1]) for i in numbers]
+        if len({one.shape for one in found}) > 1:
+            raise UserError(f"{name}: some labels are class numbers and some probabilities, or of different lengths")
+        return torch.stack(found)
     for i in {0, len(labels) // 2, len(labels) - 1} if labels.ndim == 1 else ():
         label = _item(dataset, i, name)[1]
-        if label != labels[i]:
+        if not isinstance(label, int) or label != labels[i]:
             raise UserError(f"{name}: item {i} has label {label}, but the data set lists {labels[i]} for it")
     return labels
 
@@ -224,6 +297,6 @@ def _class_names(source: Any, classes: Sequence[str] | None, labels: Tensor) -> 
         found = getattr(source, "classes", None) or getattr(of_label, "names", None)
         classes = found if isinstance(found, Sequence) else None
     if classes is None:  # a label beyond the cap is an error of `check_labels`, not a lack of memory
-        highest = int(labels.max()) if labels.numel() else 0
+        highest = labels.shape[1] - 1 if is_soft(labels) else int(labels.max()) if labels.numel() else 0
         classes = list(map(str, range(min(max(highest, 0), 100_000) + 1)))
     return tuple(map(str, classes))

@@ -13,19 +13,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advsphere.attacks import Attack
 from advsphere.classifier import Classifier, fooled, frozen, input_gradient
-from advsphere.data import Images, ImageSet
+from advsphere.data import Images, ImageSet, Source, from_dataset
 from advsphere.errors import UserError
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.losses import log_odds
+from advsphere.losses import is_soft, log_odds
 from advsphere.rng import Rng, permutation
 from advsphere.threat import ThreatModel
+
+Pixels = Tensor | np.ndarray
+"""A batch as a tensor or an array."""
 
 LARGEST = 250
 LARGER = 8
@@ -41,8 +45,8 @@ _TOLERANCE = 1e-3
 
 def preflight(
     model: nn.Module,
-    images: Images | Tensor,
-    labels: Tensor | None = None,
+    images: Source | Pixels,
+    labels: Pixels | None = None,
     *,
     batch_size: int | None = None,
     attacks: Sequence[AttackSpec] = (),
@@ -52,7 +56,7 @@ def preflight(
     Args:
         model: The model, as in `evaluate`.
         images: The images, as in `evaluate`.
-        labels: (N,) int64, with a tensor of images.
+        labels: Class numbers (N,), with a tensor or array of images.
         batch_size: Number of images to draw; by default as in `evaluate`.
         attacks: The attacks to check. None of them may change the images at eps = 0.
 
@@ -116,14 +120,21 @@ def fitting_batch_size(model: nn.Module, shape: Sequence[int]) -> int:
     return size
 
 
-def images_of(images: Images | Tensor, labels: Tensor | None) -> Images:
+def images_of(images: Source | Pixels, labels: Pixels | None) -> Images:
     """Make an image set. Raises UserError for pixels outside [0, 1] and for labels that are not class numbers."""
-    if isinstance(images, Images):
+    if not isinstance(images, Tensor | np.ndarray):
         if labels is not None:
-            raise UserError("an image set holds its own labels; leave out the second argument")
-        return images
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
-        raise UserError("give images as an (N, C, H, W) tensor with an (N,) tensor of labels, or an advsphere.data set")
+            raise UserError("a data set holds its own labels; leave out the second argument")
+        found = from_dataset(images)
+        if is_soft(found.labels):
+            raise UserError(f"{found.name}: an evaluation needs class numbers, not soft labels: use labels.argmax(1)")
+        return found
+    if labels is None:
+        raise UserError("images need their labels: give an (N,) tensor or array of class numbers, or a data set")
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    if is_soft(labels):
+        raise UserError("an evaluation needs class numbers, not soft labels: use labels.argmax(1)")
+    labels = labels if labels.is_floating_point() else labels.long()
     # An image set needs the names of all classes, but only the model knows their number, and it runs later.
     highest = int(labels.max()) if labels.numel() else 0
     return ImageSet(images, labels, tuple(map(str, range(min(max(highest, 0), 100_000) + 1))))

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advsphere.attacks import Guides
 from advsphere.classifier import frozen, split
-from advsphere.data import Images
+from advsphere.data import Images, Source
 from advsphere.distributed import World
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import device_of, fitting_batch_size, images_of, preflight
+from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, preflight
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.majority import as_judged
@@ -45,8 +45,8 @@ MOST_GUIDES, MOST_GUIDE_VALUES = 1000, 2**26
 
 def evaluate(
     model: nn.Module,
-    images: Images | Tensor,
-    labels: Tensor | None = None,
+    images: Source | Pixels,
+    labels: Pixels | None = None,
     *,
     threat: ThreatModel,
     suite: str | Sequence[AttackSpec] = "quick",
@@ -65,8 +65,9 @@ def evaluate(
     Args:
         model: Maps pixels in [0, 1] to logits, with its input normalisation inside. It is evaluated in eval mode and
             restored afterwards.
-        images: An `advsphere.data` set, or an (N, C, H, W) tensor in [0, 1].
-        labels: (N,) int64, with a tensor of images.
+        images: A tensor or array (N, C, H, W), uint8 or in [0, 1]; or a data set: an `advsphere.data` set, a map-style
+            `Dataset` of PyTorch or Hugging Face, or a `DataLoader`, see `advsphere.data.from_dataset`.
+        labels: Class numbers (N,), with a tensor or array of images.
         threat: The threat model: norm, radius and bounds.
         suite: A name (`SUITES`), a user-defined suite as `package.module:function`, or a list of attacks.
         seed: Seed of the attacks' random numbers.
@@ -115,8 +116,8 @@ def evaluate(
 
 def prepare(
     model: nn.Module,
-    images: Images | Tensor,
-    labels: Tensor | None = None,
+    images: Source | Pixels,
+    labels: Pixels | None = None,
     *,
     threat: ThreatModel,
     suite: str | Sequence[AttackSpec],

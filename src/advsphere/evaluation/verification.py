@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from advsphere.data import Images
+from advsphere.data import Source
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import images_of, preflight
+from advsphere.evaluation.checks import Pixels, images_of, preflight
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.evidence import Evidence
 from advsphere.evaluation.judge import exact_float32
@@ -64,8 +64,8 @@ def verify(
     evaluation: Path | str,
     ledger: Path | str,
     model: nn.Module,
-    images: Images | Tensor,
-    labels: Tensor | None = None,
+    images: Source | Pixels,
+    labels: Pixels | None = None,
     *,
     suite: Sequence[AttackSpec] | None = None,
     share: float = 0.05,
@@ -84,8 +84,8 @@ def verify(
         evaluation: The file evaluation.json.
         ledger: The file ledger.sqlite.
         model: The model that was evaluated.
-        images: The images that were evaluated.
-        labels: (N,) int64, with a tensor of images; by default those in the ledger.
+        images: The images that were evaluated, as in `evaluate`.
+        labels: (N,), with a tensor or array of images; by default those in the ledger.
         suite: The attacks, if the evaluation was given a list.
         share: Share of the resisted examples that is attacked again.
         at_least: Smallest number of examples to attack again.
@@ -101,7 +101,7 @@ def verify(
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
         before = book.version
-        if labels is None and not isinstance(images, Images):
+        if labels is None and isinstance(images, Pixels):
             labels = torch.tensor(book.labels)
         model = as_judged(model, book.identity["suite"].get("draws", 0))
         evidence = Evidence(model, images_of(images, labels), book)

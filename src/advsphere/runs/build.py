@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -191,9 +192,9 @@ def as_dataset(
     if isinstance(data, Mapping) and "train" in data:
         test = next((data[key] for key in _TEST if key in data), None)
         data = data["train"] if test is None else (data["train"], test)
-    if not (isinstance(data, tuple) and len(data) == 2) or isinstance(data[0], Tensor):
+    if not (isinstance(data, tuple) and len(data) == 2) or isinstance(data[0], Tensor | np.ndarray):
         return hold_out(convert(data, crops=crops))
-    train, test = convert(data[0], crops=crops), convert(data[1])
+    train, test = convert(data[0], crops=crops), convert(data[1]).hard()
     longer = max(train.classes, test.classes, key=len)  # for tensors, the highest label gives the number of classes
     if not all(longer[: len(part.classes)] == part.classes for part in (train, test)):
         raise UserError(

@@ -93,7 +93,7 @@ def load_run(
             the run does not know.
     """
     config = read_config(folder)
-    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name)
+    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name).hard()
     images = by_classes(images, read_classes(folder), folder)
     where = chosen_device(device)
     return Run(config, load_network(folder, which, images, model=model).to(where), images.to(where))

@@ -108,8 +108,9 @@ def train(
         config: The settings, such as `advsphere.recipe("digits-pgd-at")`; by default small-cnn on the digits without an
             adversary.
         folder: The run's folder; by default `runs/` and the recipe's name.
-        data: The images: a name (`cifar10`, or package.module:function), or a pair of tensors, a
-            map-style data set, a pair (train, test) or mapping of these, or a `Dataset`.
+        data: The images: a name (`cifar10`, or package.module:function); a pair of tensors or arrays, a map-style data
+            set or a `DataLoader`, see `advsphere.data.from_dataset`; a pair (train, test) or mapping of these; or an
+            `advsphere.data.Dataset`.
         model: The network: a name, a function that builds it, or the network itself, which is trained in place. The
             function is called with num_classes, in_channels and image_size, as far as it has such parameters. The
             network maps pixels in [0, 1] to logits.
@@ -195,7 +196,7 @@ def train(
             before_step=parts.before_step,
             shift=parts.shift,
             validate=Validation(
-                held_out.to(where),
+                held_out.hard().to(where),
                 run.threat,
                 trainer.dtype,
                 # Large images need smaller batches.

@@ -21,7 +21,7 @@ from advsphere.attacks.combine import prepared
 from advsphere.classifier import folds
 from advsphere.data.batching import batches as load_batches
 from advsphere.data.batching import epoch_batches
-from advsphere.data.images import Images
+from advsphere.data.torch_datasets import Source, from_dataset
 from advsphere.distributed import World
 from advsphere.errors import UserError
 from advsphere.losses import smoothed
@@ -108,10 +108,10 @@ class Trainer:
     Only the first one writes, into a folder that all of them can read.
 
     Args:
-        model: The network to train, on the device of the images.
+        model: The network to train, on the device of the images if they are an `advsphere.data` set.
         objective: The loss that is minimised, and how adversarial examples are crafted for it.
         criterion: The loss of logits (B, K) and labels (B,) for each example, (B,).
-        images: The training images.
+        images: The training images: an `advsphere.data` set, or anything that `advsphere.data.from_dataset` takes.
         settings: Length, batch size, optimizer, precision and so on.
         folder: Where checkpoints are written.
         environment: Versions and hardware, on which equality of bits depends besides the settings. The checkpoint keeps
@@ -131,7 +131,7 @@ class Trainer:
         model: nn.Module,
         objective: Objective,
         criterion: Criterion,
-        images: Images,
+        images: Source,
         *,
         settings: TrainSettings,
         folder: Path | str,
@@ -140,7 +140,9 @@ class Trainer:
         optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None,
         world: World = World(),
     ) -> None:
-        self.model, self.objective, self.images = model, objective, images
+        self.model, self.objective, self.images = model, objective, from_dataset(images)
+        if self.images is not images:
+            self.images = self.images.to(next(model.parameters()).device)
         self.settings, self.folder, self.world = settings, Path(folder), world
         self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
         if isinstance(threat := getattr(objective, "threat", None), ThreatModel):
@@ -151,7 +153,7 @@ class Trainer:
         if settings.label_smoothing:
             criterion = smoothed(criterion, settings.label_smoothing)
         self.writer = CheckpointWriter()
-        self.device = images.labels.device
+        self.device = self.images.labels.device
         automatic = low_precision(self.device) if settings.precision == "auto" else None
         self.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision, automatic)
         self.scale = LossScale(self.device, self.dtype)
