@@ -67,5 +67,5 @@ check-results: $(STAMP) ## recompute results/ from the ledgers in RUNS (runs), a
 	$(BIN)/advsphere results results $(RUNS) --check
 
 clean: ## remove the environment, caches and build output, but no runs
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
