@@ -67,6 +67,18 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Fix that and try again") from error
 
 
+@contextmanager
+def content_errors(source: object) -> Iterator[None]:
+    """Turn an error over the values in a file into a UserError that names the file: anybody may have written them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{source} does not hold what advsphere writes ({what}); use another copy") from error
+
+
 def _unfinished(path: Path, process: int | str) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{process}")
 

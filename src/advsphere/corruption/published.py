@@ -195,8 +195,10 @@ def _array(path: Path, count: int, clean: Images) -> Array:
 def _opened(path: Path) -> Array:
     try:
         opened: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is broken or truncated ({str(error).splitlines()[0]}): get it again") from error
+    except Exception as error:  # numpy evaluates the header as an expression of Python
+        raise UserError(
+            f"{path} is broken or truncated ({' '.join(str(error).split())[:200]}): get it again"
+        ) from error
     if not isinstance(opened, np.ndarray):
         raise UserError(f"{path} is no .npy array: get it again")
     return opened

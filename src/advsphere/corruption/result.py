@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from advsphere.analysis.canvas import INK, canvas, quiet
 from advsphere.corruption.severity import CORRUPTIONS, SEVERITIES
 from advsphere.errors import UserError
-from advsphere.files import content_checksum, differences, read_json, write_atomically
+from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
 from advsphere.stats import Estimate, mean_over_images, wilson
 
 if TYPE_CHECKING:
@@ -207,8 +207,12 @@ class CorruptionRecord:
         """
         path = Path(path)
         data = read_json(path, FORMAT)
-        record = cls.from_dict(data)
-        if json.loads(json.dumps(record.to_dict())) != data:
+        with content_errors(path):
+            record = cls.from_dict(data)
+            same = json.loads(json.dumps(record.to_dict())) == data
+            if not all(isinstance(cell.outcomes, str) for cell in (record.clean, *record.cells)):
+                raise TypeError("outcomes are no text")
+        if not same:
             raise UserError(f"{path} was changed after it was written; measure again")
         return record
 

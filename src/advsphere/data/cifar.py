@@ -153,7 +153,7 @@ def read_pickle(content: bytes, path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path} {error}") from error
     except Exception as error:  # a broken pickle may raise any exception
-        raise UserError(f"{path} is broken or truncated ({error}): get it again") from error
+        raise UserError(f"{path} is broken or truncated ({' '.join(str(error).split())}): get it again") from error
 
 
 class _DType:

@@ -390,6 +390,7 @@ class Ledger(Database):
         with self._errors():
             (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
+                found = " ".join(str(found).split())
                 raise UserError(f"{self.path} is damaged ({found}); use another copy, or evaluate into a new file")
             row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
         if row is None or self._json(row[0]) != _FORMAT:

@@ -13,8 +13,9 @@ from advsphere.evaluation import display, outcomes
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import refuted, signs
 from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
-from advsphere.files import content_checksum, differences, read_json, write_atomically
+from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
 from advsphere.stats import PairedDifference, paired
+from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,8 +74,13 @@ class Evaluation:
             The evaluation.
 
         Raises:
-            UserError: If the ledger lacks predictions on clean images.
+            UserError: If the ledger lacks predictions on clean images, or its values are not those of an evaluation.
         """
+        with content_errors(ledger.path or "the ledger"):
+            return cls._of(ledger, findings)._checked()
+
+    @classmethod
+    def _of(cls, ledger: Ledger, findings: Sequence[Finding]) -> Self:
         identity = ledger.identity
         attacks = identity["attacks"]
         clean = row_of(ledger, CLEAN, {})
@@ -220,25 +226,44 @@ class Evaluation:
             The evaluation.
 
         Raises:
-            UserError: If the data was changed after it was written.
+            UserError: If the data was changed after it was written, or is not that of an evaluation.
         """
         if data.get("checksum") != content_checksum(data):
             raise UserError(f"{source} was changed after it was written, so it is no evidence; evaluate again")
 
         def row(d: Mapping[str, Any]) -> Row:
-            return Row(**{k: d[k] for k in Row.__dataclass_fields__})
+            found = Row(**{k: d[k] for k in Row.__dataclass_fields__})
+            found.check()
+            if wrong := [key for key, value in found.to_dict().items() if d.get(key, value) != value]:
+                raise ValueError(f"{', '.join(wrong)} of {found.name!r} do not follow from its outcomes")
+            return found
 
-        return cls(
-            clean=row(data["clean"]),
-            attacks=tuple(row(d) for d in data["attacks"]),
-            worst=row(data["worst"]),
-            identity=data["identity"],
-            environments=tuple(data["environments"]),
-            ledger=data["ledger"],
-            findings=None if data["findings"] is None else tuple(Finding(**f) for f in data["findings"]),
-            signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
-            ledger_file=ledger_file,
-        )
+        with content_errors(source):
+            return cls(
+                clean=row(data["clean"]),
+                attacks=tuple(row(d) for d in data["attacks"]),
+                worst=row(data["worst"]),
+                identity=data["identity"],
+                environments=tuple(data["environments"]),
+                ledger=data["ledger"],
+                findings=None if data["findings"] is None else tuple(Finding(**f) for f in data["findings"]),
+                signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
+                ledger_file=ledger_file,
+            )._checked()
+
+    def _checked(self) -> Self:
+        """Itself. Raises an error unless all numbers and sentences can be printed."""
+        threat = self.identity["threat"]
+        ThreatModel(norm=threat["norm"], eps=threat["eps"])
+        texts = [text for one in (*(self.findings or ()), *(self.signs or ())) for text in asdict(one).values()]
+        if not all(isinstance(text, str | None) for text in (self.ledger, *texts)):
+            raise TypeError("a sentence is no text")
+        for row in self.rows:
+            row.check()
+            if row.n != self.clean.n:
+                raise ValueError(f"{row.name!r} has {row.n} outcomes, {self.clean.name!r} has {self.clean.n}")
+        self.to_dict()
+        return self
 
     def save(self, path: Path | str) -> None:
         """Write the JSON file, whole or not at all.

@@ -75,6 +75,16 @@ class Row:
         """Earlier attacks. Examples that they fooled are skipped, so accuracy is cumulative."""
         return tuple(self.settings.get("after", ()))
 
+    def check(self) -> None:
+        """Raise ValueError unless the values have their types, as in a row that somebody else wrote."""
+        numbers = (self.invalid, self.unreached, self.median, self.seconds, self.forwards)
+        if not (isinstance(self.name, str) and isinstance(self.outcomes, str) and {*self.outcomes} <= {*"01"}):
+            raise ValueError(f"{self.name!r} has other outcomes than 0 and 1")
+        if not (self.outcomes and all(type(x) in (int, float, type(None)) for x in numbers)):
+            raise ValueError(f"{self.name!r} has no outcomes, or a text for a number")
+        if not all(isinstance(name, str) for name in self.after):
+            raise ValueError(f"{self.name!r} comes after {self.after}")
+
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON data, with its derived numbers."""
         low, high = self.interval

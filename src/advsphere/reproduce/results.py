@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from advsphere.corruption.result import CorruptionRecord
 from advsphere.errors import UserError
 from advsphere.evaluation.results import Evaluation
-from advsphere.files import canonical, content_checksum, write_atomically
+from advsphere.files import canonical, content_checksum, content_errors, write_atomically
 from advsphere.threat import radius
 
 Kind = Literal["evaluation", "corruptions", "diagnosis", "training"]
@@ -96,12 +96,10 @@ def threat_in_words(threat: Mapping[str, Any]) -> str:
 def read(path: Path) -> list[StoredResult]:
     """The results of a file; none if it does not exist. Raises UserError for a line that is not a result."""
     results = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        with content_errors(f"{path}, line {number}"):
             result = StoredResult(**json.loads(line))
-            known = result.kind in get_args(Kind) and bool(result.key)
-        except (ValueError, KeyError, TypeError, LookupError) as error:
-            raise UserError(f"{path}, line {number} is not a stored result ({error}); remove the line") from error
+            known = result.kind in get_args(Kind) and bool(result.key and result.label)
         checksum = result.document.get("checksum")
         if not known or (checksum is not None and checksum != content_checksum(result.document)):
             raise UserError(f"{path}, line {number} was changed after it was written; remove the line")
