@@ -286,7 +286,7 @@ def _read_photos(folder: Path) -> Any:
 
 
 def _other_pixels(path: Path, found: Any, valid: Any) -> bool:
-    """Pillow accepts the damaged image and decodes other pixels: of this image only. Pillow checks no checksum of PNG."""
+    """Pillow decodes the damaged image to other pixels, of this image only. It checks no checksum of PNG."""
     different = sum(a != b for a, b in zip(found[2], valid[2], strict=True))
     return bool(found[:2] == valid[:2] and different <= 1)
 
