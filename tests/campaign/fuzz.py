@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from advsphere.errors import UserError
-from tests.campaign.artefacts import ARTEFACTS, Artefact, Mismatch
+from tests.campaign.artefact import Artefact
+from tests.campaign.artefacts import ARTEFACTS, Mismatch
 from tests.campaign.machine import forked
 from tests.campaign.record import GOOD, Record, scratch
 
