@@ -54,8 +54,8 @@ class Subject:
 
 def left_over(folder: Path) -> set[str]:
     """Files that only a running process may have."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.name for path in files if path.name[0] == "." or path.suffix in ("-journal", "-wal")} - {".lock"}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock")
+    return {path.name for path in files if path.name[0] == "." or path.name.endswith("-journal")}
 
 
 def training(config: Config) -> Subject:

@@ -181,8 +181,8 @@ def train(
             speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}
             write_record(folder, run, around | speeds, images.train.classes)
         if world.first:
-            for half_written in folder.glob(".*.safetensors.*"):  # by a process that was killed
-                half_written.unlink()
+            for half_written in (*folder.glob(".*.safetensors.*"), *folder.glob(".tmp??????")):  # by a killed process
+                half_written.unlink()  # safetensors writes into a file .tmp... of its own first
         log = held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
 
         def finished_epoch(metrics: Metrics) -> None:
