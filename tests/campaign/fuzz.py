@@ -170,7 +170,7 @@ def _run(name: str, artefact: Artefact, valid: Path, numbers: list[int], log: Pa
             path = folder / which
             path.write_bytes(content)
             verdict = judged(artefact, folder, path, outcome)
-            line = {"number": number, "parsed": parses(artefact, content)} | verdict._asdict()
+            line: dict[str, Any] = {"number": number, "parsed": parses(artefact, content), **verdict._asdict()}
             if verdict.outcome in GOOD:
                 line["said"] = ""
             file.write(json.dumps(line) + "\n")

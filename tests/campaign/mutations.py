@@ -15,7 +15,20 @@ from advsphere.files import content_checksum
 Change = Callable[[random.Random, bytes], bytes]
 
 NUMBERS = ("0", "-1", "1e999", "-0.0", ".nan", "NaN", "1" + "0" * 30, "1_000", "0x10", "1e-400", "1/0", "8/255", "٣")
-WORDS = ("", "null", "~", "true", "[red]", "[/]", "..", "\u202e", "é" * 40, "!!python/object:os.system", "&a", "*a")
+WORDS: tuple[str, ...] = (
+    "",
+    "null",
+    "~",
+    "true",
+    "[red]",
+    "[/]",
+    "..",
+    "\u202e",
+    "é" * 40,
+    "!!python/object:os.system",
+    "&a",
+    "*a",
+)
 WORDS += ("2001-01-01", "[[[[", "{", "os:system", "ftp://a/b", "\x00", "\n", "-", "--help", "NFKC:ﬁ", "%s", "{0}")
 VALUES: tuple[Any, ...] = (None, True, 0, -1, 2**70, 1e308, 0.5, float("nan"), float("inf"), "", "[red]", [], {}, [[]])
 VALUES += ("2" * 5000, {"": None}, "os:system", [1, "a", None], -(2**31), "\ud800")

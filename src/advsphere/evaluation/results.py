@@ -255,7 +255,8 @@ class Evaluation:
         """Itself. Raises an error unless all numbers and sentences can be printed."""
         threat = self.identity["threat"]
         ThreatModel(norm=threat["norm"], eps=threat["eps"])
-        texts = [text for one in (*(self.findings or ()), *(self.signs or ())) for text in asdict(one).values()]
+        texts = [text for one in self.findings or () for text in asdict(one).values()]
+        texts += [text for one in self.signs or () for text in asdict(one).values()]
         if not all(isinstance(text, str | None) for text in (self.ledger, *texts)):
             raise TypeError("a sentence is no text")
         for row in self.rows:
