@@ -184,10 +184,42 @@ def test_a_mistake_gets_one_clear_line(
     assert code == 1 and says in shown and len(shown.splitlines()) == 1
 
 
-def test_a_word_is_no_example(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["show", str(trained), "cat"])
-    assert "'cat'" in "".join(capfd.readouterr())
+def test_a_photo_is_found_by_its_file_and_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    photos = photo_folder(tmp_path / "photos")
+    target = ["--model", "tests.evaluation.cases:tiny", "--data", str(photos), "--image-size", "6"]
+    assert main(["evaluate", *target, "--eps", "0.001", "--out", str(tmp_path / "found"), "--suite", "quick"]) == 0
+    with Ledger.read(tmp_path / "found" / "ledger.sqlite") as book:
+        assert book.files == ["bright/x.png", "bright/y.png", "dark/x.png", "dark/z.png"]
+    for name in ("dark/x.png", photos / "val" / "dark" / "x.png", 2):
+        code, shown = show(capfd, tmp_path / "found", name)
+        assert code == 0 and shown.startswith("example 2 (dark/x.png): dark, ")
+    assert show(capfd, tmp_path / "found", "z.png")[1].startswith("example 3 (dark/z.png): dark")
+    for name, says in {
+        "x.png": "2 images are called x.png: bright/x.png, dark/x.png; name one",
+        "dark/y.png": "did you mean",
+        "zzz": "the first one is bright/x.png",
+    }.items():
+        code, shown = show(capfd, tmp_path / "found", name)
+        assert code == 1 and says in shown and len(shown.splitlines()) == 1
+    assert ".png, " in show(capfd, tmp_path / "found")[1]
+
+
+def photo_folder(folder: Path) -> Path:
+    """Photos of two classes, of which the model of `tiny` classifies some rightly."""
+    random = torch.Generator().manual_seed(0)
+    for name in ("bright/x", "bright/y", "dark/x", "dark/z"):
+        path = folder / "val" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(256, (6, 6, 3), generator=random, dtype=torch.uint8).numpy()).save(path)
+    return folder
+
+
+def test_images_without_files_have_numbers_only(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, shown = show(capfd, evaluation(trained), "cat")
+    assert code == 1 and "have no file names; give a number instead of 'cat'" in shown and len(shown.splitlines()) == 1
 
 
 def test_what_is_damaged_is_said_in_one_line(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

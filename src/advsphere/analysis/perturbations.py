@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Picture:
-    """One attacked image: its number in the set, the names of its label and prediction, and (C, H, W) pixels in [0, 1]
-    before and after the attack.
+    """One attacked image: its number in the set, the names of its label and prediction, (C, H, W) pixels in [0, 1]
+    before and after the attack, and the name of its file if it has one.
     """
 
     example: int
@@ -35,6 +35,7 @@ class Picture:
     prediction: str
     clean: Tensor
     adversarial: Tensor
+    file: str | None = None
 
     @property
     def perturbation(self) -> Tensor:
@@ -91,6 +92,7 @@ def _picture(images: Images, example: int, prediction: int | None, adversarial: 
         prediction=predicted,
         clean=_clean(images, example),
         adversarial=adversarial.cpu(),
+        file=None if images.files is None else images.files[example],
     )
 
 

@@ -13,26 +13,26 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
-from tyro.constructors import PrimitiveConstructorSpec
 
 from advsphere.analysis.perturbations import stored_strips, strip, strip_figure
 from advsphere.cli.arguments import parse
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Ledger
-from advsphere.evaluation.trace import Replay, Trace, find_name, notable, replay, trace_example
+from advsphere.evaluation.trace import (
+    Replay,
+    Trace,
+    find_example,
+    find_name,
+    notable,
+    numbers_of,
+    replay,
+    trace_example,
+)
 from advsphere.files import write_atomically
 from advsphere.runs.target import EvaluationTarget, evaluations
 
 LEDGER = "ledger.sqlite"
-NUMBER = PrimitiveConstructorSpec[int | None](
-    nargs=1,
-    metavar="EXAMPLE",
-    instance_from_str=lambda words: None if words[0] == "None" else int(words[0]),
-    is_instance=lambda value: value is None or isinstance(value, int),
-    str_from_instance=lambda value: [str(value)],
-)
-"""Parses an optional integer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +45,14 @@ class Options:
     advsphere show runs/first 17
 
     advsphere show runs/first 17 --replay PGD-20
+
+    advsphere show runs/photos cat/001.jpg
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder of an evaluation, or of a run with all its evaluations."""
-    example: Annotated[int | None, tyro.conf.Positional, NUMBER] = None
-    """The number of a test image, from 0."""
+    example: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[EXAMPLE]")] = None
+    """The number of a test image, from 0, or the name of its file."""
     replay: str | None = None
     """Attack the example again with this attack and the same random numbers, and compare the outcomes."""
     out: Path | None = None
@@ -77,11 +79,11 @@ def main(arguments: list[str]) -> int:
             if options.example is None:
                 _list(console, folder, book, model, images)
                 continue
-            trace = trace_example(book, options.example, images.classes)
+            trace = trace_example(book, find_example(options.example, images), images.classes, images.files)
             if options.replay is None:
                 _tell(console, folder, book, trace, images, options.out)
             else:
-                found = replay(book, model, images, options.replay, options.example)
+                found = replay(book, model, images, options.replay, trace.example)
                 _compare(console, folder, found, trace, images, options.out)
                 same = same and found.same is not False
     return 0 if same else 1
@@ -94,7 +96,8 @@ def _list(console: Console, folder: Path, book: Ledger, model: nn.Module, images
         console.print(f"\n{group.kind}", style="bold")
         for example, note in group.examples.items():
             trace = trace_example(book, example, images.classes)
-            console.print(f"  {_command(folder, example)}   {trace.name(trace.label)}; {note}")
+            file = "" if images.files is None else f"{images.files[example]}, "
+            console.print(f"  {_command(folder, example)}   {file}{trace.name(trace.label)}; {note}")
 
 
 def _tell(console: Console, folder: Path, book: Ledger, trace: Trace, images: Images, out: Path | None) -> None:
@@ -145,7 +148,7 @@ def _chosen(options: Options) -> list[Path]:
     attacks: dict[Path, list[str]] = {}
     for path in found:
         with Ledger.read(path / LEDGER) as book:
-            if 0 <= options.example < len(book.labels):
+            if _holds(book, options.example):
                 attacks[path] = list(book.attacks)
     if options.replay is not None and attacks:
         name = find_name(options.replay, list(dict.fromkeys(name for names in attacks.values() for name in names)))
@@ -153,3 +156,10 @@ def _chosen(options: Options) -> list[Path]:
     if len(attacks) > 1 and (options.replay is not None or options.out is not None):
         raise UserError(f"{folder} has {len(attacks)} such evaluations; name one: {', '.join(map(str, attacks))}")
     return list(attacks) or found[:1]  # the caller reports that there is no such example
+
+
+def _holds(book: Ledger, example: str) -> bool:
+    """Whether an evaluation has the example, as far as its ledger knows; those of earlier versions know no files."""
+    if example.isdecimal():
+        return int(example) < len(book.labels)
+    return book.files is None or bool(numbers_of(example, book.files))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 import torch
@@ -47,7 +49,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One example: its label, the prediction of the clean image, and every attack in order."""
+    """One example: its label, the prediction of the clean image, every attack in order, and its file if it has one."""
 
     example: int
     label: int
@@ -56,6 +58,7 @@ class Trace:
     threat: ThreatModel
     seed: int
     attempts: tuple[Attempt, ...]
+    file: str | None = None
 
     @property
     def nearest(self) -> Attempt | None:
@@ -91,7 +94,8 @@ class Trace:
         """The example, its label and the clean prediction."""
         wrong = self.prediction != self.label
         said = f"misclassified as {self.name(self.prediction)} without an attack" if wrong else "classified correctly"
-        return f"example {self.example}: {self.name(self.label)}, {said}"
+        file = "" if self.file is None else f" ({self.file})"
+        return f"example {self.example}{file}: {self.name(self.label)}, {said}"
 
     @property
     def summary(self) -> str:
@@ -148,7 +152,7 @@ class Replay:
         return (self.then.outcome, self.then.prediction) == (self.now.outcome, self.now.prediction)
 
 
-def trace_example(book: Ledger, example: int, classes: Sequence[str] = ()) -> Trace:
+def trace_example(book: Ledger, example: int, classes: Sequence[str] = (), files: Sequence[str] | None = None) -> Trace:
     """Look up one example, also in an unfinished evaluation. Raises UserError if there is no such example, or if its
     clean image was not predicted yet.
     """
@@ -172,6 +176,7 @@ def trace_example(book: Ledger, example: int, classes: Sequence[str] = ()) -> Tr
         threat=threat_of(book),
         seed=book.identity["seed"],
         attempts=tuple(attempts),
+        file=None if files is None else files[example],
     )
 
 
@@ -190,7 +195,7 @@ def replay(
     `suite` holds the attacks if the evaluation was given a list. Raises UserError for an unknown attack or example, a
     misclassified image, another model and other labels.
     """
-    trace = trace_example(book, example, images.classes)
+    trace = trace_example(book, example, images.classes, images.files)
     then = trace.attempt(attack)
     if trace.prediction != trace.label:
         raise UserError(f"{trace.title}; there is nothing to replay")
@@ -207,6 +212,34 @@ def replay(
     (cell,) = verdict.cells(index.to(device), torch.tensor([trace.label], device=device))
     now = _attempt(attack, then.settings, cell, trace.label, None)
     return Replay(then=then, now=now, x_adv=verdict.x_adv[0].cpu(), forwards=verdict.forwards)
+
+
+def numbers_of(file: str, files: Sequence[str]) -> list[int]:
+    """The numbers of the images with this file: its path below the folder of the images, its last part or a longer
+    path. Several images may have the same last part.
+    """
+    file = PurePath(file).as_posix()
+    whole = [i for i, known in enumerate(files) if known == file]
+    ends = (i for i, known in enumerate(files) if f"/{known}".endswith(f"/{file}") or file.endswith(f"/{known}"))
+    return whole or [*ends]
+
+
+def find_example(example: str, images: Images) -> int:
+    """The number of an example that is given by its number or by its file. Raises UserError if there is no such file,
+    or if several images have it.
+    """
+    if re.fullmatch(r"-?\d+", example):
+        return int(example)
+    if images.files is None:
+        raise UserError(f"the images of {images.name} have no file names; give a number instead of {example!r}")
+    found = numbers_of(example, images.files)
+    if len(found) > 1:
+        raise UserError(f"{len(found)} images are called {example}: {some([images.files[i] for i in found])}; name one")
+    if not found:
+        near = difflib.get_close_matches(example, images.files, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the first one is {images.files[0]}"
+        raise UserError(f"no image of {images.name} is in a file {example}; {hint}")
+    return found[0]
 
 
 def find_name(attack: str, names: Sequence[str]) -> str:
