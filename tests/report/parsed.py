@@ -32,7 +32,7 @@ class Node:
     @property
     def text(self) -> str:
         """What is read, with single spaces."""
-        parts = [c if isinstance(c, str) else f" {c.text} " for c in self.children]
+        parts = [c if isinstance(c, str) else "" if c.tag == "wbr" else f" {c.text} " for c in self.children]
         return " ".join("".join(parts).split())
 
 

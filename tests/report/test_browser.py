@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,14 @@ def test_it_fits_small_screens_and_has_a_dark_side(html: str, seen: Seen, tmp_pa
     assert dark.console == [] and dark.found["overflow"] <= 0 and seen.found["overflow"] <= 0
     assert seen.found["unnamed"] == seen.found["clipped"] == 0
     assert dark.found["paper"] != seen.found["paper"]
+
+
+LONG = ("PGD-AT", "imagenet_linf_convnext_large_singh2023", "TRADES+m-HE (our reading)", "Wang2023Better_WRN-28-10")
+
+
+def test_no_table_is_cut_off_with_four_models_and_long_names(tmp_path: Path) -> None:
+    models = [made.model(name, made.evaluation(shift=i, model=f"{i}" * 64)) for i, name in enumerate(LONG)]
+    models = [replace(m, corruption=made.corruption(i)) for i, m in enumerate(models)]
+    wide = "return [...document.querySelectorAll('.scroll')].map((e) => e.scrollWidth - e.clientWidth);"
+    found = look(page(models), wide, tmp_path, width=800).found
+    assert len(found) >= 5 and max(found) <= 0

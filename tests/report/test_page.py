@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 
 from advsphere.errors import UserError
 from advsphere.report import page, report
+from advsphere.report.collect import Pictures
 from advsphere.report.rendering import asset
 from tests.report import made
 from tests.report.parsed import Node, parse, texts
@@ -102,7 +104,8 @@ def test_one_model_alone_and_several_beside_a_first() -> None:
     assert "difference" not in alone.one("accuracy").text.lower()
     others = [made.model(name, made.evaluation(shift=i)) for i, name in enumerate("abc")]
     several = parse(page(others))
-    assert len(several.one("accuracy").all("thead")[0].all("th")) == 1 + 3 + 2
+    accuracies, differences = several.one("accuracy").all("thead")
+    assert len(accuracies.all("th")) == 1 + 3 and len(differences.all("th")) == 1 + 2
     assert "these three checkpoints" in several.all("header")[0].text
 
 
@@ -117,3 +120,9 @@ def test_what_can_t_be_put_on_one_page_is_refused() -> None:
         made.model("a", curve=made.curve(model="other"))
     with pytest.raises(UserError, match="angles are of another model"):
         made.model("a", spread=made.spread(model="other"))
+
+
+def test_a_picture_names_the_file_of_its_photo() -> None:
+    shown = Pictures("PGD-20", [dataclasses.replace(made.picture(), file="cat/a & b.jpg"), made.picture(9)])
+    captions = [c.text for c in parse(page([made.model("mine", pictures=shown)])).one("pictures").all("figcaption")]
+    assert captions == ["Image 7, true class 5 cat/a & b.jpg", "Image 9, true class 5"]

@@ -61,7 +61,7 @@ def seeds(models: Sequence[ModelReport]) -> Markup | None:
     numbers = [", ".join(str(seed) for seed, _ in model.seeds) for model in models]
     below = [f"seed{'s' * (',' in text)} {text}" if text else "" for text in numbers]
     enough = min(len(model.seeds) for model in models) >= ENOUGH_SEEDS
-    return render("seeds", models=models, of_the_methods=enough, columns=_columns(models, below), rows=rows)
+    return render("seeds", models=models, of_the_methods=enough, tables=_tables(models, below, rows))
 
 
 @section("Accuracy under attack", order=20)
@@ -77,7 +77,7 @@ def accuracy(models: Sequence[ModelReport]) -> Markup:
         ]
         for (name, row_s), (_, pairs) in zip(rows_of(models), compared, strict=True)
     ]
-    return render("accuracy", models=models, columns=_columns(models, [""] * len(models)), rows=rows)
+    return render("accuracy", models=models, tables=_tables(models, [""] * len(models), rows))
 
 
 @section("Accuracy against eps", order=40)
@@ -110,13 +110,25 @@ def _accuracy(evaluation: Evaluation, row: Row) -> TableCell | str:
     return NO_VERDICT if evaluation.refuted(row) else accuracy_cell(row.accuracy, row.interval)
 
 
-def _columns(models: Sequence[ModelReport], below: Sequence[str]) -> list[tuple[str, str]]:
-    """The headings: the models, then the differences of the others to the first one."""
+Cells = list[str | TableCell | None]
+
+
+def _tables(
+    models: Sequence[ModelReport], below: Sequence[str], rows: Sequence[Cells]
+) -> list[tuple[list[tuple[str, str]], list[Cells]]]:
+    """(headings, rows): the models, then the differences of the others to the first one. With more than two models the
+    differences have a table of their own, because one would be too wide for the page.
+    """
     names = [model.name for model in models]
-    to = f"to {names[0]}"
-    several = len(models) > 2
-    pairs = [(f"{name}, difference" if several else "difference", to) for name in names[1:]]
-    return [("attack", ""), *zip(key(names), below, strict=True), *pairs]
+    attack, dots, to = ("attack", ""), key(names), f"to {names[0]}"
+    accuracies = [attack, *zip(dots, below, strict=True)]
+    if len(models) < 3:
+        return [([*accuracies, *[("difference", to)] * (len(models) - 1)], list(rows))]
+    cut = len(accuracies)
+    return [
+        (accuracies, [row[:cut] for row in rows]),
+        ([attack, *((dot, "difference") for dot in dots[1:])], [[row[0], *row[cut:]] for row in rows]),
+    ]
 
 
 def _paired(row: Row | None, first: Row | None) -> PairedDifference | None:

@@ -14,6 +14,9 @@ from advsphere.report.rendering import key, probability, render, table
 from advsphere.report.sections import section
 from advsphere.stats import PairedDifference
 
+WIDTH = 2
+"""So many models, with three columns each, fit the page."""
+
 
 class Fact(NamedTuple):
     """A label with its values. Each value comes with the names of its models, "" for all models."""
@@ -47,12 +50,17 @@ def counts(models: Sequence[ModelReport]) -> Markup:
         return [f"{d.only_first}", f"{d.only_second}", probability(d.p_value)] if d else [""] * 3
 
     names = [model.name for model in models]
-    costs = table(
-        f"Correct images out of {models[0].evaluation.worst.n}, images passed through the model, and seconds.",
-        ["attack", *["correct", "forwards", "seconds"] * len(models)],
-        [[name, *(text for row in row_s for text in counted(row))] for name, row_s in rows_of(models)],
-        groups=[(name, 3) for name in key(names)],
-    )
+    groups = [(name, 3) for name in key(names)]
+    parts = [slice(i, i + WIDTH) for i in range(0, len(models), WIDTH)]
+    costs = [
+        table(
+            f"Correct images out of {models[0].evaluation.worst.n}, images passed through the model, and seconds.",
+            ["attack", *["correct", "forwards", "seconds"] * len(groups[part])],
+            [[name, *(text for row in row_s[part] for text in counted(row))] for name, row_s in rows_of(models)],
+            groups=groups[part],
+        )
+        for part in parts
+    ]
     pairs = [
         table(
             f"Images that only {name} or only {names[0]} classifies correctly, and McNemar's exact p-value.",
@@ -61,7 +69,7 @@ def counts(models: Sequence[ModelReport]) -> Markup:
         )
         for i, name in enumerate(names[1:])
     ]
-    return Markup("").join([costs, *pairs])
+    return Markup("").join([*costs, *pairs])
 
 
 @section("Training", order=120)

@@ -140,13 +140,22 @@ def typographic(text: str) -> str:
     return type(text)(re.sub(r"(?<=\d) %", "\u00a0%", changed))
 
 
+LONGEST = 16
+"""The most letters of a word that is never broken."""
+
+
 def unbroken(text: str) -> Markup:
-    """Text in which "PGD-AT+HE" and "s = 1" are not broken at the end of a line."""
+    """Text in which "PGD-AT+HE" and "s = 1" are not broken at the end of a line; longer words may be, after a mark."""
     if isinstance(text, Markup):
         return text
-    parts = re.split(r"(\S+ = \S+|\S*[-\u2013]\S*)", text)
-    keep = Markup('<span class="keep">{}</span>')
-    return Markup("").join(keep.format(part) if i % 2 else part for i, part in enumerate(parts))
+    parts = re.split(rf"(\S+ = \S+|\S{{{LONGEST + 1},}}|\S*[-\u2013]\S*)", text)
+    return Markup("").join(_kept(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def _kept(word: str) -> Markup:
+    if len(word) <= LONGEST:
+        return Markup('<span class="keep">{}</span>').format(word)
+    return Markup("<wbr>").join(re.split(r"(?<=[-_+/.:\u2013])(?=.)", word))
 
 
 def percent(share: float) -> str:

@@ -122,8 +122,13 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
         f"{points(difference.difference)} points, with a 95 % interval from {span(difference)} for the sampling of "
         f"{how}; {test} {p if p.startswith('<') else f'= {p}'}."
     )
-    names = [f"the {model.name} {noun}" if noun else model.name for model in (first, second)]
+    names = [f"the {model.name} {_kind(model, noun)}" if noun else model.name for model in (first, second)]
     return Conclusion(_headline(names, difference.difference, tells, found), detail, _numbers(found) if found else ())
+
+
+def _kind(model: ModelReport, noun: str) -> str:
+    """What a model is called: only that of a training run is one of several checkpoints."""
+    return "model" if model.source is not None and not model.source.configs else noun
 
 
 def _headline(names: Sequence[str], difference: float, tells: bool, found: Gains | None) -> str:
