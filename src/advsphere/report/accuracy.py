@@ -19,6 +19,9 @@ from advsphere.report.verdict import survived
 from advsphere.stats import ENOUGH_SEEDS, PairedDifference, mean_over_seeds, paired
 from advsphere.threat import radius
 
+Cells = list[str | TableCell | None]
+"""A row of a table: its name, and a cell for each further column."""
+
 
 def rows_of(models: Sequence[ModelReport]) -> list[tuple[str, list[Row | None]]]:
     """Each attack's rows, one for each model, in the order of the longest evaluation; the worst case comes last.
@@ -50,7 +53,7 @@ def seeds(models: Sequence[ModelReport]) -> Markup | None:
     found = [survived(models[0], model) for model in models[1:]]
     gains = [{gain.name: gain for gain in one.gains} if one else {} for one in found]
     ends = _ends([gain for one in gains for gain in one.values()])
-    rows = [
+    rows: list[Cells] = [
         [
             name,
             *(_mean(model, name) for model in models),
@@ -69,11 +72,11 @@ def accuracy(models: Sequence[ModelReport]) -> Markup:
     """Accuracy with its interval under each attack, and the paired differences to the first model."""
     compared = differences(models)
     ends = _ends([d for _, row in compared for d in row if d is not None])
-    rows = [
+    rows: list[Cells] = [
         [
             name,
-            *(row and _accuracy(model.evaluation, row) for model, row in zip(models, row_s, strict=True)),
-            *(d and _difference(d, ends, tells=not d.cannot_tell) for d in pairs),
+            *(None if row is None else _accuracy(m.evaluation, row) for m, row in zip(models, row_s, strict=True)),
+            *(None if d is None else _difference(d, ends, tells=not d.cannot_tell) for d in pairs),
         ]
         for (name, row_s), (_, pairs) in zip(rows_of(models), compared, strict=True)
     ]
@@ -108,9 +111,6 @@ def curves(models: Sequence[ModelReport]) -> Markup | None:
 
 def _accuracy(evaluation: Evaluation, row: Row) -> TableCell | str:
     return NO_VERDICT if evaluation.refuted(row) else accuracy_cell(row.accuracy, row.interval)
-
-
-Cells = list[str | TableCell | None]
 
 
 def _tables(
