@@ -26,7 +26,7 @@ import torch.fx.experimental.symbolic_shapes  # torch imports it late; here, so 
 
 from advsphere.attacks import cw, deepfool, square
 from advsphere.evaluation import AttackSpec, Effort, evaluate
-from advsphere.evaluation.suites import cascade
+from advsphere.evaluation.cascades import cascade
 from tests.evaluation.cases import THREAT, linear, pgd_spec
 
 PGD = replace(pgd_spec("PGD-3", steps=3), restarts=2)

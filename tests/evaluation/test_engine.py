@@ -16,8 +16,8 @@ from advsphere.cli.progress import progress_bar
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate, verify
+from advsphere.evaluation.cascades import cascade
 from advsphere.evaluation.probes import PROBES
-from advsphere.evaluation.suites import cascade
 from advsphere.hypersphere import attach_head
 from advsphere.threat import ThreatModel
 from tests.evaluation.cases import (

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from advsphere.attacks import fgsm, square
 from advsphere.evaluation import AttackSpec, Effort, Evaluation, Ledger, Row, Sign, Verification, evaluate, verify
+from advsphere.evaluation.cascades import cascade
 from advsphere.evaluation.masking import signs
-from advsphere.evaluation.suites import cascade
 from advsphere.hypersphere import attach_head
 from advsphere.losses import margin
 from advsphere.threat import Norm, ThreatModel

@@ -72,16 +72,16 @@ def test_a_part_takes_half_of_the_time_that_is_left(monkeypatch: pytest.MonkeyPa
     standing = torch.ones(250, dtype=torch.bool)
     with Ledger.create_or_resume(None, identity=identity, labels=[0] * 250, environment={}) as book:
         book.record(CLEAN, 0, [Cell(i, "resisted", 0, 0.0) for i in range(250)], Cost(2.5, 250))
-        assert Pace(None, book).part(targeted, standing) == 250
-        pace = Pace(300.0, book)  # a forward with its backward takes 30 ms
-        assert pace.part(pgd, standing) == int(150 / (100 * 0.03))
-        assert pace.part(targeted, standing) == int(150 / (900 * 0.03))
-        assert pace.part(own, standing) == int(150 / (1000 * 0.03))
+        assert Pace(None).part(book, targeted, standing) == 250
+        pace = Pace(300.0)  # a forward with its backward takes 30 ms
+        assert pace.part(book, pgd, standing) == int(150 / (100 * 0.03))
+        assert pace.part(book, targeted, standing) == int(150 / (900 * 0.03))
+        assert pace.part(book, own, standing) == int(150 / (1000 * 0.03))
         book.record("PGD", 0, [Cell(i, "resisted", 0, 0.0) for i in range(50)], Cost(40.0, 4000), more=True)
-        assert pace.part(pgd, standing) == int(150 / (80 * 0.01))
+        assert pace.part(book, pgd, standing) == int(150 / (80 * 0.01))
         now = 299.9
-        assert pace.part(targeted, standing) == 1
-        assert pace.part(targeted, torch.tensor([False, True, False, True])) == 3
+        assert pace.part(book, targeted, standing) == 1
+        assert pace.part(book, targeted, torch.tensor([False, True, False, True])) == 3
     assert [leading(torch.tensor([True, False, True]), count) for count in (1, 2)] == [2, 3]
 
 

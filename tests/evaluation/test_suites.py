@@ -10,6 +10,7 @@ from advsphere.attacks import Guides, pgd
 from advsphere.classifier import fooled, split
 from advsphere.errors import UserError
 from advsphere.evaluation import SUITES, AttackSpec, Effort, SuiteContext, evaluate, suite
+from advsphere.evaluation.cascades import arranged
 from advsphere.evaluation.suites import attacks_of, find_suite, rank_of
 from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
@@ -105,7 +106,7 @@ def test_autoattack_is_the_published_one_and_each_stage_sees_what_is_left() -> N
 
 
 def test_a_cascade_begins_with_a_short_look_at_everything() -> None:
-    specs = attacks_of("quick", SuiteContext(threat=THREAT, effort=Effort(cascade=True)))
+    specs = arranged(attacks_of("quick", SuiteContext(threat=THREAT)), THREAT, anytime=True)
     names = [spec.name for spec in specs]
     assert names == ["first look: margin PGD-10", "FGSM", "PGD-20", "PGD-100", "margin PGD-100"]
     assert [list(spec.after) for spec in specs] == [names[:i] for i in range(5)]

@@ -13,7 +13,7 @@ from advsphere.attacks import deepfool
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import CLEAN, AttackSpec, Cell, Cost, Ledger, evaluate
-from advsphere.evaluation.suites import cascade
+from advsphere.evaluation.cascades import cascade
 from advsphere.evaluation.trace import Trace, find_name, notable, replay, trace_example
 from advsphere.identity import describe
 from tests.evaluation.cases import FEW, SHAPE, THREAT, change, do_nothing, leave_the_ball, linear, pgd_spec

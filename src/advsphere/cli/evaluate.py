@@ -59,6 +59,10 @@ class Options:
     budget: Annotated[float | None, DURATION] = None
     """Time limit for the attacks, e.g. 10m, 90s or 2h; the result is the tightest upper bound found in that time.
     The same command run again continues for as long."""
+    certainty: float | None = None
+    """Run AutoAttack, and other attacks that hardly find more, on a random sample of the images that resisted a short
+    search, until they would take at most so many points more (95 %); e.g. 0.5. 0 runs them on all of these. With a
+    budget, by default a fifth of half the 95 % interval at this number of images; else every attack tries all."""
     norm: Norm | None = None
     """Norm of the attacks; by default the run's own, or linf for your own model."""
     eps: float | None = None
@@ -115,6 +119,7 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
         batch_size=options.batch_size,
         effort=options.effort,
         budget=options.budget,
+        certainty="usual" if options.certainty is None and options.budget is not None else options.certainty,
         head=options.head or head,
         precision=options.precision,
         world=world,
@@ -144,6 +149,7 @@ def folder_of(options: Options, config: Config | None, identity: Mapping[str, An
     for field in ("restarts", "steps", "guides"):
         name += "" if suite[field] == getattr(Effort(), field) else f"-{field}{suite[field]}"
     name += "-cascade" if suite["cascade"] else ""
+    name += f"-certainty{suite['certainty']:g}" if "certainty" in suite else ""
     if subject.run is None or config is None:
         size = options.batch_size or usual_batch_size(identity["data"]["shape"])  # a GPU chooses by its free memory
         return (

@@ -20,9 +20,10 @@ from advsphere.evaluation.database import Database, uri
 from advsphere.files import canonical, fingerprint, packed, unpacked
 from advsphere.identity import refuse_another
 
-Status = Literal["fooled", "resisted", "invalid", "not_run"]
+Status = Literal["fooled", "resisted", "invalid", "not_run", "not_sampled"]
 """`fooled`: inside the ball and misclassified in float32. `invalid`: outside the ball, which counts as resisted.
 `not_run`: skipped, because the clean image is misclassified or an earlier attack in the cascade fooled it.
+`not_sampled`: outside the random sample on which this attack runs, which counts as resisted.
 """
 
 

@@ -33,42 +33,44 @@ class Pace:
         moved: Whether this call has attacked an image to the end.
     """
 
-    def __init__(self, budget: float | None, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, budget: float | None) -> None:
         self.deadline = math.inf if budget is None else time.monotonic() + budget
         self.moved = False
 
-    def part(self, spec: AttackSpec, standing: Tensor) -> int:
+    def part(self, ledger: Ledger, spec: AttackSpec, standing: Tensor) -> int:
         """The number of images in the next part.
 
         Args:
+            ledger: The outcomes so far.
             spec: The attack.
             standing: (B,) bool: the images that it has to attack; the others cost nothing.
 
         Returns:
             A number of the first images, with at least one to attack.
         """
-        seconds = self._per_forward() * self._forwards(spec)
+        seconds = _per_forward(ledger) * _forwards(ledger, spec)
         left = self.deadline - time.monotonic()
         if math.isinf(left) or not seconds:
             return len(standing)
         return leading(standing, max(1, int(left / 2 / seconds)))
 
-    def _per_forward(self) -> float:
-        """Seconds of a forward with its backward, in the attack that used the device best."""
-        costs = [self.ledger.cost(name) for name in self.ledger.attacks]
-        timed = [cost.seconds / cost.forwards for cost in costs if cost.forwards]
-        clean = self.ledger.cost(CLEAN)
-        return min(timed, default=_GRADIENT * clean.seconds / clean.forwards if clean.forwards else 0.0)
 
-    def _forwards(self, spec: AttackSpec) -> float:
-        """Forwards of an image, as recorded, or from the settings before the first part."""
-        counts = self.ledger.counts(spec.name)
-        if tried := sum(counts.values()) - counts.get("not_run", 0):
-            return self.ledger.cost(spec.name).forwards / tried
-        settings = core(spec.settings) | {"restarts": spec.restarts}
-        known = [settings[name] for name in _FACTORS if isinstance(settings.get(name), int)]
-        return math.prod(known) if len(known) > 1 else UNKNOWN * spec.restarts
+def _per_forward(ledger: Ledger) -> float:
+    """Seconds of a forward with its backward, in the attack that used the device best."""
+    costs = [ledger.cost(name) for name in ledger.attacks]
+    timed = [cost.seconds / cost.forwards for cost in costs if cost.forwards]
+    clean = ledger.cost(CLEAN)
+    return min(timed, default=_GRADIENT * clean.seconds / clean.forwards if clean.forwards else 0.0)
+
+
+def _forwards(ledger: Ledger, spec: AttackSpec) -> float:
+    """Forwards of an image, as recorded, or from the settings before the first part."""
+    counts = ledger.counts(spec.name)
+    if tried := sum(counts.values()) - counts.get("not_run", 0):
+        return ledger.cost(spec.name).forwards / tried
+    settings = core(spec.settings) | {"restarts": spec.restarts}
+    known = [settings[name] for name in _FACTORS if isinstance(settings.get(name), int)]
+    return math.prod(known) if len(known) > 1 else UNKNOWN * spec.restarts
 
 
 def leading(standing: Tensor, count: int) -> int:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from advsphere.data import Images
 from advsphere.errors import UserError
+from advsphere.evaluation.cascades import FIRST_LOOK, FIRST_TARGET, arranged, cascade
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.evaluation.suites import FIRST_LOOK, FIRST_TARGET, SUITES, Effort, anytime, attacks_of, cascade
+from advsphere.evaluation.suites import SUITES, Effort, attacks_of
 from advsphere.files import differences, some
 from advsphere.identity import answer_alike, model_answers, model_record
 from advsphere.named import require_trust
@@ -43,7 +44,8 @@ def effort_of(book: Ledger) -> Effort:
 
 def may_be_cut(book: Ledger) -> bool:
     """Whether it had a budget, or could have had one, so that images may be left out at its end."""
-    return FIRST_LOOK in book.attacks
+    cascaded: bool = book.identity["suite"].get("cascade", FIRST_LOOK in book.attacks)
+    return cascaded
 
 
 def specs_of(
@@ -62,9 +64,10 @@ def specs_of(
         if (name := identity["suite"]["name"]) not in SUITES:
             require_trust([name], "the evaluation")
         suite = attacks_of(name, context)
-    elif FIRST_LOOK in book.attacks and FIRST_LOOK not in [spec.name for spec in suite]:
-        suite = anytime(suite, threat_of(book))  # as `evaluate` did with a budget
-    if may_be_cut(book):  # evaluations of earlier versions have no parts of attacks
+    certainty = identity["suite"].get("certainty")
+    if FIRST_LOOK not in [spec.name for spec in suite]:
+        suite = arranged(suite, threat_of(book), anytime=may_be_cut(book), certainty=certainty)
+    if may_be_cut(book) and certainty is None:  # evaluations of earlier versions have no parts of attacks
         suite = cascade([s for s in suite if s.name in book.attacks or not s.name.endswith(FIRST_TARGET)])
     if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):
         raise OtherAttacksError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")

@@ -13,6 +13,7 @@ from advsphere.evaluation import display, outcomes
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import refuted, signs
 from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
+from advsphere.evaluation.sampling import Bound, Sampling
 from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
 from advsphere.stats import PairedDifference, paired
 from advsphere.threat import ThreatModel
@@ -42,6 +43,8 @@ class Evaluation:
         ledger: Checksum of the ledger that the rows were derived from.
         findings: Findings of preflight; None if they were not stored.
         signs: Signs of gradient masking, raised or not; None if they were not stored.
+        bound: What the attacks that ran on a sample would still take; None without a certainty, and until the sample is
+            complete.
         ledger_file: The file of the ledger, or its content if it was kept in memory; None if there is none.
     """
 
@@ -53,6 +56,7 @@ class Evaluation:
     ledger: str
     findings: tuple[Finding, ...] | None
     signs: tuple[Sign, ...] | None
+    bound: Bound | None = None
     ledger_file: Path | bytes | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -106,6 +110,7 @@ class Evaluation:
             ledger=ledger.checksum(),
             findings=tuple(findings),
             signs=signs(rows, ledger.probes, identity["model"]["scale"]),
+            bound=Sampling(ledger).bound(),
             ledger_file=ledger.content() if ledger.path is None else ledger.path.absolute(),
         )
 
@@ -180,6 +185,11 @@ class Evaluation:
         return sentence + (f"; not judged by these attacks: {unjudged}" if unjudged else "")
 
     @property
+    def passes(self) -> float:
+        """Forwards of the search for each image, over all attacks."""
+        return (self.worst.forwards or 0) / self.worst.n
+
+    @property
     def strongest(self) -> Strongest | None:
         """The attack that leaves the fewest examples correct; None if no attack fooled the model."""
         least = min((row.k for row in self.attacks), default=self.clean.k)
@@ -209,6 +219,8 @@ class Evaluation:
             "ledger": self.ledger,
             "findings": None if self.findings is None else [asdict(f) for f in self.findings],
         }
+        if self.bound is not None:
+            content["bound"] = self.bound.to_dict()
         return content | {"checksum": content_checksum(content)}
 
     @classmethod
@@ -248,6 +260,7 @@ class Evaluation:
                 ledger=data["ledger"],
                 findings=None if data["findings"] is None else tuple(Finding(**f) for f in data["findings"]),
                 signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
+                bound=Bound.from_dict(data["bound"]) if "bound" in data else None,
                 ledger_file=ledger_file,
             )._checked()
 

@@ -25,6 +25,8 @@ class AttackSpec:
         after: Earlier attacks. Examples that they fooled are skipped, so accuracy is cumulative.
         minimal: The attack searches for the nearest adversarial example, which may lie outside the ball.
         note: A remark on the settings for the reader.
+        proof: The attack hardly ever finds what the others miss. An evaluation with a certainty runs it only on a
+            random sample of the images that resisted them; see docs/statistics.md.
     """
 
     name: str
@@ -33,6 +35,7 @@ class AttackSpec:
     after: tuple[str, ...] = ()
     minimal: bool = False
     note: str = ""
+    proof: bool = False
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
@@ -48,14 +51,14 @@ class AttackSpec:
         """All settings as JSON-able data, defaults included. Equal settings mean the same attack."""
         described = describe(self.attack)
         settings = dict(described) if isinstance(described, Mapping) else {"name": described}
-        own = {"after": list(self.after), "minimal": self.minimal, "note": self.note}
+        own = {"after": list(self.after), "minimal": self.minimal, "note": self.note, "proof": self.proof}
         return settings | {"restarts": self.restarts} | {key: value for key, value in own.items() if value}
 
 
 _LOSSES = {"log_odds": "cross-entropy", "cross_entropy": "cross-entropy", "dlr": "DLR", "dlr_or_margin": "DLR"}
 _LOSS_OF = {"apgd_targeted": "targeted DLR", "feature_attack": "features"}
 
-_AROUND = ("restarts", "after", "minimal", "note")
+_AROUND = ("restarts", "after", "minimal", "note", "proof")
 """Settings of how an attack is run and judged. They do not change the attack itself."""
 
 
@@ -116,7 +119,7 @@ def _loss(setting: Any) -> str | None:
     return None if setting is None else _LOSSES.get(str(setting), str(setting))
 
 
-_HIDDEN = ("name", "restarts", "threat", "norm", "bounds", "eps", "head", "guides", "after", "note")
+_HIDDEN = ("name", "restarts", "threat", "norm", "bounds", "eps", "head", "guides", "after", "note", "proof")
 """Settings that are shown elsewhere, are the same for the whole evaluation, or are unreadable (a checksum)."""
 _ORIGIN = ("defined_in", "source", "kind", "unknown")
 
@@ -133,7 +136,9 @@ def in_words(settings: Mapping[str, Any], norm: str) -> str:
         shown = sorted(settings.keys() - {*_HIDDEN, *_ORIGIN}, key=lambda key: (key != "steps", key))
         parts += [_word(key, settings[key], norm) for key in shown if settings[key] not in (None, False)]
     parts += [f"{settings['restarts']} restarts"] if settings.get("restarts", 1) > 1 else []
-    parts += ["only on images that resisted earlier attacks"] if settings.get("after") else []
+    if settings.get("after") or settings.get("proof"):
+        drawn = "a sample of the " if settings.get("proof") else ""
+        parts.append(f"only on {drawn}images that resisted earlier attacks")
     return ", ".join(parts) + (f" ({settings['note']})" if settings.get("note") else "")
 
 

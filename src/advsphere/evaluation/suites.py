@@ -21,7 +21,6 @@ from advsphere.attacks import (
     Cosines,
     Guides,
     apgd,
-    apgd_targeted,
     cw,
     deepfool,
     fab,
@@ -34,6 +33,7 @@ from advsphere.attacks import (
 )
 from advsphere.attacks.ensemble import dlr_or_margin, stages
 from advsphere.errors import UserError
+from advsphere.evaluation.cascades import cascade
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.identity import home
 from advsphere.losses import Loss, at_scale, cross_entropy, log_odds, margin
@@ -166,14 +166,15 @@ def rank_of(record: Mapping[str, Any]) -> float:
 
 
 def attacks_of(name: str, context: SuiteContext) -> tuple[AttackSpec, ...]:
-    """The attacks of a suite. Attacks that `effort.steps` makes equal are listed once. Raises UserError if there is no
-    such suite, if it needs more than the context has, or if it returns anything but attacks.
+    """The attacks that a suite lists; `cascades.arranged` puts them in order. Attacks that `effort.steps` makes equal
+    are listed once. Raises UserError if there is no such suite, if it needs more than the context has, or if it returns
+    anything but attacks.
     """
     found = find_suite(name)[1](context)
     if not isinstance(found, Sequence) or not all(isinstance(spec, AttackSpec) for spec in found):
         raise UserError(f"the suite {name} must return a list of AttackSpec; see docs/extending.md")
     specs = {spec.name: spec for spec in found}
-    return anytime(tuple(specs.values()), context.threat) if context.effort.cascade else tuple(specs.values())
+    return tuple(specs.values())
 
 
 def _name_of(function: Suite) -> str:
@@ -181,33 +182,6 @@ def _name_of(function: Suite) -> str:
     return (
         function.__name__.replace("_", "-") if module.startswith("advsphere.") else f"{module}:{function.__qualname__}"
     )
-
-
-FIRST_LOOK = "first look: margin PGD-10"
-FIRST_TARGET = ", first target"
-
-
-def cascade(specs: Sequence[AttackSpec]) -> tuple[AttackSpec, ...]:
-    """The same attacks, each only on the images that resisted all earlier ones."""
-    names = [spec.name for spec in specs]
-    return tuple(replace(spec, after=tuple(names[:i])) for i, spec in enumerate(specs))
-
-
-def anytime(specs: Sequence[AttackSpec], threat: ThreatModel) -> tuple[AttackSpec, ...]:
-    """A cascade that begins with ten steps on the margin loss. They fool most of the images that can be fooled in a
-    small part of the time. APGD-T tries the likeliest wrong class of every image before the others of any image,
-    because nearly all its successes come at the first.
-    """
-    ascent = partial(pgd, threat=threat, steps=10, step_size=threat.eps / 4, loss=margin)
-    first = AttackSpec(FIRST_LOOK, partial(ascent, until_fooled=True, keep="best"))
-    return cascade([first, *(part for spec in specs for part in (*_first_target(spec), spec))])
-
-
-def _first_target(spec: AttackSpec) -> list[AttackSpec]:
-    attack = spec.attack
-    if not isinstance(attack, partial) or attack.func is not apgd_targeted or attack.keywords.get("targets") == 1:
-        return []
-    return [replace(spec, name=spec.name + FIRST_TARGET, attack=partial(attack, targets=1))]
 
 
 @suite(rank=10)
@@ -293,7 +267,7 @@ def autoattack(context: SuiteContext) -> list[AttackSpec]:
     name = "AutoAttack" if context.effort.steps is None else "short AutoAttack"
     parts = stages(context.threat, steps=context.steps(100))
     names = [f"{name}: {'+ ' * (i > 0)}{part}" for i, part in enumerate(parts)]
-    specs = [AttackSpec(name, attack) for name, attack in zip(names, parts.values(), strict=True)]
+    specs = [AttackSpec(name, attack, proof=True) for name, attack in zip(names, parts.values(), strict=True)]
     return list(cascade(specs))
 
 
@@ -303,7 +277,7 @@ def black_box(context: SuiteContext) -> list[AttackSpec]:
     threat = context.threat
     specs = [AttackSpec("Square", stages(threat)["Square"], context.effort.restarts)]
     if threat.norm == "linf":
-        specs.append(AttackSpec("RayS", partial(rays, bounds=threat.bounds, eps=threat.eps)))
+        specs.append(AttackSpec("RayS", partial(rays, bounds=threat.bounds, eps=threat.eps), proof=True))
     return list(cascade(specs))
 
 
@@ -326,7 +300,8 @@ def table6(context: SuiteContext) -> list[AttackSpec]:
         norm = context.threat.norm
         raise UserError(f"RayS does not support {norm}: it searches the corners of the linf ball; use autoattack")
     boundary = partial(rays, bounds=context.threat.bounds, eps=context.threat.eps)
-    return [*autoattack(context), AttackSpec("RayS", boundary, note="the paper does not say how many queries")]
+    note = "the paper does not say how many queries"
+    return [*autoattack(context), AttackSpec("RayS", boundary, note=note, proof=True)]
 
 
 @suite(rank=40)
@@ -360,7 +335,7 @@ def survival(context: SuiteContext) -> list[AttackSpec]:
     """The attacks that an improvement has to survive: cross-entropy at s = 1 and at the head's own scale, in the usual
     form that may saturate, then margin, DLR, targeted, feature and black-box attacks, and AutoAttack with all stages.
     """
-    parts = stages(context.threat, steps=context.steps(100))
+    parts, note = stages(context.threat, steps=context.steps(100)), "with FAB-T as its last"
     ratio = partial(apgd, threat=context.threat, steps=context.steps(100), loss=dlr_or_margin, until_fooled=True)
     return [
         *_at_both_scales(context, _pgd(context, 50, loss=cross_entropy)),
@@ -369,8 +344,8 @@ def survival(context: SuiteContext) -> list[AttackSpec]:
         AttackSpec("APGD-DLR", ratio),
         AttackSpec("APGD-T", parts["APGD-T"]),
         *_feature(context, "features"),
-        AttackSpec("Square", parts["Square"]),
-        AttackSpec("AutoAttack", parts["FAB-T"], after=("APGD-CE", "APGD-T", "Square"), note="with FAB-T as its last"),
+        AttackSpec("Square", parts["Square"], proof=True),
+        AttackSpec("AutoAttack", parts["FAB-T"], after=("APGD-CE", "APGD-T", "Square"), note=note, proof=True),
     ]
 
 
@@ -388,7 +363,7 @@ def _feature(context: SuiteContext, name: str) -> list[AttackSpec]:
     if context.guides is None and context.head is not None:
         return []
     settings = {**context.with_head, "tries": context.effort.guides, "steps": context.steps(100)}
-    return [AttackSpec(name, partial(feature_attack, threat=context.threat, **settings))]
+    return [AttackSpec(name, partial(feature_attack, threat=context.threat, **settings), proof=True)]
 
 
 def _pgd(

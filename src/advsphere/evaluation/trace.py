@@ -26,7 +26,7 @@ from advsphere.files import some
 from advsphere.losses import margin
 from advsphere.threat import ThreatModel, radius
 
-Outcome = Literal["fooled", "resisted", "invalid", "not_run", "not_reached"]
+Outcome = Literal["fooled", "resisted", "invalid", "not_run", "not_sampled", "not_reached"]
 """As `Status`. `not_reached`: the time budget ended, or the evaluation was interrupted."""
 
 
@@ -85,6 +85,7 @@ class Trace:
             "fooled": f"fooled: {self.name(attempt.prediction)}",
             "invalid": f"left the {left}, so it counts as resisted",
             "not_reached": "not reached: out of time, or interrupted",
+            "not_sampled": "not in the random sample of this attack",
             "not_run": f"skipped: already fooled by {attempt.before}",
             "clean": "skipped: misclassified anyway",
         }[attempt.outcome if attempt.before != CLEAN else "clean"]
@@ -147,7 +148,7 @@ class Replay:
     @property
     def same(self) -> bool | None:
         """Whether outcome and predicted class are the same; None if the recorded attack was not run."""
-        if self.then.outcome in ("not_run", "not_reached"):
+        if self.then.outcome in ("not_run", "not_sampled", "not_reached"):
             return None
         return (self.then.outcome, self.then.prediction) == (self.now.outcome, self.now.prediction)
 
@@ -292,7 +293,7 @@ def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) ->
     breaker = {i: found.index("fooled") for i, found in outcomes.items() if "fooled" in found}
     last = max(breaker.values(), default=0)
     late = [i for i in breaker if breaker[i] == last > 0][:most]
-    tried = [i for i, found in outcomes.items() if found and "not_run" not in found]
+    tried = [i for i, found in outcomes.items() if found and not {"not_run", "not_sampled"} & {*found}]
     single = [i for i in tried if len(attacks) > 1 and outcomes[i].count("fooled") == 1 and i not in late][:most]
     margins = _margins(book, model, images, [i for i in tried if i not in breaker][:MOST_MARGINS])
     closest = sorted(margins, key=lambda i: margins[i])[:most]

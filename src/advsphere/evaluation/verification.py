@@ -28,6 +28,7 @@ from advsphere.evaluation.probes import PROBES, probes_of
 from advsphere.evaluation.recorded import OtherAttacksError, effort_of, may_be_cut, specs_of, threat_of
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding, Sign
+from advsphere.evaluation.sampling import SEARCH, Sampling
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import canonical, content_checksum, differences, read_json, some
 from advsphere.identity import unknowns
@@ -161,6 +162,8 @@ def _pairs(book: Ledger) -> Finding:
     late: dict[str, int] = {}
     fooled = {CLEAN: {cell.example for cell in book.cells(CLEAN) if cell.status == "fooled"}}
     cut: set[int] = set()
+    sampling = Sampling(book)
+    units, others = _units(sampling, size)
     for name, settings in book.attacks.items():
         cells, done = {cell.example: cell.status for cell in book.cells(name)}, book.done(name)
         fooled[name] = {i for i, status in cells.items() if status == "fooled"}
@@ -169,7 +172,12 @@ def _pairs(book: Ledger) -> Finding:
                 for i, status in cells.items() if (status == "not_run") != (i in before)]  # fmt: skip
         odd += [f"{name} on {i} has the status {status!r}" for i, status in cells.items() if status not in known]
         missing = {*range(n)} - cells.keys()
-        odd += [f"{name} on {i} was deleted" for i in sorted(missing) if i // size in done]
+        drawn = name in sampling.proofs and sampling.certainty is not None
+        outside = others if drawn else set()
+        odd += [f"{name} on {i} was {'run outside' if i in outside else 'left out of'} the sample without reason"
+                for i, status in cells.items() if (status == "not_sampled") != (i in outside)]  # fmt: skip
+        odd += [f"{name} on {i} was deleted" for i in sorted(missing)
+                if (units.get(i, n) if drawn else i // size) in done]  # fmt: skip
         odd += [f"{name} on {i} is there, but an earlier attack is not" for i in sorted(cut & cells.keys())]
         cut |= missing
         if left := len(missing - before):
@@ -187,6 +195,15 @@ def _pairs(book: Ledger) -> Finding:
     if late:
         return Finding("pairs", "noted", f"the budget ended before these attacks reached every image: {counts}")
     return Finding("pairs", "ok", f"each of {len(book.attacks)} attacks has an outcome for each of {n} images")
+
+
+def _units(sampling: Sampling, size: int) -> tuple[dict[int, int], set[int]]:
+    """The batch of each image in the sample, and the images that resisted the search and are outside it."""
+    if sampling.certainty is None or sampling.part() == SEARCH:
+        return {}, set()
+    sample, order = sampling.sample(), sampling.order()
+    chunks = sampling.chunks(len(sample), size)
+    return {i: batch for batch, chunk in chunks.items() for i in chunk}, {*order} - sample
 
 
 def _checks(written: Mapping[str, Any], evidence: Evidence, specs: Sequence[AttackSpec]) -> list[Finding]:

@@ -32,6 +32,7 @@ from advsphere.evaluation.pace import Pace, leading
 from advsphere.evaluation.probes import missing, probes_of
 from advsphere.evaluation.results import Evaluation
 from advsphere.evaluation.rows import Finding
+from advsphere.evaluation.sampling import SEARCH, Sampling
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import canonical, file_lock
 from advsphere.identity import AnotherModelError
@@ -126,20 +127,29 @@ class Plan:
         return replace(self, ledger=free, findings=tuple(findings))
 
     def run(self, on_progress: OnProgress | None = None) -> Evaluation:
-        """Run the attacks within the budget, and compute the result from the ledger."""
-        result = None
+        """Run the attacks within the budget, and compute the result from the ledger.
+
+        What is sampled depends on all outcomes before, so several processes merge their ledgers before each look. A
+        part that is still open after it was run has met the end of the budget.
+        """
+        result, pace, part = None, Pace(self.budget), None
         with ExitStack() as held:
             held.enter_context(exact_float32())
             if self.ledger is not None and self.world.first:
                 held.enter_context(file_lock(self.ledger))
-            if self.world.size > 1:
+            while self.world.size > 1:
                 with own_part(self.ledger, self._begin, self.world) as book:
-                    _Work(self, book, on_progress).run()
+                    if (left := Sampling(book).part()) in (None, part):
+                        break
+                    part = left
+                    _Work(self, book, on_progress).run(part, pace)
             if self.world.first:
                 with whole(self.ledger, self._begin) as book:
-                    work = _Work(self, book, on_progress)
-                    if self.world.size == 1:
-                        work.run()
+                    work, sampling = _Work(self, book, on_progress), Sampling(book)
+                    while self.world.size == 1 and (left := sampling.part()) not in (None, part):
+                        part = left
+                        work.run(part, pace)
+                    sampling.finish()
                     work.probe()
                     result = Evaluation.of(book, self.findings)
                     book.require_place()
@@ -173,16 +183,22 @@ class _Work:
     ledger: Ledger
     on_progress: OnProgress | None
 
-    def run(self) -> None:
-        """Run all attacks on this process's batches, one attack after the other, within the budget."""
-        batches = list(torch.arange(len(self.plan.images)).split(self._batch_size))
-        finished = [self.ledger.done(name) for name in (CLEAN, *self.ledger.attacks)]
-        own = {batch: batches[batch] for batch in assign_batches(len(batches), finished, self.plan.world)}
-        self._clean(own)
-        pace = Pace(self.plan.budget, self.ledger)
+    def run(self, part: int, pace: Pace) -> None:
+        """Run a part (`Sampling.part`) on this process's batches, one attack after the other, within the budget."""
+        sampling = Sampling(self.ledger)
+        if part == SEARCH:
+            names, batches = sampling.search, dict(enumerate(torch.arange(sampling.n).split(self._batch_size)))
+        else:
+            chunks = sampling.chunks(part, self._batch_size)
+            names, batches = sampling.proofs, {i: torch.tensor(chunk) for i, chunk in chunks.items()}
+        finished = [self.ledger.done(name) for name in names]
+        own = {batch: batches[batch] for batch in assign_batches(list(batches), finished, self.plan.world)}
+        if part == SEARCH:
+            self._clean(own)
         with contextlib.suppress(OutOfTime):
             for spec in self.plan.specs:
-                self._attack(spec, own, pace)
+                if spec.name in names:
+                    self._attack(spec, own, pace)
 
     def probe(self) -> None:
         """Run the missing probes for signs of gradient masking, regardless of the budget."""
@@ -206,7 +222,8 @@ class _Work:
 
         def cells(index: Tensor) -> tuple[list[Cell], int]:
             try:
-                found = self._judged(spec, index[: pace.part(spec, standing[index])], standing, pace.deadline)
+                most = pace.part(self.ledger, spec, standing[index])
+                found = self._judged(spec, index[:most], standing, pace.deadline)
             except OutOfTime:
                 if pace.moved:
                     raise
@@ -230,10 +247,10 @@ class _Work:
         return skipped + verdict.cells(ids, y), verdict.forwards
 
     def _each(self, name: str, own: Mapping[int, Tensor], cells: Find) -> None:
-        recorded = self.ledger.cells(name)
-        counts = Counter(c.status for c in recorded if c.example // self._batch_size in own)
+        recorded, examples = self.ledger.cells(name), {i for index in own.values() for i in index.tolist()}
+        counts = Counter(c.status for c in recorded if c.example in examples)
         known = torch.tensor([c.example for c in recorded], dtype=torch.int64)
-        seconds, images, total = 0.0, 0, sum(map(len, own.values()))
+        seconds, images, total = 0.0, 0, len(examples)
         for batch, index in own.items():
             rest = index[~torch.isin(index, known)]
             while len(rest):
@@ -296,12 +313,12 @@ def _part(path: Path, rank: str) -> Path:
     return path.with_name(f"{path.stem}.rank-{rank}{path.suffix}")
 
 
-def assign_batches(batches: int, done: Iterable[set[int]], world: World) -> list[int]:
+def assign_batches(batches: Sequence[int], done: Iterable[set[int]], world: World) -> list[int]:
     """The batches of this process, in order, given the finished batches of each attack in `done`.
 
     Batches are sorted by the number of attacks that finished them and dealt out in turn, so that all ranks get about
     the same amount of work.
     """
     finished = [*done]
-    order = sorted(range(batches), key=lambda batch: sum(batch in one for one in finished))
+    order = sorted(batches, key=lambda batch: sum(batch in one for one in finished))
     return sorted(order[world.rank :: world.size])

@@ -1,0 +1,75 @@
+"""The order of a suite's attacks: all on all images, in a cascade, or the last ones on a sample of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from advsphere.attacks import apgd_targeted, pgd
+from advsphere.errors import UserError
+from advsphere.evaluation.specs import AttackSpec
+from advsphere.losses import margin
+from advsphere.threat import ThreatModel
+
+FIRST_LOOK = "first look: margin PGD-10"
+FIRST_TARGET = ", first target"
+SHORT_STEPS = 10
+
+
+def arranged(
+    specs: Sequence[AttackSpec], threat: ThreatModel, *, anytime: bool = False, certainty: float | None = None
+) -> tuple[AttackSpec, ...]:
+    """The attacks in the order of an evaluation: as a cascade for a time budget, or with a sample for a certainty."""
+    if certainty is not None:
+        return _sampled(specs, threat, anytime)
+    specs = [replace(spec, proof=False) for spec in specs]
+    if not anytime:
+        return tuple(specs)
+    # APGD-T tries the likeliest wrong class of every image before the others of any image, because nearly all its
+    # successes come at the first.
+    return cascade([first_look(threat), *(part for spec in specs for part in (*_first_target(spec), spec))])
+
+
+def cascade(specs: Sequence[AttackSpec], after: Sequence[str] = ()) -> tuple[AttackSpec, ...]:
+    """The same attacks, each only on the images that resisted all earlier ones."""
+    names = [*after, *(spec.name for spec in specs)]
+    return tuple(replace(spec, after=tuple(names[: len(after) + i])) for i, spec in enumerate(specs))
+
+
+def first_look(threat: ThreatModel) -> AttackSpec:
+    """Ten steps on the margin loss. They fool most of the images that can be fooled in a small part of the time."""
+    ascent = partial(pgd, threat=threat, steps=10, step_size=threat.eps / 4, loss=margin)
+    return AttackSpec(FIRST_LOOK, partial(ascent, until_fooled=True, keep="best"))
+
+
+def _sampled(specs: Sequence[AttackSpec], threat: ThreatModel, anytime: bool) -> tuple[AttackSpec, ...]:
+    """The attacks that search, on all images, and then those that prove an absence, on images that resisted them all.
+
+    APGD-T as a proof is preceded by a search with the same settings but few steps, which fools nearly all images that
+    it fools. Every image of the sample meets all proofs whole, up to the one that fools it.
+    """
+    search, proofs = ([spec for spec in specs if spec.proof is proof] for proof in (False, True))
+    if not proofs:
+        raise UserError("no attack of this suite can run on a sample of images, so it has no certainty; leave it out")
+    short = [_with(spec, steps=SHORT_STEPS) for spec in proofs if targeted(spec)]
+    short = [replace(spec, name=f"first look: APGD-T, {SHORT_STEPS} steps", proof=False, note="") for spec in short]
+    begin = [first_look(threat)] if short or anytime else []
+    if anytime:
+        return cascade([*begin, *short, *search, *proofs])
+    return *search, *cascade([*begin, *short, *proofs], [spec.name for spec in search])
+
+
+def targeted(spec: AttackSpec) -> bool:
+    """Whether it is APGD-T with several targets."""
+    attack = spec.attack
+    return isinstance(attack, partial) and attack.func is apgd_targeted and attack.keywords.get("targets") != 1
+
+
+def _first_target(spec: AttackSpec) -> list[AttackSpec]:
+    return [replace(_with(spec, targets=1), name=spec.name + FIRST_TARGET)] if targeted(spec) else []
+
+
+def _with(spec: AttackSpec, **settings: Any) -> AttackSpec:
+    return replace(spec, attack=partial(spec.attack, **settings))
