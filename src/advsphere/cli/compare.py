@@ -14,7 +14,7 @@ from rich.table import Table
 
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
-from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere
+from advsphere.comparison.confounders import confounders, divided_otherwise, remedied, trained_elsewhere
 from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.engine import Precision
@@ -92,6 +92,7 @@ def compared(options: Options, console: Console) -> Path:
     warnings += divided_otherwise(*([ranks(run) for run in runs] for runs in arms.values()))
     for name in arms:
         warnings += trained_elsewhere(name, configs[name][0], eps)
+        warnings += [line for run in arms[name] for line in remedied(name, read_collapses(run))]
     console.print(_table(result, radius(eps), configs["baseline"][0].threat.norm))
     kinds = {kind_of(row.settings) for each in found.values() for e, _ in each for row in e.attacks}
     if "black-box" not in kinds:  # what survives gradient ascent alone may be masked

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from advsphere.files import Change
 from advsphere.runs.config import Config, differences
+from advsphere.training import Collapse
 
 _WHY = {
     "training.weight_decay": "weight decay alone can move robust accuracy by several points (Pang et al. 2021)",
@@ -63,6 +64,13 @@ def divided_otherwise(baseline: Sequence[int], method: Sequence[int]) -> list[st
     return [
         f"processes: {first} -> {second}; without --sync-bn, batch norm normalises each process's share of a batch "
         "separately"
+    ]
+
+
+def remedied(arm: str, collapses: Sequence[Collapse]) -> list[str]:
+    """A sentence for each collapse in a run of an arm: from there on, the run was trained in another way."""
+    return [
+        f"in the {arm}, {collapse}, so it is no longer the training that its settings name" for collapse in collapses
     ]
 
 

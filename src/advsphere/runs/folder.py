@@ -2,10 +2,11 @@
 
 config.yaml          the config
 provenance.json      code, libraries, machine, number of processes; checksums of user-defined source files, of
-                     config.yaml and of classes.json
+                     config.yaml and of classes.json; collapses and their remedies
 classes.json         the class names, in the order of the network's outputs
 last.safetensors     the state after the last step, from which training resumes
 previous.safetensors the one before it, in case that one is damaged
+good.safetensors     the state after the last epoch without a collapse, to which the guard goes back
 best.safetensors     the network that was best on held-out training images
 metrics.jsonl        one line for each epoch; tensorboard/ has the same numbers
 """
@@ -28,7 +29,7 @@ from advsphere.files import content_checksum, some, write_atomically
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
-from advsphere.training import load_checkpoint
+from advsphere.training import Collapse, load_checkpoint
 from advsphere.training.checkpoint import PREVIOUS, restore_model, section
 
 CONFIG, PROVENANCE, CLASSES = "config.yaml", "provenance.json", "classes.json"
@@ -187,6 +188,18 @@ def require_record(folder: Path) -> None:
             f"{some(missing)} disappeared from {folder} while it trained; restore them, or train again with another "
             "--out"
         )
+
+
+def record_collapses(folder: Path, collapses: Sequence[Collapse]) -> None:
+    """Record collapses, and the guard's remedies, in the run's provenance."""
+    provenance = _provenance(folder) | {"collapses": [collapse._asdict() for collapse in collapses]}
+    provenance["checksum"] = content_checksum(provenance)
+    write_atomically(folder / PROVENANCE, json.dumps(provenance, indent=1).encode())
+
+
+def read_collapses(folder: Path) -> list[Collapse]:
+    """The collapses of a run. Raises UserError if its provenance is missing or damaged."""
+    return [Collapse(**one) for one in _provenance(folder).get("collapses", ())]
 
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ import torch
 from torch import nn, optim
 
 from advsphere import named
-from advsphere.attacks import pgd
-from advsphere.classifier import fooled, frozen
 from advsphere.data import Dataset, Images, ImageSet
 from advsphere.distributed import World
 from advsphere.errors import UserError
@@ -25,57 +22,14 @@ from advsphere.machine import advice, measured_speeds
 from advsphere.models.by_name import synchronised
 from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
-from advsphere.rng import Rng
 from advsphere.runs.build import as_dataset, assemble, chosen_device, from_scratch, load_data
 from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded, to_dict, user_names
-from advsphere.runs.folder import check_classes, claim, require_record
+from advsphere.runs.folder import check_classes, claim, record_collapses, require_record
 from advsphere.runs.folder import record as write_record
+from advsphere.runs.validation import Validation
 from advsphere.threat import ThreatModel, radius
-from advsphere.training import Hooks, Metrics, Tick, Trainer, TrainSettings
+from advsphere.training import Collapse, Hooks, Metrics, Tick, Trainer, TrainSettings
 from advsphere.training.log import MetricsLog
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Clean and PGD-10 accuracy on held-out training images, which choose the best checkpoint.
-
-    PGD-10 takes steps of eps / 4 from a uniform start, with the same random numbers in every epoch. The processes share
-    the images, and each gets the total counts.
-
-    Attributes:
-        images: The held-out images.
-        threat: The threat model of the attack.
-        dtype: The precision to compute in; None for float32.
-        batch_size: The number of images attacked at once.
-        record: A function that computes further metrics of the model on these images, on the first process only.
-        world: The processes that train together.
-    """
-
-    images: Images
-    threat: ThreatModel
-    dtype: torch.dtype | None
-    batch_size: int = 500
-    record: Callable[[nn.Module, Images], Metrics] = lambda model, images: {}
-    world: World = World()
-
-    def __call__(self, model: nn.Module) -> Metrics:
-        attack = partial(pgd, threat=self.threat, steps=10, step_size=self.threat.eps / 4, until_fooled=True)
-        n, correct, robust = len(self.images), 0, 0
-        mine = torch.arange(n)[self.world.share(n)]
-        with frozen(model, dtype=self.dtype, fold=True) as classify:
-            for index in mine.split(self.batch_size) if len(mine) else ():
-                x, y = self.images.batch(index)
-                with torch.no_grad():
-                    right = ~fooled(classify(x), y)
-                correct += int(right.sum())
-                index = index.to(right.device)
-                x, y, rng = x[right], y[right], Rng(0, index[right])
-                if len(x):
-                    with torch.no_grad():
-                        robust += int((~fooled(classify(attack(classify, x, y, rng=rng)), y)).sum())
-        correct, robust = self.world.sum(torch.tensor([correct, robust])).tolist()
-        metrics = {"clean": correct / n, "robust": robust / n}
-        return metrics | self.record(model, self.images) if self.world.first else metrics
 
 
 def train(
@@ -92,6 +46,7 @@ def train(
     on_start: Callable[[Trainer, list[str]], None] = lambda trainer, notes: None,
     on_tick: Callable[[Tick], None] = lambda tick: None,
     on_epoch: Callable[[Metrics], None] = lambda metrics: None,
+    on_collapse: Callable[[Collapse], None] = lambda collapse: None,
     stop: Callable[[], bool] = lambda: False,
     record: Callable[[nn.Module, Images, Criterion], Metrics] | None = None,
     world: World = World(),
@@ -124,6 +79,7 @@ def train(
         on_start: Called with the trainer and with lines that the user should read.
         on_tick: Called a few times a second with the progress, on the first process.
         on_epoch: Called after each epoch with its metrics, on the first process.
+        on_collapse: Called after each collapse that the guard undid, on the first process.
         stop: Called after every step; if it returns True, training writes a checkpoint and stops.
         record: Called after each validated epoch for further metrics: (model, held-out images, criterion) -> metrics.
         world: The processes that train together. All of them must see the folder; the first one writes it.
@@ -132,7 +88,7 @@ def train(
             validation, the number of training images that are held out.
 
     Returns:
-        The network after the last epoch.
+        The network after the last epoch, or after the last good one if the guard stopped a collapse.
 
     Raises:
         UserError: If a part does not exist or does not fit, the folder holds another run, another process trains into
@@ -190,22 +146,31 @@ def train(
                 log(metrics)
             on_epoch(metrics)
 
+        def collapsed(collapses: Sequence[Collapse]) -> None:
+            record_collapses(folder, collapses)
+            on_collapse(collapses[-1])
+
         if world.first and (slow := advice(trainer.dtype, where)):
             notes.append(slow)
+        validation = Validation(
+            held_out.hard().to(where),
+            run.threat,
+            trainer.dtype,
+            # Large images need smaller batches.
+            batch_size=max(1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))),
+            record=lambda model, images: {} if record is None else record(model, images, parts.criterion),
+            world=world,
+        )
+        if world.first and trainer.collapses:  # it may have been killed before they were recorded
+            record_collapses(folder, trainer.collapses)
         trainer.hooks = Hooks(
             before_step=parts.before_step,
             shift=parts.shift,
-            validate=Validation(
-                held_out.hard().to(where),
-                run.threat,
-                trainer.dtype,
-                # Large images need smaller batches.
-                batch_size=max(1, min(500, 500 * 64**2 // math.prod(held_out.shape[1:]))),
-                record=lambda model, images: {} if record is None else record(model, images, parts.criterion),
-                world=world,
-            ),
+            validate=validation,
+            canary=validation.canary,
             on_tick=on_tick,
             on_epoch=finished_epoch,
+            on_collapse=collapsed,
             stop=stop,
         )
         on_start(trainer, notes)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from advsphere.errors import UserError
-from advsphere.files import tensor_checksum, write_atomically
+from advsphere.files import disk_errors, tensor_checksum, write_atomically
 
+LAST, BEST = "last.safetensors", "best.safetensors"
 PREVIOUS = "previous.safetensors"
 """The name of the checkpoint before the last one, from which a run continues if the last one is damaged."""
+GOOD = "good.safetensors"
+"""The name of the checkpoint of the last epoch without a collapse, to which the guard goes back."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -84,10 +88,15 @@ class CheckpointWriter:
         self.free: dict[frozenset[str], dict[str, Tensor]] = {}
 
     def save(
-        self, path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], previous: Path | None = None
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        previous: Path | None = None,
+        also: Path | None = None,
     ) -> None:
-        """As `save`, of a copy, in the background. The file that it replaces is kept as `previous`. Errors of earlier
-        files are raised here, or by `wait`.
+        """As `save`, of a copy, in the background. The file that it replaces is kept as `previous`, and the new one
+        gets the second name `also`. Errors of earlier files are raised here, or by `wait`.
         """
         while len(self.pending) > 1:  # a slow disk must not fill the memory with copies
             self._take_back(self.pending.pop(0))
@@ -98,7 +107,7 @@ class CheckpointWriter:
         gpus = {t.device for t in tensors.values() if t.is_cuda}
         ready = [torch.cuda.current_stream(gpu).record_event() for gpu in gpus]
         before = self.pending[-1] if self.pending else None
-        self.pending.append(self.thread.submit(_write, before, ready, path, previous, copied, dict(meta)))
+        self.pending.append(self.thread.submit(_write, before, ready, path, previous, also, copied, dict(meta)))
 
     def wait(self) -> None:
         """Wait until all files are written. Raises the first error."""
@@ -123,6 +132,7 @@ def _write(
     ready: Sequence[torch.cuda.Event],
     path: Path,
     previous: Path | None,
+    also: Path | None,
     tensors: dict[str, Tensor],
     meta: Mapping[str, Any],
 ) -> dict[str, Tensor]:
@@ -132,19 +142,25 @@ def _write(
     for event in ready:
         event.synchronize()
     if previous is not None:
-        _keep(path, previous)
+        with suppress(OSError):  # there is none yet, or the file system has no links
+            _name_also(path, previous, os.link)
     save(path, tensors, meta)
+    if also is not None:
+        with disk_errors(also):
+            try:
+                _name_also(path, also, os.link)
+            except OSError:
+                _name_also(path, also, shutil.copyfile)
     return tensors
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, under which it outlives its replacement. There is no moment without a checkpoint."""
-    temporary = path.with_name(f".{previous.name}.{os.getpid()}")
-    with suppress(OSError):  # there is none yet, or the file system has no links
-        temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
-        os.replace(temporary, previous)
-        temporary.unlink(missing_ok=True)  # it stays if both are names of one file
+def _name_also(path: Path, other: Path, link: Callable[[Path, Path], object]) -> None:
+    """Give a file a second name, under which it outlives its replacement. Both names always have a whole file."""
+    temporary = path.with_name(f".{other.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    link(path, temporary)
+    os.replace(temporary, other)
+    temporary.unlink(missing_ok=True)  # it stays if both are names of one file
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from advsphere.errors import UserError, needs
 from advsphere.files import disk_errors, write_atomically
-from advsphere.training.loop import Metrics
+from advsphere.training.hooks import Metrics
 
 
 class MetricsLog:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,9 @@ from advsphere.rng import Rng, derived_seed
 from advsphere.threat import ThreatModel
 from advsphere.training.averaging import MovingAverage
 from advsphere.training.checkpoint import (
+    BEST,
+    GOOD,
+    LAST,
     PREVIOUS,
     CheckpointWriter,
     load,
@@ -39,15 +41,15 @@ from advsphere.training.checkpoint import (
     prefixed,
     restore_model,
     restore_optimizer,
+    save,
     section,
 )
+from advsphere.training.guard import FGSM, PGD, Collapse, affordable, collapsed, remedied, watched
+from advsphere.training.hooks import Hooks, Metrics, Stopped, Tick
 from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.scaling import LossScale
 from advsphere.training.settings import TrainSettings, make_optimizer
 from advsphere.training.step import BatchGradient, Division
-
-Metrics = dict[str, float]
-"""Named numbers of an epoch, such as clean and robust accuracy."""
 
 
 class Cursor(NamedTuple):
@@ -56,49 +58,6 @@ class Cursor(NamedTuple):
     epoch: int = 0
     batch: int = 0
     replay: int = 0
-
-
-class Tick(NamedTuple):
-    """Progress within an epoch, for a progress bar.
-
-    Attributes:
-        epoch: The epoch, from 0.
-        images: Number of images trained on in this epoch so far.
-        of: Number of images in an epoch.
-        loss: The mean loss of this epoch so far.
-    """
-
-    epoch: int
-    images: int
-    of: int
-    loss: float
-
-
-class Stopped(Exception):
-    """Training was asked to stop. The checkpoint is written, and `--resume` continues from it."""
-
-
-@dataclass
-class Hooks:
-    """Functions that the loop calls, so that training imports neither evaluation nor the hypersphere.
-
-    Attributes:
-        before_step: Called with the progress in [0, 1] before each step, for schedules of scale and margin.
-        shift: The shift of the logits while crafting, as in `objectives.Crafting`.
-        validate: Returns the metrics of a model, after each epoch in which validation is due. The metric that the
-            objective names in `chosen_by` selects the best checkpoint. Called on all ranks, which must return the same
-            metrics.
-        on_tick: Called a few times a second, on the first rank.
-        on_epoch: Called with the metrics of each epoch, on the first rank.
-        stop: Called after every step on all ranks. If it returns True on any rank, all ranks stop.
-    """
-
-    before_step: Callable[[float], None] = lambda progress: None
-    shift: Callable[[Tensor, Tensor], Tensor] | None = None
-    validate: Callable[[nn.Module], Metrics] = lambda model: {}
-    on_tick: Callable[[Tick], None] = lambda tick: None
-    on_epoch: Callable[[Metrics], None] = lambda metrics: None
-    stop: Callable[[], bool] = lambda: False
 
 
 class Trainer:
@@ -169,6 +128,8 @@ class Trainer:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.seconds = 0.0
         self.best = -1.0
+        self.guarded = settings.guard != "off" and watched(objective)
+        self.chosen_objective, self.collapses, self.over = objective, list[Collapse](), False
 
     @property
     def result(self) -> nn.Module:
@@ -176,15 +137,20 @@ class Trainer:
         return self.model if self.ema is None else self.ema.module
 
     def fit(self) -> None:
-        """Train to the end of the last epoch.
+        """Train to the end of the last epoch, or to the last good one if the guard stops a collapse.
 
         Raises:
             Stopped: If a hook asked to stop.
-            UserError: If training diverges or the disk is full. In all cases the folder holds the last good checkpoint.
+            UserError: If training diverges, collapses before the end of the first epoch and has no remedy left, or the
+                disk is full. In all cases the folder holds the last good checkpoint.
         """
         with repeatable_kernels(self.settings.deterministic):
             try:
-                while self.cursor.epoch < self.settings.epochs:
+                if self.guarded and self.cursor == Cursor(self.cursor.epoch):
+                    state = self._state(self.world.sum(self.sums))
+                    if self.world.first:
+                        save(self.folder / GOOD, *state)
+                while self.cursor.epoch < self.settings.epochs and not self.over:
                     self._train_epoch()
                     self._close_epoch()
             finally:
@@ -200,7 +166,7 @@ class Trainer:
         Raises:
             UserError: If no file is left, or it is of another run.
         """
-        path, notes = self.folder / "last.safetensors", list[str]()
+        path, notes = self.folder / LAST, list[str]()
         try:
             tensors, meta = load(path)
         except UserError as error:
@@ -211,18 +177,10 @@ class Trainer:
             notes.append(f"{error}; continued from the checkpoint before it, {path.name}")
         if "cursor" not in meta:
             raise UserError(f"{path} can't be resumed from: it holds only a network, as best.safetensors does")
-        restore_model(self.result, section("model", tensors), path)
-        if self.ema is not None:
-            restore_model(self.model, section("raw", tensors), path)
-            self.ema.updates = int(tensors["ema.n_averaged"])
-        numbers = meta.get("optimizer", {"groups": [{"lr": meta["lr"]}]})  # absent in version 0.1
-        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors), numbers)
-        if self.world.first:
-            self.sums.copy_(tensors["sums"])
-        self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
-        self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
-        if scale := meta.get("scale"):  # absent in version 0.2, and empty but in float16
-            self.scale.load_state_dict(scale)
+        self._restore(tensors, meta, path)
+        self.collapses = [Collapse(**one) for one in meta.get("collapses", ())]
+        self.over = meta.get("over", False)
+        self._apply_remedies()
         then, now = meta["environment"], self.environment
         changed = [f"{key}: {value} then, {now.get(key)} now" for key, value in then.items() if value != now.get(key)]
         return notes + [f"resumed in another environment, so equal up to rounding only: {one}" for one in changed]
@@ -235,6 +193,11 @@ class Trainer:
         """
         sums = self.world.sum(self.sums)
         self._mean_loss(sums)
+        good = self.guarded and self.cursor == Cursor(self.cursor.epoch)
+        self._write(LAST, *self._state(sums), also=GOOD if good else None)
+
+    def _state(self, sums: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `_restore` needs. All ranks must call it."""
         state, numbers = optimizer_state(self.optimizer, self.model)
         tensors = prefixed("model", network_state(self.result)) | prefixed("optimizer", state) | {"sums": sums}
         if self.ema is not None:
@@ -242,7 +205,7 @@ class Trainer:
         carry = self.gradient.carried()
         if carry is not None:
             tensors["carry"] = carry
-        meta = {
+        return tensors, {
             "cursor": list(self.cursor),
             "lr": self._lr(),
             "optimizer": numbers,
@@ -250,8 +213,26 @@ class Trainer:
             "best": self.best,
             "scale": self.scale.state_dict(),
             "environment": self.environment,
+            "collapses": [one._asdict() for one in self.collapses],
+            "over": self.over,
         }
-        self._write("last", tensors, meta)
+
+    def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path) -> None:
+        """Undo `_state`, from the file at `path`."""
+        restore_model(self.result, section("model", tensors), path)
+        if self.ema is not None:
+            restore_model(self.model, section("raw", tensors), path)
+            self.ema.updates = int(tensors["ema.n_averaged"])
+        self.optimizer.state.clear()
+        numbers = meta.get("optimizer", {"groups": [{"lr": meta["lr"]}]})  # absent in version 0.1
+        restore_optimizer(self.optimizer, self.model, section("optimizer", tensors), numbers)
+        self.sums.zero_()
+        if self.world.first:
+            self.sums.copy_(tensors["sums"])
+        self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
+        self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
+        if scale := meta.get("scale"):  # absent in version 0.2, and empty but in float16
+            self.scale.load_state_dict(scale)
 
     def _train_epoch(self) -> None:
         settings, epoch, replays = self.settings, self.cursor.epoch, self.objective.replays
@@ -328,7 +309,7 @@ class Trainer:
         if math.isfinite(total) and bool(torch.stack([p.isfinite().all() for p in self.model.parameters()]).all()):
             return float(total / max(count, 1))
         self.writer.wait()
-        last = self.folder / "last.safetensors"
+        last = self.folder / LAST
         kept = f"; {last} is from before" if last.exists() else ""
         raise UserError(
             f"training diverged in epoch {self.cursor.epoch + 1}, by batch {self.cursor.batch}: its loss or weights "
@@ -339,30 +320,67 @@ class Trainer:
         """Validate if due, save the best, advance the epoch, write the checkpoint. A killed run repeats all of it."""
         epochs = self.cursor.epoch + 1
         due = epochs % self.settings.validate_every == 0 or epochs == self.settings.epochs
-        metrics = {
-            "epoch": epochs,
-            "loss": self._mean_loss(self.world.sum(self.sums)),
-            "lr": self._lr(),
-        }
+        loss = self._mean_loss(self.world.sum(self.sums))
+        validated = self.hooks.validate(self.result) if due else {}
+        looked = self._look(None if self.ema else validated.get("robust"))
+        if collapsed(looked, len(self.images.classes)):
+            self._go_back(epochs, looked)
+            return
+        metrics = {"epoch": epochs, "loss": loss, "lr": self._lr()}
         metrics |= {"skipped_steps": float(self.scale.skipped)} if self.scale.is_enabled() else {}
-        metrics |= self.hooks.validate(self.result) if due else {}
+        metrics |= validated | looked
+        if self.collapses:
+            last = self.collapses[-1]
+            metrics |= {"collapses": float(len(self.collapses))}
+            metrics |= {"collapse_fgsm": last.fgsm, "collapse_pgd": last.pgd} if last.epoch == epochs else {}
         metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
         if due and chosen_by >= self.best:  # ties go to the later epoch, so without validation to the last
             self.best = chosen_by
-            self._write("best", prefixed("model", network_state(self.result)), {"metrics": metrics})
+            self._write(BEST, prefixed("model", network_state(self.result)), {"metrics": metrics})
         self.cursor = Cursor(epochs)
         self.sums.zero_()
         self.scale.skipped.zero_()
         if self.world.first:
-            self.hooks.on_epoch(metrics)
+            self.hooks.on_epoch(metrics | ({"best": self.best} if validated else {}))
         self.save()
+
+    def _look(self, robust: float | None) -> Metrics:
+        """What the guard's canary measures. `robust` is the accuracy of the network under PGD, if it is known."""
+        if not self.guarded:
+            return {}
+        return self.hooks.canary(self.model, affordable(self.objective, len(self.images)), robust)
+
+    def _go_back(self, epoch: int, looked: Metrics) -> None:
+        """After a collapse: restore the last good checkpoint, and apply the next remedy or stop there."""
+        self.writer.wait()
+        self.world.barrier()  # the other ranks read what the first one wrote
+        path, seconds = self.folder / GOOD, self.seconds
+        self._restore(*load(path), path)
+        self.seconds = seconds
+        found = remedied(self.chosen_objective, len(self.collapses) + 1) if self.settings.guard == "remedy" else None
+        self.over = found is None
+        words = found.words if found else ""
+        self.collapses.append(Collapse(epoch, self.cursor.epoch, looked[FGSM], looked[PGD], words))
+        if self.over and self.cursor.epoch == 0:
+            raise UserError(f"{self.collapses[-1]}, so there is no good network; train with --objective NFGSM or PGDAT")
+        self._apply_remedies()
+        if self.world.first:
+            self.hooks.on_collapse(self.collapses)
+        self.save()
+
+    def _apply_remedies(self) -> None:
+        if not self.over and (found := remedied(self.chosen_objective, len(self.collapses))):
+            self.objective = found.objective
+            self.gradient.use(found.objective)
 
     def _lr(self) -> float:
         """The learning rate of the last step, or that of the settings if the optimizer has none."""
         return float(self.optimizer.param_groups[0].get("lr", self.settings.lr))
 
-    def _write(self, which: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def _write(
+        self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], also: str | None = None
+    ) -> None:
         if self.world.first:
-            previous = self.folder / PREVIOUS if which == "last" else None
-            self.writer.save(self.folder / f"{which}.safetensors", tensors, meta, previous)
+            previous = self.folder / PREVIOUS if name == LAST else None
+            self.writer.save(self.folder / name, tensors, meta, previous, self.folder / also if also else None)

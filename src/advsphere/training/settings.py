@@ -17,6 +17,7 @@ from advsphere.data.augmentation import Augment
 from advsphere.errors import UserError
 from advsphere.named import call
 from advsphere.schedule import Constant, Schedule
+from advsphere.training.guard import Guarding
 
 Arguments = Annotated[
     dict[str, Any],
@@ -62,6 +63,8 @@ class TrainSettings:
             This takes less memory and a third more time, and gives the same gradient.
         validate_every: Validate after every this many epochs, and after the last one. The best checkpoint is chosen
             among the validated epochs. `data.validation` sets the number of held-out images.
+        guard: After a collapse (catastrophic overfitting: the network resists FGSM and falls to PGD), go back to the
+            last good epoch and go on with a remedy (N-FGSM's noise, then smaller steps), or stop there, or do not look.
         checkpoint_minutes: Minutes between checkpoints within an epoch; may be a fraction. Every epoch also ends with a
             checkpoint.
         workers: Processes that decode image files in advance; one for each core by default. The result does not depend
@@ -89,6 +92,7 @@ class TrainSettings:
     fold: bool = True
     sync_bn: bool = False
     validate_every: int = 1
+    guard: Guarding = "remedy"
     checkpoint_activations: bool = field(default=False, metadata={"affects_result": False})
     checkpoint_minutes: float = field(default=5.0, metadata={"affects_result": False})
     workers: int | None = field(default=None, metadata={"affects_result": False})

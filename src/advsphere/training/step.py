@@ -147,9 +147,13 @@ class BatchGradient:
 
     def carry(self, whole: Tensor | None) -> None:
         """Continue with the result of `carried`, perhaps with another number of ranks."""
-        if whole is not None:
-            positions = self.division.positions(self.division.world.rank)
-            self.carries = [whole[at] if at.start < len(whole) else None for at in positions]
+        positions = self.division.positions(self.division.world.rank)
+        self.carries = [None if whole is None or at.start >= len(whole) else whole[at] for at in positions]
+
+    def use(self, objective: Objective) -> None:
+        """Continue with another objective."""
+        step: Any = self.step.module if isinstance(self.step, DistributedDataParallel) else self.step
+        self.objective = step.objective = objective
 
     def _backward(self, part: Part, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
         carry = None if part.number is None else self.carries[part.number]

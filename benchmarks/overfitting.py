@@ -1,0 +1,286 @@
+"""How many trainings on one step end collapsed, with the guard against catastrophic overfitting and without it.
+
+    python benchmarks/overfitting.py --minutes 60
+    python benchmarks/overfitting.py --report docs/overfitting.md
+
+Every run trains on FGSM from the clean image, with steps of eps, which is known to collapse: the network resists FGSM
+and falls to PGD. The runs are those of all seeds, radii and heads, each with the guard and without. A run is a line of
+`--rows`, and runs that have one are skipped. The settings take turns within a seed, so that an interrupted benchmark is
+complete for its first seeds. The end of a run is judged by FGSM and PGD-50 on test images.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from advsphere.analysis.canvas import canvas, quiet
+from advsphere.attacks import fgsm, pgd
+from advsphere.cli.arguments import parse
+from advsphere.data import Dataset, Images, ImageSet, load
+from advsphere.data.augmentation import Augment
+from advsphere.errors import UserError
+from advsphere.evaluation import AttackSpec, Evaluation, evaluate
+from advsphere.files import disk_errors
+from advsphere.hypersphere import HypersphereConfig
+from advsphere.objectives import FastAT
+from advsphere.provenance import environment
+from advsphere.recipes import recipe
+from advsphere.reproduce.figures import save
+from advsphere.reproduce.markdown import head, line
+from advsphere.reproduce.results import replace_between
+from advsphere.runs.config import Config
+from advsphere.runs.folder import read_collapses
+from advsphere.runs.train import train
+from advsphere.threat import ThreatModel, radius
+from advsphere.training import Stopped, read_metrics
+from advsphere.training.guard import FGSM, IMAGES, PGD, collapsed
+
+BEGIN, END = "<!-- overfitting -->", "<!-- /overfitting -->"
+GUARDS = {"off": "without the guard", "remedy": "with the guard"}
+HEADS = {"plain": None, "HE": HypersphereConfig(scale=15.0, margin=0.2)}
+
+
+class Case(NamedTuple):
+    """A run: the radius in grey levels, the head, the guard and the seed."""
+
+    eps: int
+    head: str
+    guard: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    rows: Path = Path("benchmarks/overfitting.jsonl")
+    """Where each finished run is a line."""
+    runs: Path = Path("runs/overfitting")
+    """Folders of the runs."""
+    minutes: float | None = None
+    """Stop after so long, also within a run, which then goes on from its checkpoint; no limit by default."""
+    seeds: int = 8
+    radii: tuple[int, ...] = (16, 8)
+    """In grey levels."""
+    data: str = "cifar10"
+    size: int = 16
+    """The side in pixels to which images are averaged."""
+    network: str = "wrn-10-1"
+    images: int = 1500
+    """To train on."""
+    validation: int = 100
+    """Images for validation and the canary."""
+    held_out: int = 500
+    """Test images to judge the end of a run."""
+    epochs: int = 10
+    batch_size: int = 64
+    lr: float = 0.1
+    threads: int = 1
+    report: Path | None = None
+    """Run nothing; write table and figure into this page, between its marks."""
+
+
+def cases(options: Arguments) -> list[Case]:
+    """All runs, in their order."""
+    return [
+        Case(eps, head, guard, seed)
+        for seed in range(options.seeds)
+        for eps in options.radii
+        for head in HEADS
+        for guard in GUARDS
+    ]
+
+
+def config_of(options: Arguments, case: Case) -> Config:
+    """The config of one run."""
+    base, threat = recipe("cifar10-small-fastat"), ThreatModel(norm="linf", eps=case.eps / 255)
+    training = replace(
+        base.training,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        augment=Augment(),
+        seed=case.seed,
+        guard=case.guard,  # type: ignore[arg-type]
+    )
+    return replace(
+        base,
+        recipe="overfitting",
+        objective=FastAT(threat=threat, step_size=threat.eps, start="normal"),
+        model=replace(base.model, name=options.network),
+        data=replace(base.data, validation=options.validation),
+        training=training,
+        sphere=HEADS[case.head],
+        threat=threat,
+    )
+
+
+def smaller(images: ImageSet, size: int) -> ImageSet:
+    """The images, averaged over squares of pixels."""
+    pixels = F.avg_pool2d(images.pixels.float(), images.shape[-1] // size).round().to(torch.uint8)
+    return replace(images, pixels=pixels)
+
+
+def dataset(options: Arguments) -> Dataset:
+    """The first images of the training set, and the first test images, in the size of the benchmark."""
+    whole = load(options.data)
+    parts = whole.train.first(options.images + options.validation), whole.test.first(options.held_out)
+    train_images, test_images = (smaller(part.in_memory(), options.size) for part in parts)
+    return Dataset(train_images, test_images)
+
+
+def attacks(threat: ThreatModel) -> list[AttackSpec]:
+    """FGSM, then PGD-50 on the images that resist it."""
+    strong = partial(pgd, threat=threat, steps=50, step_size=threat.eps / 8, until_fooled=True, keep="best")
+    return [AttackSpec("FGSM", partial(fgsm, threat=threat)), AttackSpec("PGD-50", strong, after=("FGSM",))]
+
+
+def run(options: Arguments, case: Case, data: Dataset, until: float) -> dict[str, Any]:
+    """Train one run, or its rest, and return its line. Raises Stopped at the time `until`."""
+    config, folder = config_of(options, case), options.runs / "-".join(map(str, case))
+    model = train(config, folder, data=data, resume=True, stop=lambda: time.monotonic() > until, device="cpu")
+    found = evaluate(model, data.test, threat=config.threat, suite=attacks(config.threat))
+    return {
+        **case._asdict(),
+        "settings": settings_of(options),
+        "history": [{name: m.get(name) for name in ("epoch", "robust", FGSM, PGD)} for m in read_metrics(folder)],
+        "collapses": [collapse._asdict() for collapse in read_collapses(folder)],
+        "clean": found.clean.outcomes,
+        "fgsm": found.row("FGSM").outcomes,
+        "pgd": found.row("PGD-50").outcomes,
+        "collapsed": ended_collapsed(found),
+        "images": found.identity["data"],
+        "environment": environment(torch.device("cpu")),
+    }
+
+
+def ended_collapsed(found: Evaluation) -> bool:
+    """The guard's own test, on more images and with a stronger attack."""
+    fgsm_row, pgd_row = found.row("FGSM"), found.row("PGD-50")
+    seen = {IMAGES: fgsm_row.n, FGSM: fgsm_row.accuracy, PGD: pgd_row.accuracy}
+    return collapsed(seen, classes=10)
+
+
+def settings_of(options: Arguments) -> dict[str, Any]:
+    """What all runs of a table have in common."""
+    names = ("data", "size", "network", "images", "validation", "held_out", "epochs", "batch_size", "lr")
+    return {name: getattr(options, name) for name in names}
+
+
+def read(path: Path, settings: Mapping[str, Any]) -> dict[Case, dict[str, Any]]:
+    """The finished runs of these settings."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in map(json.loads, lines) if row["settings"] == settings]
+    return {Case(*(row[name] for name in Case._fields)): row for row in rows}
+
+
+def paired(rows: Mapping[Case, Mapping[str, Any]]) -> dict[Case, Mapping[str, Any]]:
+    """The runs that are finished both with the guard and without."""
+    return {case: row for case, row in rows.items() if all(case._replace(guard=guard) in rows for guard in GUARDS)}
+
+
+def table(rows: Mapping[Case, Mapping[str, Any]]) -> str:
+    """Ends and means of all runs in Markdown, and what they were made with. Raises UserError without a pair."""
+    rows = paired(rows)
+    if not rows:
+        raise UserError("no run is finished with the guard and without: run the benchmark first")
+    names = ["eps", "head", "guard", "runs", "ended collapsed", "collapses undone", "clean, %", "FGSM, %", "PGD-50, %"]
+    out = head(names)
+    for eps, sort in sorted(
+        {(case.eps, case.head) for case in rows}, key=lambda one: (-one[0], [*HEADS].index(one[1]))
+    ):
+        for guard, words in GUARDS.items():
+            mine = [row for case, row in rows.items() if case[:3] == (eps, sort, guard)]
+            means = [f"{100 * fmean(accuracy(row[name]) for row in mine):.1f}" for name in ("clean", "fgsm", "pgd")]
+            undone = sum(len(row["collapses"]) for row in mine)
+            ended = f"{sum(row['collapsed'] for row in mine)} of {len(mine)}"
+            out.append(line([radius(eps / 255), sort, words, f"{len(mine)}", ended, f"{undone}", *means]))
+    return "\n".join([*out, "", told_of(rows)])
+
+
+def accuracy(outcomes: str) -> float:
+    return outcomes.count("1") / len(outcomes)
+
+
+def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
+    """The count of all runs, and how the numbers were made, in a few sentences."""
+    counts = {}
+    for guard, words in GUARDS.items():
+        mine = [row for case, row in rows.items() if case.guard == guard]
+        counts[words] = f"{sum(row['collapsed'] for row in mine)} of {len(mine)}"
+    same = sum(
+        row["pgd"] == rows[case._replace(guard="off")]["pgd"]
+        for case, row in rows.items()
+        if case.guard == "remedy" and not row["collapses"]
+    )
+    calm = sum(case.guard == "remedy" and not row["collapses"] for case, row in rows.items())
+    first = next(iter(rows.values()))
+    s, e = first["settings"], first["environment"]
+    return (
+        f"{' and '.join(f'{count} runs end collapsed {words}' for words, count in counts.items())}. "
+        f"{same} of the {calm} runs in which the guard saw no collapse end with the outcomes of their partner. "
+        f"{s['network']} on {s['images']:,} images of {s['data']} (JPEG), averaged to {s['size']} x {s['size']} "
+        f"pixels, {s['epochs']} epochs in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
+        f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the first "
+        f"{s['held_out']} test images; PGD-50 attacks what resists FGSM. "
+        f"{e['processor']}, {e['threads']} thread(s), torch {e['torch']}, commit {e['commit']}."
+    )
+
+
+def picture(rows: Mapping[Case, Mapping[str, Any]], path: Path) -> None:
+    """Accuracy under PGD-10 on held-out images over the epochs, one line for each run."""
+    radii = sorted({case.eps for case in rows}, reverse=True)
+    figure, axes = canvas(4.2 * len(radii), 3.2, 1, len(radii), sharey=True)
+    colours = {"off": "#c0392b", "remedy": "#1f5fa8"}
+    for eps, plot in zip(radii, axes, strict=True):
+        for case, row in rows.items():
+            if case.eps == eps:
+                points = [(m["epoch"], 100 * m["robust"]) for m in row["history"]]
+                plot.plot(*zip(*points, strict=True), color=colours[case.guard], lw=1, alpha=0.55)
+        for guard, words in GUARDS.items():
+            plot.plot([], [], color=colours[guard], label=words)
+        quiet(plot, "epoch", "accuracy under PGD-10, %" if eps == radii[0] else "", title=f"eps = {radius(eps / 255)}")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def main(options: Arguments) -> None:
+    torch.set_num_threads(options.threads)
+    settings = settings_of(options)
+    if options.report is not None:
+        rows = paired(read(options.rows, settings))
+        text = table(rows)
+        picture(rows, options.report.with_suffix(".svg"))
+        shown = f"![Accuracy under PGD-10 over the epochs of every run.]({options.report.with_suffix('.svg').name})"
+        page = replace_between(options.report.read_text(), f"{text}\n\n{shown}", begin=BEGIN, end=END)
+        options.report.write_text(page)
+        print(text)
+        return
+    until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    data = dataset(options)
+    for case in cases(options):
+        if case in read(options.rows, settings):
+            continue
+        row = run(options, case, data, until)
+        with disk_errors(options.rows), options.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        ends = (
+            "collapsed" if row["collapsed"] else f"FGSM {accuracy(row['fgsm']):.1%}, PGD-50 {accuracy(row['pgd']):.1%}"
+        )
+        print(f"{case.eps}/255, {case.head}, seed {case.seed}, {GUARDS[case.guard]}: {ends}", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse(Arguments, sys.argv[1:], prog="overfitting.py"))
+    except (UserError, Stopped) as said:
+        raise SystemExit(str(said)) from None

@@ -1,0 +1,112 @@
+"""The guard against catastrophic overfitting: its sign after an epoch, and what is done about it.
+
+A network that is trained on one large step may learn to resist that step alone, within a few batches: it resists FGSM
+and falls to PGD (Wong et al. 2020, arXiv 2001.03994; Andriushchenko & Flammarion 2020, arXiv 2007.02617).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from advsphere.objectives import NFGSM, PGDAT, FastAT, Objective
+from advsphere.stats import more_than
+from advsphere.threat import ThreatModel
+
+Guarding = Literal["remedy", "stop", "off"]
+
+FGSM, PGD, IMAGES = "canary_fgsm", "canary_pgd", "canary_images"
+"""The metrics of the canary: accuracy under FGSM and under PGD-10 on held-out images, and their number."""
+
+COST = 0.03
+"""The canary's passes, as a share of those of the training in the same epoch."""
+
+FALLEN = 1 / 2
+"""Of the images that resist FGSM, the share that may fall to PGD. It is a tenth on healthy networks at 8/255, a third at
+16/255, and 0.9 or more after a collapse.
+"""
+
+MOST = 3
+"""Remedies in one run. After one more collapse training stops."""
+
+
+class Collapse(NamedTuple):
+    """A collapse, and what the guard did.
+
+    Attributes:
+        epoch: The epoch after which it was seen, from 1.
+        back_to: The epoch whose end training went back to; 0 for the start.
+        fgsm: Accuracy under FGSM on held-out images.
+        pgd: Accuracy under PGD-10.
+        remedy: What training went on with; "" if it stopped.
+    """
+
+    epoch: int
+    back_to: int
+    fgsm: float
+    pgd: float
+    remedy: str
+
+    def __str__(self) -> str:
+        seen = f"FGSM {self.fgsm:.1%}, PGD-10 {self.pgd:.1%} on held-out images"
+        done = f"went on with {self.remedy}" if self.remedy else "stopped"
+        where = f"the end of epoch {self.back_to}" if self.back_to else "the start"
+        return f"catastrophic overfitting in epoch {self.epoch} ({seen}): went back to {where} and {done}"
+
+
+def watched(objective: Objective) -> bool:
+    """Whether an objective trains against a threat model. Only then may a network overfit to its attack."""
+    return isinstance(getattr(objective, "threat", None), ThreatModel)
+
+
+def affordable(objective: Objective, images: int) -> int:
+    """The forward and backward passes of one image that the canary may take after an epoch of so many images.
+
+    An objective takes at least one of each for every step of crafting and for the weights.
+    """
+    steps = getattr(objective, "steps", 1 if isinstance(objective, NFGSM) else 0)
+    return int(COST * images * 2 * (steps + 1) * objective.replays)
+
+
+def collapsed(metrics: Mapping[str, float], classes: int) -> bool:
+    """Whether a network resists FGSM better than chance, and most of what resists FGSM falls to PGD.
+
+    Both are tested at 97.5 %, so that neither chance nor few images raise an alarm.
+    """
+    if not metrics.get(IMAGES):
+        return False
+    n = round(metrics[IMAGES])
+    resist, left = (round(n * metrics[name]) for name in (FGSM, PGD))
+    return more_than(resist, n, 1 / classes) and more_than(resist - min(left, resist), resist, FALLEN)
+
+
+class Remedied(NamedTuple):
+    """The objective after a collapse, and the change in words."""
+
+    objective: Objective
+    words: str
+
+
+def remedied(objective: Objective, collapses: int) -> Remedied | None:
+    """The objective after so many collapses; None if there is no further remedy.
+
+    Training on one step goes on with the noise of N-FGSM. After that, and in any other training, steps are halved.
+    """
+    if collapses > MOST:
+        return None
+    words = ""
+    for _ in range(collapses):
+        size = getattr(objective, "step_size", None)
+        if isinstance(objective, NFGSM) and size is None:
+            size = objective.threat.eps
+        if type(objective) in (PGDAT, FastAT) and objective.steps == 1:  # type: ignore[attr-defined]
+            given: Any = objective
+            objective = NFGSM(threat=given.threat, mode=given.mode)
+            words = f"the noise of N-FGSM ({objective.noise:g} eps)"
+        elif isinstance(size, float) and is_dataclass(objective):
+            objective = replace(objective, step_size=size / 2)  # type: ignore[call-arg]
+            words = f"steps of {size / 2:.4g}"
+        else:
+            return None
+    return Remedied(objective, words)
