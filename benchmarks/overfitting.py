@@ -23,14 +23,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from advsphere.analysis.canvas import canvas, quiet
 from advsphere.attacks import fgsm, pgd
+from advsphere.classifier import fooled, frozen
 from advsphere.cli.arguments import parse
 from advsphere.data import Dataset, Images, ImageSet, load
 from advsphere.data.augmentation import Augment
 from advsphere.errors import UserError
-from advsphere.evaluation import AttackSpec, Evaluation, evaluate
 from advsphere.files import disk_errors
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.objectives import FastAT
@@ -39,6 +40,7 @@ from advsphere.recipes import recipe
 from advsphere.reproduce.figures import save
 from advsphere.reproduce.markdown import head, line
 from advsphere.reproduce.results import replace_between
+from advsphere.rng import Rng
 from advsphere.runs.config import Config
 from advsphere.runs.folder import read_collapses
 from advsphere.runs.train import train
@@ -117,7 +119,7 @@ def config_of(options: Arguments, case: Case) -> Config:
         recipe="overfitting",
         objective=FastAT(threat=threat, step_size=threat.eps, start="normal"),
         model=replace(base.model, name=options.network),
-        data=replace(base.data, validation=options.validation),
+        data=replace(base.data, name=options.data, validation=options.validation),
         training=training,
         sphere=HEADS[case.head],
         threat=threat,
@@ -130,7 +132,7 @@ def smaller(images: ImageSet, size: int) -> ImageSet:
     return replace(images, pixels=pixels)
 
 
-def dataset(options: Arguments) -> Dataset:
+def parts(options: Arguments) -> Dataset:
     """The first images of the training set, and the first test images, in the size of the benchmark."""
     whole = load(options.data)
     parts = whole.train.first(options.images + options.validation), whole.test.first(options.held_out)
@@ -138,36 +140,45 @@ def dataset(options: Arguments) -> Dataset:
     return Dataset(train_images, test_images)
 
 
-def attacks(threat: ThreatModel) -> list[AttackSpec]:
-    """FGSM, then PGD-50 on the images that resist it."""
-    strong = partial(pgd, threat=threat, steps=50, step_size=threat.eps / 8, until_fooled=True, keep="best")
-    return [AttackSpec("FGSM", partial(fgsm, threat=threat)), AttackSpec("PGD-50", strong, after=("FGSM",))]
+def judge(model: nn.Module, images: ImageSet, threat: ThreatModel) -> dict[str, str]:
+    """Which images are classified correctly, "1" or "0" for each: clean, under FGSM, and under PGD-50 too.
+
+    As in the guard's canary, FGSM attacks every image: a network that has learnt to recognise its perturbation is right
+    about images that it gets wrong when they are clean.
+    """
+    x, y = images.batch(torch.arange(len(images)))
+    strong = partial(pgd, threat=threat, steps=50, step_size=threat.eps / 8, until_fooled=True)
+    with frozen(model) as classify:
+        fast = fgsm(classify, x, y, threat=threat)
+        with torch.no_grad():
+            clean, resists = (~fooled(classify(images), y) for images in (x, fast))
+        found = strong(classify, x, y, rng=Rng(0, torch.arange(len(x))))
+        with torch.no_grad():
+            left = resists & ~fooled(classify(found), y)
+    columns = {"clean": clean, "fgsm": resists, "pgd": left}
+    return {name: "".join(map(str, column.int().tolist())) for name, column in columns.items()}
 
 
-def run(options: Arguments, case: Case, data: Dataset, until: float) -> dict[str, Any]:
+def run(options: Arguments, case: Case, dataset: Dataset, until: float) -> dict[str, Any]:
     """Train one run, or its rest, and return its line. Raises Stopped at the time `until`."""
     config, folder = config_of(options, case), options.runs / "-".join(map(str, case))
-    model = train(config, folder, data=data, resume=True, stop=lambda: time.monotonic() > until, device="cpu")
-    found = evaluate(model, data.test, threat=config.threat, suite=attacks(config.threat))
+    model = train(config, folder, data=dataset, resume=True, stop=lambda: time.monotonic() > until, device="cpu")
+    found = judge(model, dataset.test, config.threat)
     return {
         **case._asdict(),
         "settings": settings_of(options),
         "history": [{name: m.get(name) for name in ("epoch", "robust", FGSM, PGD)} for m in read_metrics(folder)],
         "collapses": [collapse._asdict() for collapse in read_collapses(folder)],
-        "clean": found.clean.outcomes,
-        "fgsm": found.row("FGSM").outcomes,
-        "pgd": found.row("PGD-50").outcomes,
-        "collapsed": ended_collapsed(found),
-        "images": found.identity["data"],
+        **found,
+        "collapsed": ended_collapsed(found, len(dataset.test.classes)),
         "environment": environment(torch.device("cpu")),
     }
 
 
-def ended_collapsed(found: Evaluation) -> bool:
+def ended_collapsed(found: Mapping[str, str], classes: int) -> bool:
     """The guard's own test, on more images and with a stronger attack."""
-    fgsm_row, pgd_row = found.row("FGSM"), found.row("PGD-50")
-    seen = {IMAGES: fgsm_row.n, FGSM: fgsm_row.accuracy, PGD: pgd_row.accuracy}
-    return collapsed(seen, classes=10)
+    seen = {IMAGES: len(found["fgsm"]), FGSM: accuracy(found["fgsm"]), PGD: accuracy(found["pgd"])}
+    return collapsed(seen, classes)
 
 
 def settings_of(options: Arguments) -> dict[str, Any]:
@@ -230,8 +241,8 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
         f"{same} of the {calm} runs in which the guard saw no collapse end with the outcomes of their partner. "
         f"{s['network']} on {s['images']:,} images of {s['data']} (JPEG), averaged to {s['size']} x {s['size']} "
         f"pixels, {s['epochs']} epochs in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
-        f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the first "
-        f"{s['held_out']} test images; PGD-50 attacks what resists FGSM. "
+        f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the "
+        f"first {s['held_out']} test images, under FGSM of every image, and under PGD-50 and FGSM. "
         f"{e['processor']}, {e['threads']} thread(s), torch {e['torch']}, commit {e['commit']}."
     )
 
@@ -266,11 +277,11 @@ def main(options: Arguments) -> None:
         print(text)
         return
     until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
-    data = dataset(options)
+    dataset = parts(options)
     for case in cases(options):
         if case in read(options.rows, settings):
             continue
-        row = run(options, case, data, until)
+        row = run(options, case, dataset, until)
         with disk_errors(options.rows), options.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
         ends = (

@@ -32,7 +32,7 @@ from tests.training.tiny import (
 )
 
 FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
-FILES |= {"classes.json", "previous.safetensors", ".lock"}
+FILES |= {"classes.json", "previous.safetensors", "good.safetensors", ".lock"}
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ from tests.training.tiny import (
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 FILES = {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl", "tensorboard"}
-FILES |= {"classes.json", "previous.safetensors", ".lock"}
+FILES |= {"classes.json", "previous.safetensors", "good.safetensors", ".lock"}
 
 
 @pytest.fixture
