@@ -140,7 +140,7 @@ def parts(options: Arguments) -> Dataset:
     return Dataset(train_images, test_images)
 
 
-def judge(model: nn.Module, images: ImageSet, threat: ThreatModel) -> dict[str, str]:
+def judge(model: nn.Module, images: Images, threat: ThreatModel) -> dict[str, str]:
     """Which images are classified correctly, "1" or "0" for each: clean, under FGSM, and under PGD-50 too.
 
     As in the guard's canary, FGSM attacks every image: a network that has learnt to recognise its perturbation is right

@@ -203,7 +203,7 @@ def test_validation_draws_by_example_and_not_by_who_else_is_right(monkeypatch: p
         attacked.extend(rng.ids.tolist())
         return pgd(model, x, y, rng=rng, **settings)
 
-    monkeypatch.setattr("advsphere.runs.train.pgd", noted)
+    monkeypatch.setattr("advsphere.runs.validation.pgd", noted)
     weight, y = torch.eye(4, 192), torch.tensor([0, 3, 0, 0, 2, 0, 1, 0])
     few = ImageSet(torch.zeros(8, 3, 8, 8), y, tuple("abcd"))
     Validation(few, ThreatModel(norm="linf", eps=0.1), None, batch_size=3)(linear_net(weight))

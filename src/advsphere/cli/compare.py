@@ -21,7 +21,7 @@ from advsphere.evaluation.engine import Precision
 from advsphere.evaluation.specs import kind_of
 from advsphere.files import write_atomically
 from advsphere.report.rendering import percent, points, span
-from advsphere.runs.folder import ranks, read_config
+from advsphere.runs.folder import ranks, read_collapses, read_config
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import radius
 

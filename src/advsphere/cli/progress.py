@@ -19,7 +19,7 @@ from rich.progress import Progress as Bars
 
 from advsphere.evaluation.work import Progress
 from advsphere.runs.config import Config, title_of
-from advsphere.training import Metrics, Tick, Trainer
+from advsphere.training import Collapse, Metrics, Tick, Trainer
 
 
 class TrainingProgress:
@@ -84,6 +84,10 @@ class TrainingProgress:
             f"{metrics['images_per_second']:,.0f} images/s  {metrics['seconds']:,.0f} s",
             soft_wrap=True,
         )
+
+    def collapse(self, collapse: Collapse) -> None:
+        """Print what the guard saw and did."""
+        self.console.print(f"! {collapse}", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from advsphere.recipes import recipe
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, objective_like
 from advsphere.runs.config_yaml import from_yaml
+from advsphere.runs.outcome import warnings_of
 from advsphere.runs.train import train
 from advsphere.threat import ThreatModel
 from advsphere.training import Metrics, Stopped
@@ -74,6 +75,7 @@ def _train(arguments: list[str], world: World) -> int:
                 on_start=progress.start,
                 on_tick=progress.tick,
                 on_epoch=progress.epoch,
+                on_collapse=progress.collapse,
                 stop=lambda: bool(asked),
                 world=world,
                 record=_recorder(config) if options.diagnose else None,
@@ -83,6 +85,8 @@ def _train(arguments: list[str], world: World) -> int:
             together = "" if world.size == 1 else "torchrun ... -m "
             console.print(f"{stopped}: {together}{command}", soft_wrap=True)
             return 130
+    for line in warnings_of(folder) if world.first else ():
+        console.print(f"! {line}", markup=False, soft_wrap=True)
     console.print(f"trained; next: advsphere evaluate {folder}")
     return 0
 

@@ -29,6 +29,7 @@ from advsphere.recipes import method
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, to_dict
 from advsphere.runs.folder import read_config, read_provenance
+from advsphere.runs.outcome import warnings_of
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import load_checkpoint, read_metrics
 
@@ -187,7 +188,9 @@ def unique_names(called: Sequence[str], folders: Sequence[Path]) -> list[str]:
 
 
 def warnings_on(models: Sequence[ModelReport]) -> list[str]:
-    """Sentences on settings that differ between a model and the first, and on training with another radius."""
+    """Sentences on settings that differ between a model and the first, on training with another radius, and on
+    collapses and overfitting in training.
+    """
     known = [(one, configs) for one in models if one.source and (configs := one.source.configs)]
     found = []
     for one, configs in known[1:]:
@@ -197,6 +200,8 @@ def warnings_on(models: Sequence[ModelReport]) -> list[str]:
             found.append(line if within else f"besides the method, {first.name} and {one.name} differ in {line}")
     for one, configs in known:
         found += trained_elsewhere(f"{one.name} checkpoint", configs[0], one.evaluation.identity["threat"]["eps"])
+        runs = [source.subject.run for source in one.source.found] if one.source else []
+        found += [f"{one.name}: {line}" for run in runs if run is not None for line in warnings_of(run)]
     return [f"{line[0].upper()}{line[1:]}." for line in found]
 
 
