@@ -146,14 +146,15 @@ def published_classes(name: str) -> int:
 
 
 def _own(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Module] | None:
+    """Our own network of that name, or RobustBench's; None for any other name."""
     library, _, inner = name.rpartition(":")
-    found = robustbench.published(inner) if library == "robustbench" else None
-    if library == "robustbench" and found is None:
-        raise unknown_model(name)
-    make = _own_network(found.network if found else name, num_classes, in_channels)
-    if found is None or found.scale is None or make is None:
-        return make
-    return partial(_with_sphere, make, found.scale)
+    if library != "robustbench":
+        return _own_network(name, num_classes, in_channels)
+    found = robustbench.published(inner)
+    make = None if found is None else _own_network(found.network, num_classes, in_channels)
+    if found is None or make is None:
+        raise _unknown(name)
+    return make if found.scale is None else partial(_with_sphere, make, found.scale)
 
 
 def _with_sphere(make: Callable[[], nn.Module], scale: float) -> nn.Module:
@@ -188,13 +189,15 @@ def _library(
         return partial(_timm, inner, num_classes, in_channels, image_size, pretrained)
     if library in ("", "torchvision") and inner in torchvision.models.list_models(module=torchvision.models):
         return partial(_torchvision, inner, num_classes, in_channels, pretrained)
-    make = None if library else _own(f"robustbench:{inner}", num_classes, in_channels)
+    make = None
+    if not library and robustbench.published(inner):
+        make = _own(f"robustbench:{inner}", num_classes, in_channels)
     if make is None:
-        raise unknown_model(name)
+        raise _unknown(name)
     return make
 
 
-def unknown_model(name: str) -> UserError:
+def _unknown(name: str) -> UserError:
     """The error for a name that no network has, with the nearest names."""
     needs("train", "timm", "torchvision")
     import timm

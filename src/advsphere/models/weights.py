@@ -161,8 +161,9 @@ def _aligned(
     for inner, prefix, place in ways:
         kind = kind_of(model.get_submodule(place.removesuffix(".")))
         named = inner if kind is None else renamed(inner, kind)
-        count = sum(f"{place}{name}" in own for name in named)
-        if count > best[0]:
+        count = sum(f"{place}{name}" in own for name in named if not _role(name))
+        # If nothing matches, errors tell the file's names as they are, and the model's without their prefix.
+        if count > best[0] or (best[0] == 0 and not prefix):
             best = count, named, prefix, place
     _, named, prefix, place = best
     found = {f"{place}{name}": value for name, value in named.items() if f"{place}{name}" in own}
@@ -180,9 +181,11 @@ def _aligned(
 def _normalised(
     found: dict[str, Any], rest: dict[str, Any], own: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Move an input normalisation from the rest to the place where the model has one."""
+    """Give an input normalisation the model's shape, and move it from the rest to the place where the model has one."""
     if "n_classes" in rest:  # MAIR notes the mean and the std there, and its forward does not use them
         rest = {name: value for name, value in rest.items() if name not in ("n_classes", "mean", "std")}
+    for name in [name for name in found if _role(name) and found[name].numel() == own[name].numel()]:
+        found[name] = found[name].reshape(own[name].shape)
     for role in NORMALISATION:
         places = [name for name in own if _role(name) == role and name not in found]
         for name, value in [(name, value) for name, value in rest.items() if _role(name) == role]:
@@ -253,7 +256,7 @@ def _with_nearest(unknown: Mapping[str, Any], missing: list[str]) -> list[str]:
     """The names of a file that the model does not know, the first ones with the nearest name that it wants."""
     found = []
     for i, name in enumerate(unknown):
-        near = difflib.get_close_matches(name, missing, n=1, cutoff=0.5) if i < 3 else []
+        near = difflib.get_close_matches(name, missing, n=1) if i < 3 else []
         found.append(f"{name} (is it {near[0]}?)" if near else name)
     return found
 

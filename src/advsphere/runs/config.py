@@ -74,12 +74,13 @@ class ModelSettings:
     """The network to train.
 
     Attributes:
-        name: wrn-DEPTH-WIDTH, preactresnet-18, small-cnn, timm:NAME, torchvision:NAME, a name of theirs without prefix,
-            or your own package.module:function, which returns the network.
+        name: wrn-DEPTH-WIDTH, preactresnet-18 or another of ours, timm:NAME, torchvision:NAME, a name of theirs without
+            prefix, hf:NAME or hf:FOLDER, robustbench:NAME, or your own package.module:function, which returns the
+            network.
         arguments: Arguments of your own function.
         pretrained: Start from the library's published weights.
-        weights: Start from the weights in this file: a state dict, as safetensors or from torch.save. A head for other
-            classes is replaced by a new one.
+        weights: Start from the weights in this file, as safetensors or from torch.save; FILE#NAME for one of several
+            networks in a file. A head for other classes is replaced by a new one.
         head: The dotted name of the last linear layer, if it can't be found automatically.
         statistics: The data set whose pixel mean and std normalise the input; by default the data's own. Your own
             network gets pixels in [0, 1] unless this is given.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ class EvaluationTarget:
     def label(self) -> str:
         """The name of the user's own model in tables and reports: its weights' file, else its network or module."""
         if self.weights is not None:
-            folder, stem = self.weights.absolute().parent.name, self.weights.stem
+            folder, stem = self.weights.absolute().parent.name, re.sub(r"(\.pth?)?\.\w+(#.*)?$", "", self.weights.name)
             return f"{folder}/{stem}" if stem in _ANYBODYS and folder else stem
         name = str(self.model)
         return name.partition(":")[0] if named.is_name(name) else name.rpartition(":")[2].rstrip("/").rpartition("/")[2]
@@ -125,7 +126,7 @@ class EvaluationTarget:
                     "--scale (AT_HE trained with 15)"
                 )
         name = str(name)
-        own, given = named.is_name(name), self.mean is not None
+        own = named.is_name(name)
         if not own and self.weights is None and (published := published_classes(name)) != classes:
             raise UserError(
                 f"the published weights of {name} are for {published} classes, and the images have {classes}; name "
@@ -146,13 +147,11 @@ class EvaluationTarget:
         if self.weights is not None and (said := load_weights(model, self.weights)):
             tell(said)
         if isinstance(model, PixelClassifier):
-            mean, std = (tuple(round(v, 4) for v in t.flatten().tolist()) for t in (model.mean, model.std))
-            if given and not torch.allclose(model.mean.flatten(), torch.tensor(self.mean)):
-                raise UserError(
-                    f"{self.weights} normalises the input itself, by {mean} and {std}; leave out --mean and --std"
-                )
+            mean, std = ([round(v, 4) for v in t.flatten().tolist()] for t in (model.mean, model.std))
+            if self.mean is not None and not torch.allclose(model.mean.flatten(), torch.tensor(self.mean)):
+                raise UserError(f"{self.weights} has its own mean {mean} and std {std}; leave out --mean and --std")
             if not own:
-                tell(f"{name} gets (pixels - {mean}) / {std}; another --mean and --std would change its accuracy")
+                tell(f"{name} gets {_input(mean, std)}")
         return model
 
     def at(self, data: Path | None) -> EvaluationTarget:
@@ -193,6 +192,12 @@ def evaluations(place: Path, holding: str = "evaluation.json") -> list[Path]:
     if (place / holding).is_file():
         return [place]
     return sorted(path.parent for path in place.glob(f"evaluations/*/{holding}"))
+
+
+def _input(mean: list[float], std: list[float]) -> str:
+    if {*mean} == {0.0} and {*std} == {1.0}:
+        return "pixels in [0, 1]; if it was trained on normalised ones, add --mean and --std"
+    return f"pixels normalised by mean {mean} and std {std}"
 
 
 def _returned_by(name: str, image_size: int | None) -> Images:
