@@ -125,6 +125,10 @@ WRITTEN: dict[str, tuple[Callable[[others.State], Any], bool]] = {
         True,
     ),
     "compiled": (lambda s: prefixed(s, "_orig_mod."), False),
+    "with a wrapper around a layer": (
+        lambda s: {n.replace("block1.", "block1.module._orig_mod."): s[n] for n in s},
+        False,
+    ),
     "averaged": (lambda s: {"n_averaged": torch.tensor(5), **prefixed(s, "module.")}, False),
     "Lightning": (lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 0.1}}, False),
 }

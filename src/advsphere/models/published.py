@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from torch import Tensor, nn
 
@@ -104,7 +105,7 @@ def candidates(state: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
         else:
             depth = _LAYERS.get(tuple(_count(ours, f"layer{i}") for i in range(1, 5)), 0)
             depth = 50 if depth == 34 and "layer1.0.conv3.weight" in ours else depth
-            if depth:
+            if depth and find_spec("torchvision"):
                 yield f"cifar-resnet-{depth}", cifar_resnet(depth, classes, in_channels=channels)
     if "conv3.weight" in state and "fc.weight" in state and state["conv1.weight"].dim() == 4:
         yield "small-cnn", SmallCNN(len(state["fc.weight"]), in_channels=state["conv1.weight"].shape[1])

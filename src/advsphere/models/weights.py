@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from advsphere.models.reading import read_states
 
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Names that files may lack or have too many of, because no forward reads them."""
+
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names that compilation and parallel training put around layers."""
 
 
 def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None) -> str:
@@ -156,6 +160,7 @@ def _aligned(
 
     Of all ways to remove a prefix from the file's names and one from the model's, the one that matches most is taken.
     """
+    state = _unwrapped(state, own)
     ways = [(_inside(state, theirs), theirs, ours) for theirs in _prefixes(state) for ours in _prefixes(own)]
     best: tuple[int, dict[str, Any], str, str] = (-1, {}, "", "")
     for inner, prefix, place in ways:
@@ -176,6 +181,15 @@ def _aligned(
         if not (_is_counter(name, value) or (isinstance(value, Tensor) and value.data_ptr() in used))
     }
     return *_normalised(found, rest, own), place
+
+
+def _unwrapped(state: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights without the names of wrappers around any layer, unless the model has such wrappers too."""
+    for wrapper in _WRAPPERS:
+        pattern = re.compile(rf"(^|\.){wrapper}\.")
+        if not any(map(pattern.search, own)):
+            state = {pattern.sub(r"\1", name): value for name, value in state.items()}
+    return state
 
 
 def _normalised(

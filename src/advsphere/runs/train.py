@@ -97,7 +97,7 @@ def train(
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
     world.require_same(to_dict(run) | {"folder": str(folder), "resume": resume}, "settings")
-    named.trust([*user_names(run), str(run.data.root)])
+    named.trust([*user_names(run), run.model.name, str(run.data.root)])
     folder = Path(folder) if folder is not None else Path("runs") / run.recipe
     where = chosen_device(device)
     if run.training.sync_bn and where.type == "cpu":
