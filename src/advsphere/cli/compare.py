@@ -122,8 +122,8 @@ def _table(result: Gains, eps: str, norm: str) -> Table:
     """Both arms under each attack, and their difference."""
     title = f"accuracy in % on {result.n} test images, {norm}, eps = {eps}; differences in points, 95 % intervals"
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("", "baseline", "method", "difference", ""):
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for i, heading in enumerate(("", "baseline", "method", "difference", "")):
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=i > 0)
     for gain in result.gains:
         accuracies = percent(gain.baseline), percent(gain.method)
         difference = f"{points(gain.difference)} ({span(gain)})"

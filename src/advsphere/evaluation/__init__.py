@@ -3,6 +3,7 @@
 from advsphere.evaluation.checks import preflight
 from advsphere.evaluation.engine import evaluate
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
+from advsphere.evaluation.outcomes import AdversarialImages
 from advsphere.evaluation.results import WORST, Evaluation, compare
 from advsphere.evaluation.rows import Finding, Row, Sign
 from advsphere.evaluation.specs import AttackSpec
@@ -14,6 +15,7 @@ __all__ = [
     "CLEAN",
     "SUITES",
     "WORST",
+    "AdversarialImages",
     "AttackSpec",
     "Cell",
     "Cost",
