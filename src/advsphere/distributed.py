@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from advsphere.errors import UserError
+from advsphere.errors import UserError, in_one_line
 from advsphere.files import differences, some
 
 __all__ = ["World", "joined"]
@@ -276,8 +276,8 @@ def _message(error: BaseException) -> str:
     """The message that the first rank prints about an error of this one."""
     if isinstance(error, SystemExit):  # its reason was printed where it was raised
         return ""
-    if isinstance(error, UserError):
-        return str(error)
+    if said := in_one_line(error):
+        return said
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, dist.DistError) or "gloo" in str(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib.util import find_spec
 
 
@@ -33,3 +34,46 @@ def needs(extra: str, *packages: str) -> None:
             found = None
         if found is None:
             raise MissingPackageError(f"{package} is not installed: pip install 'advsphere[{extra}]'")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or in the machine.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        True for torch's and Python's errors about memory.
+    """
+    signs = ("out of memory", "not enough memory", "allocate memory", "ALLOC_FAILED")
+    # The name, since importing torch takes a second, and its CPU allocator raises a plain RuntimeError.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """The line that is printed instead of a traceback, for an error whose cause is outside the code.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The message of a UserError; cause and cure of a lack of memory and of an error of the operating system; None for
+        any other error.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if out_of_memory(error):
+        return "out of memory: give a smaller --batch-size; training can also take each batch in parts, --accumulate 2"
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object!a} is no UTF-8, as the programs behind this command need; choose another name or locale"
+    if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+        return None
+    place = "" if error.filename is None else f"{error.filename}: "
+    cures = {
+        errno.EMFILE: "; raise the limit with `ulimit -n 1024`, or give --training.workers 1",
+        errno.ENOSPC: "; free some space and run the same command again",
+        errno.EROFS: "; name a folder on another disk with --out",
+        errno.EACCES: "; change its permissions, or name another place",
+    }
+    return f"{place}{error.strerror or error}{cures.get(error.errno or 0, '')}"

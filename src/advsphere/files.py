@@ -9,11 +9,13 @@ import json
 import math
 import os
 import socket
+import tempfile
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,7 +333,15 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """The folder for what can be computed again: advsphere's in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advsphere"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "advsphere"
+    except RuntimeError:  # the user has no home
+        return Path(_until_the_end().name)
+
+
+@cache
+def _until_the_end() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="advsphere-")
 
 
 def write_cache(path: Path, kind: str, values: Mapping[str, Any]) -> None:

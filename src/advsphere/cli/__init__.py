@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 import advsphere
-from advsphere.errors import UserError, needs
+from advsphere.cli.terminal import terminal
+from advsphere.errors import in_one_line, needs
 
 COMMANDS = {
     "demo": "train plain and hyperspherical networks on the digits, attack both, write report.html (about a minute)",
@@ -53,7 +54,34 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. The exit status is 0 for success, 1 for a user's mistake (printed in one line), 2 for unknown
     arguments and 130 after an interruption.
     """
-    arguments, device = taken(sys.argv[1:] if arguments is None else arguments, "--device")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows question marks
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        again = "; the same command continues from here" * any(name in CONTINUE for name in arguments[:1])
+        print(f"interrupted{again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 0
+    except Exception as error:
+        said = in_one_line(error)
+        if said is None:
+            raise
+        terminal(stderr=True, soft_wrap=True).print(Text("error:", "bold red"), said)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    arguments, device = taken(arguments, "--device")
     if device is not None:
         os.environ["ADVSPHERE_DEVICE"] = device  # processes that a command starts use it too
     if "--trust-code" in arguments:
@@ -74,21 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     if (not rest and name not in ALONE) or (rest and rest[0] in ("-h", "--help")):
         print(help_of(name), end="")
         return 0 if rest else 2
-    try:
-        needs("train", "tyro")
-        limit_threads()
-        # A command's module is imported only when it is called, so that `--help` does not wait for torch.
-        command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
-        return command(rest)
-    except UserError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}")
-        return 1
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted" + "; the same command continues from here" * (name in CONTINUE), file=sys.stderr)
-        return 130
+    needs("train", "tyro")
+    limit_threads()
+    # A command's module is imported only when it is called, so that `--help` does not wait for torch.
+    command: Callable[[list[str]], int] = importlib.import_module(f"advsphere.cli.{name}").main
+    return command(rest)
 
 
 def taken(arguments: list[str], flag: str) -> tuple[list[str], str | None]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
+from advsphere.cli.terminal import terminal
 from advsphere.comparison.confounders import confounders, divided_otherwise, remedied, trained_elsewhere
 from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
@@ -72,7 +73,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Run the missing evaluations, print the table and the verdict, and save them."""
     options = parse(Options, arguments, prog="advsphere compare")
-    path = compared(options, Console(highlight=False, markup=False))
+    path = compared(options, terminal())
     print(f"saved in {path}; check the evaluations with: advsphere verify RUN")
     return 0
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import progress_bar
+from advsphere.cli.terminal import terminal
 from advsphere.corruption.evaluate import corruption_accuracy, recheck
 from advsphere.corruption.generate import generated
 from advsphere.corruption.published import read_published, save_arrays, save_folders
@@ -71,7 +71,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Measure, and print the table and the folder of the record."""
     options = parse(Options, arguments, prog="advsphere corruptions")
-    subject, console = options.subject, Console(highlight=False, soft_wrap=True)
+    subject, console = options.subject, terminal(soft_wrap=True)
     if options.root is not None and (options.generate or options.save is not None or options.frost is not None):
         raise UserError("--root reads corrupted images; leave out --generate, --save and --frost, or leave out --root")
     model, images = subject.load()
@@ -82,12 +82,12 @@ def main(arguments: list[str]) -> int:
     if options.save is not None:
         layout = options.layout or ("arrays" if images.shape[-1] == 32 else "folders")
         (save_arrays if layout == "arrays" else save_folders)(corrupted, options.save)
-        console.print(f"{len(corrupted.names)} corruptions of {len(images)} images: {options.save}", markup=False)
+        console.print(f"{len(corrupted.names)} corruptions of {len(images)} images: {options.save}")
         return 0
     folder = options.out or _folder(options)
     if options.verify:
         wrong = recheck(model, corrupted, CorruptionRecord.load(folder / RECORD))
-        console.print("\n".join(wrong) or f"{folder}: verified", markup=False)
+        console.print("\n".join(wrong) or f"{folder}: verified")
         return 1 if wrong else 0
     batch_size = options.batch_size
     with progress_bar() as show:
@@ -98,14 +98,14 @@ def main(arguments: list[str]) -> int:
     corruption_figure(record).savefig(folder / "corruptions.png", dpi=150)
     console.print(_table(record))
     for line in _summary(record, options.reference):
-        console.print(line, markup=False)
-    console.print(f"record and heat map: {folder}", markup=False)
+        console.print(line)
+    console.print(f"record and heat map: {folder}")
     if options.row is not None:
         if subject.run is None:
             raise UserError("--row is for runs, because a result names the run's recipe; omit it for your own model")
         results.add(options.row, [collecting.corrupted(folder, data_name=options.data_name)])
         stored = [one for one in results.read(options.row) if one.kind == "corruptions"]
-        console.print(listing(stored), markup=False)
+        console.print(listing(stored))
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from advsphere.cli import compare, report
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
+from advsphere.cli.terminal import terminal
 from advsphere.recipes import recipe
 from advsphere.runs.config import Config
 from advsphere.runs.train import train
@@ -42,7 +43,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Run the demo, and print the next commands."""
     options = parse(Options, arguments, prog="advsphere demo")
-    console, began = Console(highlight=False, markup=False), time.monotonic()
+    console, began = terminal(), time.monotonic()
     runs, page = demo(options.out, console)
     console.print(f"\nDone in {time.monotonic() - began:.0f} s. Next:")
     for line in (
@@ -65,7 +66,7 @@ def demo(out: Path, console: Console, configs: Sequence[Config] | None = None) -
     runs, page = [out / config.recipe for config in configs], out / "report.html"
     with _one_thread():
         for config, run in zip(configs, runs, strict=True):
-            with TrainingProgress(config, Console(highlight=False)) as progress:
+            with TrainingProgress(config, terminal()) as progress:
                 train(config, run, resume=True, on_start=progress.start, on_tick=progress.tick)
         baseline, method = map(str, runs)
         compare.compared(compare.Options(baseline=baseline, method=method, suite=SUITE), console)

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -16,6 +15,7 @@ from advsphere.analysis.diagnosis import Diagnosis, Network, diagnose
 from advsphere.analysis.feature_normalization import PAPER
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import stage_bars
+from advsphere.cli.terminal import terminal
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import usual_batch_size
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
         network, threat = _network(target.run, model, images, target), read_config(target.run).threat
     eps = threat.eps if options.eps is None else options.eps
     baseline = None if options.baseline is None else _baseline(options.baseline, target, images)
-    console = Console(highlight=False, markup=False)
+    console = terminal()
     with stage_bars(console) as show:
         found = diagnose(
             network,

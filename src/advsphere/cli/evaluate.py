@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.progress import progress_bar
+from advsphere.cli.terminal import terminal
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation
@@ -85,11 +85,11 @@ def main(arguments: list[str]) -> int:
     """Evaluate, and print the table and the folder of the evidence."""
     with joined() as world:
         options = parse(Options, arguments, prog="advsphere evaluate")
-        console = Console(highlight=False)
+        console = terminal()
         if world.size > 1:
             console.print(f"{world.size} processes share the images; the bars show the first one", soft_wrap=True)
         evaluation, folder = evaluated(options, world)
-        console.print(evaluation.table(width=console.width), markup=False, soft_wrap=True)
+        console.print(evaluation.table(width=console.width), soft_wrap=True)
         if options.subject.run is not None:
             trained = read_config(options.subject.run).threat
             if (judged := _threat(options, trained)) != trained:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from advsphere.cli.arguments import parse
+from advsphere.cli.terminal import terminal
 from advsphere.deployment import export, load
 from advsphere.deployment.formats import SUFFIXES
 
@@ -44,7 +44,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print what was written, and how well its logits agree."""
     options = parse(Options, arguments, prog="advsphere export")
-    model, console = load(options.run, options.checkpoint), Console(highlight=False, markup=False, soft_wrap=True)
+    model, console = load(options.run, options.checkpoint), terminal(soft_wrap=True)
     if options.to == "hugging-face":
         folder = options.out or options.run / "hugging-face"
         model.save_pretrained(folder)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from advsphere.cli.arguments import parse
+from advsphere.cli.terminal import terminal
 from advsphere.data.encoded import SUFFIXES
 from advsphere.deployment import load
 from advsphere.errors import UserError
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     table = Table("image", "prediction", box=None, header_style="dim")
     for file, prediction in zip(files, model.predict(files, top=options.top), strict=True):
         table.add_row(Text(str(file), overflow="fold"), Text(str(prediction)))
-    Console(highlight=False).print(table)
+    terminal().print(table)
     return 0
 
 

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from advsphere.evaluation.work import Progress
 from advsphere.runs.config import Config, title_of
@@ -28,10 +29,10 @@ class TrainingProgress:
     def __init__(self, config: Config, console: Console) -> None:
         self.config, self.console = config, console
         self.bar = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -55,9 +56,11 @@ class TrainingProgress:
         processes = "" if trainer.world.size == 1 else f"{trainer.world.size} x "
         precision = "float32" if trainer.dtype is None else str(trainer.dtype).removeprefix("torch.")
         self.console.print(
-            f"[bold]{self.config.recipe}[/]: {self.config.model.name} ({weights:,} weights), "
+            Text(self.config.recipe, "bold"),
+            f": {self.config.model.name} ({weights:,} weights), "
             f"{title_of(self.config.objective)} on {len(trainer.images):,} images of {self.config.data.name}, "
             f"{settings.epochs} epochs, {precision} on {processes}{trainer.device.type}",
+            sep="",
             soft_wrap=True,
         )
         for note in (*self.config.notes, *notes):
@@ -93,7 +96,7 @@ class TrainingProgress:
 @contextmanager
 def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
     """A bar for each network and stage. Yields a function to be called with (network, stage, done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks: dict[tuple[str, str], TaskID] = {}
 
@@ -110,10 +113,10 @@ def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A bar for each attack. Yields a function for `on_progress` of `evaluate`."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[so_far]}"),
+        TextColumn("{task.fields[so_far]}", markup=False),
         TimeRemainingColumn(),
     )
     with Bars(*columns) as bars:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import stage_bars
+from advsphere.cli.terminal import terminal
 from advsphere.comparison.find import Finished, common
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS
@@ -65,7 +66,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Write the page; print its conclusions and its path."""
     options = parse(Options, arguments, prog="advsphere report")
-    console = Console(highlight=False, markup=False)
+    console = terminal()
     models, warnings, path = write(options, console)
     for conclusion in conclusions(models):
         console.print(conclusion.headline, style="bold")

@@ -17,8 +17,10 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
 
 from advsphere.cli.arguments import parse
+from advsphere.cli.terminal import terminal
 from advsphere.errors import UserError
 from advsphere.files import disk_errors
 from advsphere.reproduce import pages, results, running
@@ -83,7 +85,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the plan, run it, and print the tables."""
     options = parse(Options, arguments, prog="advsphere reproduce")
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # also while a job's output goes to its log
+    console = terminal(file=sys.stdout, soft_wrap=True)  # also while a job's output goes to its log
     if not options.tables:
         raise UserError(f"name a table: {', '.join(TABLES)}; or all")
     names = tuple(TABLES) if "all" in options.tables else options.tables
@@ -146,14 +148,14 @@ def show(text: str, console: Console) -> None:
     """Print a page of Markdown on a terminal, with its tables drawn."""
     for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
         if not is_table:
-            console.print("\n".join(line for line in lines if not line.startswith("!")), markup=False)
+            console.print("\n".join(line for line in lines if not line.startswith("!")))
             continue
         head, _, *body = ([cell.replace("<br>", "\n").replace("*", "") for cell in _cells(line)] for line in lines)
         grid = Grid(*head, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_lines=False)
         for cells in body:
             grid.add_row(*cells)
-        width = Console(width=10_000).measure(grid).maximum  # a narrow terminal breaks lines but loses nothing
-        Console(width=width, highlight=False).print(grid, markup=False)
+        width = terminal(width=10_000).measure(grid).maximum  # a narrow terminal breaks lines but loses nothing
+        terminal(width=width).print(grid)
 
 
 def _cells(line: str) -> list[str]:
@@ -163,7 +165,9 @@ def _cells(line: str) -> list[str]:
 def _show(found: Plan, console: Console) -> None:
     """Print the number of jobs of each kind, and how many are done."""
     console.print(
-        f"[bold]{', '.join(t.name for t in found.tables)}[/], budget {found.budget.name}: {found.budget.scale}"
+        Text(", ".join(t.name for t in found.tables), "bold"),
+        f", budget {found.budget.name}: {found.budget.scale}",
+        sep="",
     )
     grid = Grid(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for heading in ("", "jobs", "done"):
@@ -190,7 +194,7 @@ def _run(found: Plan, options: Options, console: Console) -> list[Job]:
     def ended(job: Job, done: bool) -> None:
         nonlocal left
         left -= done
-        console.print(f"{'done' if done else 'FAILED'}: {job.name}; {left} left", markup=False)
+        console.print(f"{'done' if done else 'FAILED'}: {job.name}; {left} left")
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the jobs are stopped too
     with executor as start:

@@ -16,6 +16,7 @@ from torch import nn
 
 from advsphere.analysis.perturbations import stored_strips, strip, strip_figure
 from advsphere.cli.arguments import parse
+from advsphere.cli.terminal import terminal
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Ledger
@@ -65,7 +66,7 @@ def main(arguments: list[str]) -> int:
     if options.example is None and (options.replay is not None or options.out is not None):
         raise UserError("--replay and --out are for one example; give its number after the folder")
     folders = _chosen(options)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = terminal(soft_wrap=True)
     same = True
     for folder in folders:
         if len(folders) > 1:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from torch import nn
 
 from advsphere.analysis.gradients import record_ratios
 from advsphere.cli import taken
 from advsphere.cli.arguments import parse
 from advsphere.cli.progress import TrainingProgress
+from advsphere.cli.terminal import terminal
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
@@ -65,7 +65,7 @@ def _train(arguments: list[str], world: World) -> int:
     config, folder, words = _begun(name, rest)
     options = parse(Options, words, prog=f"advsphere train {name}", default=Options(config=config, out=folder))
     config, folder = _one_threat(options.config, words), options.out or folder
-    console = Console(highlight=False)
+    console = terminal()
     with TrainingProgress(config, console) as progress, stopping() as asked:
         try:
             train(
@@ -86,8 +86,8 @@ def _train(arguments: list[str], world: World) -> int:
             console.print(f"{stopped}: {together}{command}", soft_wrap=True)
             return 130
     for line in warnings_of(folder) if world.first else ():
-        console.print(f"! {line}", markup=False, soft_wrap=True)
-    console.print(f"trained; next: advsphere evaluate {folder}")
+        console.print(f"! {line}", soft_wrap=True)
+    console.print(f"trained; next: advsphere evaluate {folder}", soft_wrap=True)
     return 0
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from advsphere.cli.arguments import parse
+from advsphere.cli.terminal import terminal
 from advsphere.errors import UserError
 from advsphere.evaluation import verify
 from advsphere.runs.target import EvaluationTarget, evaluations
@@ -33,7 +33,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the findings; returns 1 if an evaluation did not pass."""
     options = parse(Options, arguments, prog="advsphere verify")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = terminal(soft_wrap=True)
     passed = True
     for folder in _finished(options.folder):
         model, images = EvaluationTarget.read(folder).load()

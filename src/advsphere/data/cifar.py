@@ -127,7 +127,11 @@ def _images(content: dict[str, Any], path: Path, layout: Layout) -> tuple[torch.
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != 3072:
         found = "nothing" if rows is None else f"shape {getattr(rows, 'shape', type(rows).__name__)}"
         raise UserError(f"{path} is broken: data must be (N, 3072) uint8, found {found}; {layout.cure}")
-    if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(rows):
+    if (
+        not isinstance(labels, list)
+        or not all(type(label) is int and abs(label) < 2**63 for label in labels)
+        or len(labels) != len(rows)
+    ):
         raise UserError(f"{path} is broken: {layout.labels_key} must be a list of {len(rows)} integers; {layout.cure}")
     return torch.tensor(rows).view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
 

@@ -55,7 +55,9 @@ class Encoded(NamedTuple):
     file: str | io.BytesIO
 
     def open(self) -> Image.Image:
-        """Read the header. Raises UserError if that fails."""
+        """Read the header. Raises UserError if that fails, and for a pipe or device, which might never end."""
+        if isinstance(self.file, str) and os.path.exists(self.file) and not os.path.isfile(self.file):
+            raise _unreadable(self.name, OSError("it is no regular file"))
         try:
             return Image.open(self.file)
         except Exception as error:

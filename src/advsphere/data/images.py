@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
@@ -284,7 +285,9 @@ def in_memory_if_small(images: Images) -> Images:
 def with_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """The items, with a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
-    return track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+    return track(
+        items, escape(description), total=total, console=console, transient=True, disable=not console.is_terminal
+    )
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:

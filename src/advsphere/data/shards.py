@@ -144,7 +144,8 @@ def _index(files: Any, archive: str) -> Index:
             _check_end(archive, file, tar.offset)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"cannot read the archive {archive} ({error}): replace or remove it") from error
-    write_cache(cached, "advsphere shard index", index._asdict())
+    with suppress(UserError):  # the cache can't be written
+        write_cache(cached, "advsphere shard index", index._asdict())
     return index
 
 
@@ -197,8 +198,8 @@ def _label(archive: str, tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: 
     content = b"" if file is None else file.read()
     try:
         label = int(content) if suffix == "cls" else json.loads(content)["label"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         label = None
-    if type(label) is not int or label < 0:
-        raise UserError(f"{archive}: {member.name} holds no class number: write one from 0 on")
+    if type(label) is not int or not 0 <= label < 100_000:
+        raise UserError(f"{archive}: {member.name} holds no class number: write one from 0 on, below 100000")
     return label

@@ -223,7 +223,10 @@ def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int | Tensor]:
     if isinstance(label, Tensor | np.ndarray) and is_soft(torch.as_tensor(label)[None]):
         return image, torch.as_tensor(label, dtype=torch.float32)
     try:
-        return image, operator.index(label)
+        number = operator.index(label)
+        if abs(number) >= 2**63:
+            raise TypeError("it does not fit into 64 bits")
+        return image, number
     except TypeError as error:
         raise UserError(
             f"{name}: the label of item {i} must be a class number or the probabilities (K,) of the classes, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -264,7 +264,8 @@ def _cached(path: Path, kind: type[Part], evaluation: Evaluation, compute: Calla
         return found
     computed = compute()
     if computed is not None:
-        computed.save(path)
+        with suppress(UserError):  # the disk is read-only
+            computed.save(path)
     return computed
 
 

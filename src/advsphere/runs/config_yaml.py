@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -40,9 +42,10 @@ def from_yaml(text: str | bytes, source: str = "config", *, of_run: bool = False
             places, and for each unknown key the nearest known one.
     """
     try:
+        _require_small(text)
         plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    except _NO_YAML as error:
+        raise UserError(f"{source} is not YAML: {' '.join(str(error).split())[:500]}") from error
     if not isinstance(plain, dict):
         raise UserError(f"{source} does not hold the settings of a run, such as a line `recipe: digits-pgd-at`")
     problems: list[str] = []
@@ -55,6 +58,24 @@ def from_yaml(text: str | bytes, source: str = "config", *, of_run: bool = False
         raise UserError(f"{source}: {'; '.join(problems)}")
     assert isinstance(config, Config)
     return config
+
+
+_NO_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError)
+"""What PyYAML raises for texts that are none, and for values such as a date in month 13."""
+
+_MOST_BYTES, _DEEPEST, _MOST_ALIASES = 2**20, 20, 20
+
+
+def _require_small(text: str | bytes) -> None:
+    """Raise ValueError for a text that would take long to read, or grow by aliases of aliases."""
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"it has {len(text)} bytes, and a config has a few hundred")
+    depth = aliases = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        aliases += isinstance(event, yaml.AliasEvent)
+        if depth > _DEEPEST or aliases > _MOST_ALIASES:
+            raise ValueError("it has more nested parts or aliases than any config")
 
 
 def _outside(plain: dict[Any, Any]) -> list[str]:
@@ -81,13 +102,17 @@ def _value(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return Path(_scalar(value, str))
     if origin is Literal:
         if value not in members:
-            raise UserError(f"{value!r} is not one of {', '.join(members)}")
+            raise UserError(f"{short(value)} is not one of {', '.join(members)}")
         return value
     if origin is tuple:
         return _list(value, members, path, problems)
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise UserError("arguments are expected here, one `name: value` per line")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"only numbers, texts and lists of them can be arguments: {error}") from error
         return value
     if kind is Objective:
         name = _kind_in(value)
@@ -110,20 +135,22 @@ _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str
 def _scalar(value: Any, kind: type) -> Any:
     """Check the type without converting: for Python, bool("false") is True and int(1.9) is 1."""
     if kind is float and type(value) in (int, str):
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             return float(value)  # YAML reads 5e-4 as text
     if type(value) is not kind:
-        raise UserError(f"{value!r} is not {_SCALARS[kind]}")
+        raise UserError(f"{short(value)} is not {_SCALARS[kind]}")
+    if kind is int and abs(value) >= 2**63:
+        raise UserError(f"{short(value)} is too large")
     return value
 
 
 def _list(value: Any, kinds: tuple[Any, ...], path: str, problems: list[str]) -> tuple[Any, ...]:
     if not isinstance(value, list):
-        raise UserError(f"{value!r} is not a list")
+        raise UserError(f"{short(value)} is not a list")
     if kinds[-1] is ...:
         kinds = kinds[:1] * len(value)
     if len(value) != len(kinds):
-        raise UserError(f"{value!r} is not a list of {len(kinds)}")
+        raise UserError(f"{short(value)} is not a list of {len(kinds)}")
     return tuple(_value(kind, one, path, problems) for kind, one in zip(kinds, value, strict=True))
 
 
