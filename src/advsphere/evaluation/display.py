@@ -47,7 +47,7 @@ def text(evaluation: Evaluation, width: int) -> str:
     for row in evaluation.rows:
         table.add_row(*_cells(evaluation, row), style="bold" if row is evaluation.worst else None)
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False, markup=False)
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
     console.print(table)
     for line in _below(evaluation):
         wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
