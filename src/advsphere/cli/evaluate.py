@@ -173,7 +173,7 @@ def folder_of(options: Options, config: Config | None, identity: Mapping[str, An
 
 
 def _note(line: str) -> None:
-    Console(highlight=False).print(f"note: {line}", style="dim", markup=False, soft_wrap=True)
+    terminal().print(f"note: {line}", style="dim", soft_wrap=True)
 
 
 def _usual(eps: float, trained: float) -> bool:
