@@ -139,7 +139,7 @@ def _scalar(value: Any, kind: type) -> Any:
             return float(value)  # YAML reads 5e-4 as text
     if type(value) is not kind:
         raise UserError(f"{short(value)} is not {_SCALARS[kind]}")
-    if kind is int and abs(value) >= 2**63:
+    if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"{short(value)} is too large")
     return value
 
