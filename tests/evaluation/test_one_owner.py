@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from advsphere.errors import UserError
-from advsphere.evaluation import Ledger, evaluate, verify
+from advsphere.evaluation import Cell, Ledger, evaluate, verify
 from advsphere.evaluation.work import Progress
 from advsphere.files import file_lock, fingerprint, packed, unpacked
 from tests.evaluation.cases import THREAT, linear, pgd_spec
@@ -133,3 +133,21 @@ def test_images_that_unpack_to_gigabytes_take_no_memory() -> None:
             unpacked(bomb, shape)
     assert fingerprint(packed(torch.arange(6.0)) or b"") == fingerprint(zlib.compress(torch.arange(6.0).numpy(), 9))
     assert len({fingerprint(one) for one in (bomb, bomb[:-9], bomb[:-1], b"", b"x")}) == 5
+
+
+def test_where_memory_runs_out_smaller_parts_have_the_same_draws() -> None:
+    from advsphere.evaluation.work import _as_memory_allows
+
+    def cells(index: torch.Tensor) -> tuple[list[Cell], int]:
+        if len(index) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [Cell(i, "resisted") for i in index.tolist()], 7
+
+    found, forwards = _as_memory_allows(cells, torch.arange(20))
+    assert [cell.example for cell in found] == list(range(5)) and forwards == 7
+
+    def never(index: torch.Tensor) -> tuple[list[Cell], int]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        _as_memory_allows(never, torch.arange(20))
