@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from torch.utils.data import Subset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as reference
 
-from advsphere.data import ImageSet, encoded, image_folder, images, load, load_test
+from advsphere.data import ImageSet, encoded, from_dataset, image_folder, images, load, load_test
 from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View
 from advsphere.data.folders import FolderImages
@@ -250,3 +252,17 @@ def test_files_that_are_skipped_are_named(tmp_path: Path) -> None:
         (tmp_path / other).touch()
     note = load("imagefolder", tmp_path, image_size=4).note
     assert "movie.mp4" in note and "Thumbs.db" in note and "hidden" not in note
+
+
+def test_images_know_their_files(folder: Path) -> None:
+    names = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
+    decoded, memory = load("imagefolder", folder, image_size=6, crops=True).train, image_folder(folder / "train", 6)
+    theirs = from_dataset(Subset(ImageFolder(folder / "train"), [5, 0, 2]), image_size=6)
+    assert isinstance(decoded, FolderImages) and isinstance(memory, ImageSet)
+    chosen = torch.tensor([4, 1])
+    for found in (decoded, memory):
+        assert list(found.files) == names and list(found.take(chosen).files) == [names[4], names[1]]
+    assert theirs.files == (names[5], names[0], names[2])
+    assert from_dataset((torch.rand(2, 1, 3, 3), torch.tensor([0, 1]))).files is None
+    with pytest.raises(UserError, match="2 images but 1 file names"):
+        ImageSet(torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), ("a", "b"), files=("x",))

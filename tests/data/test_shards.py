@@ -88,6 +88,8 @@ def test_images_are_taken_in_any_order_and_by_other_processes(shards: Path) -> N
     train = load("imagefolder", shards, image_size=6, crops=True).train
     assert isinstance(train, ShardImages)
     assert values(train.take(torch.tensor([11, 0, 7]))) == [11, 0, 7]
+    assert [name.partition("/")[0] for name in train.take(torch.tensor([11, 0])).files] == ["000001.tar", "000000.tar"]
+    assert train.in_memory().files == train.files and len({*train.files}) == 12
     assert train.take(torch.tensor([11, 0, 7])).labels.tolist() == [2, 0, 1]
     ids = epoch_batches(12, 5, seed=0, epoch=0)
     read = list(batches(train, ids, Augment(min_area=0.5), seed=0, epoch=0, workers=2))

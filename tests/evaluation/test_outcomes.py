@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -128,3 +129,11 @@ def test_without_the_ledger_or_with_another_one_there_are_no_outcomes(result: Ev
 def test_names_of_files_are_no_part_of_the_checksum(result: Evaluation) -> None:
     bare = ImageSet(KNOWN.images, KNOWN.labels, IMAGES.classes)
     assert evaluate(KNOWN.model, bare, threat=THREAT, suite=SUITE, batch_size=10).ledger == result.ledger
+
+
+def test_the_how_to_runs(result: Evaluation) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "results.md").read_text().replace("APGD-T", "PGD-5")
+    _, *blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for code in blocks:
+        exec(compile(code, "results.md", "exec"), {"result": result})
+    assert len(blocks) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -141,6 +142,11 @@ class DatasetImages(Images):
     @property
     def dtype(self) -> torch.dtype:
         return self.example.dtype
+
+    @property
+    def files(self) -> tuple[str, ...] | None:
+        listed = _listed_files(self.dataset)
+        return None if listed is None else tuple(listed[i] for i in self.items.tolist())
 
     def take(self, index: Tensor) -> Self:
         return replace(self, labels=self.labels[index.to(self.labels.device)], items=self.items[index.cpu()])
@@ -289,6 +295,19 @@ def _listed_labels(dataset: Any) -> Any:
     if listed is None or getattr(dataset, "target_transform", None) is not None or len(listed) != len(dataset):
         return None
     return listed
+
+
+def _listed_files(dataset: Any) -> list[str] | None:
+    """The files of torchvision's image folders, below their root; None for other data sets."""
+    if isinstance(dataset, Subset):
+        listed = _listed_files(dataset.dataset)
+        return None if listed is None else [listed[i] for i in dataset.indices]
+    samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
+    if not isinstance(samples, list) or root is None or len(samples) != len(dataset):
+        return None
+    if not all(isinstance(sample, tuple) and isinstance(sample[0], str | Path) for sample in samples):
+        return None
+    return [str(path).removeprefix(f"{root}{os.sep}") for path, _ in samples]
 
 
 def _class_names(source: Any, classes: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
