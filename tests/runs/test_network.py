@@ -13,6 +13,7 @@ from advsphere import named
 from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
+from advsphere.models.by_name import published_statistics
 from advsphere.recipes import recipe
 from advsphere.runs.build import build_model
 from advsphere.runs.target import EvaluationTarget
@@ -129,8 +130,10 @@ def test_what_has_no_weights_for_these_classes_is_refused() -> None:
     for name, says in {
         "timm:resnet18": "for 1000 classes, and the images have 10",
         "torchvision:resnet18": "for 1000 classes",
+        "resnt18": "no network is called 'resnt18'; the nearest are",
         "wrn-10-1": "comes without weights; add --weights FILE",
         "robustbench:Carmon2019Unlabeled": "comes without weights",
+        "Carmon2019Unlabeled": "comes without weights",
     }.items():
         with pytest.raises(UserError, match=says):
             evaluated([], model=name)
@@ -138,6 +141,13 @@ def test_what_has_no_weights_for_these_classes_is_refused() -> None:
     with pytest.raises(UserError, match=r"of another shape are fc.weight \(\(7, 64\) instead of \(10, 64\)\)"):
         evaluated([], weights=Path("net.pt"))
     assert evaluated([], weights=Path("net.pt"), num_classes=7).shape == (2, 7)
+
+
+def test_published_weights_get_the_input_of_their_training() -> None:
+    assert published_statistics("torchvision:efficientnet_v2_l") == ((0.5,) * 3, (0.5,) * 3)
+    assert published_statistics("timm:resnet18") == published_statistics("torchvision:resnet18")
+    assert published_statistics("robustbench:Hendrycks2019Using") == ((0.5,) * 3, (0.5,) * 3)
+    assert published_statistics("wrn-28-10") is None
 
 
 def test_a_user_s_function_gets_what_it_asks_for_in_both_commands() -> None:

@@ -36,6 +36,8 @@ class Options:
 
     Your own model:  advsphere evaluate --model mypackage.nets:build --weights net.pt --data photos --image-size 64
 
+    Somebody's:  advsphere evaluate --weights trades.pt --data cifar-10-batches-py, or with --model hf:FOLDER
+
     A ledger stores every outcome and every adversarial image; evaluation.json holds the numbers. Interrupt the command
     at any time; the same command continues. `advsphere verify` checks the result.
 

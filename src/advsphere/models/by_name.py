@@ -111,14 +111,9 @@ def published_statistics(name: str) -> Statistics | None:
         return None
     if library == "hf":
         return hugging_face.statistics(inner)
-    if library in ("", "robustbench") and (found := robustbench.published(inner)):
+    if library == "robustbench" and (found := robustbench.published(inner)):
         return found.statistics
-    needs("train", "timm", "torchvision")
-    import timm  # here and not at the top: it takes seconds to import
-
-    if library in ("", "timm") and timm.is_model(inner) and (config := timm.get_pretrained_cfg(inner)):
-        return Statistics(tuple(config.mean), tuple(config.std))
-    return STATISTICS["imagenet"]
+    return _published(name)[0]
 
 
 def published_classes(name: str) -> int:
@@ -128,21 +123,39 @@ def published_classes(name: str) -> int:
         name: The name, as for `build`.
 
     Returns:
-        The number, 1000 for torchvision.
+        The number, such as 1000.
 
     Raises:
-        UserError: If the name is one of our own networks, whose weights nobody publishes here, or RobustBench's.
+        UserError: If the name is unknown, or nobody's weights come with it, as with our own networks and RobustBench's.
     """
     library, _, inner = name.rpartition(":")
     if library == "hf":
         return hugging_face.labels(inner)
-    if _own(name, 1, 3) is not None:
+    classes = None if _own(name, 1, 3) is not None else _published(name)[1]
+    if classes is None:
         raise UserError(f"{name} comes without weights; add --weights FILE")
-    needs("train", "timm")
-    import timm  # here and not at the top: it takes seconds to import
+    return classes
 
-    known = timm.get_pretrained_cfg(inner) if library in ("", "timm") and timm.is_model(inner) else None
-    return 1000 if known is None else known.num_classes
+
+def _published(name: str) -> tuple[Statistics, int | None]:
+    """The input's statistics of the published weights of timm, torchvision or RobustBench, and their classes."""
+    needs("train", "timm", "torchvision")
+    import timm  # here and not at the top: it takes seconds to import
+    from torchvision import models
+
+    library, _, inner = name.rpartition(":")
+    if library in ("", "timm") and timm.is_model(inner):
+        config = timm.get_pretrained_cfg(inner)
+        if config is None:
+            return STATISTICS["imagenet"], None
+        return Statistics(tuple(config.mean), tuple(config.std)), config.num_classes if config.has_weights else None
+    if library in ("", "torchvision") and inner in models.list_models(module=models):
+        weights = models.get_model_weights(inner).DEFAULT
+        transform: Any = weights.transforms()
+        return Statistics(tuple(transform.mean), tuple(transform.std)), len(weights.meta["categories"])
+    if not library and (found := robustbench.published(inner)):
+        return found.statistics, None
+    raise _unknown(name)
 
 
 def _own(name: str, num_classes: int, in_channels: int) -> Callable[[], nn.Module] | None:
