@@ -94,6 +94,16 @@ def test_heads_of_at_he_and_of_pang2020boosting(tmp_path: Path, monkeypatch: pyt
         assert by_name.published_statistics(name) == (MEAN, STD)
 
 
+def test_the_scale_of_another_head_is_left_out_where_training_starts(tmp_path: Path) -> None:
+    theirs = attach_head(built("wrn-10-1").network, scale=15.0)
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    model = built("wrn-10-1")
+    assert load_weights(model, tmp_path / "net.pth", head="network.fc") == ""
+    assert torch.equal(model.network.fc.weight, theirs.fc.weight)
+    with pytest.raises(UserError, match=r"it lacks fc.bias; it also has fc.scale"):
+        load_weights(model, tmp_path / "net.pth")
+
+
 def of_mair(state: others.State) -> others.State:
     """RobModel after add_normalize(), in parallel."""
     inside = {"0.mean": torch.tensor(MEAN), "0.std": torch.tensor(STD), **prefixed(state, "1.")}

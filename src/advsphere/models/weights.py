@@ -37,8 +37,8 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
 
     Args:
         model: The model, changed in place.
-        path: A state dict, or a training script's file that contains one, as safetensors or from torch.save. Pickles
-            are read with weights_only, so they run no code. If the file holds several networks, FILE#NAME names one.
+        path: A state dict, or a training script's file that contains one, as safetensors or from torch.save. No code
+            of a file runs: pickles are read with weights_only. If the file holds several networks, FILE#NAME names one.
         head: The name of the last linear layer, if the file's may be for other classes. It then keeps its weights.
 
     Returns:
@@ -128,7 +128,8 @@ def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) ->
             new_head = f"{classes}: training begins with a new one, for {len(wanted)}"
             theirs = {name: value for name, value in theirs.items() if name not in of_head}
         # The file's head may have a scale and no bias, while the model's head is still a plain one.
-        unknown = {name: value for name, value in unknown.items() if f".{head}." not in f".{name}"}
+        local = head.removeprefix(place)
+        unknown = {name: value for name, value in unknown.items() if not name.startswith((f"{head}.", f"{local}."))}
         theirs |= {name: own[name] for name in of_head & own.keys() - theirs.keys()}
     missing, torn = _missing(own, theirs, model)
     kept = {name for name, module in model.named_modules() if isinstance(module, HypersphereHead)}
@@ -136,7 +137,7 @@ def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) ->
     reshaped = [
         f"{name.removeprefix(place)} ({tuple(value.shape)} instead of {tuple(own[name].shape)})"
         for name, value in theirs.items()
-        if isinstance(value, Tensor) and value.shape != own[name].shape
+        if isinstance(value, Tensor) and isinstance(own[name], Tensor) and value.shape != own[name].shape
     ]
     missing = [name.removeprefix(place) for name in missing]
     kinds = {
@@ -243,9 +244,9 @@ def _is_counter(name: str, value: Any) -> bool:
 
 def _missing(own: Mapping[str, Any], theirs: Mapping[str, Any], model: nn.Module) -> tuple[list[str], list[str]]:
     """The names of the model that a file lacks, and tied tensors to which it gives two values."""
-    together: dict[int, list[str]] = {}
+    together: dict[int | str, list[str]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        together.setdefault(id(value), []).append(name)
+        together.setdefault(id(value) if isinstance(value, Tensor) else name, []).append(name)
     missing, torn = [], []
     for names in together.values():
         given = [name for name in names if name in theirs]
@@ -253,8 +254,9 @@ def _missing(own: Mapping[str, Any], theirs: Mapping[str, Any], model: nn.Module
             missing += [name for name in names if not _is_counter(name, own[name])]
         elif any(not _same(theirs[given[0]], theirs[name]) for name in given[1:]):
             torn.append(" = ".join(given))
-    buffers = {name for name, _ in model.named_buffers()}
-    return [name for name in missing if not (_role(name) and name in buffers)], torn
+    # An input normalisation is a buffer of the network, or of a module beside it, and keeps its values.
+    kept = {name for name, _ in model.named_buffers() if _role(name) and name.count(".") < 2}
+    return [name for name in missing if name not in kept], torn
 
 
 def _same(first: Any, second: Any) -> bool:
