@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 
     under_the_library(arguments)
     warmed()
-    from tests.campaign import fuzz, killing, pairs
+    from tests.campaign import crashes, fuzz, killing, pairs, surroundings
     from tests.campaign.record import GOOD, Record
     from tests.campaign.subjects import EVALUATIONS, TRAININGS
 
@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
         "training killed": partial(killing.kill, record, "training killed", TRAININGS, some(220)),
         pairs.PART: partial(pairs.kill_one, record, some(24)),
         "evaluation killed": partial(killing.kill, record, "evaluation killed", EVALUATIONS, some(120)),
+        crashes.PART: partial(crashes.lose_power, record, TRAININGS | EVALUATIONS, some(200)),
+        surroundings.PART: partial(surroundings.disturb, record, TRAININGS | EVALUATIONS, options.share),
         fuzz.PART: partial(fuzz.attempt, record, some(100_000)),
     }
     for name, part in parts.items():

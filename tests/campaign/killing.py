@@ -46,7 +46,10 @@ def judged(ended: Ended, subject: Subject, one: Path, other: Path) -> tuple[str,
         return "refused", ended.said
     if ended.status != 0 or "Traceback" in ended.said:
         return f"status {ended.status}", ended.said
-    differing = subject.differing(one, other)
+    try:
+        differing = subject.differing(one, other)
+    except Exception as error:
+        return f"no result: {error}", ended.said
     return (f"wrong: {differing}", ended.said) if differing else ("right", "")
 
 
