@@ -225,7 +225,9 @@ int clock_gettime(clockid_t which, struct timespec *out) {
     static int (*call)(clockid_t, struct timespec *);
     if (!call) call = REAL(clock_gettime);
     int result = call(which, out);
-    if (from.tv_sec && (which == CLOCK_REALTIME || which == CLOCK_MONOTONIC) && !result) {
+    /* A monotonic clock may stand or run fast, but never goes back. */
+    int moves = which == CLOCK_REALTIME || (which == CLOCK_MONOTONIC && rate >= 0 && jump >= 0);
+    if (from.tv_sec && moves && !result) {
         struct timespec now;
         call(CLOCK_REALTIME, &now);
         double since = (now.tv_sec - from.tv_sec) + 1e-9 * (now.tv_nsec - from.tv_nsec);

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from advsphere.errors import UserError
+from advsphere.files import disk_errors
 from advsphere.reproduce.jobs import Job
 
 Start = Callable[[Job], "Future[int]"]
@@ -65,13 +66,14 @@ def here(jobs: int, logs: Path) -> Iterator[Start]:
     processes: set[subprocess.Popen[bytes]] = set()
 
     def work(job: Job) -> int:
-        with log_of(job, logs).open("ab") as log:
+        with disk_errors(log_of(job, logs)), log_of(job, logs).open("ab") as log:
             line = [sys.executable, "-m", "advsphere", *job.command]
             process = subprocess.Popen(line, env=os.environ | ONE_THREAD, stdout=log, stderr=log)
             processes.add(process)
             return process.wait()
 
-    logs.mkdir(parents=True, exist_ok=True)
+    with disk_errors(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
         try:
             yield lambda job: pool.submit(work, job)
@@ -86,11 +88,13 @@ def inside(main: Callable[[list[str]], int], logs: Path) -> Iterator[Start]:
 
     def begin(job: Job) -> Future[int]:
         ended: Future[int] = Future()
-        with log_of(job, logs).open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        path = log_of(job, logs)
+        with disk_errors(path), path.open("a") as log, redirect_stdout(log), redirect_stderr(log):
             ended.set_result(main(list(job.command)))
         return ended
 
-    logs.mkdir(parents=True, exist_ok=True)
+    with disk_errors(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     yield begin
 
 
@@ -103,7 +107,8 @@ def on_ray(logs: Path, address: str | None = None) -> Iterator[Start]:
         import ray
     except ImportError as error:
         raise UserError("--on ray needs Ray: pip install 'advsphere[ray]'; or leave it out") from error
-    logs.mkdir(parents=True, exist_ok=True)
+    with disk_errors(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     began = not ray.is_initialized()
     if began:
         ray.init(address=address, log_to_driver=False, include_dashboard=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class MetricsLog:
         # A damaged line must not keep a run from being resumed.
         self.lines = [m for m, _ in _read(self.path) if m is not None and m["epoch"] <= from_epoch]
         self._write()
+        self.hook, threading.excepthook = threading.excepthook, self._thread_failed
         with disk_errors(self.board_folder):
             self.board = SummaryWriter(str(self.board_folder), purge_step=from_epoch + 1)
 
@@ -39,8 +41,17 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close TensorBoard's file and end its thread."""
-        with disk_errors(self.board_folder):
-            self.board.close()
+        try:
+            with disk_errors(self.board_folder):
+                self.board.close()
+        finally:
+            threading.excepthook = self.hook
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """The next call raises an error of TensorBoard's thread again, so a traceback of it is not printed."""
+        ours = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (ours and issubclass(failure.exc_type, OSError)):
+            self.hook(failure)
 
     def _write(self) -> None:
         write_atomically(self.path, "".join(json.dumps(m) + "\n" for m in self.lines).encode())

@@ -333,7 +333,7 @@ class Trainer:
             last = self.collapses[-1]
             metrics |= {"collapses": float(len(self.collapses))}
             metrics |= {"collapse_fgsm": last.fgsm, "collapse_pgd": last.pgd} if last.epoch == epochs else {}
-        metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / self.seconds}
+        metrics |= {"seconds": self.seconds, "images_per_second": epochs * len(self.images) / (self.seconds or 1e-9)}
         chosen_by = metrics.get(self.objective.chosen_by, 0.0)
         if due and chosen_by >= self.best:  # ties go to the later epoch, so without validation to the last
             self.best = chosen_by
