@@ -26,6 +26,10 @@ def test_it_needs_no_images_and_gives_the_run_s_logits(digits_run: Path) -> None
     with torch.no_grad():
         assert torch.equal(model(x), run.model(x)) and not model.training
     assert model.classes == tuple("0123456789") and model.shape == (1, 8, 8)
+    assert (
+        repr(model) == f"<TrainedClassifier {run.config.recipe}: {run.config.model.name}, images 1 x 8 x 8, 10 classes>"
+    )
+    assert repr(run).startswith(f"<Run {run.config.recipe}: ") and "\n" not in repr(run)
     best = model(x).detach().softmax(1).max(1)
     for i, prediction in enumerate(model.predict(list(x), top=3, batch_size=3)):
         assert prediction.classes[0] == str(int(best.indices[i])) and len(prediction.classes) == 3
