@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -12,14 +17,21 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from advsphere.data import ImageSet, from_dataset
+import advsphere
+from advsphere import recipe
+from advsphere.analysis import Curve
+from advsphere.corruption import CorruptionRecord, read_published
+from advsphere.data import ImageSet, from_dataset, image_folder, load, load_test
 from advsphere.errors import UserError
-from advsphere.evaluation import evaluate, preflight, verify
+from advsphere.evaluation import Evaluation, Ledger, evaluate, preflight, verify
+from advsphere.models import load_weights
 from advsphere.objectives import PGDAT, FreeAT, Standard
+from advsphere.runs.config import DataSettings, ModelSettings
 from advsphere.runs.folder import load_run
+from advsphere.runs.target import EvaluationTarget
 from advsphere.runs.train import train
 from advsphere.threat import ThreatModel
-from advsphere.training import Stopped, load_checkpoint
+from advsphere.training import Stopped, load_checkpoint, read_metrics
 from tests.laws import conv_net
 from tests.training.tiny import few_images, stopping_after, tiny_trainer
 
@@ -141,3 +153,77 @@ def test_a_run_with_soft_labels_is_validated_and_loaded_with_class_numbers(tmp_p
     loaded = load_run(tmp_path / "run", model=conv_net(), test=data[1])
     assert loaded.test.labels.tolist() == IMAGES.labels.tolist()
     assert isinstance(from_dataset(loaded.test), ImageSet) and isinstance(model, nn.Module)
+
+
+def public_callables() -> dict[str, Any]:
+    """Every public function, and every method of a public class, by its name."""
+    packages = [advsphere, *(m for m in (importlib.import_module(f"advsphere.{p}") for p in PACKAGES))]
+    named = {f"{p.__name__}.{n}": getattr(p, n) for p in packages for n in getattr(p, "__all__", ())}
+    methods = {
+        f"{name}.{attribute}": getattr(value, "__func__", value)
+        for name, kind in named.items()
+        if inspect.isclass(kind)
+        for attribute, value in vars(kind).items()
+        if attribute == "__init__" or not attribute.startswith("_")
+    }
+    return {name: f for name, f in (named | methods).items() if inspect.isfunction(f)}
+
+
+PACKAGES = sorted(p.name for p in pkgutil.iter_modules(advsphere.__path__) if p.ispkg and p.name not in ("cli", "runs"))
+WITH_PATHS = {
+    name: {p: str(a) for p, a in function.__annotations__.items() if "Path" in str(a) and p != "return"}
+    for name, function in public_callables().items()
+}
+
+
+def test_every_public_path_may_be_text() -> None:
+    found = {f"{name}({p})": kind for name, paths in WITH_PATHS.items() for p, kind in paths.items()}
+    assert len(found) > 25
+    inner = "advsphere.evaluation.Evaluation.__init__(ledger_file)"  # bytes or a path that was read from a ledger
+    assert [name for name, kind in found.items() if "str" not in kind and name != inner] == []
+
+
+NOWHERE: dict[str, Callable[[Any], Any]] = {
+    "load": advsphere.load,
+    "load_run": advsphere.load_run,
+    "load_run's images": lambda place: advsphere.load_run(place, data_root=place),
+    "load_weights": lambda place: load_weights(conv_net(), place),
+    "load_checkpoint": load_checkpoint,
+    "image_folder": lambda place: image_folder(place, 8),
+    "data.load": lambda place: load("imagefolder", place, image_size=8),
+    "load_test": lambda place: load_test("imagefolder", place, image_size=8),
+    "Evaluation.load": Evaluation.load,
+    "Ledger.read": Ledger.read,
+    "verify": lambda place: verify(place, place, conv_net(), IMAGES),
+    "Curve.load": Curve.load,
+    "CorruptionRecord.load": CorruptionRecord.load,
+    "read_published": lambda place: read_published(place, IMAGES),
+    "EvaluationTarget": lambda place: EvaluationTarget(run=place, data=place, weights=place).load(),
+    "train's weights": lambda place: train(
+        replace(recipe("digits-standard"), model=ModelSettings(weights=place)), place, epochs=1
+    ),
+    "train's images": lambda place: train(
+        replace(recipe("folder-pgd-at"), data=DataSettings(name="imagefolder", root=place)), place, epochs=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOWHERE)
+def test_a_place_where_nothing_is_gives_the_same_line_as_text_and_as_a_path(name: str, tmp_path: Path) -> None:
+    said = []
+    for place in (tmp_path / "nowhere", str(tmp_path / "nowhere")):
+        with pytest.raises(UserError) as caught:
+            NOWHERE[name](place)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and "nowhere" in said[0]
+
+
+def test_what_is_written_by_text_is_written(tmp_path: Path) -> None:
+    folder = str(tmp_path / "made")
+    trainer = tiny_trainer(f"{folder}/run", Standard())  # type: ignore[arg-type]
+    trainer.fit()
+    assert load_checkpoint(f"{folder}/run/last.safetensors")[1]["cursor"] == [2, 0, 0]
+    assert read_metrics(f"{folder}/run") == []
+    found = evaluate(learnt(), IMAGES, threat=THREAT, ledger=f"{folder}/ledger.sqlite")
+    found.save(f"{folder}/evaluation.json")
+    assert Evaluation.load(f"{folder}/evaluation.json") == found

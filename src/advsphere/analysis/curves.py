@@ -95,7 +95,7 @@ class Curve(AccuracyCurve):
     model: str
     data: str
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a JSON file, completely or not at all.
 
         Args:
@@ -104,10 +104,10 @@ class Curve(AccuracyCurve):
         Raises:
             UserError: If the file can't be written.
         """
-        write_cache(path, FORMAT, asdict(self))
+        write_cache(Path(path), FORMAT, asdict(self))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path | str) -> Self:
         """Read a saved curve.
 
         Args:
@@ -119,7 +119,7 @@ class Curve(AccuracyCurve):
         Raises:
             UserError: If the file is missing, is not a curve, or was changed after it was written.
         """
-        values = read_cache(path, FORMAT)
+        values = read_cache(Path(path), FORMAT)
         return cls(**values | {"at": tuple(values["at"]), "broken": tuple(values["broken"])})
 
 

@@ -155,7 +155,7 @@ class Diagnosis:
             "networks": [_content(e) for e in self.examinations],
         }
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path | str) -> list[Path]:
         """Write diagnosis.json and a png of each figure.
 
         Args:
@@ -167,7 +167,7 @@ class Diagnosis:
         Raises:
             UserError: If a file can't be written.
         """
-        content = self.content()
+        folder, content = Path(folder), self.content()
         files = {"diagnosis.json": json.dumps(content | {"checksum": content_checksum(content)}, indent=1).encode()}
         for name, figure in self.figures().items():
             out = io.BytesIO()

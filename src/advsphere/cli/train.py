@@ -33,6 +33,7 @@ from advsphere.runs.outcome import warnings_of
 from advsphere.runs.train import train
 from advsphere.threat import ThreatModel
 from advsphere.training import Metrics, Stopped
+from advsphere.training.trackers import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,11 @@ class Options:
     out: Path | None = None
     """The run's folder."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue from the folder's last checkpoint, or start if there is none."""
+    """Continue from the folder's last checkpoint, or start if there is none. --epochs may be higher than before."""
     diagnose: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Record the gradient-norm ratio of every layer after each epoch, on held-out images, in metrics.jsonl."""
+    log_to: Tracker = "tensorboard"
+    """Where the metrics are shown beside metrics.jsonl. Weights & Biases and MLflow need their package."""
     he: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Add hypersphere embedding, with s = 15 and m = 0.2 unless --sphere.* sets other values."""
 
@@ -78,6 +81,7 @@ def _train(arguments: list[str], world: World) -> int:
                 on_collapse=progress.collapse,
                 stop=lambda: bool(asked),
                 world=world,
+                log_to=options.log_to,
                 record=_recorder(config) if options.diagnose else None,
             )
         except Stopped as stopped:

@@ -27,7 +27,8 @@ class Database:
         read_only: Open the file for reading only.
     """
 
-    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path | str | None, *, read_only: bool = False) -> None:
+        path = None if path is None else Path(path)
         self.path, self._identity_of_file = path, None if path is None else identity_of(path)
         where = ":memory:" if path is None else uri(path, "ro" if read_only else "rwc")
         with self._errors():

@@ -102,7 +102,7 @@ class Ledger(Database):
         read_only: Open the file for reading only.
     """
 
-    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path | str | None, *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
         self._environment = canonical({})
 
@@ -131,14 +131,14 @@ class Ledger(Database):
     @classmethod
     def create_or_resume(
         cls,
-        path: Path | None,
+        path: Path | str | None,
         *,
         identity: Mapping[str, Any],
         labels: Sequence[int],
         environment: Mapping[str, Any],
         answers: Mapping[str, Any] | None = None,
         files: Sequence[str] | None = None,
-        beside: Path | None = None,
+        beside: Path | str | None = None,
     ) -> Self:
         """Create a ledger, or open an existing one of the same evaluation.
 
@@ -163,12 +163,12 @@ class Ledger(Database):
             on_error.callback(ledger.close)
             if [*ledger._rows("SELECT 1 FROM sqlite_master LIMIT 1")]:
                 ledger._check()
-                refuse_another(path, ledger.identity, identity, ledger.answers, answers)
+                refuse_another(ledger.path, ledger.identity, identity, ledger.answers, answers)
             else:
                 with ledger._transaction():
                     ledger._create(identity, labels, {"answers": answers} | ({} if files is None else {"files": files}))
             if beside is not None:
-                ledger._read_with(beside)
+                ledger._read_with(Path(beside))
             on_error.pop_all()
         ledger._environment = canonical(environment)
         return ledger

@@ -225,7 +225,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], source: object = "this evaluation", ledger_file: Path | None = None
+        cls, data: Mapping[str, Any], source: object = "this evaluation", ledger_file: Path | str | None = None
     ) -> Self:
         """Read the data that `to_dict` returned.
 
@@ -261,7 +261,7 @@ class Evaluation:
                 findings=None if data["findings"] is None else tuple(Finding(**f) for f in data["findings"]),
                 signs=None if data["signs"] is None else tuple(Sign(**s) for s in data["signs"]),
                 bound=Bound.from_dict(data["bound"]) if "bound" in data else None,
-                ledger_file=ledger_file,
+                ledger_file=None if ledger_file is None else Path(ledger_file),
             )._checked()
 
     def _checked(self) -> Self:

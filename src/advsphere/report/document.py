@@ -20,7 +20,7 @@ FORMAT = "advsphere report 1"
 
 def report(
     models: Sequence[ModelReport],
-    path: Path,
+    path: Path | str,
     *,
     commands: Sequence[tuple[str, str]] = (),
     warnings: Sequence[str] = (),
@@ -39,6 +39,7 @@ def report(
         UserError: If the models were evaluated on different images or threat models, two have the same name, or a file
             can't be written.
     """
+    path = Path(path)
     write_atomically(path, page(models, commands=commands, warnings=warnings).encode())
     found = {"format": FORMAT, "rows": [row for model in models for row in rows(model)], "notes": list(warnings)}
     write_atomically(path.with_suffix(".json"), (json.dumps(found, indent=1) + "\n").encode())

@@ -68,6 +68,9 @@ class DataSettings:
     resize: int | None = None
     validation: int = 200
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", None if self.root is None else Path(self.root))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -92,6 +95,9 @@ class ModelSettings:
     weights: Path | None = None
     head: str | None = None
     statistics: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", None if self.weights is None else Path(self.weights))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
 """Write and read the folder of a run.
 
-config.yaml          the config
+config.yaml          the config with which the run started
 provenance.json      code, libraries, machine, number of processes; checksums of user-defined source files, of
-                     config.yaml and of classes.json; collapses and their remedies
+                     config.yaml and of classes.json; collapses and their remedies; each later change of the number
+                     of epochs
 classes.json         the class names, in the order of the network's outputs
 last.safetensors     the state after the last step, from which training resumes
 previous.safetensors the one before it, in case that one is damaged
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +31,7 @@ from advsphere.files import content_checksum, some, write_atomically
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
+from advsphere.schedule import Constant
 from advsphere.training import Collapse, load_checkpoint
 from advsphere.training.checkpoint import PREVIOUS, restore_model, section
 
@@ -47,13 +50,17 @@ class Run(NamedTuple):
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run. Raises UserError if the folder holds none, or not the one that the run started with."""
+    """The config of a run, with its present number of epochs. Raises UserError if the folder holds none, or not the one
+    that the run started with.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(
             f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
         )
-    return from_yaml(_intact(path), str(path), of_run=True)
+    config = from_yaml(_intact(path), str(path), of_run=True)
+    changes = _provenance(folder).get("extended") if (folder / PROVENANCE).is_file() else None
+    return replace(config, training=replace(config.training, epochs=changes[-1]["to"])) if changes else config
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -68,10 +75,10 @@ def ranks(folder: Path) -> int:
 
 
 def load_run(
-    folder: Path,
+    folder: Path | str,
     which: Literal["best", "last"] = "best",
     *,
-    data_root: Path | None = None,
+    data_root: Path | str | None = None,
     model: nn.Module | None = None,
     test: Any = None,
     device: str | torch.device | None = None,
@@ -93,6 +100,7 @@ def load_run(
         UserError: If the run, its checkpoint or its images do not exist or are damaged, or the images have classes that
             the run does not know.
     """
+    folder, data_root = Path(folder), None if data_root is None else Path(data_root)
     config = read_config(folder)
     images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name).hard()
     images = by_classes(images, read_classes(folder), folder)
@@ -156,7 +164,7 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
             from_yaml(path.read_bytes(), str(path))
         return False
     changes = differences(read_config(folder), config)
-    if changes:
+    if any(change.path != "training.epochs" for change in changes):
         told = "; ".join(map(str, changes))
         raise UserError(f"{folder} holds a run with other settings ({told}); resume with those, or use another --out")
     before, now = _provenance(folder).get("sources", {}), sources(config)
@@ -180,6 +188,28 @@ def record(folder: Path, config: Config, environment: Mapping[str, Any], classes
         write_atomically(folder / name, content)
 
 
+def extend(folder: Path, config: Config, finished: int) -> list[str]:
+    """Record that a run, after these finished epochs, goes on to another number of epochs. Returns a line for the user,
+    or none if the number is the same.
+    """
+    planned, epochs = read_config(folder).training.epochs, config.training.epochs
+    if planned == epochs:
+        return []
+    change = {"from": planned, "to": epochs, "finished": finished}
+    _amend(folder, extended=[*_provenance(folder).get("extended", []), change])
+    told = f"this run was to end after {planned} epochs, now after {epochs}"
+    schedules = [config.training.lr_schedule]
+    if config.sphere is not None:
+        schedules += [config.sphere.scale_schedule, config.sphere.margin_schedule]
+    if finished and any(schedule != Constant() for schedule in schedules):
+        return [
+            f"{told}: from here on its schedules are those of a run of {epochs}, at {finished / epochs:.0%} of it, so "
+            f"it does not equal a run that began with {epochs}"
+        ]
+    validated = finished < planned or planned % config.training.validate_every == 0
+    return [told if validated else f"{told}; epoch {planned} was validated as its last one, and may be the best"]
+
+
 def require_record(folder: Path) -> None:
     """Raise UserError if the files that describe the run, or its last checkpoint, were removed while it trained."""
     missing = [name for name in (CONFIG, PROVENANCE, "last.safetensors") if not (folder / name).is_file()]
@@ -192,7 +222,11 @@ def require_record(folder: Path) -> None:
 
 def record_collapses(folder: Path, collapses: Sequence[Collapse]) -> None:
     """Record collapses, and the guard's remedies, in the run's provenance."""
-    provenance = _provenance(folder) | {"collapses": [collapse._asdict() for collapse in collapses]}
+    _amend(folder, collapses=[collapse._asdict() for collapse in collapses])
+
+
+def _amend(folder: Path, **entries: Any) -> None:
+    provenance = _provenance(folder) | entries
     provenance["checksum"] = content_checksum(provenance)
     write_atomically(folder / PROVENANCE, json.dumps(provenance, indent=1).encode())
 

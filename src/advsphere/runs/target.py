@@ -73,6 +73,11 @@ class EvaluationTarget:
     std: tuple[float, ...] | None = None
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
 
+    def __post_init__(self) -> None:
+        for name in ("run", "weights", "data"):
+            place = getattr(self, name)
+            object.__setattr__(self, name, None if place is None else Path(place))
+
     @property
     def label(self) -> str:
         """The name of the user's own model in tables and reports: its weights' file, else its network or module."""

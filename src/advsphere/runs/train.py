@@ -24,12 +24,13 @@ from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
 from advsphere.runs.build import as_dataset, assemble, chosen_device, from_scratch, load_data
 from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded, to_dict, user_names
-from advsphere.runs.folder import check_classes, claim, record_collapses, require_record
+from advsphere.runs.folder import check_classes, claim, extend, record_collapses, require_record
 from advsphere.runs.folder import record as write_record
 from advsphere.runs.validation import Validation
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Collapse, Hooks, Metrics, Tick, Trainer, TrainSettings
 from advsphere.training.log import MetricsLog
+from advsphere.training.trackers import Tracker, check_tracker
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
     record: Callable[[nn.Module, Images, Criterion], Metrics] | None = None,
     world: World = World(),
     device: str | torch.device | None = None,
+    log_to: Tracker = "tensorboard",
     **settings: Any,
 ) -> nn.Module:
     """Train a network and store the run in a folder, which every command of `advsphere` reads.
@@ -75,7 +77,9 @@ def train(
         sphere: Hypersphere embedding.
         threat: The threat model for validation and evaluation, and for the config's objective. An objective that is
             passed keeps its own for training; it is also used for validation if `threat` is omitted.
-        resume: Continue from the folder's last checkpoint, or start if there is none.
+        resume: Continue from the folder's last checkpoint, or start if there is none. Another number of epochs than
+            before extends or shortens the run, and is recorded. Schedules are functions of the fraction of the run, so
+            the result equals that of one run of this length only if they are all constant.
         on_start: Called with the trainer and with lines that the user should read.
         on_tick: Called a few times a second with the progress, on the first process.
         on_epoch: Called after each epoch with its metrics, on the first process.
@@ -84,6 +88,8 @@ def train(
         record: Called after each validated epoch for further metrics: (model, held-out images, criterion) -> metrics.
         world: The processes that train together. All of them must see the folder; the first one writes it.
         device: Where to train, such as "cuda:1" or "cpu"; by default the GPU if there is one.
+        log_to: Where the metrics of each epoch are shown: TensorBoard, Weights & Biases or MLflow. They are also in
+            metrics.jsonl.
         **settings: Settings of the loop, such as epochs=5 or lr=0.1 (`advsphere.training.TrainSettings`), and
             validation, the number of training images that are held out.
 
@@ -97,6 +103,7 @@ def train(
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
     world.require_same(to_dict(run) | {"folder": str(folder), "resume": resume}, "settings")
+    check_tracker(log_to)
     named.trust([*user_names(run), run.model.name, str(run.data.root)])
     folder = Path(folder) if folder is not None else Path("runs") / run.recipe
     where = chosen_device(device)
@@ -132,6 +139,7 @@ def train(
         if begun:
             check_classes(folder, images.train.classes)
             notes += trainer.resume()
+            notes += extend(folder, run, trainer.cursor.epoch) if world.first and not trainer.over else []
         elif world.first:
             # A measurement differs each time, so it is not part of the environment that a resume compares.
             speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}
@@ -139,7 +147,11 @@ def train(
         if world.first:
             for half_written in (*folder.glob(".*.safetensors.*"), *folder.glob(".tmp??????")):  # by a killed process
                 half_written.unlink()  # safetensors writes into a file .tmp... of its own first
-        log = held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch))) if world.first else None
+        log = (
+            held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch, log_to, to_dict(run))))
+            if world.first
+            else None
+        )
 
         def finished_epoch(metrics: Metrics) -> None:
             if log is not None:

@@ -46,7 +46,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     write_atomically(path, write)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint.
 
     Args:
@@ -58,6 +58,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: If the file is missing, truncated, altered or no checkpoint.
     """
+    path = Path(path)
     if not path.is_file():
         raise UserError(
             f"there is no checkpoint at {path}; `advsphere train` writes last.safetensors and best.safetensors"

@@ -1,63 +1,44 @@
-"""The metrics of a run: one JSON line for each epoch, and the same in TensorBoard."""
+"""The metrics of a run: one JSON line for each epoch, and the same in TensorBoard, Weights & Biases or MLflow."""
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from advsphere.errors import UserError, needs
-from advsphere.files import disk_errors, write_atomically
+from advsphere.errors import UserError
+from advsphere.files import write_atomically
 from advsphere.training.hooks import Metrics
+from advsphere.training.trackers import Tracker, begin
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to TensorBoard's files in a run's folder. Call `close` at the end.
+    """Appends to `metrics.jsonl` in a run's folder and to a tracker. Call `close` at the end.
 
     A resumed run drops the lines of epochs after `from_epoch`, because these epochs are repeated. Raises UserError if
     the disk is full or not writable.
     """
 
-    def __init__(self, folder: Path, from_epoch: int = 0) -> None:
-        needs("train", "tensorboard")
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-        self.path, self.board_folder = folder / "metrics.jsonl", folder / "tensorboard"
+    def __init__(
+        self, folder: Path, from_epoch: int = 0, to: Tracker = "tensorboard", config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
         # A damaged line must not keep a run from being resumed.
         self.lines = [m for m, _ in _read(self.path) if m is not None and m["epoch"] <= from_epoch]
         self._write()
-        self.hook, threading.excepthook = threading.excepthook, self._thread_failed
-        with disk_errors(self.board_folder):
-            self.board = SummaryWriter(str(self.board_folder), purge_step=from_epoch + 1)
+        self.show, self.close = begin(to, folder, from_epoch, config or {})
 
     def __call__(self, metrics: Metrics) -> None:
         self.lines.append(metrics)
         self._write()
-        with disk_errors(self.board_folder):
-            for name, value in metrics.items():
-                self.board.add_scalar(name, value, metrics["epoch"])
-            self.board.flush()
-
-    def close(self) -> None:
-        """Close TensorBoard's file and end its thread."""
-        try:
-            with disk_errors(self.board_folder):
-                self.board.close()
-        finally:
-            threading.excepthook = self.hook
-
-    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """The next call raises an error of TensorBoard's thread again, so a traceback of it is not printed."""
-        ours = type(failure.thread).__module__.startswith("tensorboard.")
-        if not (ours and issubclass(failure.exc_type, OSError)):
-            self.hook(failure)
+        self.show(metrics)
 
     def _write(self) -> None:
         write_atomically(self.path, "".join(json.dumps(m) + "\n" for m in self.lines).encode())
 
 
-def read_metrics(folder: Path) -> list[Metrics]:
+def read_metrics(folder: Path | str) -> list[Metrics]:
     """Read the metrics of a run.
 
     Args:
@@ -69,7 +50,7 @@ def read_metrics(folder: Path) -> list[Metrics]:
     Raises:
         UserError: If a line is damaged.
     """
-    path = folder / "metrics.jsonl"
+    path = Path(folder) / "metrics.jsonl"
     found = []
     for metrics, number in _read(path):
         if metrics is None:

@@ -164,7 +164,7 @@ class Trainer:
             wrote it. If there is a difference, results are equal only up to rounding.
 
         Raises:
-            UserError: If no file is left, or it is of another run.
+            UserError: If no file is left, it is of another run, or more epochs are done than the settings have.
         """
         path, notes = self.folder / LAST, list[str]()
         try:
@@ -178,6 +178,12 @@ class Trainer:
         if "cursor" not in meta:
             raise UserError(f"{path} can't be resumed from: it holds only a network, as best.safetensors does")
         self._restore(tensors, meta, path)
+        if self.cursor > (self.settings.epochs, 0, 0):
+            begun = self.cursor.epoch + (self.cursor[1:] > (0, 0))
+            raise UserError(
+                f"{self.folder} has trained into epoch {begun} already, so it can't end after {self.settings.epochs}: "
+                f"resume with --epochs {begun} or more"
+            )
         self.collapses = [Collapse(**one) for one in meta.get("collapses", ())]
         self.over = meta.get("over", False)
         self._apply_remedies()
