@@ -24,6 +24,8 @@ README = (ROOT / "README.md").read_text()
 HOW_TO = [path.relative_to(ROOT) for path in (ROOT / "docs" / "howto").glob("*.md") if path.stem != "network"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PRINTED = {"attack_your_model": "verified", "add_a_report_metric": "report.html"}
+PRINTED |= {"export_to_onnx_runtime": "under Square in ONNX Runtime", "train_with_lightning": "worst case"}
+PRINTED |= {"train_with_accelerate": "under PGD-20"}
 PRINTED |= {"add_a_table": "minus FastAT+HE", "add_an_objective": "worst case", "add_a_data_set": "worst case"}
 
 AS_A_SCRIPT = """

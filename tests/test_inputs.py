@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
 import advsphere
 from advsphere import recipe
@@ -24,8 +25,10 @@ from advsphere.corruption import CorruptionRecord, read_published
 from advsphere.data import ImageSet, from_dataset, image_folder, load, load_test
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Ledger, evaluate, preflight, verify
+from advsphere.losses import cross_entropy
 from advsphere.models import load_weights
-from advsphere.objectives import PGDAT, FreeAT, Standard
+from advsphere.objectives import PGDAT, Crafting, FreeAT, Standard
+from advsphere.rng import Rng
 from advsphere.runs.config import DataSettings, ModelSettings
 from advsphere.runs.folder import load_run
 from advsphere.runs.target import EvaluationTarget
@@ -55,11 +58,18 @@ def pictures() -> HuggingFace:
     )
 
 
+def read_only(values: Any) -> Any:
+    copied = values.copy()
+    copied.flags.writeable = False
+    return copied
+
+
 KINDS: dict[str, tuple[Any, ...]] = {
     "image set": (IMAGES,),
     "tensors": (IMAGES.pixels, IMAGES.labels),
     "floating point": (IMAGES.pixels / 255, IMAGES.labels.int()),
     "arrays": (IMAGES.pixels.numpy(), IMAGES.labels.numpy()),
+    "read-only arrays": (read_only(IMAGES.pixels.numpy()), read_only(IMAGES.labels.numpy())),
     "arrays, list": (IMAGES.pixels.numpy() / 255, IMAGES.labels.tolist()),
     "Dataset": (TensorDataset(IMAGES.pixels, IMAGES.labels),),
     "DataLoader": (DataLoader(TensorDataset(IMAGES.pixels, IMAGES.labels), batch_size=5, shuffle=True),),
@@ -140,6 +150,16 @@ def test_training_with_soft_labels_resumes_to_the_same_bits(objective: Any, tmp_
     resumed.fit()
     ours, theirs = (load_checkpoint(tmp_path / name / "last.safetensors")[0] for name in ("at once", "in pieces"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("mix", [v2.MixUp(num_classes=4), v2.CutMix(num_classes=4)], ids=["mixup", "cutmix"])
+def test_a_batch_of_torchvision_s_mixing_in_a_loop_of_one_s_own(mix: Any) -> None:
+    model, (x, y) = learnt(), mix(*IMAGES.batch(torch.arange(24)))
+    objective = PGDAT(threat=THREAT, steps=2, step_size=0.01)
+    x_adv = objective.craft(model, x, y, Crafting(Rng.of(x)))
+    clean, robust = (objective.loss(model, x, at, y, criterion=cross_entropy).total for at in (x, x_adv))
+    assert y.shape == (24, 4) and THREAT.contains(x_adv, x).all() and clean < robust
+    robust.backward()
 
 
 def test_a_run_with_soft_labels_is_validated_and_loaded_with_class_numbers(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -274,6 +275,11 @@ def as_float(pixels: Tensor) -> Tensor:
     if pixels.dtype != torch.uint8:
         return pixels.float()
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
+
+
+def tensor_of(values: Any) -> Tensor:
+    """A tensor of these values; an array that may not be written is copied, because tensors may be."""
+    return torch.as_tensor(np.require(values, requirements=["C", "W"]) if isinstance(values, np.ndarray) else values)
 
 
 def in_memory_if_small(images: Images) -> Images:

@@ -26,7 +26,15 @@ from torch.utils.data import (
 
 from advsphere.data.crops import ResizedCrops
 from advsphere.data.encoded import View, check_depth, decoded
-from advsphere.data.images import Images, ImageSet, check_labels, check_pixels, in_memory_if_small, with_progress
+from advsphere.data.images import (
+    Images,
+    ImageSet,
+    check_labels,
+    check_pixels,
+    in_memory_if_small,
+    tensor_of,
+    with_progress,
+)
 from advsphere.errors import UserError
 from advsphere.losses import is_soft
 
@@ -94,7 +102,7 @@ def from_dataset(
     if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
         if view is not None:
             raise UserError("image_size resizes PIL images: resize the tensors yourself, and leave it out")
-        pixels, labels = map(torch.as_tensor, source)
+        pixels, labels = map(tensor_of, source)
         labels = labels if labels.is_floating_point() else labels.long()
         return ImageSet(pixels, labels, _class_names(source, classes, labels), "tensors" if name == "tuple" else name)
     map_style = hasattr(source, "__len__") and hasattr(source, "__getitem__")
@@ -251,7 +259,7 @@ def _pixels(image: Any, view: View | None, where: str, crops: ResizedCrops | Non
     elif view is not None:
         raise UserError(f"{where} is a {type(image).__name__}: image_size resizes PIL images only, so leave it out")
     if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(np.ascontiguousarray(image[..., None] if image.ndim == 2 else image))
+        pixels = tensor_of(image[..., None] if image.ndim == 2 else image)
         pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
     elif isinstance(image, Tensor):
         pixels = image[None] if image.ndim == 2 else image

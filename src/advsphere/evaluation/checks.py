@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from advsphere.attacks import Attack
 from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet, Source, from_dataset
+from advsphere.data.images import tensor_of
 from advsphere.errors import UserError
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.rows import Finding
@@ -131,7 +132,7 @@ def images_of(images: Source | Pixels, labels: Pixels | None) -> Images:
         return found
     if labels is None:
         raise UserError("images need their labels: give an (N,) tensor or array of class numbers, or a data set")
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    images, labels = tensor_of(images), tensor_of(labels)
     if is_soft(labels):
         raise UserError("an evaluation needs class numbers, not soft labels: use labels.argmax(1)")
     labels = labels if labels.is_floating_point() else labels.long()
