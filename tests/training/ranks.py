@@ -15,7 +15,7 @@ from advsphere.files import tensor_checksum
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.objectives import FreeAT, Objective, Standard
 from advsphere.threat import ThreatModel
-from advsphere.training import Stopped, Trainer
+from advsphere.training import Stopped, Trainer, guard
 from tests.laws import OBJECTIVES, conv_net
 from tests.training.tiny import few_images, stopping_after, tiny_trainer
 
@@ -101,6 +101,20 @@ def normalised(folder: Path, world: World) -> None:
         seen = world.gather(tensor_checksum(trainer.model.state_dict()))
         if world.first:
             (folder / "seen.json").write_text(json.dumps(seen))
+
+
+def collapsing(folder: Path, world: World) -> None:
+    """The canary sees a collapse in the second epoch; the first rank notes with what each rank went on."""
+    trainer = trainer_of("FastAT", folder / "collapsing", world)
+    trainer.hooks.canary = lambda model, passes, robust: {
+        guard.FGSM: 0.7,
+        guard.PGD: 0.0 if trainer.cursor.epoch == 1 and not trainer.collapses else 0.6,
+        guard.IMAGES: 50.0,
+    }
+    trainer.fit()
+    seen = world.gather((repr(trainer.objective), len(trainer.collapses)))
+    if world.first:
+        (folder / "collapsing.json").write_text(json.dumps(seen))
 
 
 def partly_used(folder: Path, world: World) -> None:

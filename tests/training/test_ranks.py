@@ -30,6 +30,7 @@ with joined() as world:
     ranks.first_steps(new, world)
     ranks.normalised(new, world)
     ranks.partly_used(new, world)
+    ranks.collapsing(new, world)
     ranks.go_on(begun, world)
 """
 
@@ -42,6 +43,7 @@ def test_two_and_three_ranks_train_as_one(tmp_path: Path) -> None:
     ranks.first_steps(one, World())
     ranks.normalised(one, World())
     ranks.partly_used(one, World())
+    ranks.collapsing(one, World())
     shutil.copytree(one, tmp_path / "1 to 1")
     ranks.go_on(tmp_path / "1 to 1", World())
     for size in (2, 3):
@@ -55,6 +57,9 @@ def test_two_and_three_ranks_train_as_one(tmp_path: Path) -> None:
             assert load_checkpoint(tmp_path / "1 to 1" / name / "last.safetensors")[1]["cursor"] == [2, 0, 0]
             assert_equal_in_float64(tmp_path / "1 to 1" / name, resumed / name)
         assert_equal_in_float64(one / "aside", several / "aside")
+        assert_equal_in_float64(one / "collapsing" / "FastAT", several / "collapsing" / "FastAT")
+        went_on = json.loads((several / "collapsing.json").read_text())
+        assert len(went_on) == size and all(rank[0].startswith("NFGSM") and rank[1] == 1 for rank in went_on)
         seen = json.loads((several / "seen.json").read_text())
         assert len(seen) == size and len(set(seen)) == 1, "all ranks have one network"
         assert_averaged(kept(one / "normalised", "last"), kept(several / "normalised", "last"))

@@ -27,6 +27,7 @@ from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import is_soft, log_odds
 from advsphere.rng import Rng, permutation
+from advsphere.stats import more_than
 from advsphere.threat import ThreatModel
 
 Pixels = Tensor | np.ndarray
@@ -39,6 +40,9 @@ MEMORY_SHARE = 0.5
 """Share of a GPU's free memory for the gradient of one batch."""
 MOST_VALUES = 2**22
 """Pixel values in a batch. Activations that deep networks keep for the gradient then take a few GiB at most."""
+
+ENOUGH = 100
+"""Drawn images from which on an accuracy has to exceed chance by more than the chance of the draw."""
 
 _TOLERANCE = 1e-3
 """Tolerated difference between two predictions of one image, relative to the largest logit. Rounding is far smaller."""
@@ -242,7 +246,7 @@ def _clean_accuracy(logits: Tensor, y: Tensor) -> Finding:
             f"{share}; check the order of the classes, and that the input normalisation is inside the model "
             "(advsphere.classifier.PixelClassifier)"
         )
-    if right <= n / classes:
+    if right <= n / classes or (n >= ENOUGH and not more_than(right, n, 1 / classes)):
         return Finding("clean accuracy", "noted", f"{share}, no better than chance: there is nothing to defend")
     return Finding("clean accuracy", "ok", share)
 

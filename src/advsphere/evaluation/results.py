@@ -12,6 +12,7 @@ from advsphere.errors import UserError, needs
 from advsphere.evaluation import display, outcomes
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import refuted, signs
+from advsphere.evaluation.overfitted import overfitted
 from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
 from advsphere.evaluation.sampling import Bound, Sampling
 from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
@@ -156,6 +157,11 @@ class Evaluation:
         if self.findings is None or self.signs is None:
             flags.append("the findings of preflight and the signs of gradient masking were not stored")
         return tuple(flags)
+
+    @property
+    def collapsed(self) -> str | None:
+        """A sentence if the network resists one large step and little else, as after catastrophic overfitting."""
+        return overfitted(self.clean, self.attacks)
 
     @property
     def raised(self) -> tuple[Sign, ...]:

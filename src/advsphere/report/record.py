@@ -29,7 +29,8 @@ class Fact(NamedTuple):
 def flags(models: Sequence[ModelReport]) -> Markup:
     """The flags of every evaluation, and the signs of gradient masking."""
     every = {name: evaluation for model in models for name, evaluation in model.checkpoints.items()}
-    found = [(name, flag, "") for name, evaluation in every.items() for flag in evaluation.flags]
+    found = [(name, evaluation.collapsed, "") for name, evaluation in every.items() if evaluation.collapsed]
+    found += [(name, flag, "") for name, evaluation in every.items() for flag in evaluation.flags]
     found += [
         (name, f"sign of gradient masking, {sign.check}: {sign.detail}", sign.advice)
         for name, evaluation in every.items()
