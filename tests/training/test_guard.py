@@ -16,12 +16,13 @@ from advsphere.objectives import ALP, NFGSM, PGDAT, TRADES, FastAT, FreeAT, Obje
 from advsphere.runs.validation import Validation
 from advsphere.threat import ThreatModel
 from advsphere.training import Collapse, Metrics, Stopped, Trainer, load_checkpoint
-from advsphere.training.guard import COST, FGSM, IMAGES, MOST, PGD, affordable, collapsed, remedied, watched
+from advsphere.training.guard import COST, FGSM, IMAGES, MOST, PGD, Suspicion, affordable, collapsed, remedied, watched
 from tests.laws import OBJECTIVES, assert_same_state, conv_net, global_randomness_untouched, state_of
 from tests.training.tiny import few_images, kept, same, stopping_after, tiny_trainer
 
 FAST = FastAT(threat=ThreatModel(norm="linf", eps=0.05), step_size=0.05)
 SOUND, FALLEN = {FGSM: 0.6, PGD: 0.5, IMAGES: 100.0}, {FGSM: 0.72, PGD: 0.02, IMAGES: 100.0}
+FAINT = {FGSM: 0.28, PGD: 0.02, IMAGES: 40.0}  # of four classes
 
 
 # The sign.
@@ -44,6 +45,16 @@ SOUND, FALLEN = {FGSM: 0.6, PGD: 0.5, IMAGES: 100.0}, {FGSM: 0.72, PGD: 0.02, IM
 )
 def test_what_counts_as_a_collapse(fgsm: float, pgd: float, n: int, seen: bool) -> None:
     assert collapsed({FGSM: fgsm, PGD: pgd, IMAGES: float(n)}, classes=10) == seen
+
+
+def test_epochs_that_look_unsound_add_up_until_one_looks_sound() -> None:
+    """FGSM on 10 of 60 images is not clearly above chance, and on 20 of 120 it is."""
+    faint, sound = {FGSM: 1 / 6, PGD: 0.04, IMAGES: 60.0}, {FGSM: 1 / 6, PGD: 0.1, IMAGES: 60.0}
+    once = Suspicion().after(faint)
+    assert once == (60, 10, 2) and not once.collapsed(10)
+    assert once.after(faint) == (120, 20, 4) and once.after(faint).collapsed(10)
+    assert once.after(sound) == once.after({}) == Suspicion()
+    assert not once.after(sound).after(faint).collapsed(10)
 
 
 def test_nothing_is_seen_without_a_canary() -> None:
@@ -76,13 +87,18 @@ def test_a_method_without_a_step_size_has_no_remedy() -> None:
 # The loop.
 
 
-def guarded(folder: Path, *, at: tuple[int, ...] = (2,), objective: Objective = FAST, **settings: Any) -> Trainer:
-    """A trainer of four epochs whose canary sees a collapse once after each of these epochs, in turn."""
+def guarded(
+    folder: Path, *, at: tuple[int, ...] = (2,), faint: int = -1, objective: Objective = FAST, **settings: Any
+) -> Trainer:
+    """A trainer of four epochs whose canary sees a collapse once after each of these epochs, in turn, and a faint sign
+    after the epoch of index `faint`.
+    """
     trainer = tiny_trainer(folder, objective, epochs=4, **settings)
 
     def canary(model: nn.Module, passes: int, robust: float | None) -> Metrics:
         due = at[len(trainer.collapses)] if len(trainer.collapses) < len(at) else None
-        return FALLEN if trainer.cursor.epoch + 1 == due else SOUND
+        doubtful = trainer.cursor.epoch == faint and not trainer.collapses
+        return FALLEN if trainer.cursor.epoch + 1 == due else FAINT if doubtful else SOUND
 
     trainer.hooks.canary = canary
     trainer.hooks.validate = lambda model: {"robust": 0.1 * trainer.cursor.epoch}
@@ -122,11 +138,18 @@ def test_a_collapse_is_undone_and_the_remedy_goes_on_from_the_last_good_epoch(tm
     assert not same(kept(tmp_path / "a", "last"), kept(tmp_path / "c", "last")), "the remedy would not show"
 
 
+def test_an_epoch_that_looked_unsound_is_not_gone_back_to(tmp_path: Path) -> None:
+    trainer = guarded(tmp_path, at=(3,), faint=1)
+    trainer.fit()
+    assert [(one.epoch, one.back_to) for one in trainer.collapses] == [(3, 1)] and trainer.cursor.epoch == 4
+
+
 CASES = {
     "an average": {"ema": 0.6},
     "free": {"objective": FreeAT(repeats=2, threat=FAST.threat, step_size=0.05), "at": (2, 2)},
     "at once": {"at": (1, 3)},
     "adam": {"optimizer": "torch.optim:Adam"},
+    "after doubt": {"at": (3,), "faint": 1},
 }
 
 

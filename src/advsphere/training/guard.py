@@ -40,7 +40,7 @@ class Collapse(NamedTuple):
 
     Attributes:
         epoch: The epoch after which it was seen, from 1.
-        back_to: The epoch whose end training went back to; 0 for the start.
+        back_to: The epoch whose end training went back to, the last one that looked sound; 0 for the start.
         fgsm: Accuracy under FGSM on held-out images.
         pgd: Accuracy under PGD-10.
         remedy: What training went on with; "" if it stopped.
@@ -73,13 +73,38 @@ def affordable(objective: Objective, images: int) -> int:
     return int(COST * images * 2 * (steps + 1) * objective.replays)
 
 
+class Suspicion(NamedTuple):
+    """Counts of the canary, summed over the epochs since the network last looked sound.
+
+    A single epoch of a small data set tells too little. Where it looks unsound several times, the sum tells.
+
+    Attributes:
+        images: Images that were attacked.
+        resist: Images that resisted FGSM.
+        left: Images that resisted PGD too.
+    """
+
+    images: int = 0
+    resist: int = 0
+    left: int = 0
+
+    def after(self, metrics: Mapping[str, float]) -> Suspicion:
+        """The suspicion after one more epoch: none if at least half of what resists FGSM resists PGD too."""
+        n = round(metrics.get(IMAGES, 0))
+        resist, left = (round(n * metrics.get(name, 0)) for name in (FGSM, PGD))
+        if left >= FALLEN * resist:
+            return Suspicion()
+        return Suspicion(self.images + n, self.resist + resist, self.left + left)
+
+    def collapsed(self, classes: int) -> bool:
+        """Whether the network resists FGSM better than chance, and most of what resists FGSM falls to PGD."""
+        above_chance = more_than(self.resist, self.images, 1 / classes)
+        return above_chance and more_than(self.resist - self.left, self.resist, FALLEN, ALARM)
+
+
 def collapsed(metrics: Mapping[str, float], classes: int) -> bool:
-    """Whether a network resists FGSM better than chance, and most of what resists FGSM falls to PGD."""
-    if not metrics.get(IMAGES):
-        return False
-    n = round(metrics[IMAGES])
-    resist, left = (round(n * metrics[name]) for name in (FGSM, PGD))
-    return more_than(resist, n, 1 / classes) and more_than(resist - min(left, resist), resist, FALLEN, ALARM)
+    """Whether the metrics of a single canary show a collapse."""
+    return Suspicion().after(metrics).collapsed(classes)
 
 
 class Remedied(NamedTuple):

@@ -44,7 +44,7 @@ from advsphere.training.checkpoint import (
     save,
     section,
 )
-from advsphere.training.guard import FGSM, PGD, Collapse, affordable, collapsed, remedied, watched
+from advsphere.training.guard import FGSM, PGD, Collapse, Suspicion, affordable, remedied, watched
 from advsphere.training.hooks import Hooks, Metrics, Stopped, Tick
 from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.scaling import LossScale
@@ -130,6 +130,7 @@ class Trainer:
         self.best = -1.0
         self.guarded = settings.guard != "off" and watched(objective)
         self.chosen_objective, self.collapses, self.over = objective, list[Collapse](), False
+        self.suspicion = Suspicion()
 
     @property
     def result(self) -> nn.Module:
@@ -146,7 +147,7 @@ class Trainer:
         """
         with repeatable_kernels(self.settings.deterministic):
             try:
-                if self.guarded and self.cursor == Cursor(self.cursor.epoch):
+                if self._is_good():
                     state = self._state(self.world.sum(self.sums))
                     if self.world.first:
                         save(self.folder / GOOD, *state)
@@ -199,8 +200,7 @@ class Trainer:
         """
         sums = self.world.sum(self.sums)
         self._mean_loss(sums)
-        good = self.guarded and self.cursor == Cursor(self.cursor.epoch)
-        self._write(LAST, *self._state(sums), also=GOOD if good else None)
+        self._write(LAST, *self._state(sums), also=GOOD if self._is_good() else None)
 
     def _state(self, sums: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `_restore` needs. All ranks must call it."""
@@ -221,6 +221,7 @@ class Trainer:
             "environment": self.environment,
             "collapses": [one._asdict() for one in self.collapses],
             "over": self.over,
+            "suspicion": list(self.suspicion),
         }
 
     def _restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path) -> None:
@@ -237,6 +238,7 @@ class Trainer:
             self.sums.copy_(tensors["sums"])
         self.gradient.carry(tensors["carry"].to(self.device) if "carry" in tensors else None)
         self.cursor, self.seconds, self.best = Cursor(*meta["cursor"]), meta["seconds"], meta["best"]
+        self.suspicion = Suspicion(*meta.get("suspicion", ()))  # absent in version 0.2
         if scale := meta.get("scale"):  # absent in version 0.2, and empty but in float16
             self.scale.load_state_dict(scale)
 
@@ -329,9 +331,11 @@ class Trainer:
         loss = self._mean_loss(self.world.sum(self.sums))
         validated = self.hooks.validate(self.result) if due else {}
         looked = self._look(None if self.ema else validated.get("robust"))
-        if collapsed(looked, len(self.images.classes)):
+        suspicion = self.suspicion.after(looked)
+        if suspicion.collapsed(len(self.images.classes)):
             self._go_back(epochs, looked)
             return
+        self.suspicion = suspicion
         metrics = {"epoch": epochs, "loss": loss, "lr": self._lr()}
         metrics |= {"skipped_steps": float(self.scale.skipped)} if self.scale.is_enabled() else {}
         metrics |= validated | looked
@@ -350,6 +354,10 @@ class Trainer:
         if self.world.first:
             self.hooks.on_epoch(metrics | ({"best": self.best} if validated else {}))
         self.save()
+
+    def _is_good(self) -> bool:
+        """Whether this is the end of an epoch after which the network looked sound, or the start."""
+        return self.guarded and self.cursor == Cursor(self.cursor.epoch) and self.suspicion == Suspicion()
 
     def _look(self, robust: float | None) -> Metrics:
         """What the guard's canary measures. `robust` is the accuracy of the network under PGD, if it is known."""
