@@ -35,6 +35,7 @@ from tests.laws import RADII, conv_net, images
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = (
     "auto_attack",
+    "certainty",
     "corruptions",
     "cost",
     "data_path",
@@ -43,6 +44,7 @@ SCRIPTS = (
     "network",
     "on_gpu",
     "pgd",
+    "sample_coverage",
     "speedrun",
     "square",
     "training",
