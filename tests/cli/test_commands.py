@@ -321,7 +321,8 @@ def test_the_flags_are_these() -> None:
     assert names(TrainOptions) == {"config", "out", "resume", "he", "diagnose"}
     assert names(DiagnoseOptions) == {"subject", "baseline", "norm", "eps", "head", "seed", "batch_size", "out"}
     assert names(EvaluateOptions) == {
-        "subject", "suite", "effort", "budget", "certainty", "norm", "eps", "seed", "batch_size", "precision", "head", "out",
+        "subject", "suite", "effort", "budget", "certainty", "norm", "eps", "seed", "batch_size", "precision",
+        "head", "out",
     }  # fmt: skip
     assert names(Effort) == {"restarts", "steps", "guides", "cascade"}
     assert names(EvaluationTarget) == {
