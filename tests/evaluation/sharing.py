@@ -26,8 +26,9 @@ from tests.evaluation.cases import Known
 THREAT = ThreatModel(norm="linf", eps=0.15)
 QUICK = attacks_of("quick", SuiteContext(threat=THREAT, effort=Effort(steps=20)))
 NEAREST = AttackSpec("DeepFool", partial(deepfool, norm="linf", steps=10), minimal=True)
-SEARCH = AttackSpec("Square", partial(square, threat=THREAT, queries=40), after=tuple(spec.name for spec in QUICK))
+SEARCH = AttackSpec("Square", partial(square, threat=THREAT, queries=40), proof=True)
 SPECS = (*QUICK, NEAREST, SEARCH)
+CERTAINTY = 6.0
 HALF_WAY = 60
 """Forwards of the last of three ranks, after which some attacks are over and one is under way."""
 
@@ -44,8 +45,9 @@ def digits(n: int = 80) -> Known:
 
 
 def shared(known: Known, ledger: Path, world: World = World()) -> Evaluation:
-    """80 images in batches of 12, the last one of 8."""
-    return evaluate(*known, threat=THREAT, suite=SPECS, batch_size=12, precision="float32", ledger=ledger, world=world)
+    """80 images in batches of 12, the last one of 8; Square on a sample, of which images fall, so that it grows."""
+    given = {"threat": THREAT, "suite": SPECS, "certainty": CERTAINTY, "batch_size": 12, "precision": "float32"}
+    return evaluate(*known, ledger=ledger, world=world, **given)
 
 
 def main(arguments: list[str]) -> None:
