@@ -45,7 +45,7 @@ def digits(n: int = 80) -> Known:
 
 
 def shared(known: Known, ledger: Path, world: World = World()) -> Evaluation:
-    """80 images in batches of 12, the last one of 8; Square on a sample, of which images fall, so that it grows."""
+    """80 images in batches of 12, the last one of 8; Square on a sample of those that resisted the other attacks."""
     given = {"threat": THREAT, "suite": SPECS, "certainty": CERTAINTY, "batch_size": 12, "precision": "float32"}
     return evaluate(*known, ledger=ledger, world=world, **given)
 
