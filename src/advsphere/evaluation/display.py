@@ -109,8 +109,6 @@ def _cells(evaluation: Evaluation, row: Row) -> list[str]:
 def _below(evaluation: Evaluation) -> list[str]:
     best = evaluation.strongest
     lines = [] if best is None else [f"strongest: {best}"]
-    if evaluation.bound is not None:
-        lines.append(f"bound: {evaluation.bound}; {evaluation.passes:.0f} forwards an image in all")
     lines += [f"! {flag}" for flag in evaluation.flags]
     for sign in evaluation.raised:
         lines += [f"! sign of gradient masking: {sign.check}", f"    {sign.detail}", f"    -> {sign.advice}"]
