@@ -144,8 +144,7 @@ class Evaluation:
         if sign := self.refuted(self.worst):
             says = f"{sign.check}, so what these attacks leave is no robust accuracy; {sign.advice}"
             flags.insert(0, f"{display.NO_VERDICT}: {says}")
-        if self.bound is not None:
-            flags.append(f"{self.bound}; {self.passes:.0f} forwards an image in all")
+        flags += [f"{self.bound}; {self.passes:.0f} forwards an image in all"] if self.bound else []
         for row in self.attacks:
             if row.invalid:
                 flags.append(f"{row.name}: {row.invalid} results left the ball or the pixel range; counted as resisted")
