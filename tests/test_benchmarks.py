@@ -43,6 +43,7 @@ SCRIPTS = (
     "memory",
     "network",
     "on_gpu",
+    "overfitting",
     "pgd",
     "sample_coverage",
     "speedrun",
@@ -330,6 +331,26 @@ def test_an_interrupted_ablation_goes_on_where_it_stopped(
     text = page.read_text()
     assert text.startswith("before\n<!-- speedrun -->\n| arm |") and text.endswith("<!-- /speedrun -->\nafter\n")
     assert "| base | 2 |" in text and "| label smoothing | 2 |" in text and "old" not in text
+
+
+def test_runs_with_the_guard_and_without_go_on_where_they_stopped(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    script = benchmarks.overfitting
+    small = {"images": 40, "validation": 20, "held_out": 12, "epochs": 1, "data": "digits", "size": 8}
+    options = script.Arguments(
+        rows=tmp_path / "rows.jsonl", runs=tmp_path / "runs", seeds=1, radii=(51,), network="small-cnn", **small
+    )
+    with pytest.raises(Stopped):
+        script.main(replace(options, minutes=1e-9))
+    script.main(options)
+    rows = script.read(options.rows, script.settings_of(options))
+    assert sorted(rows) == sorted(script.cases(options)) and len(rows) == 4
+    for case, row in rows.items():
+        assert len(row["clean"]) == len(row["fgsm"]) == len(row["pgd"]) == 12 and len(row["history"]) == 1
+        assert row["pgd"] == rows[case._replace(guard="off")]["pgd"], "nothing collapses in an epoch"
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- overfitting -->\nold\n<!-- /overfitting -->\n")
+    script.main(replace(options, report=page))
+    assert "0 of 2 runs end collapsed with the guard" in page.read_text() and (tmp_path / "page.svg").is_file()
 
 
 def test_the_cost_of_a_worst_case_is_read_between_epochs(benchmarks: SimpleNamespace) -> None:
