@@ -23,8 +23,8 @@ COST = 0.03
 """The canary's passes, as a share of those of the training in the same epoch."""
 
 FALLEN = 1 / 2
-"""Of the images that resist FGSM, the share that may fall to PGD. It is about a tenth on healthy networks at 8/255, up to
-a third at larger radii, and 0.8 or more after a collapse (docs/overfitting.md).
+"""Of the images that resist FGSM, the share that may fall to PGD. It is about a tenth on healthy networks at 8/255, up
+to a third at larger radii, and 0.8 or more after a collapse (docs/overfitting.md).
 """
 
 ALARM = 0.8
