@@ -20,6 +20,7 @@ from advsphere.runs.validation import Validation
 from advsphere.threat import ThreatModel
 from advsphere.training import Collapse, Metrics, read_metrics
 from advsphere.training.guard import FGSM, IMAGES, PGD, collapsed
+from advsphere.training.log import MetricsLog
 from tests.training.tiny import few_digits, tiny_config
 
 COLLAPSE = Collapse(7, 6, 0.72, 0.02, "the noise of N-FGSM (2 eps)")
@@ -59,6 +60,17 @@ def test_a_collapse_is_a_confounder() -> None:
     (line,) = remedied("method", [COLLAPSE])
     assert line.startswith("in the method, catastrophic overfitting in epoch 7 (FGSM 72.0%, PGD-10 2.0% on held-out")
     assert "went back to the end of epoch 6 and went on with the noise of N-FGSM" in line
+
+
+def test_epochs_that_are_undone_are_no_longer_in_the_log(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    for epoch in (1, 2, 3):
+        log({"epoch": epoch, "loss": 1.0})
+    log.go_back(1)
+    for epoch in (2, 3):
+        log({"epoch": epoch, "loss": 0.5})
+    log.close()
+    assert [(m["epoch"], m["loss"]) for m in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
 
 def test_a_collapse_is_in_the_provenance_and_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

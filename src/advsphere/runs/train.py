@@ -160,6 +160,8 @@ def train(
 
         def collapsed(collapses: Sequence[Collapse]) -> None:
             record_collapses(folder, collapses)
+            if log is not None:
+                log.go_back(collapses[-1].back_to)
             on_collapse(collapses[-1])
 
         if world.first and (slow := advice(trainer.dtype, where)):

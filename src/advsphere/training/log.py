@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,19 @@ class MetricsLog:
     ) -> None:
         self.path = folder / "metrics.jsonl"
         # A damaged line must not keep a run from being resumed.
-        self.lines = [m for m, _ in _read(self.path) if m is not None and m["epoch"] <= from_epoch]
+        self.lines = [m for m, _ in _read(self.path) if m is not None]
+        self._begin = partial(begin, to, folder, config=config or {})
+        self._start(from_epoch)
+
+    def go_back(self, epoch: int) -> None:
+        """Drop what comes after an epoch, because it will be repeated."""
+        self.close()
+        self._start(epoch)
+
+    def _start(self, from_epoch: int) -> None:
+        self.lines = [m for m in self.lines if m["epoch"] <= from_epoch]
         self._write()
-        self.show, self.close = begin(to, folder, from_epoch, config or {})
+        self.show, self.close = self._begin(from_epoch)
 
     def __call__(self, metrics: Metrics) -> None:
         self.lines.append(metrics)

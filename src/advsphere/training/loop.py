@@ -369,9 +369,9 @@ class Trainer:
         """After a collapse: restore the last good checkpoint, and apply the next remedy or stop there."""
         self.writer.wait()
         self.world.barrier()  # the other ranks read what the first one wrote
-        path, seconds = self.folder / GOOD, self.seconds
+        path, kept = self.folder / GOOD, (self.seconds, self.best)
         self._restore(*load(path), path)
-        self.seconds = seconds
+        self.seconds, self.best = kept
         found = remedied(self.chosen_objective, len(self.collapses) + 1) if self.settings.guard == "remedy" else None
         self.over = found is None
         words = found.words if found else ""
