@@ -236,6 +236,7 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     calm = sum(case.guard == "remedy" and not row["collapses"] for case, row in rows.items())
     first = next(iter(rows.values()))
     s, e = first["settings"], first["environment"]
+    commits = sorted({str(row["environment"]["commit"]) for row in rows.values()})
     return (
         f"{' and '.join(f'{count} runs end collapsed {words}' for words, count in counts.items())}. "
         f"{same} of the {calm} runs in which the guard saw no collapse end with the outcomes of their partner. "
@@ -243,7 +244,7 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
         f"pixels, {s['epochs']} epochs in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
         f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the "
         f"first {s['held_out']} test images, under FGSM of every image, and under PGD-50 and FGSM. "
-        f"{e['processor']}, {e['threads']} thread(s), torch {e['torch']}, commit {e['commit']}."
+        f"{e['processor']}, {e['threads']} thread(s), torch {e['torch']}, at {', '.join(commits)}."
     )
 
 
