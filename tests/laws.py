@@ -31,10 +31,12 @@ from advsphere.attacks import (
     fab_targeted,
     feature_attack,
     fgsm,
+    fmn,
     mim,
     pgd,
     rays,
     restarts,
+    sigma_zero,
     square,
     surrogate,
     worst_case,
@@ -121,6 +123,14 @@ def _cw(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None,
     return partial(cw, **_minimal(threat), steps=5 * steps, step_size=0.02, rounds=8, first_c=1.0, **options)
 
 
+def _fmn(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None, **options: Any) -> Attack:
+    return partial(fmn, **_minimal(threat), steps=2 * steps, step_size=0.2, **options)
+
+
+def _sigma_zero(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
+    return partial(sigma_zero, bounds=threat.bounds, steps=3 * steps)
+
+
 def _rays(threat: ThreatModel, *, steps: int = 10, step_size: float | None = None) -> Attack:
     return partial(rays, bounds=threat.bounds, eps=threat.eps, queries=30 * steps)
 
@@ -192,6 +202,12 @@ ATTACKS: dict[str, AttackRow] = {
         search=True,
         minimal=True,
         norms=("linf", "l2"),
+    ),
+    "fmn": AttackRow(
+        _fmn, random=False, iterates=False, targeted=partial(_fmn, targeted=True), until_fooled=True, minimal=True
+    ),
+    "sigma_zero": AttackRow(  # l0 has no ball; its laws are in tests/attacks/test_sparse.py
+        _sigma_zero, random=False, iterates=False, targeted=None, until_fooled=True, surrogate=True, norms=()
     ),
     "rays": AttackRow(  # from its few first directions it may reach nothing at all, hence a search
         _rays,

@@ -58,7 +58,7 @@ class ThreatModel:
                 "such as eps = 8/255, and put any other unit into the model"
             )
 
-    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def project(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Project images onto the intersection of ball and box.
 
         For linf and l1 the result is the nearest point of the intersection (l1: Croce & Hein 2021, arXiv 2103.01208,
@@ -67,18 +67,20 @@ class ThreatModel:
         Args:
             x_adv: Images (B, ...).
             x: Centres of the balls (B, ...), within the bounds.
+            eps: Radii (B,), one for each image; the threat model's own if not given.
 
         Returns:
             The projected images (B, ...).
         """
         low, high = self.bounds
+        radius = self.eps if eps is None else over_pixels(eps, x)
         if self.norm == "linf":
-            return x_adv.clamp(x - self.eps, x + self.eps).clamp(low, high)
+            return x_adv.clamp(x - radius, x + radius).clamp(low, high)
         if self.norm == "l2":
             delta = x_adv - x
             length = over_pixels(_norms(delta, 2), x)
-            return (x + delta * (self.eps / length.clamp(min=self.eps or 1e-12)).clamp(max=1.0)).clamp(low, high)
-        return _project_l1(x_adv, x, self.eps, self.bounds)
+            return (x + delta * (radius / length.clamp(min=1e-12)).clamp(max=1.0)).clamp(low, high)
+        return _project_l1(x_adv, x, self.eps if eps is None else eps[:, None], self.bounds)
 
     def ascent(self, grad: Tensor, x_adv: Tensor) -> Tensor:
         """The unit step that raises a linear loss most.
@@ -194,7 +196,7 @@ def _norms(delta: Tensor, order: float) -> Tensor:
     return torch.linalg.vector_norm(delta.flatten(1), order, dim=1)
 
 
-def _project_l1(x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float]) -> Tensor:
+def _project_l1(x_adv: Tensor, x: Tensor, eps: float | Tensor, bounds: tuple[float, float]) -> Tensor:
     """argmin ||z - x_adv||_2 with ||z - x||_1 <= eps and z in the box.
 
     The solution is z = x + sign(u) clip(|u| - t, 0, room) with u = x_adv - x and the smallest t >= 0 that meets the

@@ -141,6 +141,8 @@ SHORT = {
     "rays": partial(attacks.rays, queries=2),
     "cw": partial(attacks.cw, **SPACE, steps=1, rounds=1),
     "deepfool": partial(attacks.deepfool, **SPACE, steps=1),
+    "fmn": partial(attacks.fmn, **SPACE, steps=1),
+    "sigma_zero": partial(attacks.sigma_zero, steps=1),
     "fab": partial(attacks.fab, **SPACE, steps=1),
     "fab_targeted": partial(attacks.fab_targeted, **SPACE, steps=1),
     "auto_attack": attacks.auto_attack(BALL["threat"], steps=1, queries=1),

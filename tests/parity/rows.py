@@ -18,10 +18,12 @@ from advsphere.attacks import (
     fab,
     fab_targeted,
     fgsm,
+    fmn,
     mim,
     pgd,
     square,
 )
+from advsphere.attacks.fast_minimum_norm import STEP_SIZE
 from advsphere.losses import dlr, log_odds
 from advsphere.threat import Norm, ThreatModel
 from tests.parity.peers import NORMS, ORDERS, Peer, adv_lib, foolbox, official, package, torchattacks
@@ -208,6 +210,19 @@ MINIMAL: dict[str, Row] = {
             ),
             "foolbox": lambda norm, eps, b: foolbox("L2CarliniWagnerAttack", None, steps=b.cw, **searched(norm, b)[1]),
             "torchattacks": lambda norm, eps, b: torchattacks("CW", c=1, steps=b.cw),
+        },
+    ),
+    "FMN": Row(
+        ("linf", "l2", "l1"),
+        lambda t, b: partial(fmn, norm=t.norm, steps=b.cw),
+        {
+            "adv-lib": lambda norm, eps, b: adv_lib("fmn", norm=ORDERS[norm], steps=b.cw, α_init=STEP_SIZE[norm]),
+            "foolbox": lambda norm, eps, b: foolbox(
+                {"linf": "LInfFMNAttack", "l2": "L2FMNAttack", "l1": "L1FMNAttack"}[norm],
+                None,
+                steps=b.cw,
+                max_stepsize=STEP_SIZE[norm],
+            ),
         },
     ),
     "FAB": Row(

@@ -8,7 +8,7 @@ with few images and steps, `make test-all` with the published numbers of steps a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,9 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from advsphere.attacks import sigma_zero
+from advsphere.classifier import fooled
 from advsphere.losses import dlr, log_odds
 from advsphere.threat import Norm
 from tests.parity.judging import broken, by_ours, by_theirs, noise, norms
+from tests.parity.peers import adv_lib
 from tests.parity.rows import DETERMINISTIC, FULL, MINIMAL, QUICK, RANDOM, Budget, peers_of
 from tests.parity.targets import Target, exact_distances, target
 
@@ -165,11 +168,13 @@ def test_robust_accuracy_is_equal_within_the_noise_of_the_draws(
     [
         Plan("digits", ["DeepFool"], budget=QUICK._replace(n=50), all_packages=True),
         Plan("digits", ["FAB", "FAB-T"], budget=QUICK._replace(n=50, fab=20)),
+        Plan("digits", ["FMN"], budget=QUICK._replace(n=30, cw=60)),
         Plan("digits", ["Carlini-Wagner"], ("l2",), budget=QUICK._replace(n=8)),
         Plan("cifar10", ["DeepFool"], ("l2",), budget=CIFAR),
-        Plan("digits", ["DeepFool", "FAB", "FAB-T"], budget=FULL._replace(n=292), all_packages=True, slow=True),
+        Plan("digits", ["DeepFool", "FMN", "FAB", "FAB-T"], budget=FULL._replace(n=292), all_packages=True, slow=True),
         Plan("digits", ["Carlini-Wagner"], budget=FULL._replace(n=16), all_packages=True, slow=True),
         Plan("cifar10", ["DeepFool", "FAB", "FAB-T"], budget=FULL._replace(n=20, fab=20), slow=True),
+        Plan("cifar10", ["FMN"], budget=FULL._replace(n=20, cw=100), slow=True),
     ]
 )
 def test_the_norms_are_as_small(where: str, name: str, norm: Norm, peer: str, budget: Budget) -> None:
@@ -188,6 +193,24 @@ def test_the_norms_are_as_small(where: str, name: str, norm: Norm, peer: str, bu
         assert us.median() <= 1.02 * them.median()
     if (name, peer) == ("DeepFool", "adv-lib"):  # the same algorithm, down to the length that it adds to each step
         assert ((us - them).abs() <= 1e-3 * them).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("where", "n", "steps"),
+    [("digits", 60, 60), pytest.param("cifar10", 50, 100, marks=[pytest.mark.slow])],
+)
+def test_sigma_zero_changes_as_few_values(where: str, n: int, steps: int) -> None:
+    """Adam takes a few images elsewhere for the least difference; the others have the same count."""
+    images = subject(where, n)
+    x_adv = by_ours(partial(sigma_zero, steps=steps), images, 0)
+    us, them = (
+        torch.where(fooled(images.model(one), images.y), (one != images.x).flatten(1).sum(1).float(), torch.inf)
+        for one in (x_adv, by_theirs(adv_lib("sigma_zero", num_steps=steps), images, 0))
+    )
+    assert us.isfinite().all() and them.isfinite().all()
+    assert (us / them).log().mean().exp() <= 1.05 and us.median() <= 1.05 * them.median()
+    if where == "digits":
+        assert (us == them).float().mean() >= 0.75
 
 
 REACHES = {"PGD from the clean image": 1, "MIM": 0, "APGD-CE": 2, "APGD-DLR": 8, "APGD-T": 1}

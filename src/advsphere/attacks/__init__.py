@@ -6,9 +6,11 @@ from advsphere.attacks.combine import Attack, AttackKind, attack_kind, restarts,
 from advsphere.attacks.deep_fool import deepfool
 from advsphere.attacks.ensemble import auto_attack, expected
 from advsphere.attacks.fast_adaptive_boundary import fab, fab_targeted
+from advsphere.attacks.fast_minimum_norm import fmn
 from advsphere.attacks.feature import Guides, feature_attack
 from advsphere.attacks.gradient import Keep, Start, fgsm, mim, pgd
 from advsphere.attacks.ray_search import rays
+from advsphere.attacks.sparse import sigma_zero
 from advsphere.attacks.square_attack import square
 from advsphere.attacks.surrogates import Cosines, surrogate
 
@@ -30,10 +32,12 @@ __all__ = [
     "fab_targeted",
     "feature_attack",
     "fgsm",
+    "fmn",
     "mim",
     "pgd",
     "rays",
     "restarts",
+    "sigma_zero",
     "square",
     "surrogate",
     "worst_case",
