@@ -27,7 +27,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="*", default=[], help="words; only parts with one of them in their names")
     parser.add_argument("--share", type=float, default=1.0, help="the share of the cases, such as 0.01")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "campaign" / "record.jsonl")
+    parser.add_argument("--first", type=int, help="only so many kinds of training, evaluation and file")
+    parser.add_argument("--page", action="store_true", help="only write the figures into docs/guarantees.md")
     options = parser.parse_args(arguments)
+    if options.page:
+        from tests.campaign import page
+
+        page.write(options.out)
+        return 0
     from tests.campaign.machine import under_the_library
 
     under_the_library(arguments)
@@ -36,18 +43,19 @@ def main(arguments: list[str]) -> int:
     from tests.campaign.record import GOOD, Record
     from tests.campaign.subjects import EVALUATIONS, TRAININGS
 
+    trainings, evaluations = (dict([*all.items()][: options.first]) for all in (TRAININGS, EVALUATIONS))
     record = Record(options.out, time.monotonic() + 60 * options.minutes)
 
     def some(cases: int) -> int:
         return max(1, round(options.share * cases))
 
     parts: dict[str, Callable[[], None]] = {
-        "training killed": partial(killing.kill, record, "training killed", TRAININGS, some(220)),
+        "training killed": partial(killing.kill, record, "training killed", trainings, some(220)),
         pairs.PART: partial(pairs.kill_one, record, some(24)),
-        "evaluation killed": partial(killing.kill, record, "evaluation killed", EVALUATIONS, some(120)),
-        crashes.PART: partial(crashes.lose_power, record, TRAININGS | EVALUATIONS, some(200)),
-        surroundings.PART: partial(surroundings.disturb, record, TRAININGS | EVALUATIONS, options.share),
-        fuzz.PART: partial(fuzz.attempt, record, some(100_000)),
+        "evaluation killed": partial(killing.kill, record, "evaluation killed", evaluations, some(120)),
+        crashes.PART: partial(crashes.lose_power, record, trainings | evaluations, some(200)),
+        surroundings.PART: partial(surroundings.disturb, record, trainings | evaluations, options.share),
+        fuzz.PART: partial(fuzz.attempt, record, some(100_000), options.first),
     }
     for name, part in parts.items():
         if not options.only or any(word in name for word in options.only):

@@ -88,6 +88,7 @@ def _each(record: Record, part: str, name: str, subject: Subject, place: Path, c
             watched(subject, folder, at, WITHIN)
         died = ended.status == -signal.SIGKILL and "Traceback" not in ended.said
         outcome, said = judged(watched(subject, folder), subject, place / "whole", folder)
+        outcome = "it does not go on" if outcome == "refused" else outcome
         details = {"said": said[-1500:]} if said else {}
         record.add(part, f"{name} {i}", outcome, moment=moment, killed=died, within="within" in moment, **details)
         shutil.rmtree(folder, ignore_errors=True)

@@ -72,6 +72,7 @@ def _each(record: Record, name: str, config: Config, place: Path, cases: list[in
         outcome, said = judged(first, training(config), place / "whole", folder)
         if outcome == "right" and "Traceback" in ended[1 - victim].said:
             outcome, said = "the other process ended with a traceback", ended[1 - victim].said
+        outcome = "they do not go on" if outcome == "refused" else outcome
         died = ended[victim].status == -signal.SIGKILL and "Traceback" not in ended[victim].said
         moment = f"the second after step {step}" if victim else f"the first within change {at}"
         details = {"said": said[-1500:]} if said else {}

@@ -53,8 +53,15 @@ def test_a_ledger_whose_last_write_was_cut_off_goes_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the same evaluation again to complete it"):
         Ledger.read(cut)
     evaluate(*known, **settings, ledger=cut)
-    with Ledger.read(cut) as book, Ledger.read(whole) as other:
-        assert book.checksum() == other.checksum()
+    nothing = tmp_path / "nothing.sqlite"  # what is left if the very first write was cut off
+    with sqlite3.connect(nothing) as db:
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    evaluate(*known, **settings, ledger=nothing)
+    with Ledger.read(whole) as book:
+        for path in (cut, nothing):
+            with Ledger.read(path) as other:
+                assert book.checksum() == other.checksum()
 
 
 def outcome(book: Ledger, kind: str) -> object:

@@ -107,13 +107,11 @@ class Ledger(Database):
         self._environment = canonical({})
 
     @classmethod
-    def read(cls, path: Path | str, *, recover: bool = False) -> Self:
+    def read(cls, path: Path | str) -> Self:
         """Open an existing ledger for reading.
 
         Args:
             path: The file.
-            recover: If a process was killed while it wrote the file, undo that write first. Otherwise such a file is
-                refused.
 
         Returns:
             The ledger.
@@ -121,7 +119,7 @@ class Ledger(Database):
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no ledger at {path}; `advsphere evaluate` writes one")
-        ledger = cls(path, read_only=not recover)
+        ledger = cls(path, read_only=True)
         with ExitStack() as on_error:
             on_error.callback(ledger.close)
             ledger._check()
@@ -161,7 +159,7 @@ class Ledger(Database):
         ledger = cls(path)
         with ExitStack() as on_error:
             on_error.callback(ledger.close)
-            if [*ledger._rows("SELECT 1 FROM sqlite_master LIMIT 1")]:
+            if ledger.begun:
                 ledger._check()
                 refuse_another(ledger.path, ledger.identity, identity, ledger.answers, answers)
             else:
@@ -233,6 +231,11 @@ class Ledger(Database):
             Their numbers.
         """
         return {int(b) for (b,) in self._rows("SELECT batch FROM batches WHERE attack = ? AND batch >= 0", attack)}
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was recorded. If the file is open for writing, a write that was cut off is undone first."""
+        return bool([*self._rows("SELECT 1 FROM sqlite_master LIMIT 1")])
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -164,7 +164,10 @@ class Plan:
         """The identity, with the batch size of an existing ledger."""
         if not (self.world.first and path.exists() and path.stat().st_size):
             return self.identity
-        with Ledger.read(path, recover=True) as book:
+        with Ledger(path) as book:
+            if not book.begun:
+                return self.identity
+        with Ledger.read(path) as book:
             return {**self.identity, "batch_size": book.identity["batch_size"]}
 
     def _names(self, path: Path) -> Iterator[Path]:

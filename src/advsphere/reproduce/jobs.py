@@ -4,9 +4,13 @@ repeated, or run on another machine.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from advsphere.errors import UserError
 from advsphere.recipes import recipe
@@ -40,7 +44,21 @@ class Job:
         """Whether its file exists and is complete."""
         if not self.made.is_file():
             return False
-        return self.epochs is None or len(read_metrics(self.made.parent)) >= self.epochs
+        return self.epochs is None or _trained(self.made.parent, self.epochs)
+
+
+def _trained(folder: Path, epochs: int) -> bool:
+    """Whether a run is finished. A line of the log is written before the checkpoints of its epoch, so a run that was
+    killed may have all lines and lack these.
+    """
+    if len(read_metrics(folder)) < epochs:
+        return False
+    last = folder / "last.safetensors"
+    if not last.is_file():  # it may have been deleted, to save space
+        return (folder / "best.safetensors").is_file()
+    with suppress(SafetensorError, OSError, LookupError, ValueError), safe_open(last, framework="pt") as file:
+        return bool(json.loads(file.metadata()["meta"])["cursor"][0] >= epochs)
+    return False
 
 
 def validated(job: Job) -> float | None:
