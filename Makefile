@@ -15,7 +15,7 @@ SITE := .venv/docs/.installed
 # One thread for each test process: the processes use all cores, and sums depend on the number of threads.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help venv demo docs test test-all lint types pages check-results clean
+.PHONY: help venv demo docs test test-all campaign lint types pages check-results clean
 
 help: ## list the targets
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ test: lint types docs $(PEERS) ## lint, types, the documentation and the tests (
 test-all: lint types $(PEERS) ## lint, types and all tests, the slow ones too; writes results/test-all.txt
 	@mkdir -p results
 	$(PYTEST) -m '' -rs --durations=20 2>&1 | sed -u 's|$(CURDIR)/||g; s|^rootdir: .*||' | tee results/test-all.txt
+
+campaign: $(STAMP) ## kill, damage and disturb everything many times, and write the figures of docs/guarantees.md (hours)
+	$(BIN)/python -m tests.campaign
+	$(BIN)/python -m tests.campaign --page
 
 lint: $(STAMP) ## check rules and formatting with ruff
 	$(BIN)/ruff check

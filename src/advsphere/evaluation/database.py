@@ -117,7 +117,7 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             cures = {
                 "full": "free some space and run the same evaluation again; every finished batch is kept",
                 "locked": "another process is using it, or the file system has no locks; wait, or give another file",

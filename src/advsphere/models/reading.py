@@ -74,7 +74,7 @@ def _content(path: Path) -> Any:
     except UserError:
         raise
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} can't be read as weights: {' '.join(str(error).split())[:200]}") from error
     except Exception as error:  # pickle may raise any exception
         raise UserError(
             f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
