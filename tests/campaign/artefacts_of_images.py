@@ -170,7 +170,7 @@ def _load_weights(name: str) -> Callable[[Path], Any]:
 def _values_as_stored(path: Path, found: Any, valid: Any) -> bool:
     """Neither format has a checksum of its values; the numbers are those in the file, with our names and shapes."""
     if path.suffix == ".pt":
-        state = torch.load(path, weights_only=True)["state_dict"]
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     else:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -37,8 +37,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     names = [*dict.fromkeys(_name(line) for line in batches)]
     for name in (*names, "all"):
         own = [line for line in batches if name in ("all", _name(line))]
-        counts = [sum(line[key] for line in own) for key in ("cases", "parsed", "right", "given", "refused", "faults")]
-        rows.append(f"| {name} | {' | '.join(f'{n:,}' for n in counts)} |")
+        sums = [sum(line[key] for line in own) for key in ("cases", "parsed", "right", "given", "refused", "faults")]
+        rows.append(f"| {name} | {' | '.join(f'{n:,}' for n in sums)} |")
     return "\n".join(rows)
 
 

@@ -30,7 +30,7 @@ from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.sampling import SEARCH, Sampling
 from advsphere.evaluation.specs import AttackSpec
-from advsphere.files import canonical, content_checksum, differences, read_json, some
+from advsphere.files import canonical, content_checksum, content_errors, differences, read_json, some
 from advsphere.identity import unknowns
 
 _AGAIN = "run the same evaluation again, which repeats no finished attack and writes the file anew"
@@ -102,6 +102,10 @@ def verify(
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
         before = book.version
+        with content_errors(ledger):
+            threat_of(book)
+            if not all(isinstance(one, dict) for one in (*book.environments, book.identity["suite"])):
+                raise TypeError("an environment or the suite is no table")
         if labels is None and isinstance(images, Pixels):
             labels = torch.tensor(book.labels)
         model = as_judged(model, book.identity["suite"].get("draws", 0))
