@@ -275,8 +275,8 @@ class Evaluation:
         """Itself. Raises an error unless all numbers and sentences can be printed."""
         threat = self.identity["threat"]
         ThreatModel(norm=threat["norm"], eps=threat["eps"])
-        said = (*(self.findings or ()), *(self.signs or ()))
-        texts = [text for one in said for text in (one.check, one.status, one.detail)]
+        texts = [text for one in self.findings or () for text in (one.check, one.status, one.detail)]
+        texts += [text for one in self.signs or () for text in (one.check, one.status, one.detail)]
         if not all(isinstance(text, str) for text in (self.ledger, *texts)):
             raise TypeError("a sentence is no text")
         for row in self.rows:
