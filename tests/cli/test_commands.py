@@ -318,7 +318,7 @@ def test_the_flags_are_these() -> None:
     def names(kind: type) -> set[str]:
         return {field.name for field in dataclasses.fields(kind)}
 
-    assert names(TrainOptions) == {"config", "out", "resume", "he", "diagnose"}
+    assert names(TrainOptions) == {"config", "out", "resume", "he", "diagnose", "log_to"}
     assert names(DiagnoseOptions) == {"subject", "baseline", "norm", "eps", "head", "seed", "batch_size", "out"}
     assert names(EvaluateOptions) == {
         "subject", "suite", "effort", "budget", "certainty", "norm", "eps", "seed", "batch_size", "precision",
