@@ -145,6 +145,8 @@ def prepare(
         trust([suite])
     images, device = images_of(images, labels), device_of(model)
     if budget is not None:
+        if not 0 < budget < math.inf:
+            raise UserError(f"the budget is {budget} seconds; give a positive time")
         effort = replace(effort, cascade=True)
     named: dict[str, Any] = {"name": "own"}
     if isinstance(suite, str):

@@ -27,7 +27,7 @@ from torch import nn
 from advsphere import named
 from advsphere.data import Images, from_dataset
 from advsphere.errors import UserError
-from advsphere.files import content_checksum, some, write_atomically
+from advsphere.files import content_checksum, content_errors, some, write_atomically
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data, renamed
 from advsphere.runs.config import Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
@@ -60,7 +60,8 @@ def read_config(folder: Path) -> Config:
         )
     config = from_yaml(_intact(path), str(path), of_run=True)
     changes = _provenance(folder).get("extended") if (folder / PROVENANCE).is_file() else None
-    return replace(config, training=replace(config.training, epochs=changes[-1]["to"])) if changes else config
+    with content_errors(folder / PROVENANCE):
+        return replace(config, training=replace(config.training, epochs=changes[-1]["to"])) if changes else config
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
