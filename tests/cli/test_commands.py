@@ -110,7 +110,6 @@ def test_of_two_evaluations_by_one_suite_one_has_to_be_named(
         (["evaluate", "nowhere"], 1, "config.yaml"),
         (["evaluate", "no[/where]"], 1, "no[/where] holds no run"),
         (["evaluate", "--model", "nowhere:build", "--data", "nowhere"], 1, "nowhere"),
-        (["evaluate", "--model", "torch:nn", "--data", "nowhere"], 1, "torch:nn"),
         (["evaluate"], 0, "--suite"),
         (["diagnose", "nowhere"], 1, "config.yaml"),
         (["diagnose"], 0, "--baseline"),
@@ -239,6 +238,18 @@ def test_a_model_that_is_not_ours(
     capsys.readouterr()
 
 
+THEIRS = """
+import torch
+from torch import nn
+
+def images():
+    return torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+"""
+
+
 def test_weights_that_hold_code_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,9 +260,9 @@ def test_weights_that_hold_code_are_refused(
             return os.mkdir, (str(tmp_path / "owned"),)
 
     (tmp_path / "net.pt").write_bytes(pickle.dumps(Evil()))
-    (tmp_path / "theirs.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(2, 2)\n")
+    (tmp_path / "theirs.py").write_text(THEIRS)
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "--model", "theirs:build", "--weights", "net.pt", "--data", "photos"]) == 1
+    assert main(["evaluate", "--model", "theirs:build", "--weights", "net.pt", "--data", "theirs:images"]) == 1
     assert "net.pt" in "".join(capfd.readouterr())
     assert not (tmp_path / "owned").exists()
 

@@ -88,6 +88,7 @@ def test_hugging_face_folders_are_trained_and_evaluated_with_their_preprocessing
         ("robustbench:Pang2020Bosting", "nearest are robustbench:Pang2020Boosting"),
         ("smal-cnn", "nearest are small-cnn"),
         ("theirs:biuld", "has no attribute 'biuld'"),
+        ("torch:nn", "torch:nn could not be called"),
     ],
 )
 def test_wrong_names_have_the_same_error_in_both_commands(name: str, says: str) -> None:
