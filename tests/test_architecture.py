@@ -24,7 +24,18 @@ PACKAGE = Path(__file__).parents[1] / "src" / "advsphere"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PACKAGES = sorted(file.parent for file in FILES if file.name == "__init__.py" and file.parent != PACKAGE)
 
-TORCH_ONLY = {"rng", "threat", "losses", "schedule", "classifier", "hypersphere", "attacks", "objectives"}
+TORCH_ONLY = {
+    "rng",
+    "threat",
+    "losses",
+    "schedule",
+    "state",
+    "calling",
+    "classifier",
+    "hypersphere",
+    "attacks",
+    "objectives",
+}
 """These use torch and the standard library, nothing else."""
 
 HELD_BY = {"torchvision": {"data", "models", "corruption"}, "timm": {"data", "models"}}

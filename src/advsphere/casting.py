@@ -32,6 +32,7 @@ class CastWeights:
             for module in (model.modules() if dtype is not None else ())
             if type(module) in _LAYERS
             for name, p in module._parameters.items()
+            if name in ("weight", "bias")  # other names, as those of pruning, are computed with before
             # A hook on a weight must see its gradient.
             if p is not None and p.dtype == torch.float32 and not (p._backward_hooks or p._post_accumulate_grad_hooks)
         ]

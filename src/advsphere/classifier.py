@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from advsphere import folding
+from advsphere.calling import NetworkError, agree, answer, eagerly, in_mode, logits_of, require_shapes
 from advsphere.casting import CastWeights
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
+from advsphere.state import kept
 
 Classifier = Callable[[Tensor], Tensor]
 """(B, C, H, W) pixels -> (B, K) logits."""
@@ -22,30 +22,7 @@ Classifier = Callable[[Tensor], Tensor]
 Mode = Literal["eval", "train"]
 
 
-@fx.wrap
-def logits_of(output: Any) -> Tensor:
-    """Extract the logits from the output of a network.
-
-    Args:
-        output: A tensor, a tuple or list (its first entry counts), or a mapping or object with "logits".
-
-    Returns:
-        The logits (B, K).
-
-    Raises:
-        UserError: If the output has no logits.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping) and "logits" in output:
-        return logits_of(output["logits"])
-    if hasattr(output, "logits"):
-        return logits_of(output.logits)
-    if isinstance(output, tuple | list) and output:
-        return logits_of(output[0])
-    raise UserError(
-        f"the model returned a {type(output).__name__} without logits; wrap it so that it returns a (B, K) tensor"
-    )
+fx.wrap("logits_of")  # tracing must not look into what a network returns
 
 
 class PixelClassifier(nn.Module):
@@ -59,8 +36,10 @@ class PixelClassifier(nn.Module):
         std: Standard deviation of each channel, in pixel units of [0, 1].
     """
 
-    mean: Tensor
-    std: Tensor
+    copies_images = True
+    if TYPE_CHECKING:  # torch.jit.script can't read these annotations
+        mean: Tensor
+        std: Tensor
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -69,7 +48,10 @@ class PixelClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.network((x - self.mean) / self.std))
+        x = (x - self.mean) / self.std
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self.network(x)
+        return logits_of(self.network(x))
 
 
 def fooled(logits: Tensor, y: Tensor) -> Tensor:
@@ -103,8 +85,34 @@ def input_gradient(
         x = x.detach().requires_grad_(True)
         logits = model(x)
         values = loss(logits, target)
-        (grad,) = torch.autograd.grad(values, x, torch.ones_like(values))
+        grad = gradient(values, x)
     return logits.detach(), values.detach(), grad
+
+
+def gradient(values: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Differentiate a sum with respect to the images.
+
+    Args:
+        values: What is summed, of any shape.
+        x: The images.
+        retain_graph: Keep the graph for another call.
+
+    Returns:
+        The gradient, same shape as `x`.
+
+    Raises:
+        NetworkError: If the network can't be differentiated.
+    """
+    try:
+        return torch.autograd.grad(values, x, torch.ones_like(values), retain_graph=retain_graph)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise NetworkError(
+            f"no gradient reaches the images ({str(error).splitlines()[0]}): use an attack that needs none, such as "
+            "attacks.square (--suite black-box), or make the model differentiable (no argmax, rounding, detach or "
+            "no_grad, no quantised layer inside)"
+        ) from error
 
 
 @contextmanager
@@ -135,7 +143,7 @@ def frozen(
     Yields:
         The classifier.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    require_shapes(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     folded: dict[nn.Module, nn.Module] = {}
     device_type = next((p.device.type for p in model.parameters()), "cpu")
@@ -152,17 +160,15 @@ def frozen(
     try:
         for p in trainable:
             p.requires_grad_(False)
-        model.train(mode == "train")
-        if fold and mode == "eval":
-            folding.fold(model, folded)
-        cast = CastWeights(model, dtype)
-        yield classify
+        with in_mode(model, train=mode == "train"):
+            if fold and mode == "eval":
+                folding.fold(model, folded)
+            cast = CastWeights(model, dtype)
+            yield classify
     finally:
         replace_modules(model, {new: old for old, new in folded.items()})
         for p in trainable:
             p.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
 
 
 def folds(model: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -189,7 +195,7 @@ def _keep_if_exact(model: nn.Module, folded: dict[nn.Module, nn.Module], x: Tens
 
     def logits() -> Tensor:
         # `forward` skips hooks of the model itself, which may count the forwards of a search.
-        with eagerly(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+        with kept(model), eagerly(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
             return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
 
     try:
@@ -198,79 +204,10 @@ def _keep_if_exact(model: nn.Module, folded: dict[nn.Module, nn.Module], x: Tens
         after = torch.full((), torch.nan, device=x.device)
     replace_modules(model, {new: old for old, new in folded.items()})
     before = logits()
-    if float((after - before).abs().max()) <= (0.1 if dtype else 0.01) * float(before.abs().max()):
+    if agree(after, before, exact=dtype is None):
         replace_modules(model, folded)
     else:
         folded.clear()
-
-
-# For each model: whether it accepted images of this shape (C, H, W) in the preferred memory format.
-_TAKEN: WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, torch.memory_format, bool], bool]] = WeakKeyDictionary()
-
-
-def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.preserve_format) -> Tensor:
-    """Compute the logits for a copy of the images, which the network may overwrite.
-
-    A network that flattens by `view` can't take images channels last, so it gets them contiguous. A `PixelClassifier`
-    makes the copy itself when it normalises them.
-
-    Args:
-        model: The network.
-        x: Images (B, C, H, W).
-        preferred: The memory format, if the network takes images in it.
-
-    Returns:
-        The logits (B, K).
-
-    Raises:
-        UserError: As `logits_of`.
-    """
-    if x.dim() != 4:
-        return logits_of(model(x.clone()))
-    taken = _TAKEN.setdefault(model, {})
-    key = x.shape[1:], preferred, x.is_contiguous()
-    known = taken.get(key)
-    if known is None:
-        before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        try:
-            logits = logits_of(model(_copied(model, x, preferred)))
-            taken[key] = True
-            return logits
-        except RuntimeError:
-            for buffer, value in before:  # a part of the network has run already, perhaps in train mode
-                buffer.data.copy_(value)
-    logits = logits_of(model(_copied(model, x, preferred if known else torch.contiguous_format)))
-    taken[key] = bool(known)
-    return logits
-
-
-def _copied(model: nn.Module, x: Tensor, layout: torch.memory_format) -> Tensor:
-    fits = layout == torch.preserve_format or x.is_contiguous(memory_format=layout)
-    return x if fits and type(model) is PixelClassifier else x.clone(memory_format=layout)
-
-
-class Answering(nn.Module):
-    """A module that returns the logits of a network with any type of output, see `answer`.
-
-    Args:
-        network: The network.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return answer(self.network, x)
-
-
-def eagerly() -> AbstractContextManager[Any]:
-    """Run compiled networks eagerly, so that hooks are called and a small batch triggers no compilation.
-
-    Returns:
-        A context in which they run so.
-    """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager
@@ -349,7 +286,7 @@ def split(model: nn.Module, head: str | None = None) -> Split:
 
 
 def find_head(model: nn.Module, name: str | None = None) -> str:
-    """Find the last linear layer of a network. Any module with in_features and out_features counts as linear.
+    """Find the last linear layer of a network: a module with in_features, out_features and a weight.
 
     timm's `get_classifier` decides if the network has it. Otherwise it is the last linear layer in order of definition,
     unless another one has as many outputs (two heads, or no head at all).
@@ -365,7 +302,8 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
         UserError: If the head is ambiguous or missing, or `name` is no linear layer. The message lists the linear
             layers.
     """
-    linear = {n: m for n, m in model.named_modules() if hasattr(m, "in_features") and hasattr(m, "out_features")}
+    marks = ("in_features", "out_features", "weight")
+    linear = {n: m for n, m in model.named_modules() if all(hasattr(m, mark) for mark in marks)}
     cure = "name it, e.g. head='fc' (--model.head fc); its linear layers are: " + (", ".join(linear) or "none")
     if name is not None:
         if name not in linear:
@@ -379,7 +317,8 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
             raise UserError(f"the classifier of this {type(module).__name__} is not a linear layer; {cure}")
     if not linear:
         raise UserError(
-            f"this {type(model).__name__} has no linear layer to take as its head; end it with an nn.Linear"
+            f"this {type(model).__name__} has no linear layer to take as its head; end it with an nn.Linear, and give "
+            "the network from before it was traced, frozen or exported"
         )
     last = next(reversed(linear))
     rivals = [n for n, m in linear.items() if m.out_features == linear[last].out_features]

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
+from advsphere.state import kept
+
 
 def replace_modules(model: nn.Module, new_of: Mapping[nn.Module, nn.Module]) -> None:
     """Replace modules under all of their names.
@@ -39,11 +41,17 @@ def fold(model: nn.Module, folded: dict[nn.Module, nn.Module]) -> None:
     if model not in _PAIRS or _PAIRS[model][0] != structure:
         _PAIRS[model] = structure, _conv_bn_pairs(model)
     pairs = [(model.get_submodule(conv), model.get_submodule(bn)) for conv, bn in _PAIRS[model][1]]
+    pairs = [pair for pair in pairs if not any(map(_hooked, pair))]
     for (conv, bn), weight, bias in zip(pairs, *_folded(pairs), strict=True):
         folded[conv], folded[bn] = copy(conv), nn.Identity()
         parameters = {"weight": weight, "bias": bias}
         folded[conv]._parameters = {name: nn.Parameter(t, requires_grad=False) for name, t in parameters.items()}
     replace_modules(model, folded)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes into or out of a module, which folding changes."""
+    return any(hooks for name, hooks in vars(module).items() if name.startswith(("_forward_", "_backward_")))
 
 
 @torch.no_grad()
@@ -67,10 +75,14 @@ class _LeafTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return next(m.children(), None) is None
 
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        return super().call_module(m, m.forward, args, kwargs)  # hooks of containers must not see proxies
+
 
 def _conv_bn_pairs(model: nn.Module) -> list[tuple[str, str]]:
     try:
-        graph = _LeafTracer().trace(model)
+        with kept(model):
+            graph = _LeafTracer().trace(model)
     except Exception:  # tracing runs the user's code on proxies and may fail in any way; folding only saves time
         return []
     called = [n.target for n in graph.nodes if n.op == "call_module"]

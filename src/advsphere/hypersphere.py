@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from advsphere.classifier import answer, eagerly, find_head
+from advsphere.calling import answer, eagerly, in_mode, require_shapes
+from advsphere.classifier import find_head
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
 from advsphere.losses import cross_entropy, is_soft, widen
 from advsphere.schedule import Constant, Linear, Schedule
+from advsphere.state import kept
 
 
 class HypersphereHead(nn.Module):
@@ -39,7 +46,8 @@ class HypersphereHead(nn.Module):
         UserError: If the scale is not positive and finite.
     """
 
-    scale: Tensor
+    if TYPE_CHECKING:  # torch.jit.script can't read this annotation
+        scale: Tensor
 
     def __init__(
         self,
@@ -58,17 +66,22 @@ class HypersphereHead(nn.Module):
         self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(num_classes, in_features), a=5**0.5))
         self.register_buffer("scale", torch.tensor(float(scale)))
 
-    def forward(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
-            dtype = torch.promote_types(z.dtype, torch.float32)
-            z, weight = z.to(dtype), self.weight.to(dtype)
-            length = 1.0
-            if self.normalize_features:
-                z, length = _aligned(z)
-            if self.normalize_weights:
-                weight, rows = _aligned(weight)
-                length *= rows
-            return F.linear(z, weight) * (self.scale if length == 1 else self.scale / length)
+    def forward(self, input: Tensor) -> Tensor:  # as nn.Linear names it
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._logits(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return self._logits(input)
+
+    def _logits(self, z: Tensor) -> Tensor:
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        z, weight = z.to(dtype), self.weight.to(dtype)
+        length = 1.0
+        if self.normalize_features:
+            z, length = _aligned(z)
+        if self.normalize_weights:
+            weight, rows = _aligned(weight)
+            length *= rows
+        return F.linear(z, weight) * (self.scale if length == 1.0 else self.scale / length)
 
     def extra_repr(self) -> str:
         """The settings, as `repr` shows them."""
@@ -84,7 +97,7 @@ def _aligned(rows: Tensor) -> tuple[Tensor, float]:
         return F.normalize(rows, dim=-1), 1.0
     # A GPU has a kernel for this and one for its gradient. For `F.normalize` it launches three and ten.
     d = rows.shape[-1]
-    return F.rms_norm(rows, (d,), eps=1e-24 / d), d**0.5
+    return F.rms_norm(rows, [d], eps=1e-24 / d), math.sqrt(d)
 
 
 def attach_head(
@@ -99,7 +112,8 @@ def attach_head(
 
     Works for torchvision, timm, Hugging Face and your own networks. The new head starts with the old layer's weights,
     without its bias, so it keeps what a pretrained head has learnt. Where weights are normalised, rows of zeros are
-    drawn at random and rows shorter than 0.01 get length 1, because the gradient of a row grows as it gets shorter.
+    drawn at random and rows shorter than 0.01 get length 1, because the gradient of a row grows as it gets shorter. The
+    layer's hooks move to the new head, except those that compute its weight (pruning, weight and spectral norm).
 
     Args:
         model: The network, changed in place.
@@ -112,67 +126,110 @@ def attach_head(
         The same model.
 
     Raises:
-        UserError: If the head can't be found, the scale is invalid, or the network does not compute its logits with
-            this layer (tested on an image, if its shape can be guessed).
+        UserError: If the head can't be found or has no weights to start from, the scale is invalid, or the network does
+            not compute its logits with this layer (tested on an image, if its shape can be guessed).
     """
     name = find_head(model, head)
     if not name:
         raise UserError(f"this {type(model).__name__} is itself its head; put it into an nn.Sequential first")
-    old = model.get_submodule(name)
-    weight = old.weight
-    assert isinstance(weight, Tensor)
-    with torch.random.fork_rng(devices=[]):
-        new = HypersphereHead(
-            weight.shape[1],
-            weight.shape[0],
-            scale=scale,
-            normalize_features=normalize_features,
-            normalize_weights=normalize_weights,
-        ).to(weight)
-    with torch.no_grad():
+    require_shapes(model)
+    old = dict(model.named_modules())[name]
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(old.weight, Tensor):
+        raise UserError(
+            f"the layer {name!r} of this {type(model).__name__} is scripted or quantised, so a head can't start from "
+            "its weights; attach the head first, then script or quantise the network"
+        )
+    hooks = {**old._forward_pre_hooks}
+    computing = {k: hook for k, hook in hooks.items() if isinstance(hook, _COMPUTE_WEIGHT)}
+    with in_mode(old, train=False), torch.no_grad():
+        for hook in computing.values():
+            hook(old, ())
+        weight = old.weight
+        with torch.random.fork_rng(devices=[]):
+            new = HypersphereHead(
+                weight.shape[1],
+                weight.shape[0],
+                scale=scale,
+                normalize_features=normalize_features,
+                normalize_weights=normalize_weights,
+            ).to(weight)
         length = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
         if normalize_weights:
             weight = weight.where(length >= 0.01, weight / length).where(length > 0, new.weight)
         new.weight.copy_(weight)
     new.train(old.training)
-    probed = None if weight.is_meta else _probe(model, _images_for(model))
+    vars(new).update({k: v for k, v in vars(old).items() if k.startswith(_HOOKS)})
+    before = None if weight.is_meta else _probe(model, _images_for(model), new)
+    for k in computing:
+        del new._forward_pre_hooks[k]
     replace_modules(model, {old: new})
-    if probed is not None and ((after := _probe(model, [probed[0]])) is None or torch.equal(probed[1], after[1])):
+    if before is not None and (wrong := _misplaced(before, _probe(model, [before.x], new))):
         replace_modules(model, {new: old})
+        old._forward_pre_hooks.clear()
+        old._forward_pre_hooks.update(hooks)
         raise UserError(
-            f"this {type(model).__name__} computes its logits without calling its layer {name!r}, so no head can take "
-            "its place; name the layer that its forward calls, e.g. head='fc' (--model.head fc)"
+            f"this {type(model).__name__} {wrong} its layer {name!r}, so no head can take its place; name the layer "
+            "that computes the logits, e.g. head='fc' (--model.head fc)"
         )
     return model
+
+
+_COMPUTE_WEIGHT = (BasePruningMethod, WeightNorm, SpectralNorm)
+"""Hooks that compute the weight of a layer before each forward."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook")
+"""The beginnings of the attributes that hold the hooks of a module on what goes into and out of it."""
+
+
+class _Probe(NamedTuple):
+    """An image, the network's logits for it, and the outputs of its head, if it called that."""
+
+    x: Tensor
+    logits: Tensor
+    outputs: list[Tensor]
+
+
+def _misplaced(before: _Probe, after: _Probe | None) -> str:
+    """What is wrong with a new head, in words; "" if the network computes its logits with it."""
+    if after is None or not after.outputs:
+        return "computes its logits without calling"
+    if any(bool(torch.isin(after.logits, output).all()) for output in after.outputs):
+        return ""
+    # The network may use what its head returns: divide it, or average it over places.
+    of_head = after.outputs[0].shape[-1] == after.logits.shape[1] and not torch.equal(before.logits, after.logits)
+    return "" if of_head else f"has {after.logits.shape[1]} logits, which are not those of"
 
 
 def _images_for(model: nn.Module) -> Iterator[Tensor]:
     """One image of each shape that the network may take."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
-    channels = [first.in_channels] if isinstance(first, nn.Conv2d) else [3, 1]
-    shapes = [(c, side, side) for side in (32, 224, 28, 64, 96, 299, 384) for c in channels]
+    channels = dict.fromkeys([*([first.in_channels] if isinstance(first, nn.Conv2d) else []), 3, 1])
+    sides = dict.fromkeys([32, 224, 28, 64, 96, 299, 384, *range(1, 64)])
+    shapes: list[tuple[int, ...]] = [(c, side, side) for side in sides for c in channels]
     if isinstance(first, nn.Linear):
-        shapes.insert(0, (first.in_features, 1, 1))
-    like = next(model.parameters())
+        shapes = [(first.in_features, 1, 1), (first.in_features,), *shapes]
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
     for shape in shapes:
-        yield torch.linspace(0, 1, math.prod(shape)).view(1, *shape).to(like)
+        yield torch.linspace(0, 1, math.prod(shape), device=device).view(1, *shape)
 
 
 @torch.no_grad()
-def _probe(model: nn.Module, images: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """The first image that the network takes, and its logits; None if it takes none."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _probe(model: nn.Module, images: Iterable[Tensor], head: nn.Module) -> _Probe | None:
+    """The first image that the network takes; None if it takes none."""
+    outputs, forward = list[Tensor](), head.forward
+
+    def noted(*given: Any, **named: Any) -> Tensor:
+        outputs.append(forward(*given, **named))
+        return outputs[-1]
+
+    head.forward = noted  # not by a hook, which `head.forward(...)` would not call
     try:
-        with torch.random.fork_rng(devices=[]), eagerly():
+        with kept(model), in_mode(model, train=False), eagerly():
             for x in images:
-                try:
-                    return x, answer(model, x)
-                except Exception:  # the user's code refuses a shape in any way
-                    continue
+                with suppress(Exception):  # the user's code refuses a shape in any way
+                    return _Probe(x, answer(model, x), outputs)
     finally:
-        for module, training in modes:
-            module.training = training
+        del head.forward
     return None
 
 

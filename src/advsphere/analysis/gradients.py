@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from advsphere.analysis.canvas import MARKERS, SOFT, canvas, legend, quiet, reference, style
 from advsphere.analysis.crafting import craft
-from advsphere.classifier import find_head, logits_of
+from advsphere.calling import logits_of
+from advsphere.classifier import find_head
 from advsphere.data import Images
 from advsphere.losses import Loss, cross_entropy
 from advsphere.threat import ThreatModel

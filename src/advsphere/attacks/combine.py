@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.attacks.active import put
-from advsphere.classifier import Classifier, answer, fooled
+from advsphere.calling import answer
+from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from advsphere.attacks.active import Active, put
 from advsphere.attacks.combine import attack_kind, prepared
-from advsphere.classifier import Classifier, fooled, head_inputs
+from advsphere.classifier import Classifier, fooled, gradient, head_inputs
 from advsphere.errors import UserError
 from advsphere.losses import margin, widen
 from advsphere.rng import Rng
@@ -189,7 +189,7 @@ class _Climb(NamedTuple):
             rest = active.drop(over)
             if i == self.steps or len(active) == 0:
                 break
-            grad = torch.autograd.grad(likeness, leaf)[0].view_as(x_adv)
+            grad = gradient(likeness, leaf).view_as(x_adv)
             if rest is not None:
                 grad, x, y, goal, x_adv = grad[rest], x[rest], y[rest], goal[rest], x_adv[rest]
             ascent = self.threat.ascent(grad.flatten(0, 1), x_adv.flatten(0, 1))

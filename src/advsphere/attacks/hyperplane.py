@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advsphere.attacks.active import reads_are_free
-from advsphere.classifier import Classifier
+from advsphere.classifier import Classifier, gradient
 from advsphere.errors import UserError
 from advsphere.threat import Norm
 
@@ -62,7 +62,7 @@ def boundaries(leaf: Tensor, logits: Tensor, y: Tensor, rivals: Tensor | int) ->
         values = logits.gather(1, chosen) - logits.gather(1, y[:, None])
         total = values.sum(0)
         last = len(total) - 1
-        gradients = [torch.autograd.grad(one, leaf, retain_graph=i < last)[0] for i, one in enumerate(total)]
+        gradients = [gradient(one, leaf, retain_graph=i < last) for i, one in enumerate(total)]
     return _finite(values.detach()).to(leaf.dtype), _finite(torch.stack(gradients, 1))
 
 

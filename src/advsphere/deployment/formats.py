@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -14,12 +13,13 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from advsphere.classifier import eagerly
+from advsphere.calling import answer, eagerly, logits_of, switch_mode
 from advsphere.errors import UserError
 from advsphere.files import write_atomically
 from advsphere.folding import replace_modules
 from advsphere.hypersphere import HypersphereHead
 from advsphere.rng import Rng
+from advsphere.state import duplicate, network_state, unpacked
 
 TOLERANCE = 1e-4
 """The allowed difference of two logits, relative to the largest one. Other runtimes sum in another order."""
@@ -44,6 +44,17 @@ class CosineHead(nn.Module):
         return logits
 
 
+class _Deployed(nn.Module):
+    """A network that returns its logits alone, and leaves its input as it is."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.network(x.clone()))
+
+
 def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: str) -> float:
     """Write a network for other tools. The batch size stays free.
 
@@ -65,8 +76,9 @@ def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: 
     """
     if to not in FORMATS:
         raise UserError(f"there is no format {to!r}; choose one of {', '.join(FORMATS)}")
-    original = copy.deepcopy(model).cpu().eval()
-    deployed = copy.deepcopy(original)
+    original = duplicate(model).cpu()
+    switch_mode(original, train=False)
+    deployed = _Deployed(duplicate(original))
     heads: dict[nn.Module, nn.Module] = {
         module: CosineHead(module) for module in deployed.modules() if isinstance(module, HypersphereHead)
     }
@@ -76,7 +88,7 @@ def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: 
         with torch.no_grad(), eagerly(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own internals
             content, run = FORMATS[to](original if to == "safetensors" else deployed, x)
-            pairs = [(original(part), run(part)) for part in (x, x[:1])]
+            pairs = [(answer(original, part), run(part.clone())) for part in (x, x[:1])]
     except UserError:
         raise
     except ImportError as error:
@@ -125,10 +137,11 @@ def _torchscript(model: nn.Module, x: Tensor) -> Exported:
 
 
 def _safetensors(model: nn.Module, x: Tensor) -> Exported:
-    content = serialise({name: value.contiguous().clone() for name, value in model.state_dict().items()})
-    again = copy.deepcopy(model)
-    again.load_state_dict(deserialise(content))
-    return content, again
+    state = network_state(model)
+    content = serialise({name: value.contiguous().clone() for name, value in state.items()})
+    again = duplicate(model)
+    again.load_state_dict(unpacked(again, deserialise(content)))
+    return content, lambda x: answer(again, x)
 
 
 FORMATS: dict[str, Callable[[nn.Module, Tensor], Exported]] = {

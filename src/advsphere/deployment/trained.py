@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from advsphere import named
-from advsphere.classifier import logits_of
+from advsphere.calling import logits_of
 from advsphere.data import ImageSet
 from advsphere.data.encoded import Encoded, View, decoded
 from advsphere.data.images import as_float

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from advsphere.classifier import answer
+from advsphere.calling import answer
 from advsphere.rng import derived_seed
 from advsphere.threat import over_pixels
 

@@ -24,11 +24,16 @@ class LinearHead(nn.Linear):
         head.weight, head.bias = linear.weight, linear.bias
         return head
 
-    def forward(self, z: Tensor) -> Tensor:
-        with torch.autocast(z.device.type, enabled=False):
-            dtype = torch.promote_types(z.dtype, torch.float32)
-            bias = None if self.bias is None else self.bias.to(dtype)
-            return F.linear(z.to(dtype), self.weight.to(dtype), bias)
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._logits(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return self._logits(input)
+
+    def _logits(self, z: Tensor) -> Tensor:
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(z.to(dtype), self.weight.to(dtype), bias)
 
 
 class SmallCNN(nn.Module):

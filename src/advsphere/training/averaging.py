@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import torch
 from torch import Tensor, nn
+
+from advsphere.state import duplicate
 
 
 class MovingAverage:
@@ -20,7 +20,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.updates = deepcopy(model), decay, 0
+        self.module, self.decay, self.updates = duplicate(model), decay, 0
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -5,7 +5,6 @@ Reading one never runs code.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor, nn, optim
 
 from advsphere.errors import UserError
 from advsphere.files import disk_errors, tensor_checksum, write_atomically
+from advsphere.state import network_state, unpacked
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 PREVIOUS = "previous.safetensors"
@@ -174,23 +174,12 @@ def section(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
 
 
-def network_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model, all in tensors: the extra state of a layer is packed into bytes."""
-    state = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            torch.save(value, buffer := io.BytesIO())
-            value = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-        state[name] = value
-    return state
-
-
 def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Load the state dict of the file at `path` into a model. Raises UserError if it belongs to another network."""
-    packed = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    given, packed = unpacked(model, tensors), network_state(model)
     ours, theirs = (
-        {name: tuple(t.shape) for name, t in state.items() if name not in packed}
-        for state in (model.state_dict(), tensors)
+        {name: tuple(t.shape) for name, t in state.items() if isinstance(given.get(name, t), Tensor)}
+        for state in (packed, tensors)
     )
     differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differing:
@@ -200,12 +189,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
             f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here; "
             "use the checkpoint of this run"
         )
-    extra = {
-        name: torch.load(io.BytesIO(bytes(tensors[name].tolist())), weights_only=True)
-        for name in packed
-        if name in tensors
-    }
-    model.load_state_dict({**tensors, **extra})
+    model.load_state_dict(given)
 
 
 def optimizer_state(optimizer: optim.Optimizer, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

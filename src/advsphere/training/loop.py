@@ -27,6 +27,7 @@ from advsphere.losses import smoothed
 from advsphere.machine import low_precision, repeatable_kernels
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
+from advsphere.state import network_state
 from advsphere.threat import ThreatModel
 from advsphere.training.averaging import MovingAverage
 from advsphere.training.checkpoint import (
@@ -36,7 +37,6 @@ from advsphere.training.checkpoint import (
     PREVIOUS,
     CheckpointWriter,
     load,
-    network_state,
     optimizer_state,
     prefixed,
     restore_model,

@@ -19,8 +19,8 @@ from torch.nn import SyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from advsphere.calling import Answering
 from advsphere.casting import CastWeights
-from advsphere.classifier import Answering
 from advsphere.distributed import World, cut
 from advsphere.errors import UserError
 from advsphere.objectives import Crafting, Criterion, Losses, Objective
@@ -115,9 +115,9 @@ class BatchGradient:
         self.model, self.objective, self.division, self.scale = model, objective, division, scale
         self.step: nn.Module = TrainStep(model, objective, criterion)
         if division.world.size > 1:
-            self.step = DistributedDataParallel(self.step, broadcast_buffers=False)
-        self.inspected = division.world.size == 1
-        if self.inspected:
+            # Some parameters may take no part in the loss, and others from step to step.
+            self.step = DistributedDataParallel(self.step, broadcast_buffers=False, find_unused_parameters=True)
+        else:
             _count_on_the_host(model)
         self.carries: list[Tensor | None] = [None] * division.accumulate
 
@@ -127,8 +127,6 @@ class BatchGradient:
         Returns the sum of the share's losses, () float64.
         """
         losses, parts = list[Tensor](), self.division.parts(n)
-        if not self.inspected:
-            self._inspect(x[parts[0].places], y[parts[0].places], context.dtype)
         for i, part in enumerate(parts):
             with self._unsynchronised() if i + 1 < len(parts) else nullcontext():
                 loss = self._backward(part, x[part.places], y[part.places], n, context)
@@ -158,14 +156,14 @@ class BatchGradient:
     def _backward(self, part: Part, x: Tensor, y: Tensor, n: int, context: Crafting) -> Tensor:
         carry = None if part.number is None else self.carries[part.number]
         here = replace(context, rng=context.rng.take(part.places), carry=carry)
-        x_adv = _in_twos(lambda x, y: self.objective.craft(self.model, x, y, here), x, y)
+        x_adv = _in_twos(self.model, lambda x, y: self.objective.craft(self.model, x, y, here), x, y)
         if len(x_adv) > len(x):
             x_adv = x_adv[: len(x)]
         self.model.train()
         # Data parallelism waits for the gradients of the network's own weights.
         cast = CastWeights(self.model, context.dtype if self.division.world.size == 1 else None)
         with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None), cast:
-            losses: Losses = _in_twos(self.step, x, x_adv, y)
+            losses: Losses = _in_twos(self.model, self.step, x, x_adv, y)
         # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
         weight = self.division.world.size * part.images / n
         self.scale.scale(losses.total).backward(torch.full_like(losses.total, weight))
@@ -175,24 +173,6 @@ class BatchGradient:
         if part.number is not None:
             self.carries[part.number] = self.objective.after_backward(x, x_adv, carry)
         return losses.total.detach()
-
-    def _inspect(self, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> None:
-        """Before the first step, tell data parallelism whether some parameters take no part in the loss."""
-        self.inspected = True
-        step: nn.Module = self.step.module  # type: ignore[assignment]
-        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        self.model.train()
-        with (
-            torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []),
-            torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None),
-        ):
-            used = _leaves(_in_twos(step, x, x, y).total)
-        for buffer, value in before:
-            buffer.copy_(value)
-        unused = any(p.requires_grad and p not in used for p in step.parameters())
-        if bool(self.division.world.sum(torch.tensor([int(unused)]))):
-            del self.step
-            self.step = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """Do not exchange gradients between ranks before the last part."""
@@ -216,23 +196,14 @@ def _count_on_the_host(model: nn.Module) -> None:
             module.num_batches_tracked = module.num_batches_tracked.cpu()
 
 
-def _in_twos(compute: Callable[..., Any], *batch: Tensor) -> Any:
+def _in_twos(model: nn.Module, compute: Callable[..., Any], *batch: Tensor) -> Any:
     """Compute with a batch; with its image twice if it is a single one and a batch norm over 1 x 1 maps refuses it."""
+    if len(batch[0]) > 1:
+        return compute(*batch)
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         return compute(*batch)
     except ValueError:
-        if len(batch[0]) > 1:
-            raise
+        for buffer, value in before:  # other batch norms have counted the image already
+            buffer.data.copy_(value)
         return compute(*(t.repeat_interleave(2, dim=0) for t in batch))
-
-
-def _leaves(value: Tensor) -> set[Tensor]:
-    """The parameters that a loss depends on."""
-    found, seen, ahead = set[Tensor](), set[Any](), [value.grad_fn]
-    while ahead:
-        node = ahead.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            found |= {node.variable} if hasattr(node, "variable") else set()
-            ahead += [before for before, _ in node.next_functions]
-    return found
