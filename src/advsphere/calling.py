@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from advsphere.errors import UserError
-from advsphere.state import kept
+from advsphere.state import kept, require_shapes
 
 
 class NetworkError(UserError, RuntimeError):
@@ -43,10 +43,10 @@ def logits_of(output: Any) -> Tensor:
         for entry in output:
             if entry is not None and not (isinstance(entry, Tensor) and entry.dim() == 0):
                 return logits_of(entry)
-    kind = type(output).__name__
-    if isinstance(output, Mapping) and output:
-        kind += f" with {', '.join(map(repr, output))}, but"
-    raise UserError(f"the model returned a {kind} without logits; wrap it so that it returns a (B, K) tensor")
+    held = f" (it has {', '.join(map(str, output))})" if isinstance(output, Mapping) and output else ""
+    raise UserError(
+        f"the model returned a {type(output).__name__} without logits{held}; wrap it so that it returns a (B, K) tensor"
+    )
 
 
 class _Way(NamedTuple):
@@ -219,24 +219,8 @@ def switch_mode(model: nn.Module, *, train: bool) -> bool:
     try:
         model.train(train)
     except NotImplementedError:  # torch.export
+        model.training = train
         for child in model.children():
             switch_mode(child, train=train)
-        return model.training == train
+        return not train
     return True
-
-
-def require_shapes(model: nn.Module) -> None:
-    """Refuse a network with lazy layers that have no shape yet.
-
-    Args:
-        model: The network.
-
-    Raises:
-        UserError: If it has one.
-    """
-    for name, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise UserError(
-                f"the lazy layer {name.rpartition('.')[0] or name!r} of this {type(model).__name__} has no shape yet; "
-                "run the network once, on a batch of your images"
-            )

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from advsphere import folding
-from advsphere.calling import NetworkError, agree, answer, eagerly, in_mode, logits_of, require_shapes
+from advsphere.calling import NetworkError, agree, answer, eagerly, in_mode, logits_of
 from advsphere.casting import CastWeights
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
-from advsphere.state import kept
+from advsphere.state import kept, require_shapes
 
 Classifier = Callable[[Tensor], Tensor]
 """(B, C, H, W) pixels -> (B, K) logits."""

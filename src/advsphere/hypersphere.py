@@ -19,13 +19,13 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from advsphere.calling import answer, eagerly, in_mode, require_shapes
+from advsphere.calling import answer, eagerly, in_mode
 from advsphere.classifier import find_head
 from advsphere.errors import UserError
 from advsphere.folding import replace_modules
 from advsphere.losses import cross_entropy, is_soft, widen
 from advsphere.schedule import Constant, Linear, Schedule
-from advsphere.state import kept
+from advsphere.state import kept, require_shapes
 
 
 class HypersphereHead(nn.Module):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advsphere.errors import UserError
+
 
 def network_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of a network, all in tensors: the extra state of a layer is packed into bytes.
@@ -56,6 +58,7 @@ def kept(model: nn.Module) -> Iterator[None]:
     Args:
         model: The network. Lists, dictionaries and sets in its attributes are restored too, with the entries they had.
     """
+    require_shapes(model)
     modules = [*model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     inside = [value for module in modules for value in vars(module).values() if isinstance(value, list | dict | set)]
@@ -86,3 +89,20 @@ def duplicate(model: nn.Module) -> nn.Module:
     computed = [t for m in model.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
     memo = {id(t): t.detach().clone() for t in computed}
     return copy.deepcopy(model, memo)
+
+
+def require_shapes(model: nn.Module) -> None:
+    """Refuse a network with lazy layers that have no shape yet.
+
+    Args:
+        model: The network.
+
+    Raises:
+        UserError: If it has one.
+    """
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise UserError(
+                f"the lazy layer {name.rpartition('.')[0] or name!r} of this {type(model).__name__} has no shape yet; "
+                "run the network once, on a batch of your images"
+            )

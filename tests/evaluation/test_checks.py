@@ -192,7 +192,7 @@ def test_gradients_that_say_nothing_are_noted(known: Known) -> None:
 
 
 def test_an_attack_that_needs_the_missing_gradient(known: Known) -> None:
-    with pytest.raises(UserError, match=r"PGD can't attack this model.*--suite black-box"):
+    with pytest.raises(UserError, match=r"PGD: no gradient reaches the images.*--suite black-box"):
         preflight(After(known.model, Quantised()), *known[1:], attacks=[pgd_spec()])
 
 

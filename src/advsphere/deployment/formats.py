@@ -77,8 +77,9 @@ def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: 
     if to not in FORMATS:
         raise UserError(f"there is no format {to!r}; choose one of {', '.join(FORMATS)}")
     original = duplicate(model).cpu()
-    switch_mode(original, train=False)
     deployed = _Deployed(duplicate(original))
+    for network in (original, deployed):
+        switch_mode(network, train=False)
     heads: dict[nn.Module, nn.Module] = {
         module: CosineHead(module) for module in deployed.modules() if isinstance(module, HypersphereHead)
     }

@@ -18,6 +18,7 @@ from advsphere.files import some
 from advsphere.hypersphere import HypersphereHead, attach_head
 from advsphere.models.published import NORMALISATION, candidates, kind_of, renamed
 from advsphere.models.reading import read_states
+from advsphere.state import unpacked
 
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Names that files may lack or have too many of, because no forward reads them."""
@@ -119,6 +120,7 @@ class _Fit:
 def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) -> _Fit:
     own: dict[str, Any] = model.state_dict()
     theirs, unknown, place = _aligned(state, model, own)
+    theirs = unpacked(model, theirs)
     new_head = ""
     if head is not None:
         of_head = {name for name in own.keys() | theirs.keys() if name.startswith(f"{head}.")}

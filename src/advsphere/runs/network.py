@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from advsphere import named
-from advsphere.classifier import PixelClassifier, logits_of
+from advsphere.calling import logits_of
+from advsphere.classifier import PixelClassifier
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.models import build

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from advsphere.attacks.combine import prepared
+from advsphere.calling import switch_mode
 from advsphere.classifier import folds
 from advsphere.data.batching import batches as load_batches
 from advsphere.data.batching import epoch_batches
@@ -27,7 +28,7 @@ from advsphere.losses import smoothed
 from advsphere.machine import low_precision, repeatable_kernels
 from advsphere.objectives import Crafting, Criterion, Objective
 from advsphere.rng import Rng, derived_seed
-from advsphere.state import network_state
+from advsphere.state import network_state, require_shapes
 from advsphere.threat import ThreatModel
 from advsphere.training.averaging import MovingAverage
 from advsphere.training.checkpoint import (
@@ -106,6 +107,12 @@ class Trainer:
         self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
         if isinstance(threat := getattr(objective, "threat", None), ThreatModel):
             threat.require_unit_pixels()
+        require_shapes(model)
+        if not switch_mode(model, train=True) or not any(p.requires_grad for p in model.parameters()):
+            raise UserError(
+                f"this {type(model).__name__} has no train mode or no weights to train; give the network as it was "
+                "before it was exported, frozen or quantised"
+            )
         if settings.checkpoint_activations:
             recompute_blocks(model)
         self.division = Division(settings.batch_size, settings.accumulate, world, even=settings.sync_bn)

@@ -164,6 +164,11 @@ class BatchGradient:
         cast = CastWeights(self.model, context.dtype if self.division.world.size == 1 else None)
         with torch.autocast(x.device.type, dtype=context.dtype, enabled=context.dtype is not None), cast:
             losses: Losses = _in_twos(self.model, self.step, x, x_adv, y)
+        if not losses.total.requires_grad:
+            raise UserError(
+                "the loss does not depend on any weight that is trained: the network computes under no_grad or "
+                "inference_mode, or all its weights are frozen or quantised"
+            )
         # Data parallelism averages over ranks with equal weights. This factor weights the parts by their sizes.
         weight = self.division.world.size * part.images / n
         self.scale.scale(losses.total).backward(torch.full_like(losses.total, weight))
