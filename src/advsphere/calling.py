@@ -143,7 +143,8 @@ def _tried_ways(model: nn.Module, x: Tensor, last: bool) -> _Way:
 
 def _tried(model: nn.Module, x: Tensor, way: _Way) -> tuple[Tensor, bool] | None:
     """The logits, and whether a gradient reaches the images; None if the network does not take them this way."""
-    with kept(model), eagerly(), torch.enable_grad():
+    own_graph = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)  # also inside a checkpoint
+    with kept(model), eagerly(), torch.enable_grad(), own_graph:
         try:
             leaf = way.copied(x, model).detach().clone().requires_grad_(True)
             # `forward` skips hooks of the model itself, which may count the forwards of a search.
