@@ -30,7 +30,7 @@ from torch import Tensor, fx, nn
 from advsphere import attacks
 from advsphere.attacks import Guides
 from advsphere.attacks.ensemble import stages
-from advsphere.classifier import PixelClassifier, split
+from advsphere.classifier import PixelClassifier, frozen, split
 from advsphere.data import Augment, ImageSet
 from advsphere.evaluation import AttackSpec
 from advsphere.evaluation.judge import exact_float32, judge_attack
@@ -193,6 +193,9 @@ def attack_row(spec: AttackSpec, model: PixelClassifier, *, falling: bool) -> Ro
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     rng = Rng(0, torch.arange(len(x)).to(x.device))
     decided = Decided(model, search, falling=falling).eval()
+    with frozen(decided) as classify, torch.no_grad():
+        classify(x)  # the first forward tries memory layouts
+    search.forwards = 0
     with stand_in.counting(), exact_float32(), suppress(Search):
         judge_attack(decided, spec, THREAT, x, y, rng, dtype=torch.bfloat16)
     before, after = search.seen
