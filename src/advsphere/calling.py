@@ -87,7 +87,7 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
     """
     preferred = _layout(x) if preferred == torch.preserve_format else preferred
     last = x.dim() == 4 and preferred == torch.channels_last
-    ways, key = _WAYS.setdefault(model, {}), (x.shape[1:], x.dtype, last, model.training)
+    ways, key = _WAYS.setdefault(model, {}), (x.shape[1:], x.dtype, last, getattr(model, "training", False))
     way = ways.get(key)
     if way is None:
         way = ways[key] = _tried_ways(model, x[:2].detach(), last)
