@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from advsphere.errors import UserError, in_one_line
 from advsphere.files import differences, some
+from advsphere.heartbeat import Exchanges, Heartbeat
 
 __all__ = ["World", "joined"]
 
@@ -37,6 +38,8 @@ PATIENCE_SECONDS = 10.0
 """Time that a failed process waits for the first one to print the error."""
 
 T = TypeVar("T")
+
+_exchanges = Exchanges()
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class World:
         if self.size == 1:
             return values
         gathered = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(gathered, values.contiguous())
+        with _exchanges.one():
+            dist.all_gather(gathered, values.contiguous())
         return torch.stack(gathered).sum(0)
 
     def gather(self, value: T) -> list[T]:
@@ -100,7 +104,8 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.first else None
-        dist.gather_object(value, values)
+        with _exchanges.one():
+            dist.gather_object(value, values)
         return values or []
 
     def from_first(self, value: T) -> T:
@@ -114,7 +119,8 @@ class World:
         """
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values)
+            with _exchanges.one():
+                dist.broadcast_object_list(values)
         return values[0]
 
     def require_same(self, values: Mapping[str, Any], what: str) -> None:
@@ -153,7 +159,9 @@ def joined() -> Iterator[World]:
     Tensors on a CPU are sent by gloo, those on a GPU by nccl. Only the first rank prints: `sys.stdout` and `sys.stderr`
     of the others are silent. All ranks leave together. An error that leaves the block on any rank ends all processes
     within seconds. The first rank then prints it to stderr, a UserError in one line and any other error with its
-    traceback. The exit status is 1, or that of a SystemExit.
+    traceback. The exit status is 1, or that of a SystemExit. A rank that the others wait for is named after 300 s, or
+    ADVSPHERE_HANG_SECONDS, with the function in which it is. A rank that shows no sign of life for as long, because it
+    was stopped or its machine is gone, ends the run.
 
     Yields:
         The world; a single process without torchrun.
@@ -178,10 +186,11 @@ def joined() -> Iterator[World]:
     shared, rank, size = next(rendezvous("env://"))
     store = _fresh_store(shared, rank, size)
     # A rank may wait for another one without limit. `_watch` finds out if the other one fails.
+    heartbeat = Heartbeat(store, rank, size, _exchanges, every=POLL_SECONDS)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(days=365))
     world = World(rank, size, local_rank, backend)
     over = Event()
-    watcher = Thread(target=_watch, args=(store, world, over), daemon=True)
+    watcher = Thread(target=_watch, args=(store, world, heartbeat, over), daemon=True)
     watcher.start()
     leaving: SystemExit | None = None
     with ExitStack() as silence:
@@ -239,11 +248,15 @@ def _fresh_store(store: Store, rank: int, size: int) -> Store:
     return PrefixStore(mine, store)
 
 
-def _watch(store: Store, world: World, over: Event) -> None:
-    """Check until `over` is set whether another rank failed, and then end this process too."""
+def _watch(store: Store, world: World, heartbeat: Heartbeat, over: Event) -> None:
+    """Check until `over` is set whether another rank failed or stands still, and then end this process too."""
     while not over.wait(POLL_SECONDS):
         try:
             failed = store.check(["failed"])
+            if not failed and (still := heartbeat.beat()):
+                _end(store, world, 1, still)
+            if not failed and world.first and (late := heartbeat.late()):
+                print(f"note: {late}", file=sys.stderr)
         except RuntimeError:  # the process that hosted the store is gone, so this run is over
             failed = not over.wait(POLL_SECONDS)
         if failed:
@@ -266,8 +279,10 @@ def _end(store: Store, world: World, status: int, message: str = "") -> NoReturn
             store.set("said", "")
             time.sleep(2 * POLL_SECONDS)  # the others must read it from the store, which may end with this process
         until = time.monotonic() + PATIENCE_SECONDS
-        while not store.check(["said"]) and time.monotonic() < until:
+        while not (told := store.check(["said"])) and time.monotonic() < until:
             time.sleep(POLL_SECONDS / 10)
+        if message and not told:  # the first rank is the one that stands still
+            print(f"error: {message}", file=sys.__stderr__, flush=True)
     finally:
         os._exit(status)
 

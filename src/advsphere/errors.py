@@ -51,11 +51,12 @@ def out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
 
 
-def in_one_line(error: BaseException) -> str | None:
+def in_one_line(error: BaseException, *, sized: bool = True) -> str | None:
     """The line that is printed instead of a traceback, for an error whose cause is outside the code.
 
     Args:
         error: Any error.
+        sized: Whether the command has a --batch-size.
 
     Returns:
         The message of a UserError; cause and cure of a lack of memory and of an error of the operating system; None for
@@ -64,7 +65,9 @@ def in_one_line(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if out_of_memory(error):
-        return "out of memory: give a smaller --batch-size; training can also take each batch in parts, --accumulate 2"
+        if sized:
+            return "out of memory: give a smaller --batch-size; training also takes a batch in parts, --accumulate 2"
+        return "out of memory: end other programs that use this device, or name another one, such as --device cpu"
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
         return f"{error.object!a} is no UTF-8, as the programs behind this command need; choose another name or locale"
     if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):

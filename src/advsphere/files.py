@@ -69,6 +69,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Fix that and try again") from error
 
 
+def require_writable(folder: Path) -> None:
+    """Find out before the work whether its results can be written.
+
+    Args:
+        folder: The folder of the results; it is created if it does not exist.
+
+    Raises:
+        UserError: If no file can be created there.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 @contextmanager
 def content_errors(source: object) -> Iterator[None]:
     """Turn an error over the values in a file into a UserError that names the file: anybody may have written them."""

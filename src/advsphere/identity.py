@@ -7,7 +7,6 @@ the key "unknown"; results of an earlier evaluation are then not reused.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import hashlib
 import inspect
@@ -26,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advsphere.classifier import frozen, input_gradient
+from advsphere.classifier import Classifier, input_gradient
 from advsphere.data import Images
-from advsphere.errors import UserError
+from advsphere.errors import UserError, out_of_memory
 from advsphere.files import canonical, differences, tensor_checksum
 from advsphere.losses import log_odds
+from advsphere.memory import with_frozen
 from advsphere.named import source_checksum
 from advsphere.rng import Rng
 
@@ -137,12 +137,18 @@ def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
     rng = Rng(0, torch.arange(PROBE_IMAGES))
     smooth = nn.functional.interpolate(rng.uniform((shape[0], 2, 2), "quarters"), size=tuple(shape[1:]))
     x = torch.cat([rng.uniform(shape, "pixels"), smooth]).to(device)
-    with frozen(model) as classify:
+
+    def answers(classify: Classifier) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
             logits = classify(x)
-        slopes = None
-        with contextlib.suppress(RuntimeError):
-            slopes = input_gradient(classify, x, logits.argmax(1), log_odds)[2].flatten(1).norm(dim=1)
+        try:
+            return logits, input_gradient(classify, x, logits.argmax(1), log_odds)[2].flatten(1).norm(dim=1)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            return logits, None
+
+    logits, slopes = with_frozen(model, answers)
     rounded = [[_rounded(v) for v in row] for row in logits.tolist()]
     return {"logits": rounded, "slopes": None if slopes is None else [_rounded(v) for v in slopes.tolist()]}
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from advsphere.cli.terminal import terminal
 from advsphere.data.encoded import Encoded
 from advsphere.errors import UserError, in_one_line, out_of_memory
 from advsphere.files import cache_folder
+from advsphere.recipes import recipe
 from advsphere.runs.config_yaml import from_yaml
 from tests.launching import ROOT
 
@@ -75,10 +77,55 @@ def test_errors_of_the_machine_are_one_line(
     assert out_of_memory(error) == (said == "--batch-size")
 
 
-def test_a_pipe_among_the_images_is_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(UserError, match="it is no regular file"):
-        Encoded("a.png", str(tmp_path / "a.png")).open()
+def test_a_pipe_or_a_socket_among_the_images_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    os.mkfifo("a.png")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("b.png")
+        for name in ("a.png", "b.png"):
+            with pytest.raises(UserError, match="it is no regular file"):
+                Encoded(name, name).open()
+
+
+@pytest.mark.parametrize("command", [["diagnose", "RUN"], ["compare", "RUN", "RUN"]])
+@pytest.mark.parametrize("how", ["a file", "read-only"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    command: list[str], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*arguments: object, **settings: object) -> None:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr("advsphere.cli.diagnose._loaded", lambda target: (None, None))
+    monkeypatch.setattr("advsphere.cli.diagnose._network", work)
+    monkeypatch.setattr("advsphere.cli.evaluate.evaluated", work)
+    monkeypatch.setattr("advsphere.cli.compare.read_config", lambda run: recipe("digits-fastat"))
+    out = tmp_path / "out"
+    if how == "a file":
+        out.touch()
+    else:
+        opened = os.open
+
+        def refused(path: object, flags: int, *rest: int, **settings: int) -> int:
+            if str(path).startswith(str(out)) and flags & (os.O_WRONLY | os.O_RDWR):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return opened(path, flags, *rest, **settings)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", refused)
+    assert cli.main([*command, "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"could not write {out}" in said.replace("\n", "") and ("exists" if how == "a file" else "Read-only") in said
+
+
+@pytest.mark.parametrize(
+    "given", ["[" * 3000, "{a: b", "3", "{1: 2}", "{a: 2024-13-45}", "{a: 2024-01-01}", "{a: &x [*x]}"]
+)
+def test_arguments_that_are_none_are_refused_on_the_command_line(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "digits-fastat", "--training.optimizer-arguments", given])
+    said = capsys.readouterr()
+    assert "holds no arguments" in said.out + said.err and "Traceback" not in said.out + said.err
 
 
 def test_without_a_home_the_cache_is_a_folder_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

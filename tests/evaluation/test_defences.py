@@ -90,6 +90,7 @@ def test_a_defence_that_gradients_do_not_break_gets_no_verdict(name: str, expect
     assert NO_VERDICT in worst and "%" not in worst and f"{found.worst.k} / 24" in worst
     assert "no verdict on robust accuracy" in text and "! not a verdict: " in text and "--suite black-box" in text
     assert "%" in next(line for line in text.splitlines() if line.strip().startswith(("clean", "│ clean", "| clean")))
+    assert "strongest: " not in text + found._repr_html_()
 
 
 @pytest.mark.parametrize("name", ["plain network, half the radius", "HE", "label smoothing of 0.6"])

@@ -136,18 +136,18 @@ def test_images_that_unpack_to_gigabytes_take_no_memory() -> None:
 
 
 def test_where_memory_runs_out_smaller_parts_have_the_same_draws() -> None:
-    from advsphere.evaluation.work import _as_memory_allows
+    from advsphere.memory import leading_part
 
     def cells(index: torch.Tensor) -> tuple[list[Cell], int]:
         if len(index) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [Cell(i, "resisted") for i in index.tolist()], 7
 
-    found, forwards = _as_memory_allows(cells, torch.arange(20))
+    found, forwards = leading_part(cells, torch.arange(20))
     assert [cell.example for cell in found] == list(range(5)) and forwards == 7
 
     def never(index: torch.Tensor) -> tuple[list[Cell], int]:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        _as_memory_allows(never, torch.arange(20))
+        leading_part(never, torch.arange(20))

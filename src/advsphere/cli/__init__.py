@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             os.dup2(nowhere, stream.fileno())
         return 0
     except Exception as error:
-        said = in_one_line(error)
+        command = next(iter(arguments), "")
+        said = in_one_line(error, sized=command not in COMMANDS or "--batch-size" in help_of(command))
         if said is None:
             raise
         terminal(stderr=True, soft_wrap=True).print(Text("error:", "bold red"), said)

@@ -20,7 +20,7 @@ from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.engine import Precision
 from advsphere.evaluation.specs import kind_of
-from advsphere.files import write_atomically
+from advsphere.files import require_writable, write_atomically
 from advsphere.report.rendering import percent, points, span
 from advsphere.runs.folder import ranks, read_collapses, read_config
 from advsphere.runs.target import EvaluationTarget
@@ -83,6 +83,8 @@ def compared(options: Options, console: Console) -> Path:
     arms = {name: [Path(p) for p in getattr(options, name).split(",")] for name in ("baseline", "method")}
     configs = {name: [read_config(run) for run in runs] for name, runs in arms.items()}
     eps = configs["baseline"][0].threat.eps if options.eps is None else options.eps
+    path = (options.out or arms["method"][0] / "compared") / "comparison.json"
+    require_writable(path.parent)
     found: dict[str, list[tuple[Evaluation, Path]]] = {"baseline": [], "method": []}
     for name, runs in arms.items():
         for run in runs:
@@ -100,7 +102,6 @@ def compared(options: Options, console: Console) -> Path:
         console.print(f"! suite {options.suite} has no black-box attack; --suite survival tests the gain harder")
     for line in _conclusion(result, warnings):
         console.print(line, soft_wrap=True)
-    path = (options.out or arms["method"][0] / "compared") / "comparison.json"
     evidence = {name: [{"folder": str(f), "ledger": e.ledger} for e, f in each] for name, each in found.items()}
     record = {"format": "advsphere comparison 1", **asdict(result), "sentence": result.sentence}
     write_atomically(path, json.dumps(record | {"confounders": warnings, "evidence": evidence}, indent=1).encode())

@@ -19,6 +19,7 @@ from advsphere.cli.terminal import terminal
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import usual_batch_size
+from advsphere.files import require_writable
 from advsphere.report import rendering as numbers
 from advsphere.runs.build import build_model, chosen_device, from_scratch, head_name
 from advsphere.runs.config import Config, differences
@@ -75,7 +76,9 @@ def main(arguments: list[str]) -> int:
     """Diagnose, and print the answers and the folder of the figures."""
     options = parse(Options, arguments, prog="advsphere diagnose")
     target = options.subject
+    folder = options.out or (target.run or Path("runs/own")) / "diagnosis"
     model, images = _loaded(target)
+    require_writable(folder)
     if target.run is None:
         network = Network(name=target.label, model=model, head=options.head)
         threat = ThreatModel(norm="linf", eps=8 / 255)
@@ -94,7 +97,6 @@ def main(arguments: list[str]) -> int:
             batch_size=options.batch_size or usual_batch_size(images.shape),
             on_progress=show,
         )
-    folder = options.out or (target.run or Path("runs/own")) / "diagnosis"
     written = found.save(folder)
     lines = [_numbers(found), _table7(found), *_answers(found)]
     if options.baseline is not None and target.run is not None:

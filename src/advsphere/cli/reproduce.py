@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from rich.text import Text
 from advsphere.cli.arguments import parse
 from advsphere.cli.terminal import terminal
 from advsphere.errors import UserError
-from advsphere.files import disk_errors
+from advsphere.files import require_writable
 from advsphere.reproduce import pages, results, running
 from advsphere.reproduce.budgets import BUDGETS
 from advsphere.reproduce.collecting import collect
@@ -126,10 +125,7 @@ def _checked(options: Options) -> Path:
     if rows.is_dir():
         raise UserError(f"--rows must be a file, but {rows} is a folder")
     for folder in (options.runs, rows.parent) if options.only != "plan" else ():
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise UserError(f"{folder} is not writable; name another folder")
+        require_writable(folder)
     return rows
 
 

@@ -21,11 +21,12 @@ from advsphere.attacks import Attack
 from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet, Source, from_dataset
 from advsphere.data.images import tensor_of
-from advsphere.errors import UserError
+from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.losses import is_soft, log_odds
+from advsphere.memory import with_frozen
 from advsphere.rng import Rng, permutation
 from advsphere.stats import more_than
 from advsphere.threat import ThreatModel
@@ -81,10 +82,10 @@ def preflight(
     order = permutation(len(images), seed=0, epoch=0, purpose="preflight")
     ids = order[:batch_size].sort().values
     x, y = (t.to(device) for t in images.batch(ids))
-    found = [_images(x), _mode(model)]
-    with frozen(model) as classify:
+
+    def checked(classify: Classifier) -> list[Finding]:
         logits = _logits(classify, x)
-        found += [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits, model)]
+        found = [_outputs(logits), _labels(images.labels, logits.shape[1]), _repeatable(classify, x, logits, model)]
         seen, rest = [(logits, y)], order[batch_size:LARGEST]
         if len(rest) and bool(fooled(logits, y).all()):  # with many classes, a small batch may have none right
             for more in rest.split(batch_size):
@@ -94,7 +95,9 @@ def preflight(
         right = (~fooled(logits, y)).nonzero().squeeze(1)[:4]
         for spec in attacks if len(right) else ():
             found += _at_eps_zero(classify, spec, x[right], y[right], Rng(0, ids.to(x.device)[right]))
-    return tuple(found)
+        return found
+
+    return (_images(x), _mode(model), *with_frozen(model, checked))
 
 
 def usual_batch_size(shape: Sequence[int]) -> int:
@@ -246,6 +249,8 @@ def _gradient(classify: Classifier, x: Tensor, y: Tensor) -> Finding:
     try:
         _, _, grad = input_gradient(classify, x, y, log_odds)
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return Finding("gradient", "noted", str(error))
     dead = int((~(grad.flatten(1).abs().amax(1) > 0)).sum())
     if dead:
@@ -263,6 +268,8 @@ def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, r
     except UserError as error:
         raise UserError(f"{spec.name}: {error}") from error
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"{spec.name} can't attack this model ({error}); use attacks that need no gradient (--suite black-box), or "
             "make the model differentiable (no argmax, detach or no_grad inside)"

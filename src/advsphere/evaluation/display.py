@@ -108,7 +108,8 @@ def _cells(evaluation: Evaluation, row: Row) -> list[str]:
 
 def _below(evaluation: Evaluation) -> list[str]:
     best = evaluation.strongest
-    lines = [] if best is None else [f"strongest: {best}"]
+    stands = evaluation.refuted(evaluation.worst) is None  # where the attacks fail, the best of them says nothing
+    lines = [f"strongest: {best}"] if stands and best is not None else []
     lines += [f"! {flag}" for flag in evaluation.flags]
     for sign in evaluation.raised:
         lines += [f"! sign of gradient masking: {sign.check}", f"    {sign.detail}", f"    -> {sign.advice}"]

@@ -7,12 +7,12 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advsphere.classifier import Classifier, frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
@@ -23,6 +23,7 @@ from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import some
 from advsphere.identity import data_checksum
 from advsphere.machine import low_precision
+from advsphere.memory import leading_part, with_frozen
 from advsphere.provenance import environment
 from advsphere.rng import permutation
 
@@ -75,14 +76,13 @@ class Evidence:
         cells = self.book.cells(CLEAN)
         unlike: list[int] = []
         pixels = set[int]()
-        with frozen(self.model) as exact:
-            for index in self._batches(range(len(cells))):
-                x, y = self._load(index)
-                view = _Look.at(exact, x, y)
-                pixels |= {hash(one.contiguous().numpy().tobytes()) for one in x.cpu()}
-                fooled = torch.tensor([cells[i].status == "fooled" for i in index.tolist()])
-                said = torch.tensor([_class(cells[i].prediction) for i in index.tolist()])
-                unlike += index[((view.wrong != fooled) & ~view.close) | view.contradicts(said)].tolist()
+        for index in self._batches(range(len(cells))):
+            x, y = self._load(index)
+            view = _Look.at(self.model, x, y)
+            pixels |= {hash(one.contiguous().numpy().tobytes()) for one in x.cpu()}
+            fooled = torch.tensor([cells[i].status == "fooled" for i in index.tolist()])
+            said = torch.tensor([_class(cells[i].prediction) for i in index.tolist()])
+            unlike += index[((view.wrong != fooled) & ~view.close) | view.contradicts(said)].tolist()
         if unlike:
             return Finding(CLEAN, "failed", f"the ledger has {len(unlike)} predictions wrong: images {some(unlike)}")
         detail = f"all {len(cells)} predictions are as recorded"
@@ -105,21 +105,18 @@ class Evidence:
             elif i in stored and (not elsewhere or cell.status not in ("fooled", "resisted")):
                 bad.append(f"image {i} has a stored image, but counts as {cell.status}")
         near = 0
-        with frozen(self.model) as exact:
-            for index in self._batches(sorted(stored)):
-                try:
-                    x_adv = torch.stack(
-                        [x for i in index.tolist() if (x := self.book.adversarial(name, i)) is not None]
-                    )
-                except UserError as error:
-                    return Finding(name, "failed", str(error))
-                faults, rounded = self._faults(exact, index, x_adv, [cells[i].status for i in index.tolist()], {
-                    "distance": torch.tensor([cells[i].distance or 0.0 for i in index.tolist()]),
-                    "class": torch.tensor([_class(cells[i].prediction) for i in index.tolist()]),
-                })  # fmt: skip
-                near += rounded
-                for says, which in faults.items():
-                    bad += [f"image {i} {says}" for i in index[which].tolist()]
+        for index in self._batches(sorted(stored)):
+            try:
+                x_adv = torch.stack([x for i in index.tolist() if (x := self.book.adversarial(name, i)) is not None])
+            except UserError as error:
+                return Finding(name, "failed", str(error))
+            faults, rounded = self._faults(index, x_adv, [cells[i].status for i in index.tolist()], {
+                "distance": torch.tensor([cells[i].distance or 0.0 for i in index.tolist()]),
+                "class": torch.tensor([_class(cells[i].prediction) for i in index.tolist()]),
+            })  # fmt: skip
+            near += rounded
+            for says, which in faults.items():
+                bad += [f"image {i} {says}" for i in index[which].tolist()]
         if bad:
             return Finding(name, "failed", f"{len(bad)} cells contradict their evidence: {some(bad)}")
         fooled = sum(cell.status == "fooled" for cell in cells.values())
@@ -131,13 +128,13 @@ class Evidence:
         return Finding(name, "ok", detail)
 
     def _faults(
-        self, exact: Classifier, index: Tensor, x_adv: Tensor, status: Sequence[Status], said: Mapping[str, Tensor]
+        self, index: Tensor, x_adv: Tensor, status: Sequence[Status], said: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], int]:
         """What is wrong with stored images, (B,) bool each, and how many are misclassified only up to rounding."""
         threat = threat_of(self.book)
         x, y = self._load(index)
         x_adv = x_adv.to(x.device)
-        view, distance = _Look.at(exact, x_adv, y), threat.distance(x_adv, x).cpu()
+        view, distance = _Look.at(self.model, x_adv, y), threat.distance(x_adv, x).cpu()
         inside, counts = threat.contains(x_adv, x).cpu(), torch.tensor([s == "fooled" for s in status])
         elsewhere = (distance - said["distance"]).abs() > 1e-5 * said["distance"] + 1e-7
         within = threat.within_bounds(x_adv).cpu() & (distance <= threat.eps * (1 - 1e-5))
@@ -209,9 +206,12 @@ class Evidence:
         """Each cell with the image that the attack finds now, and whether it fools the model."""
         for spec in specs:
             for index in self._batches(sorted(i for name, i in chosen if name == spec.name)):
-                verdict = judge_again(self.book, self.model, self.images, spec, index, self._precision)
-                for i, x_adv, fooled in zip(index.tolist(), verdict.x_adv.cpu(), verdict.fooled.tolist(), strict=True):
-                    yield (spec.name, i), x_adv, fooled
+                attack = partial(judge_again, self.book, self.model, self.images, spec, precision=self._precision)
+                while len(index):
+                    verdict = leading_part(attack, index)
+                    part, index = index[: len(verdict.x_adv)].tolist(), index[len(verdict.x_adv) :]
+                    for i, x_adv, fooled in zip(part, verdict.x_adv.cpu(), verdict.fooled.tolist(), strict=True):
+                        yield (spec.name, i), x_adv, fooled
 
     @property
     def _precision(self) -> str:
@@ -258,8 +258,8 @@ class _Look:
 
     @classmethod
     @torch.no_grad()
-    def at(cls, exact: Classifier, x: Tensor, y: Tensor) -> _Look:
-        logits, y = exact(x).cpu(), y.cpu()
+    def at(cls, model: nn.Module, x: Tensor, y: Tensor) -> _Look:
+        logits, y = with_frozen(model, lambda exact: exact(x).cpu()), y.cpu()
         broken = logits.isnan().any(1)
         own = logits.gather(1, y[:, None]).squeeze(1)
         other = logits.scatter(1, y[:, None], -torch.inf).amax(1)

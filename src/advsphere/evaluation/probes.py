@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.attacks import pgd, square
-from advsphere.classifier import Classifier, fooled, frozen, input_gradient, split
+from advsphere.classifier import Classifier, fooled, input_gradient, split
 from advsphere.data import Images
-from advsphere.errors import UserError
+from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.specs import AttackSpec, kind_of
 from advsphere.losses import Loss, log_odds
+from advsphere.memory import Parts, with_frozen
 from advsphere.rng import Rng, permutation
 from advsphere.threat import ThreatModel
 
@@ -43,7 +45,7 @@ class Subject(NamedTuple):
     """What a probe measures: a model, `classify` in float32, on images x (B, C, H, W) with labels y (B,)."""
 
     model: nn.Module
-    classify: Classifier
+    classify: Parts
     threat: ThreatModel
     x: Tensor
     y: Tensor
@@ -69,15 +71,19 @@ def probes_of(
     """
     identity, device = book.identity, device_of(model)
     threat = ThreatModel(**identity["threat"] | {"bounds": tuple(identity["threat"]["bounds"])})
-    with frozen(model) as classify:
-        for name in names:
-            measure, most, resisted = PROBES[name]
-            outcomes = book.outcomes() if resisted else book.outcomes(CLEAN)
-            index = sample(outcomes, seed=identity["seed"], most=min(most, identity["batch_size"]))
-            x, y = (part.to(device) for part in images.batch(index))
-            rng = Rng(identity["seed"], index.to(device))
-            subject = Subject(model, classify, threat, x, y, rng, attacks, identity["suite"].get("head"))
-            yield name, measure(subject) | ({"resisted": outcomes.count("1")} if resisted else {})
+    for name in names:
+        measure, most, resisted = PROBES[name]
+        outcomes = book.outcomes() if resisted else book.outcomes(CLEAN)
+        index = sample(outcomes, seed=identity["seed"], most=min(most, identity["batch_size"]))
+        x, y = (part.to(device) for part in images.batch(index))
+        rng = Rng(identity["seed"], index.to(device))
+        subject = Subject(model, Parts(model), threat, x, y, rng, attacks, identity["suite"].get("head"))
+        found = with_frozen(model, partial(_measured, measure, subject))
+        yield name, found | ({"resisted": outcomes.count("1")} if resisted else {})
+
+
+def _measured(measure: Callable[[Subject], dict[str, Any]], subject: Subject, classify: Parts) -> dict[str, Any]:
+    return measure(subject._replace(classify=classify))
 
 
 def missing(book: Ledger) -> list[str]:
@@ -122,7 +128,9 @@ def large_radius(s: Subject) -> dict[str, Any]:
     stop = not isinstance(s.model, Majority)  # a success of some calls may be chance
     try:
         x_adv = pgd(s.classify, x, y, threat=ball, steps=STEPS, step_size=eps / 4, start="clean", until_fooled=stop)
-    except RuntimeError:  # no gradient reaches the images
+    except RuntimeError as error:  # no gradient reaches the images
+        if out_of_memory(error):
+            raise
         return found | {"left": None}
     with torch.no_grad():
         return found | {"left": int((~fooled(s.classify(x_adv), y)).sum())}
@@ -140,7 +148,9 @@ def slopes(s: Subject) -> dict[str, Any]:
         """Always where a gradient is taken, because a randomised model draws other numbers elsewhere."""
         try:
             return input_gradient(s.classify, x, s.y, lambda z, y: log_odds(z.double(), y))[1:]
-        except RuntimeError:  # no gradient reaches the images
+        except RuntimeError as error:  # no gradient reaches the images
+            if out_of_memory(error):
+                raise
             with torch.no_grad():
                 logits = s.classify(x)
             return log_odds(logits.double(), s.y), torch.zeros_like(x)
@@ -200,7 +210,9 @@ def planted(s: Subject) -> dict[str, Any]:
         for spec in tried:
             try:
                 x_adv = spec.attack(binary, s.x[one], label, rng=s.rng.take(one))
-            except RuntimeError:  # no gradient reaches the images
+            except RuntimeError as error:  # no gradient reaches the images
+                if out_of_memory(error):
+                    raise
                 found["missed"][spec.name] += 1
                 continue
             with torch.no_grad():
@@ -231,7 +243,9 @@ PROBES: dict[str, Probe] = {
 def _without_gradient(s: Subject, loss: Loss) -> int:
     try:
         _, _, grad = input_gradient(s.classify, s.x, s.y, loss)
-    except RuntimeError:  # no gradient reaches the images
+    except RuntimeError as error:  # no gradient reaches the images
+        if out_of_memory(error):
+            raise
         return len(s.x)
     largest = grad.flatten(1).abs().amax(1)
     return int((~((largest >= torch.finfo(grad.dtype).tiny) & largest.isfinite())).sum())
@@ -239,13 +253,12 @@ def _without_gradient(s: Subject, loss: Loss) -> int:
 
 def _features(s: Subject) -> Callable[[Tensor], Tensor]:
     """What enters the head, (B, D) in float64; the logits if the head is not known."""
-    try:
-        inner = split(s.model, s.head).features
-        with torch.no_grad():
-            inner(s.x[:1])
-    except UserError:
-        inner = s.classify
-    return lambda x: inner(x).double().flatten(1)
+    inner: Classifier | None = None
+    with suppress(UserError), torch.no_grad():
+        found = split(s.model, s.head).features
+        found(s.x[:1])
+        inner = found
+    return lambda x: s.classify(x, inner).double().flatten(1)
 
 
 def _patches(s: Subject) -> Tensor:

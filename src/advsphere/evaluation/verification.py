@@ -214,9 +214,12 @@ def _checks(written: Mapping[str, Any], evidence: Evidence, specs: Sequence[Atta
     """Findings of preflight and signs of gradient masking: their statuses, and then their sentences."""
     book, model, images = evidence.book, evidence.model, evidence.images
     try:
-        claim = Evaluation.from_dict({**written, "checksum": content_checksum(written)})
-    except (KeyError, TypeError) as error:
-        return [Finding("findings", "failed", f"the file lacks an entry, or has a wrong one: {error}")]
+        with content_errors("the file"):
+            claimed = [Finding(**f) for f in written["findings"] or ()], [Sign(**s) for s in written["signs"] or ()]
+            said = _said(written)
+        expected = Evaluation.of(book)
+    except UserError as error:
+        return [Finding("findings", "failed", str(error))]
     try:
         findings = [*preflight(model, images, batch_size=book.identity["batch_size"], attacks=specs)]
     except UserError as error:
@@ -226,12 +229,12 @@ def _checks(written: Mapping[str, Any], evidence: Evidence, specs: Sequence[Atta
         findings.append(Finding("identity", "noted", "it is incomplete"))
     again = probes_of(book, model, images, specs, list(PROBES))
     probes = {name: json.loads(canonical(value)) for name, value in again}  # in the order in which the ledger keeps it
-    expected = Evaluation.of(book, findings)
+    expected = replace(expected, findings=tuple(findings))
     expected = replace(expected, signs=signs(expected.attacks, probes, book.identity["model"]["scale"]))
     return [
-        _findings(claim.findings or (), findings),
-        _signs(claim.signs or (), expected.signs or (), book.probes, probes),
-        _sentences(written, expected),
+        _findings(claimed[0], findings),
+        _signs(claimed[1], expected.signs or (), book.probes, probes),
+        _sentences(said, expected),
     ]
 
 
@@ -282,18 +285,18 @@ def _alike(said: Any, found: Any, n: int = 100) -> bool:
     return bool(said == found)
 
 
-def _sentences(written: Mapping[str, Any], expected: Evaluation) -> Finding:
-    """Sentences repeat values that were compared already, so another wording is shown and does not fail."""
-    ours = {
-        "flags": list(expected.flags),
-        "findings": {f.check: f.detail for f in expected.findings or ()},
-        "signs": {s.check: [s.detail, s.advice] for s in expected.signs or ()},
-    }
-    theirs = {
+def _said(written: Mapping[str, Any]) -> dict[str, Any]:
+    """The sentences of an evaluation's JSON data."""
+    return {
         "flags": list(written["flags"]),
         "findings": {f["check"]: f["detail"] for f in written["findings"] or ()},
         "signs": {s["check"]: [s["detail"], s["advice"]] for s in written["signs"] or ()},
     }
+
+
+def _sentences(theirs: Mapping[str, Any], expected: Evaluation) -> Finding:
+    """Sentences repeat values that were compared already, so another wording is shown and does not fail."""
+    ours = _said(expected.to_dict())
     others = [
         change for change in differences(theirs, ours) if change.path not in ("findings.mode", "findings.identity")
     ]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.distributed import World
-from advsphere.errors import UserError, out_of_memory
+from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, predict
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
@@ -36,6 +36,7 @@ from advsphere.evaluation.sampling import SEARCH, Sampling
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import canonical, file_lock
 from advsphere.identity import AnotherModelError
+from advsphere.memory import leading_part
 from advsphere.rng import Rng
 from advsphere.stats import wilson
 from advsphere.threat import ThreatModel
@@ -258,7 +259,7 @@ class _Work:
             rest = index[~torch.isin(index, known)]
             while len(rest):
                 began = time.monotonic()
-                found, forwards = _as_memory_allows(cells, rest)
+                found, forwards = leading_part(cells, rest)
                 took, rest = time.monotonic() - began, rest[len(found) :]
                 self.ledger.record(name, batch, found, Cost(took, forwards), more=len(rest) > 0)
                 seconds, images = seconds + took, images + len(found)
@@ -275,21 +276,6 @@ class _Work:
     def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.plan.images.batch(index)
         return x.to(device_of(self.plan.model)), y.to(device_of(self.plan.model))
-
-
-def _as_memory_allows(cells: Find, index: Tensor) -> tuple[list[Cell], int]:
-    """The cells of the first half, quarter and so on if memory runs out. Random numbers belong to an example, so they
-    are the same in any part.
-    """
-    while True:
-        try:
-            return cells(index)
-        except Exception as error:
-            if not out_of_memory(error) or len(index) == 1:
-                raise
-        # The failed attempt's tensors are free only here, after the block of its error.
-        index = index[: (len(index) + 1) // 2]
-        torch.cuda.empty_cache()
 
 
 Begin = Callable[..., Ledger]

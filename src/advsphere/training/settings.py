@@ -19,12 +19,25 @@ from advsphere.named import call
 from advsphere.schedule import Constant, Schedule
 from advsphere.training.guard import Guarding
 
+
+def _arguments(words: list[str]) -> dict[str, Any]:
+    """Keyword arguments from the command line. Raises ValueError, which tyro prints, for anything else."""
+    try:
+        value = yaml.safe_load(words[0])
+        json.dumps(value)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{words[0][:60]!r} holds no arguments; write '{{betas: [0.9, 0.95]}}'") from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{words[0][:60]!r} holds no arguments; write '{{betas: [0.9, 0.95]}}'")
+    return value
+
+
 Arguments = Annotated[
     dict[str, Any],
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="YAML",
-        instance_from_str=lambda words: yaml.safe_load(words[0]),
+        instance_from_str=_arguments,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [json.dumps(value)],
     ),
