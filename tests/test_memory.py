@@ -56,7 +56,7 @@ def test_an_evaluation_and_its_verification_have_the_outcomes_of_a_machine_with_
 
 def test_a_gradient_that_finds_no_memory_is_computed_in_parts() -> None:
     known = linear(10)
-    tried = []
+    tried: list[int] = []
 
     def gradient(classify: nn.Module) -> Tensor:
         x = known.images.clone().requires_grad_()
