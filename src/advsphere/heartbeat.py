@@ -27,7 +27,14 @@ VARIABLE = "ADVSPHERE_HANG_SECONDS"
 
 
 def hang_seconds() -> float:
-    """The time after which a rank is named. Raises UserError if the environment variable holds none."""
+    """The time after which a rank is named.
+
+    Returns:
+        Seconds, `SECONDS` or those of the environment variable.
+
+    Raises:
+        UserError: If the variable holds no positive number.
+    """
     given = os.environ.get(VARIABLE, "")
     try:
         seconds = float(given or SECONDS)

@@ -16,8 +16,16 @@ T = TypeVar("T")
 
 
 def leading_part(compute: Callable[[Tensor], T], index: Tensor) -> T:
-    """What `compute` returns for the examples `index`, or for the first half, quarter and so on if memory runs out.
+    """Compute something for examples, or for the first half, quarter and so on of them if memory runs out.
+
     Random numbers belong to an example, so they are the same in any part.
+
+    Args:
+        compute: Takes the numbers of examples.
+        index: The numbers, (B,) int64.
+
+    Returns:
+        What `compute` returned for the first of them.
     """
     while True:
         try:
@@ -31,8 +39,15 @@ def leading_part(compute: Callable[[Tensor], T], index: Tensor) -> T:
 
 
 def with_frozen(model: nn.Module, compute: Callable[[Parts], T]) -> T:
-    """`compute(classifier)` with the frozen model. If memory runs out, it is computed again with a classifier that
-    sends halves, quarters and so on of a batch through the model. A gradient then computes the forwards again.
+    """Compute something with a frozen model, again with smaller parts of its batches if memory runs out.
+
+    Args:
+        model: The model.
+        compute: Takes the classifier. It sends halves, quarters and so on of a batch through the model where a whole
+            one does not fit, and a gradient then computes the forwards again.
+
+    Returns:
+        What `compute` returned.
     """
     with frozen(model) as classify:
         parts = Parts(classify)
@@ -47,7 +62,12 @@ def with_frozen(model: nn.Module, compute: Callable[[Parts], T]) -> T:
 
 
 class Parts:
-    """A classifier that sends at most `limit` images at once through another one; `most` is the largest number sent."""
+    """A classifier that sends a batch in parts through another one. `most` is the largest number of images sent at once.
+
+    Args:
+        classify: The other classifier.
+        limit: The largest part; None sends whole batches.
+    """
 
     def __init__(self, classify: Classifier, limit: int | None = None) -> None:
         self.classify, self.limit, self.most = classify, limit, 0
