@@ -62,7 +62,7 @@ def with_frozen(model: nn.Module, compute: Callable[[Parts], T]) -> T:
 
 
 class Parts:
-    """A classifier that sends a batch in parts through another one. `most` is the largest number of images sent at once.
+    """A classifier that sends a batch in parts through another one; `most` is the largest number sent at once.
 
     Args:
         classify: The other classifier.
