@@ -14,6 +14,14 @@ Metrics = dict[str, float]
 """Named numbers of an epoch, such as clean and robust accuracy."""
 
 
+class Cursor(NamedTuple):
+    """The next optimizer step to take."""
+
+    epoch: int = 0
+    batch: int = 0
+    replay: int = 0
+
+
 class Tick(NamedTuple):
     """Progress within an epoch, for a progress bar.
 

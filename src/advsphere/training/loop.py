@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -46,19 +46,11 @@ from advsphere.training.checkpoint import (
     section,
 )
 from advsphere.training.guard import FGSM, PGD, Collapse, Suspicion, affordable, remedied, watched
-from advsphere.training.hooks import Hooks, Metrics, Stopped, Tick
+from advsphere.training.hooks import Cursor, Hooks, Metrics, Stopped, Tick
 from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.scaling import LossScale
 from advsphere.training.settings import TrainSettings, make_optimizer
 from advsphere.training.step import BatchGradient, Division
-
-
-class Cursor(NamedTuple):
-    """The next optimizer step to take."""
-
-    epoch: int = 0
-    batch: int = 0
-    replay: int = 0
 
 
 class Trainer:
