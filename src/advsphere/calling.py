@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from advsphere.errors import UserError
+from advsphere.errors import UserError, out_of_memory
 from advsphere.state import kept, require_shapes
 
 
@@ -93,9 +93,11 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
         way = ways[key] = _tried_ways(model, x[:2].detach(), last)
     try:
         logits = logits_of(model(way.copied(x, model)))
-    except (torch.OutOfMemoryError, UserError):
+    except UserError:
         raise
     except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        if out_of_memory(error):
+            raise
         if way.layout == torch.channels_last:  # it may flatten by `view` in larger batches only
             ways[key] = way._replace(layout=torch.contiguous_format)
             return answer(model, x, preferred)
