@@ -43,6 +43,7 @@ SCRIPTS = (
     "memory",
     "network",
     "on_gpu",
+    "optimality",
     "overfitting",
     "pgd",
     "sample_coverage",
@@ -368,3 +369,24 @@ def test_every_arm_changes_what_its_name_says_and_nothing_else(benchmarks: Simpl
         changed = {change.path.partition(".")[0] for change in differences(base, script.config_of(options, arm, 0))}
         assert changed == (set() if arm == "base" else {"sphere"} if "hypersphere" in arm else {"training"})
     assert script.config_of(options, "base", 2).training.seed == 2
+
+
+def test_optimality_compares_areas_and_a_spent_budget_ends_a_search(benchmarks) -> None:
+    measure, best = benchmarks.optimality.optimality, torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert measure(best, best) == 1 and measure(best * torch.inf, best) == 0
+    assert measure(torch.tensor([2.0, 3.0, 4.0, torch.inf]), best) == 0.5
+
+    x, model = images(3), conv_net().eval()
+    y = model(x).argmax(1)
+    view = benchmarks.optimality.Counted(model, x, y, 2.0, budget=5)
+    view(x[1:].clone().requires_grad_(True)).sum().backward()
+    view(x[1:])
+    assert view.spent.tolist() == [0, 3, 3] and view.smallest.isinf().all()
+    near = 0.7 * x + 0.3 * (1 - x)
+    hit = model(near).argmax(1) != y
+    view(near)
+    assert hit.any() and torch.equal(view.smallest.isfinite(), hit)
+    assert torch.allclose(view.smallest[hit], (near - x).flatten(1).norm(dim=1)[hit], rtol=1e-3)
+    with pytest.raises(benchmarks.optimality.Spent):
+        for _ in range(5):
+            view(x)
