@@ -165,15 +165,17 @@ def main(options: Arguments) -> None:
     lines = options.rows.read_text().splitlines() if options.rows.exists() else []
     done = {one[:3]: one for one in (Result(**json.loads(line)) for line in lines)}
     measured(options, done)
-    table = list[list[object]]()
-    for network, norm in dict.fromkeys(key[:2] for key in done):
-        of = {name: torch.tensor(one.norms) for (a, b, name), one in done.items() if (a, b) == (network, norm)}
-        best = torch.stack(list(of.values())).amin(0)
-        share = {name: optimality(norms, best) for name, norms in of.items()}
-        for name in sorted(share, key=lambda name: -share[name]):
-            spent, median = done[network, norm, name].propagations, of[name].median()
-            table.append([network, norm, name, f"{share[name]:.3f}", f"{median:.4f}", f"{spent:.0f}"])
-    show(["network", "norm", "attack", "optimality", "median norm", "propagations"], table)
+    networks, table = sorted({one.network for one in done.values()}), list[list[object]]()
+    for norm in options.norms:
+        shares = dict[str, list[float]]()
+        for network in networks:
+            of = {one.attack: torch.tensor(one.norms) for one in done.values() if one[:2] == (network, norm)}
+            best = torch.stack(list(of.values())).amin(0)
+            for name, norms in of.items():
+                shares.setdefault(name, []).append(optimality(norms, best))
+        for name, values in sorted(shares.items(), key=lambda pair: -sum(pair[1])):
+            table.append([norm, name, *(f"{value:.3f}" for value in values)])
+    show(["norm", "attack", *networks], table)
 
 
 if __name__ == "__main__":
