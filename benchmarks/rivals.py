@@ -94,7 +94,9 @@ def run(folder: Path, library: str, task: dict[str, Any]) -> str:
     code = f"{BEFORE}\n{cell}\nassert {task['holds']}\n"
     with tempfile.TemporaryDirectory() as here:
         path = f"import sys; sys.path.insert(0, {str((folder / library).resolve())!r})\n"
-        done = subprocess.run([sys.executable, "-c", path + code], cwd=here, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", path + code], cwd=here, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise SystemExit(f"{library}, {task['what']}: {done.stderr[-2000:]}")
     return str(len([line for line in cell.splitlines() if line.strip()]))
@@ -116,7 +118,9 @@ def main() -> None:
         lines.append(f"| {task['what']} | {' | '.join(run(options.folder, name, task) for name in names)} |")
         print(lines[-1], flush=True)
     for what in ("packages", "MiB"):
-        lines.append(f"| {what} beyond torch's | {' | '.join(str(sizes[n][what] or 'does not install') for n in names)} |")
+        lines.append(
+            f"| {what} beyond torch's | {' | '.join(str(sizes[n][what] or 'does not install') for n in names)} |"
+        )
     if not options.only:
         page, marks = HERE / "README.md", {"begin": "<!-- rivals -->", "end": "<!-- /rivals -->"}
         page.write_text(replace_between(page.read_text(), "\n".join(lines), **marks))

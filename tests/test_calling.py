@@ -253,13 +253,11 @@ class Keeping(Net):
         return z
 
 
-def test_attempts_and_evaluations_leave_no_trace_in_a_network_that_keeps_state() -> None:
+def test_attempts_leave_no_trace_in_a_network_that_keeps_state() -> None:
     model, x = Keeping().eval(), images(8)
     assert folds(model, x)
     assert all(isinstance(z, Tensor) for z in model.seen) and isinstance(model.calls, Tensor)
-    calls, seen = model.calls.clone(), len(model.seen)
-    adv.evaluate(model, x, model.how(model, x).argmax(1), threat=THREAT)
-    assert torch.equal(model.calls, calls + 1) or torch.equal(model.calls, calls)
+    seen = len(model.seen)
     attach_head(model, scale=5.0)
     assert len(model.seen) <= seen + 1
     with kept(model):

@@ -36,7 +36,6 @@ from advsphere.machine import advice, low_precision
 from advsphere.named import trust
 from advsphere.provenance import environment
 from advsphere.rng import permutation
-from advsphere.state import kept
 from advsphere.threat import ThreatModel
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -105,26 +104,24 @@ def evaluate(
     Raises:
         UserError: If `preflight` fails, the suite is unknown, or the ledger holds another evaluation of this model.
     """
-    device = device_of(model)
-    with kept(model):  # a network may count its forwards, or keep features
-        plan = prepare(
-            model,
-            images,
-            labels,
-            threat=threat,
-            suite=suite,
-            seed=seed,
-            batch_size=batch_size,
-            effort=effort,
-            budget=budget,
-            certainty=certainty,
-            head=head,
-            precision=precision,
-            world=world,
-        )
-        if slow := advice(plan.dtype, device):
-            warnings.warn(slow, stacklevel=2)
-        return plan.claim(None if ledger is None else Path(ledger)).run(on_progress)
+    plan = prepare(
+        model,
+        images,
+        labels,
+        threat=threat,
+        suite=suite,
+        seed=seed,
+        batch_size=batch_size,
+        effort=effort,
+        budget=budget,
+        certainty=certainty,
+        head=head,
+        precision=precision,
+        world=world,
+    )
+    if slow := advice(plan.dtype, device_of(model)):
+        warnings.warn(slow, stacklevel=2)
+    return plan.claim(None if ledger is None else Path(ledger)).run(on_progress)
 
 
 def prepare(
