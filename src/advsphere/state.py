@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -42,13 +43,14 @@ def unpacked(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The state dict.
     """
-    packed = {name for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
-    return {
-        name: torch.load(io.BytesIO(bytes(value.tolist())), weights_only=True)
-        if name in packed and isinstance(value, Tensor)
-        else value
-        for name, value in state.items()
-    }
+    own = model.state_dict()
+    packed = {name for name, value in own.items() if not isinstance(value, Tensor)}
+    found = OrderedDict[str, Any]()
+    for name, value in state.items():
+        as_bytes = name in packed and isinstance(value, Tensor)
+        found[name] = torch.load(io.BytesIO(bytes(value.tolist())), weights_only=True) if as_bytes else value
+    found._metadata = own._metadata  # type: ignore[attr-defined]  # without versions, some layers refuse a state
+    return found
 
 
 @contextmanager

@@ -163,7 +163,7 @@ def _images(x: Tensor) -> Finding:
 
 
 def _mode(model: nn.Module) -> Finding:
-    if any(module.training for module in model.modules()):
+    if any(getattr(module, "training", False) for module in model.modules()):
         return Finding("mode", "fixed", "the model was in train mode; it is evaluated in eval mode and then restored")
     return Finding("mode", "ok", "eval mode")
 

@@ -58,7 +58,7 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
         cure = _cure(next(states[name] for name, fit in fits.items() if fit is best))
         raise UserError(f"{path} does not fit the model: {best.problem}; {cure}")
     chosen = fits[good[0]]
-    model.load_state_dict(chosen.theirs, strict=False)
+    model.load_state_dict(unpacked(model, chosen.theirs), strict=False)
     others = [name for name in good[1:] if not _equal(fits[name].theirs, chosen.theirs)]
     lines = [f"{path} has {chosen.new_head}"] if chosen.new_head else []
     if others:
