@@ -110,9 +110,9 @@ def test_of_two_evaluations_by_one_suite_one_has_to_be_named(
         (["evaluate", "nowhere"], 1, "config.yaml"),
         (["evaluate", "no[/where]"], 1, "no[/where] holds no run"),
         (["evaluate", "--model", "nowhere:build", "--data", "nowhere"], 1, "nowhere"),
-        (["evaluate"], 0, "--suite"),
+        (["evaluate"], 2, "--suite"),
         (["diagnose", "nowhere"], 1, "config.yaml"),
-        (["diagnose"], 0, "--baseline"),
+        (["diagnose"], 2, "--baseline"),
         (["verify", "nowhere"], 1, "advsphere evaluate"),
         (["results", "nowhere.jsonl"], 1, "nowhere.jsonl"),
         (["results", "rows.jsonl", "nowhere", "--check"], 1, "no folder nowhere"),
@@ -345,6 +345,8 @@ def test_the_flags_are_these() -> None:
         "image_size",
         "mean",
         "std",
+        "num_classes",
+        "scale",
         "n",
     }
     assert names(VerifyOptions) == {"folder", "share", "seed"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from advsphere import cli
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.data.encoded import Encoded
 from advsphere.errors import UserError, in_one_line, out_of_memory
 from advsphere.files import cache_folder

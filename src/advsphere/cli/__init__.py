@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.text import Text
 
 import advsphere
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.errors import in_one_line, needs
 
 COMMANDS = {

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.comparison.confounders import confounders, divided_otherwise, remedied, trained_elsewhere
 from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from advsphere.cli.arguments import parse
+from advsphere.cli.printing import terminal
 from advsphere.cli.progress import progress_bar
-from advsphere.cli.terminal import terminal
 from advsphere.corruption.evaluate import corruption_accuracy, recheck
 from advsphere.corruption.generate import generated
 from advsphere.corruption.published import read_published, save_arrays, save_folders

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from advsphere.cli import compare, report
 from advsphere.cli.arguments import parse
+from advsphere.cli.printing import terminal
 from advsphere.cli.progress import TrainingProgress
-from advsphere.cli.terminal import terminal
 from advsphere.recipes import recipe
 from advsphere.runs.config import Config
 from advsphere.runs.train import train

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from advsphere.cli.arguments import DURATION, parse
+from advsphere.cli.printing import terminal
 from advsphere.cli.progress import progress_bar
-from advsphere.cli.terminal import terminal
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation

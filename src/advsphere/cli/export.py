@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from advsphere.cli.arguments import parse
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.deployment import export, load
 from advsphere.deployment.formats import SUFFIXES
 

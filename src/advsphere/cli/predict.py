@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advsphere.cli.arguments import parse
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.data.encoded import SUFFIXES
 from advsphere.deployment import load
 from advsphere.errors import UserError

@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.recipes import describe
 
 

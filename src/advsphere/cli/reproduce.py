@@ -19,7 +19,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from advsphere.cli.arguments import parse
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.errors import UserError
 from advsphere.files import require_writable
 from advsphere.reproduce import pages, results, running

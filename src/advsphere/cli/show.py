@@ -16,7 +16,7 @@ from torch import nn
 
 from advsphere.analysis.perturbations import stored_strips, strip, strip_figure
 from advsphere.cli.arguments import parse
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Ledger

@@ -18,8 +18,8 @@ from torch import nn
 from advsphere.analysis.gradients import record_ratios
 from advsphere.cli import taken
 from advsphere.cli.arguments import parse
+from advsphere.cli.printing import terminal
 from advsphere.cli.progress import TrainingProgress
-from advsphere.cli.terminal import terminal
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError

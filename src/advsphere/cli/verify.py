@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from advsphere.cli.arguments import parse
-from advsphere.cli.terminal import terminal
+from advsphere.cli.printing import terminal
 from advsphere.errors import UserError
 from advsphere.evaluation import verify
 from advsphere.runs.target import EvaluationTarget, evaluations

@@ -392,9 +392,8 @@ class Ledger(Database):
     def _check(self) -> None:
         self._refuse_computed()
         with self._errors():
-            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            found = " ".join(str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0]).split())
             if found != "ok":
-                found = " ".join(str(found).split())
                 raise UserError(f"{self.path} is damaged ({found}); use another copy, or evaluate into a new file")
             row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
         if row is None or self._json(row[0]) != _FORMAT:
