@@ -108,7 +108,7 @@ def cost(config: Config) -> Cost:
     y = torch.arange(batch)
     blank = ImageSet(torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64), tuple(map(str, range(classes))))
     parts, dtype = assemble(config, blank), low_precision(x.device)
-    loss(parts, config, x, x, y, dtype).backward()  # libraries prepare themselves
+    step(parts, config, x, y, dtype)  # libraries prepare themselves, and the network is tried before its first batch
     began = time.process_time()
     with Operations() as counted:  # type: ignore[no-untyped-call]
         step(parts, config, x, y, dtype)

@@ -1,6 +1,6 @@
 """Tasks of a user in six libraries: lines of code, packages and size. Every cell is run.
 
-    python benchmarks/rivals.py --install DIR   # install each library with what it needs beyond torch (about 2 GB)
+    python benchmarks/rivals.py DIR --install   # install each library with what it needs beyond torch (about 2 GB)
     python benchmarks/rivals.py DIR             # run all cells, and write the table in benchmarks/README.md
     python benchmarks/rivals.py DIR --only ART  # one library, without writing
 

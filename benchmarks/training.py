@@ -133,15 +133,20 @@ def small_resnet() -> nn.Module:
 
 
 class Turns:
-    """Takes a step of the plain loop before each step of ours, and times both. Of the first, operations are counted."""
+    """Takes a step of the plain loop before each step of ours, and times both. The first turn is to warm up: a network
+    is tried before its first batch. In the second, operations are counted.
+    """
 
     def __init__(self, loop: PlainLoop, x: Tensor, y: Tensor, repeats: int) -> None:
         self.loop, self.x, self.y, self.repeats = loop, x, y, repeats
         self.plain, self.ours = list[Seconds](), list[Seconds]()
         self.gflop: tuple[float, float] | None = None
-        self.running = ExitStack()
+        self.running, self.warm = ExitStack(), False
 
     def before_step(self) -> None:
+        if not self.warm:
+            self.loop.step(self.x, self.y)
+            return
         if self.gflop is None:
             with Operations() as self.theirs:  # type: ignore[no-untyped-call]
                 self.loop.step(self.x, self.y)
@@ -151,7 +156,9 @@ class Turns:
         self.began = Seconds.now()
 
     def stop(self) -> bool:
-        if self.gflop is None:
+        if not self.warm:
+            self.warm = True
+        elif self.gflop is None:
             self.running.close()
             self.gflop = self.theirs.total / 1e9, self.mine.total / 1e9
         else:
@@ -161,7 +168,7 @@ class Turns:
 
 def measured(part: Part, options: Arguments, limits: dict[str, float]) -> Row:
     objective = OBJECTIVES[part.objective]
-    n = options.batch_size * (options.repeats + 1)
+    n = options.batch_size * (options.repeats + 2)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (n,), generator=generator)

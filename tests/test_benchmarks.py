@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -78,7 +79,11 @@ def target(benchmarks: SimpleNamespace) -> Any:
 
 
 def test_each_has_its_command_in_the_readme_and_takes_it(benchmarks: SimpleNamespace) -> None:
-    lines = [line.split() for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("    python ")]
+    lines = [
+        shlex.split(line, comments=True)
+        for line in (FOLDER / "README.md").read_text().splitlines()
+        if line.startswith("    python ")
+    ]
     commands = {Path(words[1]).stem: words[2:] for words in lines}
     assert commands.keys() >= set(SCRIPTS)
     for name in SCRIPTS:
