@@ -119,10 +119,11 @@ def pool(norm: str, budget: int, adv_lib: Any) -> dict[str, Run]:
         attacks["ddn"] = partial(adv_lib.ddn, steps=steps, levels=None)
     if norm in ("l2", "l1"):
         attacks["alma"] = partial(adv_lib.alma, distance=norm, num_steps=steps, init_lr_distance=0.1)
-    return {
-        f"adv-lib {name}": (lambda m, x, y, attack=attack: attack(model=m, inputs=x, labels=y))
-        for name, attack in attacks.items()
-    }
+
+    def run(attack: Callable[..., Any]) -> Run:
+        return lambda model, x, y: attack(model=model, inputs=x, labels=y)
+
+    return {f"adv-lib {name}": run(attack) for name, attack in attacks.items()}
 
 
 def area(norms: Tensor, farthest: float) -> float:
