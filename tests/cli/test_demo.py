@@ -22,10 +22,10 @@ from advsphere.runs.config import Config
 from tests.report.parsed import parse
 
 
-def short(epochs: int = 1) -> list[Config]:
+def short(lr: float = 0.1) -> list[Config]:
     """The demo's recipes with so little training that attacks succeed at once."""
     return [
-        replace(recipe(name), training=replace(recipe(name).training, epochs=epochs), recipe=f"{name}-short")
+        replace(recipe(name), training=replace(recipe(name).training, epochs=1, lr=lr), recipe=f"{name}-short")
         for name in RECIPES
     ]
 
@@ -105,7 +105,7 @@ def test_an_interrupted_demo_goes_on(made: Made, tmp_path: Path, monkeypatch: py
     again = [Evaluation.load(evaluation_of(tmp_path / run.name)) for run in made.runs]
     assert [one.ledger for one in again] == [one.ledger for one in made.evaluations]
     with pytest.raises(UserError, match="other settings"):
-        demo(tmp_path, Console(quiet=True), short(epochs=2))
+        demo(tmp_path, Console(quiet=True), short(lr=0.2))
 
 
 def test_the_command_says_what_it_found_and_what_to_do_next(

@@ -222,7 +222,7 @@ def test_a_user_s_model_has_the_name_that_it_was_given_by() -> None:
     def named(**target: Path) -> str:
         return model_name(Finished(Path(), made.evaluation(), EvaluationTarget(model="mine.nets:build", **target)))
 
-    assert named() == "mine.nets:build"
+    assert named() == "mine.nets"
     assert named(weights=Path("weights/robust-net.safetensors")) == "robust-net"
 
 

@@ -71,9 +71,9 @@ def test_errors_of_the_machine_are_one_line(
     def fails(arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr("advsphere.cli.recipes.main", fails)
+    monkeypatch.setattr("advsphere.cli.evaluate.main", fails)
     if said is not None:
-        assert cli.main(["recipes", "x"]) == 1 and said in capsys.readouterr().err
+        assert cli.main(["evaluate", "x"]) == 1 and said in capsys.readouterr().err
     assert out_of_memory(error) == (said == "--batch-size")
 
 

@@ -224,11 +224,11 @@ def test_the_numbers_of_another_model_never_come_back(tmp_path: Path) -> None:
         again = evaluate(Shifted(known.model), known.images, known.labels, threat=THREAT, suite=FEW, ledger=path)
         assert clean(again) == 54 != clean(first) and path.read_bytes() == kept
         (noted,) = [f for f in again.findings if f.check == "ledger"]
-        (beside,) = [p for p in tmp_path.iterdir() if p != path]
+        (beside,) = [p for p in tmp_path.glob("*.sqlite") if p != path]
         assert noted.status == "noted" and beside.name in noted.detail and noted.detail in again.flags
     third = Shifted(known.model, 0.5)
     assert clean(evaluate(third, known.images, known.labels, threat=THREAT, suite=FEW, ledger=path)) != 54
-    assert len([*tmp_path.iterdir()]) == 3
+    assert len([*tmp_path.glob("*.sqlite")]) == 3
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         evaluate(third, known.images, known.labels, threat=THREAT, suite=FEW, ledger=path, seed=1)
 
@@ -237,7 +237,7 @@ def test_what_can_not_be_recorded_is_evaluated_anew(tmp_path: Path) -> None:
     known, path = linear(), tmp_path / "ledger.sqlite"
     spec = AttackSpec("lambda", lambda model, x, y, /, *, rng=None: x.clone())
     first, second = (evaluate(*known, threat=THREAT, suite=[spec], ledger=path) for _ in range(2))
-    assert first.identity["anew"] != second.identity["anew"] and len([*tmp_path.iterdir()]) == 2
+    assert first.identity["anew"] != second.identity["anew"] and len([*tmp_path.glob("*.sqlite")]) == 2
     assert any("<lambda>: a lambda has no name" in flag and "can't be resumed" in flag for flag in first.flags)
     first.save(tmp_path / "evaluation.json")
     assert verify(tmp_path / "evaluation.json", path, *known, suite=[spec]).passed

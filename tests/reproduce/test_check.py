@@ -56,14 +56,14 @@ def test_results_that_hold_have_no_evidence_here() -> None:
 @pytest.mark.parametrize(
     ("result", "says"),
     [
-        (with_row("PGD-50", k=50), "PGD-50: k, n or interval contradict"),
-        (with_row("PGD-50", low=0.39), "PGD-50: k, n or interval contradict"),
+        (with_row("PGD-50", k=50), "the outcomes of 'PGD-50' contradict its k"),
+        (with_row("PGD-50", low=0.39), "the outcomes of 'PGD-50' contradict its low"),
         (with_row("PGD-50", unreached=60), "more images are invalid or not reached"),
         (with_row("PGD-50", settings={"steps": 500}), "the attacks are not those of its settings"),
         (with_outcomes("worst case", "1" * 40 + "0" * 60), "the worst case is not that of its attacks"),
         (with_outcomes("margin PGD-50", "0" * 100), "the worst case is not that of its attacks"),
         (with_outcomes("PGD-50", "1" * 90 + "0" * 10), "PGD-50 counts images that were misclassified before it"),
-        (with_row("PGD-50", outcomes="1" * 40), "different numbers of images"),
+        (with_row("PGD-50", outcomes="1" * 40), "the outcomes of 'PGD-50' contradict its n, accuracy"),
         (forged(FIRST, strongest=None), "the strongest attack is another one"),
     ],
 )

@@ -141,6 +141,7 @@ def trained(job: Job, robust: float) -> None:
     job.made.parent.mkdir(parents=True, exist_ok=True)
     epochs = [{"epoch": epoch + 1, "robust": robust - 0.1 * (epoch > 0)} for epoch in range(job.epochs or 0)]
     job.made.write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    (job.made.parent / "best.safetensors").touch()
 
 
 def test_a_further_weight_decay_is_measured_where_held_out_images_prefer_it(tmp_path: Path) -> None:
@@ -191,6 +192,8 @@ def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> No
     job.made.write_text('{"epoch": 1}\n' * 4)
     assert not job.done, "4 of 5 epochs"
     job.made.write_text('{"epoch": 1}\n' * 5)
+    assert not job.done, "no checkpoint"
+    (job.made.parent / "best.safetensors").touch()
     assert job.done
 
 

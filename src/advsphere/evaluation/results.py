@@ -254,7 +254,7 @@ class Evaluation:
             found = Row(**{k: d[k] for k in Row.__dataclass_fields__})
             found.check()
             if wrong := [key for key, value in found.to_dict().items() if d.get(key, value) != value]:
-                raise ValueError(f"{', '.join(wrong)} of {found.name!r} do not follow from its outcomes")
+                raise ValueError(f"the outcomes of {found.name!r} contradict its {', '.join(wrong)}")
             return found
 
         with content_errors(source):
