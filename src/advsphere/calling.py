@@ -160,7 +160,16 @@ def _tried(model: nn.Module, x: Tensor, way: _Way) -> tuple[Tensor, bool] | None
 
 
 def agree(found: Tensor, expected: Tensor, *, exact: bool) -> bool:
-    """Whether logits are the same up to rounding, in float32 or, if not `exact`, in lower precision."""
+    """Whether logits are the same up to rounding.
+
+    Args:
+        found: The logits (B, K).
+        expected: What they should be, (B, K).
+        exact: They were computed in float32 or wider, not in lower precision.
+
+    Returns:
+        True if they differ by at most 1 % of the largest one, or 10 % in lower precision.
+    """
     if found.shape != expected.shape:
         return False
     return float((found - expected).abs().max()) <= (0.01 if exact else 0.1) * float(expected.abs().max())
@@ -197,6 +206,9 @@ def in_mode(model: nn.Module, *, train: bool) -> Iterator[None]:
     Args:
         model: The network. One that was exported or frozen has only the mode that it was exported in, and keeps it.
         train: Train mode instead of eval mode.
+
+    Yields:
+        Nothing.
     """
     modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:

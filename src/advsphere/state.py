@@ -59,6 +59,12 @@ def kept(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: The network. Lists, dictionaries and sets in its attributes are restored too, with the entries they had.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: As `require_shapes`.
     """
     require_shapes(model)
     modules = [*model.modules()]

@@ -115,7 +115,7 @@ FAMILIES: dict[str, Family] = {
     "transformers BEiT": Family(_hugging_face("Beit", image_size=32, patch_size=8, **_LAYERS)),
     "transformers ConvNextV2": Family(_hugging_face("ConvNextV2", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)),
 }
-CHEAP = ("torchvision DenseNet", "torchvision SqueezeNet", "transformers ViT")
+CHEAP = ("torchvision DenseNet", "transformers ViT")
 """Families that `make test` runs."""
 
 
