@@ -37,11 +37,10 @@ def line(evaluation: Evaluation) -> str:
 
 def text(evaluation: Evaluation, width: int) -> str:
     """The rows, and below them the strongest attack, flags and signs of gradient masking."""
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title(evaluation), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title(evaluation), title_justify="left")
     for i, heading in enumerate(_headings(evaluation)):
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in evaluation.rows:
