@@ -175,6 +175,13 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path:
         pass
 
 
+@pytest.mark.parametrize("writes", [lambda path: None, lambda path: shutil.rmtree(path.parent)])
+def test_a_locked_folder_that_is_removed_during_a_write(tmp_path: Path, writes: Callable[[Path], None]) -> None:
+    """The first finds its unfinished file deleted while the lock is still there."""
+    with pytest.raises(UserError, match="run was removed or replaced while"), folder_lock(tmp_path / "run"):
+        write_atomically(tmp_path / "run" / "a", writes)
+
+
 @pytest.mark.parametrize("how", ["removed", "emptied", "replaced", "linked elsewhere"])
 def test_a_locked_folder_that_goes_away_is_not_made_again(tmp_path: Path, how: str) -> None:
     real, folder = tmp_path / "real", tmp_path / "run"

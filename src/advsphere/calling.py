@@ -133,8 +133,10 @@ def _tried_ways(model: nn.Module, x: Tensor, last: bool) -> _Way:
         return plain
     reference = _tried(model, x, plain)
     if reference is None and own != x.dtype:
-        plain = _Way(own, torch.contiguous_format)
-        reference = _tried(model, x, plain)
+        other = _Way(own, torch.contiguous_format)
+        reference = _tried(model, x, other)
+        # Autocast may have cast the weights: their type then tells nothing of the images that the network takes.
+        plain = plain if reference is None and torch.is_autocast_enabled(x.device.type) else other
     way = plain._replace(layout=torch.channels_last)
     if reference is None or not last or (found := _tried(model, x, way)) is None:
         return plain

@@ -293,7 +293,7 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
 
     Args:
         model: The network.
-        name: The layer's dotted name, if known. It is only checked.
+        name: The layer's dotted name, if known. It is only checked, and may have weights of another name.
 
     Returns:
         The dotted name.
@@ -302,11 +302,11 @@ def find_head(model: nn.Module, name: str | None = None) -> str:
         UserError: If the head is ambiguous or missing, or `name` is no linear layer. The message lists the linear
             layers.
     """
-    marks = ("in_features", "out_features", "weight")
-    linear = {n: m for n, m in model.named_modules() if all(hasattr(m, mark) for mark in marks)}
+    shaped = {n: m for n, m in model.named_modules() if hasattr(m, "in_features") and hasattr(m, "out_features")}
+    linear = {n: m for n, m in shaped.items() if hasattr(m, "weight")}
     cure = "name it, e.g. head='fc' (--model.head fc); its linear layers are: " + (", ".join(linear) or "none")
     if name is not None:
-        if name not in linear:
+        if name not in shaped:
             raise UserError(f"{name!r} is no linear layer of this {type(model).__name__}; {cure}")
         return name
     for module in model.modules():

@@ -61,10 +61,13 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is written into a UserError that names the file and the reason."""
+    """Turn an OSError while `path` is written into a UserError that names the file and the reason, or says that the
+    folder that this process locked was removed.
+    """
     try:
         yield
     except OSError as error:
+        _require_locked(path, gone=isinstance(error, FileNotFoundError))  # it may be in the middle of its removal
         kept = f"; the earlier {path.name} is intact" if path.is_file() else ""
         raise UserError(f"could not write {path}: {error.strerror or error}{kept}. Fix that and try again") from error
 
@@ -216,10 +219,10 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _require_locked(path: Path) -> None:
-    """Raise UserError if a folder around `path` was locked by this process, and is no longer the same."""
+def _require_locked(path: Path, *, gone: bool = False) -> None:
+    """Raise UserError if a folder around `path` was locked by this process, and is no longer the same, or is `gone`."""
     for folder in path.absolute().parents if _places else ():
-        if folder in _places and _places[folder] != identity_of(folder / ".lock"):
+        if folder in _places and (gone or _places[folder] != identity_of(folder / ".lock")):
             raise UserError(
                 f"{folder} was removed or replaced while this process was writing into it, so it stops; run the same "
                 "command again, after putting the folder back if you moved it"

@@ -134,10 +134,10 @@ def attach_head(
         raise UserError(f"this {type(model).__name__} is itself its head; put it into an nn.Sequential first")
     require_shapes(model)
     old = dict(model.named_modules())[name]
-    if isinstance(model, torch.jit.ScriptModule) or not isinstance(old.weight, Tensor):
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(getattr(old, "weight", None), Tensor):
         raise UserError(
-            f"the layer {name!r} of this {type(model).__name__} is scripted or quantised, so a head can't start from "
-            "its weights; attach the head first, then script or quantise the network"
+            f"the layer {name!r} of this {type(model).__name__} has no plain `weight` that a head can start from, "
+            "as where it is scripted or quantised; attach the head first, then script or quantise the network"
         )
     hooks = {**old._forward_pre_hooks}
     computing = {k: hook for k, hook in hooks.items() if isinstance(hook, _COMPUTE_WEIGHT)}

@@ -116,7 +116,7 @@ def test_what_has_no_angles_is_refused(body: Body, images: ImageSet) -> None:
     with pytest.raises(UserError, match="not linear"):
         split_head(nn.Sequential(body, Curved()), images, head="1")
     with pytest.raises(UserError, match="pool"):
-        split_head(nn.Sequential(nn.Linear(3, K)), images, head="0")
+        split_head(nn.Sequential(nn.Linear(3, K), nn.Flatten()), images, head="0")
     silent = with_head(Body(torch.zeros(D, 9)), torch.ones(K, D))
     with pytest.raises(UserError, match="all 0"):
         split_head(silent, images)

@@ -272,8 +272,11 @@ def test_every_target_starts_elsewhere_and_no_two_restarts_share_a_start() -> No
 def test_what_can_not_have_targets_is_refused() -> None:
     with pytest.raises(UserError, match="at least 1"):
         apgd_targeted(conv_net().eval(), images(2), labels(2), threat=TINY, targets=0)
+    model = linear_net(torch.ones(1, 192))
+    with pytest.raises(UserError, match=r"returns \(2, 1\), but logits are \(B, K\) with K >= 2"):
+        apgd_targeted(model, images(2), labels(2, classes=1), threat=TINY)
     with pytest.raises(UserError, match="single class"):
-        apgd_targeted(linear_net(torch.ones(1, 192)), images(2), labels(2, classes=1), threat=TINY)
+        apgd_targeted(lambda x: model(x), images(2), labels(2, classes=1), threat=TINY)
 
 
 def test_the_default_targets_are_nine_and_a_start_can_be_given() -> None:

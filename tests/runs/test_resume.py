@@ -16,7 +16,7 @@ from advsphere import provenance
 from advsphere.data import Augment
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
-from advsphere.runs import build as building
+from advsphere.runs import network as building
 from advsphere.runs.config import Config
 from advsphere.runs.config_yaml import to_yaml
 from advsphere.runs.train import train

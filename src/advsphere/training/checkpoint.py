@@ -41,7 +41,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         try:
             save_file(whole, to, metadata)
         except SafetensorError as error:
-            raise OSError(str(error)) from error
+            missing = "(os error 2)" in str(error)
+            raise (FileNotFoundError if missing else OSError)(str(error)) from error
 
     write_atomically(path, write)
 
