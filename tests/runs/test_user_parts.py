@@ -166,6 +166,23 @@ def test_data_of_every_kind(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+class Viewing(nn.Module):
+    """Flattens by `view`, which takes contiguous activations only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.body(x).relu()
+        return self.fc(z.view(len(z), -1))
+
+
+def test_a_given_network_that_flattens_by_view_is_trained(tmp_path: Path) -> None:
+    quick(tmp_path, model=Viewing())
+    assert (tmp_path / "last.safetensors").exists()
+
+
 def test_a_head_of_a_given_network_is_put_on_the_sphere(tmp_path: Path) -> None:
     model = quick(tmp_path, sphere=HypersphereConfig())
     assert model.get_submodule("3").scale == 15.0

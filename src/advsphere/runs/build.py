@@ -101,10 +101,11 @@ def build_model(
             "that builds it and the run's weights: --model package.module:function --weights RUN/best.safetensors "
             "--data DIR"
         )
+    own = network is not None or _user_defined(config.model.name)
     model = named_network(
         config.model.name,
         images,
-        statistics=_statistics(config, images.shape[0], own=network is not None or _user_defined(config.model.name)),
+        statistics=_statistics(config, images.shape[0], own=own),
         pretrained=config.model.pretrained,
         arguments=config.model.arguments,
         seed=config.training.seed,
@@ -116,8 +117,9 @@ def build_model(
             tell(said)
     if config.sphere is not None:
         config.sphere.attach(model, head_name(config))
-    channels_last: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return channels_last
+    if not own:  # a user's forward may flatten by `view`, which takes contiguous activations only
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def from_scratch(config: Config) -> Config:
