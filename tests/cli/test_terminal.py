@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from advsphere import cli
-from advsphere.cli.printing import terminal
+from advsphere.cli.printing import program, terminal
 from advsphere.data.encoded import Encoded
 from advsphere.errors import UserError, in_one_line, out_of_memory
 from advsphere.files import cache_folder
@@ -24,6 +24,20 @@ from advsphere.runs.config_yaml import from_yaml
 from tests.launching import ROOT
 
 ODD = r"m[red]:car:[/]\[x"
+
+
+def test_the_next_command_is_one_that_the_shell_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / ".venv" / "bin" / "advsphere"
+    script.parent.mkdir(parents=True)
+    script.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program() == "advsphere"
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert program() == ".venv/bin/advsphere"
+    monkeypatch.setattr(sys, "argv", ["__main__.py"])
+    assert program() == f"{sys.executable} -m advsphere"
 
 
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

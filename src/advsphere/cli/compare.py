@@ -14,7 +14,7 @@ from rich.table import Table
 
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
-from advsphere.cli.printing import terminal
+from advsphere.cli.printing import program, terminal
 from advsphere.comparison.confounders import confounders, divided_otherwise, remedied, trained_elsewhere
 from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     """Run the missing evaluations, print the table and the verdict, and save them."""
     options = parse(Options, arguments, prog="advsphere compare")
     path = compared(options, terminal())
-    print(f"saved in {path}; check the evaluations with: advsphere verify RUN")
+    print(f"saved in {path}; check the evaluations with: {program()} verify RUN")
     return 0
 
 

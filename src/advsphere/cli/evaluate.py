@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from advsphere.cli.arguments import DURATION, parse
-from advsphere.cli.printing import terminal
+from advsphere.cli.printing import program, terminal
 from advsphere.cli.progress import progress_bar
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
             trained = read_config(options.subject.run).threat
             if (judged := _threat(options, trained)) != trained:
                 console.print(f"trained against {_said(trained)}; judged against {_said(judged)}", soft_wrap=True)
-        console.print(f"evidence: {folder}; check it with: advsphere verify {folder}", soft_wrap=True)
+        console.print(f"evidence: {folder}; check it with: {program()} verify {folder}", soft_wrap=True)
     leave(0)
     return 0
 

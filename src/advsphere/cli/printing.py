@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -15,3 +20,13 @@ class _Terminal(Console):
 def terminal(**options: Any) -> Console:
     """A console that prints text as it is; `options` are rich's."""
     return _Terminal(highlight=False, markup=False, emoji=False, **options)
+
+
+def program() -> str:
+    """What to type to call this program again: its name, or where it is if the shell would not find it."""
+    if shutil.which("advsphere"):
+        return "advsphere"
+    script = Path(sys.argv[0])
+    if script.name == "advsphere" and script.is_file():
+        return shlex.quote(os.path.relpath(script))
+    return f"{shlex.quote(sys.executable)} -m advsphere"

@@ -18,7 +18,7 @@ from torch import nn
 from advsphere.analysis.gradients import record_ratios
 from advsphere.cli import taken
 from advsphere.cli.arguments import parse
-from advsphere.cli.printing import terminal
+from advsphere.cli.printing import program, terminal
 from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
@@ -91,7 +91,7 @@ def _train(arguments: list[str], world: World) -> int:
             return 130
     for line in warnings_of(folder) if world.first else ():
         console.print(f"! {line}", soft_wrap=True)
-    console.print(f"trained; next: advsphere evaluate {folder}", soft_wrap=True)
+    console.print(f"trained; next: {program()} evaluate {folder}", soft_wrap=True)
     return 0
 
 
