@@ -38,7 +38,7 @@ sys.modules.setdefault("visdom", types.ModuleType("visdom"))
 torch.manual_seed(0)
 images, labels = (torch.tensor(part) for part in load_digits(return_X_y=True))
 images, labels = (images / 16).float().reshape(-1, 1, 8, 8), labels.long()
-train, x, y, eps = DataLoader(TensorDataset(images[100:], labels[100:]), 100), images[:16], labels[:16], 0.1
+train, x, y, eps = DataLoader(TensorDataset(images[100:], labels[100:]), 100), images[:4], labels[:4], 0.1
 net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10))
 optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
 for _ in range(5):
