@@ -260,9 +260,12 @@ def test_weights_that_hold_code_are_refused(
             return os.mkdir, (str(tmp_path / "owned"),)
 
     (tmp_path / "net.pt").write_bytes(pickle.dumps(Evil()))
-    (tmp_path / "theirs.py").write_text(THEIRS)
+    (tmp_path / "of_a_stranger.py").write_text(THEIRS)
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "--model", "theirs:build", "--weights", "net.pt", "--data", "theirs:images"]) == 1
+    assert (
+        main(["evaluate", "--model", "of_a_stranger:build", "--weights", "net.pt", "--data", "of_a_stranger:images"])
+        == 1
+    )
     assert "net.pt" in "".join(capfd.readouterr())
     assert not (tmp_path / "owned").exists()
 
