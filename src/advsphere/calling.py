@@ -157,7 +157,7 @@ def _tried(model: nn.Module, x: Tensor, way: _Way) -> tuple[Tensor, bool] | None
             return None
         try:
             return logits.detach(), bool(torch.autograd.grad(logits.sum(), leaf)[0].isfinite().all())
-        except Exception:
+        except Exception:  # likewise in its backward pass
             return logits.detach(), False
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from advsphere.evaluation import Row
-from advsphere.evaluation.overfitted import overfitted
+from advsphere.evaluation.masking import overfitted
 
 
 def row(called: str, k: int, n: int = 200, **settings: Any) -> Row:

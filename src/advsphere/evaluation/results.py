@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from advsphere.errors import UserError, needs
 from advsphere.evaluation import display, outcomes
 from advsphere.evaluation.ledger import CLEAN, Ledger
-from advsphere.evaluation.masking import refuted, signs
-from advsphere.evaluation.overfitted import overfitted
+from advsphere.evaluation.masking import overfitted, refuted, signs
 from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
 from advsphere.evaluation.sampling import Bound, Sampling
 from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
