@@ -112,7 +112,10 @@ def first_fooled(claim: Claim, attack: str = "PGD-20") -> int:
         (lambda x: None, "is not stored"),
     ],
 )
-def test_a_changed_adversarial_image(claim: Claim, tamper: Callable[[Tensor], bytes | None], says: str) -> None:
+def test_a_changed_adversarial_image(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch, tamper: Callable[[Tensor], bytes | None], says: str
+) -> None:
+    monkeypatch.setattr("advsphere.evaluation.evidence._FEW", 1000)  # the changed image is among those drawn
     i = first_fooled(claim)
     blob = tamper(claim.known.images[i])
     change(claim.ledger, "UPDATE cells SET x_adv = ? WHERE attack = 'PGD-20' AND example = ?", blob, i)

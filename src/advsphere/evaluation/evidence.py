@@ -182,8 +182,11 @@ class Evidence:
         """Whether the attacks find the same images. A ledger with images of another attack or seed differs in most."""
         misses, unlike, compared = 0, Counter[str](), Counter[str]()
         for (attack, i), found, fooled in self._rerun(specs, chosen):
-            kept = self.book.adversarial(attack, i)
             misses += not fooled
+            try:
+                kept = self.book.adversarial(attack, i)
+            except UserError:
+                kept = None  # `stored_again` says that it is damaged
             if fooled and kept is not None:
                 x = self.images.batch(torch.tensor([i]))[0][0].cpu()
                 compared[attack] += 1
