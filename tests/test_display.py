@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -22,6 +23,7 @@ from advsphere.evaluation.verification import Verification
 from tests.report.made import evaluation
 
 MASKED = Sign("attacks fail", "raised", "at eps 1", "use black-box", refutes="every attack")
+THREAT = adv.ThreatModel(norm="linf", eps=0.1)
 PIXELS = ImageSet(torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 1]), ("a", "b"), "zeros")
 
 
@@ -73,6 +75,23 @@ def test_an_evaluation_in_a_notebook_has_the_numbers_of_its_table() -> None:
         for row in shown.rows[1:]:
             (line,) = (one for one in printed.splitlines() if row[0] in one and row[3] in one)
             assert all(cell in line for cell in row)
+
+
+def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = evaluation().table()
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert evaluation().table() == printed
+
+
+def test_a_mistake_in_a_notebook_shows_the_users_lines_and_the_message() -> None:
+    network = "class Net(Linear):\n    def forward(self, x):\n        return x.view(7)\n"
+    cell = network + "adv.fgsm(Net(8, 2), *given, threat=threat)"
+    given = PIXELS.pixels, PIXELS.labels
+    with pytest.raises(adv.UserError) as caught:
+        exec(compile(cell, "<cell>", "exec"), {"adv": adv, "Linear": torch.nn.Linear, "given": given, "threat": THREAT})
+    *lines, message = (line.split("\n")[0] for line in caught.value._render_traceback_())
+    assert lines[-2:] == ["a cell, line 4, in <module>", "a cell, line 3, in forward"] and len(lines) == 3
+    assert message.startswith("NetworkError: the model can't take 3 images of shape (1, 8, 8): RuntimeError: shape")
 
 
 def test_a_comparison_in_a_notebook() -> None:

@@ -163,6 +163,13 @@ def test_with_soft_labels_each_class_has_its_share_of_the_margin() -> None:
     torch.testing.assert_close(criterion(z, half), expected)
 
 
+def test_the_margin_finds_the_head_of_a_network() -> None:
+    network = attach_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), scale=5.0)
+    assert AngularMargin(network, 0.2).head is network[1]
+    with pytest.raises(UserError, match=r"no hypersphere head; call attach_head\(network, scale=15\) first"):
+        AngularMargin(nn.Linear(4, 3), 0.2)
+
+
 def test_without_margin_it_is_cross_entropy() -> None:
     head, y = new_head(), torch.arange(8) % 5
     assert torch.equal(AngularMargin(head, 0.0)(head(features()), y), cross_entropy(head(features()), y))

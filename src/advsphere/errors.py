@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import errno
+import linecache
+import traceback
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from sysconfig import get_path
 
 
 class UserError(ValueError):
     """A mistake in the user's input. Its message is one line that names the cause and the cure.
 
-    The command line prints the message without a traceback. In a notebook it is an ordinary `ValueError`.
+    The command line prints the message without a traceback. A notebook shows it below the user's own lines that led to
+    it. Elsewhere it is an ordinary `ValueError`.
     """
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls this
+        return [*_own_lines(self), f"{type(self).__name__}: {self}"]
+
+
+def _own_lines(error: BaseException) -> Iterator[str]:
+    """Where an error and its cause passed through code that is not installed, such as cells of a notebook."""
+    installed = tuple({str(Path(__file__).parent), *(get_path(name) for name in ("stdlib", "purelib", "platlib"))})
+    for one in (error, error.__cause__):
+        for frame, number in traceback.walk_tb(one.__traceback__ if one is not None else None):
+            file = frame.f_code.co_filename
+            if not file.startswith((*installed, "<frozen")):
+                place, line = file if Path(file).is_file() else "a cell", linecache.getline(file, number).strip()
+                yield f"{place}, line {number}, in {frame.f_code.co_name}\n    {line}"
 
 
 class MissingPackageError(UserError, ImportError):

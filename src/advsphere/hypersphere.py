@@ -239,12 +239,16 @@ class AngularMargin:
     Called with logits s * cos, (B, K), and labels (B,) or soft labels (B, K), it returns losses (B,).
 
     Args:
-        head: Its current scale converts m into logits.
+        head: The head, or the network that has it. Its current scale converts m into logits.
         margin: m, in units of cosine. It may be changed between steps.
+
+    Raises:
+        UserError: If the network has no hypersphere head.
     """
 
-    def __init__(self, head: HypersphereHead, margin: float) -> None:
-        self.head, self.margin = head, margin
+    def __init__(self, head: nn.Module, margin: float) -> None:
+        self.head: HypersphereHead = _head_of(head)
+        self.margin = margin
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(self.shift(logits, y), y)
@@ -263,6 +267,16 @@ class AngularMargin:
         if is_soft(y):
             return z - (self.head.scale * self.margin).to(z.dtype) * y.to(z.dtype)
         return z.scatter_add(1, y[:, None], (self.head.scale * -self.margin).to(z.dtype).expand(len(y), 1))
+
+
+def _head_of(network: nn.Module) -> Any:
+    """The hypersphere head of a network; a scripted head counts, too."""
+    for module in network.modules():
+        if isinstance(module, HypersphereHead):
+            return module
+    if isinstance(getattr(network, "scale", None), Tensor):
+        return network
+    raise UserError(f"this {type(network).__name__} has no hypersphere head; call attach_head(network, scale=15) first")
 
 
 @dataclass(frozen=True, kw_only=True)

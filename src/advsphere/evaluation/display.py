@@ -46,7 +46,8 @@ def text(evaluation: Evaluation, width: int) -> str:
     for row in evaluation.rows:
         table.add_row(*_cells(evaluation, row), style="bold" if row is evaluation.worst else None)
     out = io.StringIO()
-    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    # Else a notebook would get the table by itself, and the caller nothing.
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
     console.print(table)
     for line in _below(evaluation):
         wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
