@@ -83,23 +83,26 @@ def _packages(*wanted: str) -> dict[str, str]:
 
 
 def run(folder: Path, library: str, task: dict[str, Any]) -> str:
-    """The lines that a task takes in a library, or "-" if its source has no match for the pattern."""
+    """The lines that a task takes in a library, "-" if its source has no match for the pattern, "fails" if it raises."""
     cell = task[library]
-    if isinstance(cell, dict):
+    if isinstance(cell, dict) and "absent" in cell:
         roots = [folder / library / module for module in CELLS["modules"][library].split()]
         for file in (file for root in roots for file in root.rglob("*.py")):
             if match := re.search(cell["absent"], file.read_text(errors="replace"), re.IGNORECASE):
                 raise SystemExit(f"{library} may offer {task['what']}: {match[0]!r} in {file}")
         return "-"
-    code = f"{BEFORE}\n{cell}\nassert {task['holds']}\n"
+    lines, raises = (cell["code"], cell["raises"]) if isinstance(cell, dict) else (cell, None)
+    code = f"{BEFORE}\n{lines}\nassert {task['holds']}\n"
     with tempfile.TemporaryDirectory() as here:
         path = f"import sys; sys.path.insert(0, {str((folder / library).resolve())!r})\n"
         done = subprocess.run(
             [sys.executable, "-c", path + code], cwd=here, capture_output=True, text=True, check=False
         )
-    if done.returncode:
+    if raises and raises in done.stderr:
+        return "fails"
+    if done.returncode or raises:
         raise SystemExit(f"{library}, {task['what']}: {done.stderr[-2000:]}")
-    return str(len([line for line in cell.splitlines() if line.strip()]))
+    return str(len([line for line in lines.splitlines() if line.strip()]))
 
 
 def main() -> None:
