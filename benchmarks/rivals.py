@@ -83,7 +83,7 @@ def _packages(*wanted: str) -> dict[str, str]:
 
 
 def run(folder: Path, library: str, task: dict[str, Any]) -> str:
-    """The lines that a task takes in a library, "-" if its source has no match for the pattern, "fails" if it raises."""
+    """The lines that a task takes in a library, "-" if the pattern has no match in its source, "fails" if it raises."""
     cell = task[library]
     if isinstance(cell, dict) and "absent" in cell:
         roots = [folder / library / module for module in CELLS["modules"][library].split()]
