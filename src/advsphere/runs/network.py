@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advsphere import named
-from advsphere.calling import logits_of
+from advsphere.calling import in_mode, logits_of
 from advsphere.classifier import PixelClassifier
 from advsphere.data import Images
 from advsphere.errors import UserError
@@ -81,15 +81,14 @@ def named_network(
 
 
 def _logits(name: str, network: nn.Module, images: Images) -> tuple[int, ...]:
-    """The shape of the logits for the first image. Raises UserError if the network does not take it."""
+    """The shape of the logits for the first image. Raises UserError if the network does not take it.
+
+    This forward gives lazy layers their shapes, which `calling.answer` requires.
+    """
     where = next((p.device for p in network.parameters()), torch.device("cpu"))
-    training = network.training
-    network.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with in_mode(network, train=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             return tuple(logits_of(network(images.batch(torch.arange(1))[0].to(where))).shape)
     except (RuntimeError, ValueError, TypeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{name} does not take images of shape {images.shape}: {first}") from error
-    finally:
-        network.train(training)
