@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from advsphere.comparison.gain import measure_gains
 from advsphere.data import Dataset, ImageSet, from_dataset, image_folder
 from advsphere.data.encoded import View
 from advsphere.data.folders import scan_folder
-from advsphere.evaluation import Ledger, Sign
+from advsphere.evaluation import Ledger, Progress, Sign
+from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.verification import Verification
 from tests.report.made import evaluation
 
@@ -81,6 +83,23 @@ def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> N
     printed = evaluation().table()
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert evaluation().table() == printed
+
+
+def test_bars_in_a_notebook_are_text_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, now = list[str](), [0.0]
+    handle = SimpleNamespace(display=lambda data, raw: shown.append(data["text/plain"]))
+    handle.update = handle.display
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(DisplayHandle=lambda: handle))
+    monkeypatch.setattr("advsphere.bars.time.monotonic", lambda: now[0])
+    with progress_bar() as show:
+        for done in range(6):
+            show(Progress(attack="PGD", done=done, total=5, robust=done, seconds=1.0, images=done))
+            now[0] += 0.8
+    assert [line.split("/")[0][-1:] for line in shown] == ["3", "4", "5", ""] and "PGD" in shown[0]
+    with progress_bar():
+        pass
+    assert len(shown) == 4  # nothing of short work
 
 
 def test_a_mistake_in_a_notebook_shows_the_users_lines_and_the_message() -> None:

@@ -28,7 +28,8 @@ def run(notebook: Path, folder: Path) -> nbformat.NotebookNode:
     for cell in book.cells:
         cell.metadata.pop("execution", None)  # the times
         if "outputs" in cell:
-            cell.outputs = [shown for shown in cell.outputs if shown.get("name") != "stderr"]
+            bar = {"text/plain": ""}  # what a bar leaves, if it was there long enough to be shown
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and o.get("data") != bar]
     return book
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from advsphere.attacks import deepfool
 from advsphere.classifier import PixelClassifier
-from advsphere.cli.progress import progress_bar
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate, verify
+from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.cascades import cascade
 from advsphere.evaluation.probes import PROBES
 from advsphere.hypersphere import attach_head
@@ -257,7 +258,7 @@ def test_says_how_far_it_is() -> None:
 
 
 def test_the_bar_shows_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar() as show:
+    with progress_bar(console=Console(), transient=False, disable=False) as show:
         result = evaluate(*linear(), threat=THREAT, suite=FEW, on_progress=show)
     out = capsys.readouterr().out
     assert all(row.name in out for row in result.rows[:-1]) and "60/60" in out

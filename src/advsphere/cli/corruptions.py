@@ -12,13 +12,13 @@ from rich.table import Table
 
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import terminal
-from advsphere.cli.progress import progress_bar
 from advsphere.corruption.evaluate import corruption_accuracy, recheck
 from advsphere.corruption.generate import generated
 from advsphere.corruption.published import read_published, save_arrays, save_folders
 from advsphere.corruption.result import ALEXNET, RECORD, CorruptionRecord, corruption_figure
 from advsphere.corruption.severity import SEVERITIES
 from advsphere.errors import UserError
+from advsphere.evaluation.bars import progress_bar
 from advsphere.reproduce import collecting, results
 from advsphere.reproduce.listing import listing
 from advsphere.runs.target import EvaluationTarget
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
         console.print("\n".join(wrong) or f"{folder}: verified")
         return 1 if wrong else 0
     batch_size = options.batch_size
-    with progress_bar() as show:
+    with progress_bar(console=terminal(), transient=False, disable=False) as show:
         record = corruption_accuracy(
             model, images, corrupted, record=folder / RECORD, batch_size=batch_size, on_progress=show
         )

@@ -14,10 +14,10 @@ from rich.console import Console
 from advsphere.cli import compare, report
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import program, terminal
-from advsphere.cli.progress import TrainingProgress
 from advsphere.recipes import recipe
 from advsphere.runs.config import Config
 from advsphere.runs.train import train
+from advsphere.runs.watching import TrainingProgress
 
 RECIPES = ("digits-pgd-at", "digits-pgd-at-he")
 SUITE = "quick"

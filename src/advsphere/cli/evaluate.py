@@ -13,10 +13,10 @@ import tyro
 
 from advsphere.cli.arguments import DURATION, parse
 from advsphere.cli.printing import program, terminal
-from advsphere.cli.progress import progress_bar
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation
+from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.checks import device_of, usual_batch_size
 from advsphere.evaluation.engine import Precision, prepare
 from advsphere.files import canonical
@@ -134,7 +134,7 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
     plan = plan.claim(folder / "ledger.sqlite", beside=False)
     if world.first:
         subject.save(folder)
-    with progress_bar() as on_progress:
+    with progress_bar(console=terminal(), transient=False, disable=False) as on_progress:
         evaluation = plan.run(on_progress)
     if world.first:
         evaluation.save(folder / "evaluation.json")

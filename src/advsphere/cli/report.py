@@ -13,7 +13,7 @@ from rich.console import Console
 
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import terminal
-from advsphere.cli.progress import stage_bars
+from advsphere.cli.stages import stage_bars
 from advsphere.comparison.find import Finished, common
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS

@@ -19,7 +19,6 @@ from advsphere.analysis.gradients import record_ratios
 from advsphere.cli import taken
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import program, terminal
-from advsphere.cli.progress import TrainingProgress
 from advsphere.data import Images
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
@@ -31,6 +30,7 @@ from advsphere.runs.config import Config, objective_like
 from advsphere.runs.config_yaml import from_yaml
 from advsphere.runs.outcome import warnings_of
 from advsphere.runs.train import train
+from advsphere.runs.watching import TrainingProgress
 from advsphere.threat import ThreatModel
 from advsphere.training import Metrics, Stopped
 from advsphere.training.trackers import Tracker

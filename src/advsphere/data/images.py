@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from torch import Tensor
 
+from advsphere.bars import Bars
 from advsphere.data.crops import ResizedCrops
 from advsphere.errors import UserError
 from advsphere.files import some
@@ -288,12 +287,14 @@ def in_memory_if_small(images: Images) -> Images:
     return images.in_memory() if small else images
 
 
-def with_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """The items, with a progress bar if stderr is a terminal."""
-    console = Console(stderr=True)
-    return track(
-        items, escape(description), total=total, console=console, transient=True, disable=not console.is_terminal
-    )
+def with_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """The items, with a bar in a terminal or a notebook."""
+    with Bars() as bars:
+        total = len(items) if total is None and isinstance(items, Sized) else total
+        task = bars.add_task(escape(description), total=total)
+        for item in items:
+            yield item
+            bars.update(task, advance=1)
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:

@@ -6,6 +6,7 @@ import math
 import secrets
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from advsphere.classifier import frozen, split
 from advsphere.data import Images, Source
 from advsphere.distributed import World
 from advsphere.errors import UserError
+from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.cascades import arranged
 from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, preflight
 from advsphere.evaluation.judge import exact_float32
@@ -93,7 +95,8 @@ def evaluate(
         head: The name of the last linear layer, if it can't be found automatically.
         precision: Precision of the search; "auto" is bfloat16 if the machine supports it natively. An image always has
             to fool the model in float32 to count.
-        on_progress: Called with the progress after each batch of this process.
+        on_progress: Called with the progress after each batch of this process. By default a terminal or a notebook
+            shows a bar for each attack.
         world: The processes that share the work. All of them call this with the same arguments, need a ledger path that
             all can access, and get the same result. They divide the work by whole batches, and the merged ledger equals
             that of a single process. Each process has the whole budget; seconds are added up.
@@ -121,7 +124,9 @@ def evaluate(
     )
     if slow := advice(plan.dtype, device_of(model)):
         warnings.warn(slow, stacklevel=2)
-    return plan.claim(None if ledger is None else Path(ledger)).run(on_progress)
+    own = on_progress is not None or not world.first
+    with nullcontext(on_progress) if own else progress_bar() as shown:
+        return plan.claim(None if ledger is None else Path(ledger)).run(shown)
 
 
 def prepare(

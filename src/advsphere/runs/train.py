@@ -27,6 +27,7 @@ from advsphere.runs.config import GIVEN, Config, nearest, objective_like, record
 from advsphere.runs.folder import check_classes, claim, extend, record_collapses, require_record
 from advsphere.runs.folder import record as write_record
 from advsphere.runs.validation import Validation
+from advsphere.runs.watching import TrainingProgress
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Collapse, Hooks, Metrics, Tick, Trainer, TrainSettings
 from advsphere.training.log import MetricsLog
@@ -44,10 +45,10 @@ def train(
     sphere: HypersphereConfig | None = None,
     threat: ThreatModel | None = None,
     resume: bool = False,
-    on_start: Callable[[Trainer, list[str]], None] = lambda trainer, notes: None,
-    on_tick: Callable[[Tick], None] = lambda tick: None,
-    on_epoch: Callable[[Metrics], None] = lambda metrics: None,
-    on_collapse: Callable[[Collapse], None] = lambda collapse: None,
+    on_start: Callable[[Trainer, list[str]], None] | None = None,
+    on_tick: Callable[[Tick], None] | None = None,
+    on_epoch: Callable[[Metrics], None] | None = None,
+    on_collapse: Callable[[Collapse], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     record: Callable[[nn.Module, Images, Criterion], Metrics] | None = None,
     world: World = World(),
@@ -80,7 +81,8 @@ def train(
         resume: Continue from the folder's last checkpoint, or start if there is none. Another number of epochs than
             before extends or shortens the run, and is recorded. Schedules are functions of the fraction of the run, so
             the result equals that of one run of this length only if they are all constant.
-        on_start: Called with the trainer and with lines that the user should read.
+        on_start: Called with the trainer and with lines that the user should read. If none of the four is given, a
+            terminal or a notebook shows a bar and a line for each epoch.
         on_tick: Called a few times a second with the progress, on the first process.
         on_epoch: Called after each epoch with its metrics, on the first process.
         on_collapse: Called after each collapse that the guard undid, on the first process.
@@ -153,16 +155,23 @@ def train(
             else None
         )
 
+        shown = TrainingProgress(run)
+        if world.first and shown.bar.seen and not (on_start or on_tick or on_epoch or on_collapse):
+            held.enter_context(shown)
+            on_start, on_tick, on_epoch, on_collapse = shown.start, shown.tick, shown.epoch, shown.collapse
+
         def finished_epoch(metrics: Metrics) -> None:
             if log is not None:
                 log(metrics)
-            on_epoch(metrics)
+            if on_epoch is not None:
+                on_epoch(metrics)
 
         def collapsed(collapses: Sequence[Collapse]) -> None:
             record_collapses(folder, collapses)
             if log is not None:
                 log.go_back(collapses[-1].back_to)
-            on_collapse(collapses[-1])
+            if on_collapse is not None:
+                on_collapse(collapses[-1])
 
         if world.first and (slow := advice(trainer.dtype, where)):
             notes.append(slow)
@@ -182,12 +191,13 @@ def train(
             shift=parts.shift,
             validate=validation,
             canary=validation.canary,
-            on_tick=on_tick,
+            on_tick=on_tick or (lambda tick: None),
             on_epoch=finished_epoch,
             on_collapse=collapsed,
             stop=stop,
         )
-        on_start(trainer, notes)
+        if on_start is not None:
+            on_start(trainer, notes)
         trainer.fit()
         if world.first:
             require_record(folder)

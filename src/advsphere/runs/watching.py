@@ -1,33 +1,28 @@
-"""Progress on the terminal: a bar and one line per epoch for training, a bar per attack or stage for other work."""
+"""What is seen of a training: a bar, and a line for each epoch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from advsphere.evaluation.work import Progress
+from advsphere.bars import Bars, in_notebook
 from advsphere.runs.config import Config, title_of
 from advsphere.training import Collapse, Metrics, Tick, Trainer
 
 
 class TrainingProgress:
-    """Callbacks for `advsphere.train` that show its progress on a console. Use it as a context manager."""
+    """Callbacks for `advsphere.train` that show its progress on a console, by default stderr, or in a notebook. Use it
+    as a context manager.
+    """
 
-    def __init__(self, config: Config, console: Console) -> None:
-        self.config, self.console = config, console
+    def __init__(self, config: Config, console: Console | None = None) -> None:
+        if console is None and in_notebook():
+            console = Console(force_jupyter=False, color_system=None, highlight=False, markup=False, emoji=False)
+        self.config = config
+        self.console = console or Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.bar = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -35,9 +30,7 @@ class TrainingProgress:
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+            console=self.console,
         )
         self.task = self.bar.add_task(config.recipe, total=None, note="")
         self.robust = ""
@@ -91,41 +84,3 @@ class TrainingProgress:
     def collapse(self, collapse: Collapse) -> None:
         """Print what the guard saw and did."""
         self.console.print(f"! {collapse}", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
-    """A bar for each network and stage. Yields a function to be called with (network, stage, done, total)."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
-    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[tuple[str, str], TaskID] = {}
-
-        def show(name: str, stage: str, done: int, total: int) -> None:
-            key = (name, stage)
-            if key not in tasks:
-                tasks[key] = bars.add_task(f"{name:<24} {stage:<13}", total=total)
-            bars.update(tasks[key], completed=done)
-
-        yield show
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar for each attack. Yields a function for `on_progress` of `evaluate`."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[so_far]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns) as bars:
-        tasks: dict[str, object] = {}
-
-        def show(progress: Progress) -> None:
-            name = progress.attack
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=progress.total, so_far="")
-            bars.update(tasks[name], completed=progress.done, so_far=str(progress))  # type: ignore[arg-type]
-
-        yield show

@@ -1,0 +1,88 @@
+"""Bars for long work, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TaskID
+
+
+class Bars(Progress):
+    """Bars that are shown if stderr, or a given console, is a terminal, and go when the work is done.
+
+    A notebook shows them as text that is written over, because those of rich need ipywidgets. It shows none for work of
+    less than two seconds.
+
+    Args:
+        *columns: What a bar consists of; by default as in rich.
+        console: The terminal; by default stderr.
+        **options: Those of rich.
+    """
+
+    def __init__(self, *columns: ProgressColumn, console: Console | None = None, **options: Any) -> None:
+        self.cell = _Cell() if in_notebook() else None
+        if self.cell is not None:
+            console = Console(file=io.StringIO(), width=100, force_jupyter=False, markup=False, emoji=False)
+        elif console is None:
+            console = Console(stderr=True)
+        super().__init__(
+            *columns, console=console, **{"transient": True, "disable": not console.is_terminal, **options}
+        )
+
+    @property
+    def seen(self) -> bool:
+        """Whether somebody sees them."""
+        return self.cell is not None or not self.disable
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Change a bar, see rich.
+
+        Args:
+            task_id: What `add_task` returned.
+            **changes: The new values.
+        """
+        super().update(task_id, **changes)
+        if self.cell is not None and self.cell.due():
+            with self.console.capture() as text:
+                self.console.print(self)
+            self.cell.show(text.get())
+
+    def stop(self) -> None:
+        """Remove the bars, or leave them as they are."""
+        super().stop()
+        if self.cell is not None:
+            self.cell.show("")
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a notebook, as rich finds out.
+
+    Returns:
+        True in Jupyter, Colab and the like.
+    """
+    return Console().is_jupyter
+
+
+class _Cell:
+    """A place in the output of a notebook's cell."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.next = time.monotonic() + 2
+
+    def due(self) -> bool:
+        return time.monotonic() > self.next
+
+    def show(self, text: str) -> None:
+        from IPython.display import DisplayHandle
+
+        if self.handle is None and text:
+            made: Any = DisplayHandle
+            self.handle = made()
+            self.handle.display({"text/plain": text}, raw=True)
+        elif self.handle is not None:
+            self.handle.update({"text/plain": text}, raw=True)
+        self.next = time.monotonic() + 0.5
