@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors import deserialize
@@ -136,8 +138,35 @@ def _printed(folder: Path) -> Any:
 
 
 def _printed_as_written(path: Path, found: Any, valid: Any) -> bool:
+    """The rows are those of the file, and its numbers agree with each other."""
     written = json.loads(path.read_bytes())
-    return repr(found[1]) == repr([written["clean"], *written["attacks"], written["worst"]])
+    rows = [written["clean"], *written["attacks"], written["worst"]]
+    return repr(found[1]) == repr(rows) and _agrees(written, rows)
+
+
+def _agrees(written: Any, rows: list[Any]) -> bool:
+    """Whether counts, intervals, the worst case and the strongest attack are those of the outcomes."""
+    attacks, n = rows[1:-1], written["identity"]["data"]["n"]
+    robust = [{i for i, one in enumerate(row["outcomes"]) if one == "1"} for row in rows]
+    best = written["strongest"]
+    return all((
+        {(row["n"], len(row["outcomes"])) for row in rows} == {(n, n)},
+        all((row["k"], row["accuracy"]) == (len(own), len(own) / n) for row, own in zip(rows, robust, strict=True)),
+        all(np.allclose((row["low"], row["high"]), _wilson(row["k"], n)) for row in rows),
+        all(row["seconds"] >= 0 and row["unreached"] + row["invalid"] <= row["k"] for row in rows),
+        robust[-1] == set.intersection(*robust[:-1]),
+        {row["name"]: row["settings"] for row in attacks} == written["identity"]["attacks"],
+        len(attacks) == len(written["identity"]["attacks"]),
+        [best["k"], best["n"]] == [min(row["k"] for row in attacks), n],
+        {row["name"] for row in attacks if row["k"] == best["k"]} == {*best["names"]},
+    ))  # fmt: skip
+
+
+def _wilson(k: int, n: int) -> tuple[float, float]:
+    """The bounds p at which (k / n - p)^2 = z^2 p (1 - p) / n."""
+    z = NormalDist().inv_cdf(0.975) ** 2 / n
+    high, low = np.roots([1 + z, -2 * k / n - z, (k / n) ** 2]).real
+    return min(low, high), max(low, high)
 
 
 def _subject(folder: Path) -> Any:
@@ -153,11 +182,10 @@ def _without_checksum(path: Path, found: Any, valid: Any) -> bool:
 
 
 def _stored(folder: Path) -> None:
-    lines = (Path(__file__).parents[2] / "results" / "cpu.jsonl").read_text().splitlines()
-    whole = [json.loads(line) for line in lines]
-    kinds = [next(line for line in whole if line["kind"] == kind) for kind in ("training", "evaluation")]
-    shortest = min((line for line in lines if json.loads(line)["kind"] == "evaluation"), key=len)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kinds[:1]) + shortest + "\n")
+    known = results.read(Path(__file__).parents[2] / "results" / "cpu.jsonl")
+    training = next(one for one in known if one.kind == "training")
+    shortest = min((one for one in known if one.kind == "evaluation"), key=lambda one: len(str(one.document)))
+    results.add(folder / "rows.jsonl", [training, shortest])
 
 
 def _rows(folder: Path) -> Any:
@@ -169,8 +197,9 @@ def _rows(folder: Path) -> Any:
 
 
 def _rows_as_written(path: Path, found: Any, valid: Any) -> bool:
-    """The document is the valid one; the block of the run beside it has no checksum."""
-    return all(document in [other[2] for other in valid] for _, _, document in found)
+    """Whole lines are missing, repeated or moved, or their checksum is missing, as version 0.2 wrote them."""
+    without = any("checksum" not in json.loads(line) for line in path.read_bytes().splitlines())
+    return without or all(one in valid for one in found)
 
 
 def _corruptions(folder: Path) -> None:

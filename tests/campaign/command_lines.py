@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -111,7 +112,7 @@ def _parses(content: bytes) -> object:
 
 def same(text: str, value: str) -> bool:
     """Whether a word stands for a value, given as Python writes it."""
-    if text in (value, value.strip("'")) or f"PosixPath('{Path(text)}')" == value:
+    if text in (value, value.strip("'")) or value in (repr(text), f"PosixPath('{Path(text)}')"):
         return True
     with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
         return float(Fraction(text)) == float(value)
@@ -128,14 +129,17 @@ def _as_named(path: Path, found: Any, valid: Any) -> bool:
     plain = read_plain(line)
     for key in found.keys() | valid.keys():
         value = found.get(key)
-        if value in (valid.get(key), plain.get(key)):
-            continue
+        if value in (valid.get(key), plain.get(key)) or (not plain and value == "None"):
+            continue  # a line without what the command needs is refused only after it was parsed
         named = [word.partition("=")[0].lstrip("-").replace("_", "-") for word in line]
         flag, last = key.replace("_", "-"), key.rpartition(".")[2].replace("_", "-")
         after = [i for i, name in enumerate(named) if name in (flag, f"training.{flag}", last, f"no-{last}", flag[:1])]
         texts = [line[i].partition("=")[2] or " ".join(line[i + 1 : i + 2]) for i in after]
-        free = [word for word in line[1:] if not word.startswith("--")]
-        if not (any(same(text, str(value)) for text in (*texts, *free)) or (after and value in ("True", "False"))):
+        plainly = line.index("--") if "--" in line else len(line)  # after it, all words are free
+        free = [word for i, word in enumerate(line) if i and (i > plainly or not word.startswith("--"))]
+        if not (
+            any(same(text, str(value)) for text in (*texts, *free)) or (after and value in ("True", "False", "()"))
+        ):
             several = str(value).startswith("(") and all(
                 any(same(text, one.strip()) for text in free) for one in str(value).strip("(),").split(",")
             )
@@ -151,7 +155,7 @@ DERIVED = {"recipe", "folder", "objective.threat.eps", "objective.threat.norm", 
 def read_plain(line: list[str]) -> dict[str, str]:
     """The defaults: the settings of the line's command, and of its recipe, without any flag."""
     with contextlib.suppress(UserError, AssertionError):
-        kept = [word for word in line[1:2] if not word.startswith("-")] + ["--he"] * ("--he" in line)
+        kept = [*takewhile(lambda word: not word.startswith("-"), line[1:])] + ["--he"] * ("--he" in line)
         return {key: repr(value) for key, value in parsed([line[0], *kept]).items()}
     return {}
 

@@ -15,6 +15,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from advsphere.errors import UserError
 from tests.campaign.artefact import Artefact
@@ -46,6 +47,16 @@ def judged(artefact: Artefact, folder: Path, path: Path, valid: Any) -> Verdict:
     """Read the folder, in which the file at `path` is damaged, and compare with the outcome of the valid files."""
     signal.signal(signal.SIGPROF, _hang)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    printed: list[str] = []
+    try:
+        with mock.patch("sys.unraisablehook", lambda lost: printed.append(repr(lost.exc_value))):
+            verdict = _read(artefact, folder, path, valid)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return Verdict("traceback of an error while an object was deleted", printed[0]) if printed else verdict
+
+
+def _read(artefact: Artefact, folder: Path, path: Path, valid: Any) -> Verdict:
     try:
         found = artefact.read(folder)
     except UserError as error:
@@ -57,8 +68,6 @@ def judged(artefact: Artefact, folder: Path, path: Path, valid: Any) -> Verdict:
         return Verdict("hang", traceback.format_exc(limit=-3))
     except Exception as error:
         return Verdict(f"traceback of {type(error).__name__}", traceback.format_exc(limit=-4))
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
     if found == valid or repr(found) == repr(valid):
         return Verdict("right")
     with suppress(Exception):

@@ -70,4 +70,7 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return float(Fraction(text))
+        try:
+            return float(Fraction(text))
+        except ArithmeticError as error:  # x/0, or beyond the largest number
+            raise ValueError(f"{text} is no number") from error

@@ -63,7 +63,8 @@ class Database:
 
     def _rows(self, sql: str, *values: object) -> Iterator[Any]:
         with self._errors():
-            yield from self._db.execute(sql, values)
+            for row in self._db.execute(sql, values):  # noqa: UP028 (it closes a cursor that was left, with an error
+                yield row  # if the database was closed before)
 
     def _json(self, text: Any) -> Any:
         try:
@@ -97,6 +98,17 @@ class Database:
                 f"{self.path} has {name!r}, a view, trigger or computed table, so it was not written by advsphere; "
                 "use another copy"
             )
+
+    def _refuse_other_types(self, schema: str) -> None:
+        """Raise UserError for values of other types than those of the columns of `schema`: SQLite takes any."""
+        plain = sqlite3.connect(":memory:")
+        plain.executescript(schema)
+        for (table,) in plain.execute("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            columns = plain.execute(f"SELECT name, lower(type) FROM pragma_table_info('{table}')")
+            odd = " OR ".join(f"typeof({name}) NOT IN ('{kind}', 'null')" for name, kind in columns)
+            for _ in self._rows(f"SELECT 1 FROM {table} WHERE {odd} LIMIT 1"):
+                raise UserError(f"{self.path} has a value of another type in its {table}; use another copy")
+        plain.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -360,9 +360,7 @@ class Ledger(Database):
         try:
             return None if blob is None else unpacked(blob, self.identity["data"]["shape"])
         except ValueError as error:
-            raise UserError(
-                f"the adversarial image {example} of {attack} in {self.path} is damaged ({error})"
-            ) from error
+            raise UserError(f"adversarial image {example} of {attack} in {self.path} is damaged ({error})") from error
 
     def checksum(self) -> str:
         """SHA-256 over identity and outcomes. It does not depend on interruptions, time, machine or commit."""
@@ -398,3 +396,4 @@ class Ledger(Database):
             row = self._db.execute("SELECT value FROM meta WHERE key = 'format'").fetchone()
         if row is None or self._json(row[0]) != _FORMAT:
             raise UserError(f"{self.path} is no ledger of this version ({_FORMAT}); evaluate into a new file")
+        self._refuse_other_types(_SCHEMA)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from advsphere.errors import UserError, needs
 from advsphere.evaluation import display, outcomes
+from advsphere.evaluation.consistency import require_consistent
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.masking import overfitted, refuted, signs
 from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
@@ -244,20 +245,17 @@ class Evaluation:
             The evaluation.
 
         Raises:
-            UserError: If the data was changed after it was written, or is not that of an evaluation.
+            UserError: If the data was changed after it was written, contradicts itself, or is not that of an
+                evaluation.
         """
         if data.get("checksum") != content_checksum(data):
             raise UserError(f"{source} was changed after it was written, so it is no evidence; evaluate again")
 
         def row(d: Mapping[str, Any]) -> Row:
-            found = Row(**{k: d[k] for k in Row.__dataclass_fields__})
-            found.check()
-            if wrong := [key for key, value in found.to_dict().items() if d.get(key, value) != value]:
-                raise ValueError(f"the outcomes of {found.name!r} contradict its {', '.join(wrong)}")
-            return found
+            return Row(**{k: d[k] for k in Row.__dataclass_fields__})
 
         with content_errors(source):
-            return cls(
+            read = cls(
                 clean=row(data["clean"]),
                 attacks=tuple(row(d) for d in data["attacks"]),
                 worst=row(data["worst"]),
@@ -269,13 +267,15 @@ class Evaluation:
                 bound=Bound.from_dict(data["bound"]) if "bound" in data else None,
                 ledger_file=None if ledger_file is None else Path(ledger_file),
             )._checked()
+            require_consistent(read, data)
+        return read
 
     def _checked(self) -> Self:
         """Itself. Raises an error unless all numbers and sentences can be printed."""
         threat = self.identity["threat"]
         ThreatModel(norm=threat["norm"], eps=threat["eps"])
         texts = [text for one in self.findings or () for text in (one.check, one.status, one.detail)]
-        texts += [text for one in self.signs or () for text in (one.check, one.status, one.detail)]
+        texts += [text for one in self.signs or () for text in (one.check, one.status, one.detail, one.advice)]
         if not all(isinstance(text, str) for text in (self.ledger, *texts)):
             raise TypeError("a sentence is no text")
         for row in self.rows:

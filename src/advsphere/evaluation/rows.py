@@ -82,6 +82,8 @@ class Row:
             raise ValueError(f"{self.name!r} has other outcomes than 0 and 1")
         if not (self.outcomes and all(type(x) in (int, float, type(None)) for x in numbers)):
             raise ValueError(f"{self.name!r} has no outcomes, or a text for a number")
+        if not all(x is None or (math.isfinite(x) and x >= 0) for x in numbers):
+            raise ValueError(f"{self.name!r} has a number below 0, or one that is not finite")
         if not all(isinstance(name, str) for name in self.after):
             raise ValueError(f"{self.name!r} comes after {self.after}")
 

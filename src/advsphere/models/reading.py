@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def _content(path: Path) -> Any:
             with safe_open(path, framework="pt") as file:
                 own = "sha256" in (file.metadata() or {})
             return _network_of(_of_a_run(path) if own else load_file(path))
+        _require_undamaged(path)
         with safe_globals(_inert(path)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -79,6 +82,24 @@ def _content(path: Path) -> Any:
         raise UserError(
             f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
         ) from error
+
+
+def _require_undamaged(path: Path) -> None:
+    """Refuse an archive whose members do not fit their checksums. `torch.load` does not compare them, and returns
+    whatever is in the memory for a member that is marked as a folder.
+    """
+    if not zipfile.is_zipfile(path):  # a pickle as torch < 1.6 wrote it, without checksums
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            without = not any(member.CRC for member in members)  # torch.serialization.set_crc32_options(False)
+            wrong = None if without else archive.testzip()
+            folders = [one.filename for one in members if one.external_attr & 0x10 and one.filename[-1] != "/"]
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{path} is damaged ({error}); use another copy") from error
+    if wrong or folders:
+        raise UserError(f"{path} is damaged: {wrong or folders[0]} does not fit its checksum; use another copy")
 
 
 def _inert(path: Path) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,40 +58,13 @@ def _checked(result: StoredResult, path: Path | None, strangers: list[str]) -> C
 
 
 def _contradictions(result: StoredResult) -> list[str]:
-    """Stored numbers that do not follow from the stored outcomes."""
-    if result.kind == "evaluation":
-        found = result.evaluation
-        if {row.n for row in found.rows} != {found.identity["data"]["n"]}:
-            return ["the rows are of different numbers of images"]
-        return [*_of_outcomes(result.document, found), *_of_attacks(found)]
+    """Stored numbers that do not follow from the stored outcomes. An evaluation with any is refused as it is read."""
     if result.kind == "corruptions":
         again = result.corruptions.mca
         stored = result.document["numbers"]["mCA"]
         same = (stored["value"], stored["low"], stored["high"]) == (again.value, again.low, again.high)
         return [] if same else ["mCA contradicts its outcomes"]
     return []
-
-
-def _of_outcomes(stored: Mapping[str, Any], found: Evaluation) -> Iterator[str]:
-    for row in found.attacks:
-        if (row.invalid or 0) + (row.unreached or 0) > row.k:
-            yield f"{row.name}: more images are invalid or not reached than resisted"
-    if stored["strongest"] != found.to_dict()["strongest"]:
-        yield "the strongest attack is another one"
-
-
-def _of_attacks(found: Evaluation) -> Iterator[str]:
-    """The relations between the rows of an evaluation."""
-    if {row.name: row.settings for row in found.attacks} != found.identity["attacks"]:
-        yield "the attacks are not those of its settings"
-    columns = zip(*(row.outcomes for row in (found.clean, *found.attacks)), strict=True)
-    if found.worst.outcomes != "".join("0" if "0" in column else "1" for column in columns):
-        yield "the worst case is not that of its attacks"
-    for row in found.attacks:
-        earlier = [found.clean, *(other for other in found.attacks if other.name in row.after)]
-        if any("0" in before and after == "1" for *before, after in
-               zip(*(one.outcomes for one in (*earlier, row)), strict=True)):  # fmt: skip
-            yield f"{row.name} counts images that were misclassified before it"
 
 
 def _model(result: StoredResult) -> str | None:

@@ -16,6 +16,7 @@ from advsphere.errors import UserError
 from advsphere.recipes import recipe
 from advsphere.reproduce.budgets import SuiteSize
 from advsphere.runs.config import Config, differences, flags
+from advsphere.runs.folder import half_written
 from advsphere.training import read_metrics
 
 
@@ -55,7 +56,7 @@ def _trained(folder: Path, epochs: int) -> bool:
         return False
     last = folder / "last.safetensors"
     if not last.is_file():  # it may have been deleted, to save space
-        return (folder / "best.safetensors").is_file()
+        return (folder / "best.safetensors").is_file() and not half_written(folder)
     with suppress(SafetensorError, OSError, LookupError, ValueError), safe_open(last, framework="pt") as file:
         return bool(json.loads(file.metadata()["meta"])["cursor"][0] >= epochs)
     return False

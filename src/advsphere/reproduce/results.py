@@ -1,9 +1,9 @@
 """Stored results: one JSON line for each measurement of a run, with the settings of the run.
 
-A line has five entries: `kind`, `run` (the run's settings and provenance), `evidence` (the checksum of the ledger or
+A line has these entries: `kind`, `run` (the run's settings and provenance), `evidence` (the checksum of the ledger or
 file behind the measurement), `document` (the output of `Evaluation.to_dict` or `CorruptionRecord.to_dict`, or the
-measurement of another kind) and, for a diagnosis, `picture`. Older documents have null for numbers that were not stored
-then.
+measurement of another kind), for a diagnosis `picture`, and `checksum`, over all others. Older lines lack the checksum,
+and older documents have null for numbers that were not stored then.
 """
 
 from __future__ import annotations
@@ -96,15 +96,22 @@ def threat_in_words(threat: Mapping[str, Any]) -> str:
 def read(path: Path) -> list[StoredResult]:
     """The results of a file; none if it does not exist. Raises UserError for a line that is not a result."""
     results = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+    for number, text in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         with content_errors(f"{path}, line {number}"):
-            result = StoredResult(**json.loads(line))
+            line = json.loads(text)
+            as_written = _fits(line)
+            line.pop("checksum", None)
+            result = StoredResult(**line)
             known = result.kind in get_args(Kind) and bool(result.key and result.label)
-        checksum = result.document.get("checksum")
-        if not known or (checksum is not None and checksum != content_checksum(result.document)):
+        if not (known and as_written and _fits(result.document)):
             raise UserError(f"{path}, line {number} was changed after it was written; remove the line")
         results.append(result)
     return results
+
+
+def _fits(content: Mapping[str, Any]) -> bool:
+    """Whether a checksum, if there is one, is that of the content."""
+    return content.get("checksum") in (None, content_checksum(content))
 
 
 def add(path: Path, results: Sequence[StoredResult]) -> None:
@@ -114,8 +121,9 @@ def add(path: Path, results: Sequence[StoredResult]) -> None:
 
 
 def _line(result: StoredResult) -> dict[str, Any]:
-    line = {field.name: getattr(result, field.name) for field in fields(result)}
-    return line if result.picture else {name: value for name, value in line.items() if name != "picture"}
+    values = {field.name: getattr(result, field.name) for field in fields(result)}
+    line = {name: value for name, value in values.items() if name != "picture" or value}
+    return line | {"checksum": content_checksum(line)}
 
 
 def replace_between(text: str, content: str, *, begin: str = "<!-- results -->", end: str = "<!-- /results -->") -> str:

@@ -211,6 +211,11 @@ def extend(folder: Path, config: Config, finished: int) -> list[str]:
     return [told if validated else f"{told}; epoch {planned} was validated as its last one, and may be the best"]
 
 
+def half_written(folder: Path) -> list[Path]:
+    """Checkpoints that a process began, and could not end: it was killed, or the disk failed."""
+    return [*folder.glob(".*.safetensors.*"), *folder.glob(".tmp??????")]  # safetensors' own name comes first
+
+
 def require_record(folder: Path) -> None:
     """Raise UserError if the files that describe the run, or its last checkpoint, were removed while it trained."""
     missing = [name for name in (CONFIG, PROVENANCE, "last.safetensors") if not (folder / name).is_file()]

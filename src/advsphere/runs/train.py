@@ -24,7 +24,7 @@ from advsphere.objectives import Criterion, Objective
 from advsphere.provenance import environment
 from advsphere.runs.build import as_dataset, assemble, chosen_device, from_scratch, load_data
 from advsphere.runs.config import GIVEN, Config, nearest, objective_like, recorded, to_dict, user_names
-from advsphere.runs.folder import check_classes, claim, extend, record_collapses, require_record
+from advsphere.runs.folder import check_classes, claim, extend, half_written, record_collapses, require_record
 from advsphere.runs.folder import record as write_record
 from advsphere.runs.validation import Validation
 from advsphere.runs.watching import TrainingProgress
@@ -147,8 +147,8 @@ def train(
             speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}
             write_record(folder, run, around | speeds, images.train.classes)
         if world.first:
-            for half_written in (*folder.glob(".*.safetensors.*"), *folder.glob(".tmp??????")):  # by a killed process
-                half_written.unlink()  # safetensors writes into a file .tmp... of its own first
+            for left in half_written(folder):
+                left.unlink()
         log = (
             held.enter_context(closing(MetricsLog(folder, trainer.cursor.epoch, log_to, to_dict(run))))
             if world.first
