@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         "evaluation killed": partial(killing.kill, record, "evaluation killed", evaluations, some(120)),
         crashes.PART: partial(crashes.lose_power, record, trainings | evaluations, some(200)),
         surroundings.PART: partial(surroundings.disturb, record, trainings | evaluations, options.share),
-        fuzz.PART: partial(fuzz.attempt, record, some(100_000), options.first),
+        fuzz.PART: partial(fuzz.attempt, record, some(101_000), options.first),
     }
     for name, part in parts.items():
         if not options.only or any(word in name for word in options.only):

@@ -53,10 +53,17 @@ def test_a_case_depends_on_its_number_alone(tmp_path: Path) -> None:
     assert parses(artefact, (tmp_path / "mine.yaml").read_bytes()) and not parses(artefact, b"a: [")
 
 
-def test_a_fault_is_seen(tmp_path: Path) -> None:
+class Breaking:
+    def __del__(self) -> None:
+        raise OSError
+
+
+def test_a_fault_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that breaks, or takes a damaged file for a good one, is a fault."""
+    monkeypatch.setattr("tests.campaign.fuzz.SECONDS", 0.2)
     artefact = ARTEFACTS["log"]
     for outcome, read_it in {
+        "traceback of an error while an object was deleted": lambda folder: [Breaking() for _ in "a"] and "valid",
         "traceback of KeyError": lambda folder: {}["a"],
         "wrong": lambda folder: "else",
         "right": lambda folder: "valid",

@@ -378,6 +378,9 @@ def test_times_are_read_as_people_write_them(text: str, value: float) -> None:
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5", 0.5), ("1e-3", 1e-3), ("2", 2.0)])
 def test_radii_are_read_as_people_write_them(text: str, value: float) -> None:
     assert number(text) == pytest.approx(value, rel=1e-15)
+    for wrong in ("8/0", "1" + "0" * 400 + "/3", "eight", ""):
+        with pytest.raises(ValueError):
+            number(wrong)
 
 
 def test_the_device_is_named_anywhere_on_the_line(

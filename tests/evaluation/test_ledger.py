@@ -233,6 +233,29 @@ def test_a_truncated_ledger_is_refused(tmp_path: Path) -> None:
         Ledger.read(path)
 
 
+@pytest.mark.parametrize(
+    "place", ["examples SET label = ''", "cells SET status = 1.5", "batches SET forwards = 'many'"]
+)
+def test_a_value_of_another_type_is_refused(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with begin(path) as ledger:
+        write(ledger)
+    change(path, f"UPDATE {place.replace('1.5', '?')}", *[b"1"] * ("1.5" in place))
+    with pytest.raises(UserError, match=f"a value of another type in its {place.partition(' ')[0]}"):
+        Ledger.read(path)
+
+
+def test_rows_that_nobody_read_to_the_end_are_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lost.append)
+    with begin(tmp_path / "ledger.sqlite") as ledger:
+        write(ledger)
+        rows = ledger._rows("SELECT * FROM cells")
+        next(rows)
+    del rows
+    assert lost == []
+
+
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with begin(path) as ledger:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, compare, evaluate
+from advsphere.files import content_checksum
 from advsphere.stats import wilson
 from advsphere.threat import ThreatModel, radius
 from tests.evaluation.cases import THREAT, linear
@@ -52,6 +55,30 @@ def test_a_file_that_was_changed_or_is_another_is_refused(result: Evaluation, tm
         Evaluation.load(tmp_path / "nothing.json")
 
 
+@pytest.mark.parametrize(
+    ("says", "change"),
+    [
+        ("the outcomes of 'PGD-20' contradict its low", lambda data: data["attacks"][1].pop("low")),
+        ("the attacks are not those of its settings", lambda data: data["attacks"].pop()),
+        ("the attacks are not those of its settings", lambda data: data["attacks"].append(data["attacks"][0])),
+        ("the worst case has other forwards", lambda data: data["worst"].update(forwards=1)),
+        ("clean images were not reached", lambda data: data["clean"].update(unreached=1)),
+        ("a sign has a status that is none of 'raised'", lambda data: data["signs"][0].update(status="fine")),
+        ("a number below 0", lambda data: data["attacks"][0].update(seconds=-1.0)),
+        ("a number below 0, or one that is not finite", lambda data: data["worst"].update(seconds=float("inf"))),
+        ("the rows are of different numbers", lambda data: data["identity"]["data"].update(n=6000)),
+    ],
+)
+def test_contradictions_under_a_checksum_that_fits_are_refused(
+    result: Evaluation, says: str, change: Callable[[dict[str, Any]], object]
+) -> None:
+    data = json.loads(json.dumps(result.to_dict()))
+    change(data)
+    with pytest.raises(UserError, match=says) as caught:
+        Evaluation.from_dict(data | {"checksum": content_checksum(data)})
+    assert "\n" not in str(caught.value)
+
+
 def test_the_table_says_what_it_is(result: Evaluation) -> None:
     text = result.table()
     assert text.startswith("robust accuracy, an upper bound: linf, eps = 0.1")
@@ -63,10 +90,8 @@ def test_the_table_says_what_it_is(result: Evaluation) -> None:
 
 
 def test_what_was_not_stored_is_none_and_said(result: Evaluation, tmp_path: Path) -> None:
-    rows = {
-        name: replace(result.row(name), invalid=None, unreached=None, forwards=None) for name in ("clean", "PGD-20")
-    }
-    old = replace(result, clean=rows["clean"], attacks=(rows["PGD-20"],), findings=None, signs=None)
+    clean, *attacks, worst = (replace(row, invalid=None, unreached=None, forwards=None) for row in result.rows)
+    old = replace(result, clean=clean, attacks=tuple(attacks), worst=worst, findings=None, signs=None)
     old.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == old
     assert old.to_dict()["clean"]["invalid"] is None

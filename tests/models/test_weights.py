@@ -108,6 +108,27 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_an_archive_that_does_not_fit_its_checksums_is_refused(tmp_path: Path) -> None:
+    """torch.load compares no checksum, and returns what is in the memory for a member that is marked as a folder."""
+    whole = _saved(network().network, tmp_path).read_bytes()
+    value, listed = whole.rindex(b"PK\x07\x08", 0, whole.index(b"/version")) - 5, whole.rindex(b"PK\x01\x02", 0, -500)
+    for name, place, bit in (("value.pth", value, 1), ("folder.pth", listed + 38, 0x10)):
+        damaged = bytearray(whole)
+        damaged[place] ^= bit
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"damaged: \S+ does not fit its checksum; use another copy"):
+            load_weights(network(), tmp_path / name)
+
+
+def test_an_archive_without_checksums_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.serialization.config.save.compute_crc32", False)
+    state = network(seed=2).network.state_dict()
+    torch.save(state, tmp_path / "net.pth")
+    model = network()
+    load_weights(model, tmp_path / "net.pth")
+    assert same(model.network.state_dict(), state)
+
+
 @pytest.mark.parametrize("sphere", [None, HypersphereConfig(scale=5.0)])
 def test_training_begins_from_the_weights_of_another_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sphere: HypersphereConfig | None

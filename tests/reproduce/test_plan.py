@@ -193,7 +193,11 @@ def test_what_is_done_is_known_by_its_file(places: Places, tmp_path: Path) -> No
     assert not job.done, "4 of 5 epochs"
     job.made.write_text('{"epoch": 1}\n' * 5)
     assert not job.done, "no checkpoint"
-    (job.made.parent / "best.safetensors").touch()
+    begun = job.made.parent / ".last.safetensors.host.123"
+    for file in (begun, job.made.parent / "best.safetensors"):
+        file.touch()
+    assert not job.done, "the last checkpoint was begun, and never written"
+    begun.unlink()
     assert job.done
 
 

@@ -84,6 +84,19 @@ def test_a_line_that_is_no_result_is_named(line: str, tmp_path: Path) -> None:
         results.read(file)
 
 
+def test_a_checksum_holds_for_the_run_beside_the_measurement(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    results.add(file, [PLAIN])
+    line = json.loads(file.read_text())
+    line["run"]["epochs"] = 1000
+    file.write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match="line 1 was changed"):
+        results.read(file)
+    del line["checksum"]  # as earlier versions wrote it
+    file.write_text(json.dumps(line) + "\n")
+    assert results.read(file)[0].run["epochs"] == 1000
+
+
 @pytest.mark.parametrize("change", [{"k": 10}, {"outcomes": "1111111111"}])
 def test_a_line_that_was_changed_is_named(change: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
