@@ -322,6 +322,27 @@ class ThroughNumpy(nn.Module):
         return logits
 
 
+class Large(nn.Module):
+    """Its activations do not fit into the memory."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def test_a_lack_of_memory_is_not_read_as_a_lack_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: torch.bfloat16)
+    known = linear()
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Large(known.model), known.images, known.labels, threat=THREAT, suite=FEW)
+
+
 def test_a_model_that_knows_no_bfloat16_is_searched_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: torch.bfloat16)
     known = linear()

@@ -19,7 +19,7 @@ from advsphere.attacks import Guides
 from advsphere.classifier import frozen, split
 from advsphere.data import Images, Source
 from advsphere.distributed import World
-from advsphere.errors import UserError
+from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.cascades import arranged
 from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, preflight
@@ -232,6 +232,8 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
             usable = bool(view(x).isfinite().all())
         why = "its logits are not finite"
     except (RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         usable, why = False, str(error)
     if usable:
         return dtype, ()
