@@ -4,7 +4,6 @@ that jump or stand. The work ends with one line or with the right result, and go
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import random
@@ -17,7 +16,18 @@ from functools import partial
 from pathlib import Path
 
 from tests.campaign.killing import judged, watched
-from tests.campaign.machine import FAIL, Ended, arm, changes, finished, forked, set_clock, started
+from tests.campaign.machine import (
+    FAIL,
+    NO_MOUNTS,
+    Ended,
+    arm,
+    changes,
+    finished,
+    forked,
+    mount_read_only,
+    set_clock,
+    started,
+)
 from tests.campaign.record import GOOD, Record, scratch
 from tests.campaign.subjects import Subject
 
@@ -48,18 +58,12 @@ def read_only(place: Place) -> list[Ended]:
     """A mount that is read-only, over work that was begun."""
 
     def task() -> None:
-        system = ctypes.CDLL(None, use_errno=True)
-        if system.unshare(0x00020000):  # CLONE_NEWNS
-            raise PermissionError("no mounts here")
-        here = str(place.folder).encode()
-        system.mount(b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
-        if system.mount(here, here, None, 4096, None) or system.mount(None, here, None, 4096 | 32 | 1, None):
-            raise PermissionError("no mounts here")
+        mount_read_only(place.folder)
         place.subject.run(place.folder)
 
     watched(place.subject, place.folder, place.moment)
     ended = forked(task)
-    return [] if "no mounts here" in ended.said else [ended]
+    return [] if NO_MOUNTS in ended.said else [ended]
 
 
 def going_away(moved: bool) -> Callable[[Place], list[Ended]]:

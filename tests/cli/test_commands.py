@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import advsphere
 from advsphere.cli import COMMANDS, main
@@ -28,6 +29,7 @@ from advsphere.evaluation import Effort, Evaluation
 from advsphere.reproduce import results
 from advsphere.runs.folder import read_config
 from advsphere.runs.target import EvaluationTarget
+from tests.campaign.machine import NO_MOUNTS, ROOT
 from tests.cli.help_texts import outdated
 
 QUICK_TRAIN = ["train", "digits-fastat-he", "--epochs", "2", "--out"]
@@ -373,6 +375,35 @@ def test_times_are_read_as_people_write_them(text: str, value: float) -> None:
     for wrong in ("", "0", "0s", "-1m", "10 minutes", "10mm", "m", "1h30", "5d", "inf", "nan", "1/0"):
         with pytest.raises(ValueError, match="is not a positive time; write 90s, 10m or 1h30m"):
             seconds(wrong)
+
+
+ON_A_READ_ONLY_MOUNT = """
+import sys
+from advsphere.cli import main
+from tests.campaign.machine import mount_read_only
+mount_read_only(sys.argv[1])
+for line in sys.argv[2:]:
+    print("==", main(line.split()), flush=True)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts of Linux")
+def test_on_a_read_only_mount_commands_work_or_say_why_in_one_line(run: Path) -> None:
+    begun = f"evaluate {run} --suite paper --n 40"
+    writing = {f"train digits-fastat-he --epochs 2 --resume --out {run}", begun, f"{begun} --seed 1", f"report {run}"}
+    writing |= {f"export {run} --to torch-export", f"reproduce table3 --budget smoke --runs {run}/runs"}
+    Image.new("L", (8, 8), 99).save(run / "photo.png")
+    reading = {f"verify {run}", f"predict {run} {run}/photo.png"}
+    lines = sorted(writing) + sorted(reading)
+    words = [sys.executable, "-c", ON_A_READ_ONLY_MOUNT, str(run), *lines]
+    place = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    done = subprocess.run(words, env=place, cwd=run, capture_output=True, text=True, check=False)
+    if NO_MOUNTS in done.stderr:
+        pytest.skip(NO_MOUNTS)
+    statuses = [int(line.removeprefix("== ")) for line in done.stdout.splitlines() if line.startswith("== ")]
+    assert statuses == [1] * len(writing) + [0] * len(reading), done.stdout + done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(writing) and all("Read-only file system" in line for line in said), done.stderr
 
 
 @pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.5", 0.5), ("1e-3", 1e-3), ("2", 2.0)])
