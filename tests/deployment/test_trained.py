@@ -93,6 +93,8 @@ def test_predict_on_the_command_line(photos_run: Path, capfd: pytest.CaptureFixt
     assert main(["predict", str(photos_run), str(photos), "--top", "2"]) == 0
     shown = capfd.readouterr().out
     assert shown.count(".png") == 2 and shown.count("dark") >= 2 and shown.count("%") == 4
+    assert main(["predict", str(photos_run), str(photos.parent)]) == 0  # at any depth
+    assert len(capfd.readouterr().out.splitlines()) == 4
     for words, said in (
         ([str(photos_run)], "name image files or folders"),
         ([str(photos_run), "nowhere.jpg"], "there is no image nowhere.jpg"),
@@ -101,3 +103,18 @@ def test_predict_on_the_command_line(photos_run: Path, capfd: pytest.CaptureFixt
     ):
         assert main(["predict", *words]) == 1
         assert said in capfd.readouterr().err
+
+
+def test_photos_that_cannot_be_read_are_named_after_the_others(
+    photos_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(photos_run), str(tmp_path / "empty")]) == 1
+    assert "no images in" in capfd.readouterr().err
+    Image.new("RGB", (9, 9)).save(tmp_path / "a [red] photo.JPG", "jpeg")
+    for name in ("b.jpg", "c.png", "._a.jpg"):  # the last one is macOS's own
+        (tmp_path / name).write_text("no image")
+    assert main(["predict", str(photos_run), str(tmp_path)]) == 1
+    said = capfd.readouterr()
+    assert "a [red] photo.JPG  " in said.out and len(said.out.splitlines()) == 1
+    assert "cannot read 2 images" in said.err and "b.jpg" in said.err and "c.png" in said.err

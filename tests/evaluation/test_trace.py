@@ -84,6 +84,12 @@ def test_what_became_of_each_is_told(book: Ledger) -> None:
     assert outcomes(trace_example(book, 4, CLASSES)) == ["resisted", late, late]
 
 
+def test_what_an_attack_would_skip_needs_no_time() -> None:
+    early = written(ATTACKS, {CLEAN: CELLS[CLEAN], "PGD": CELLS["PGD"]}, LABELS)  # the budget ended after PGD
+    assert outcomes(trace_example(early, 0, CLASSES)) == ["skipped: misclassified anyway"] * 3
+    assert outcomes(trace_example(early, 1, CLASSES))[2] == "skipped: already fooled by PGD"
+
+
 def test_the_nearest_is_the_one_with_the_smallest_distance(book: Ledger) -> None:
     told = trace_example(book, 1, CLASSES)
     assert told.nearest is told.attempt("CW") and told.summary == "nearest: CW, cat at 0.05"
@@ -149,7 +155,7 @@ def told_by(cells: dict[str, str], *, after: bool = False) -> dict[str, list[int
     images = ImageSet(known.images, known.labels, ("a", "b"))
     groups = notable(written(attacks, found, labels), known.model, images)
     return {
-        next(word for word in ("late", "single", "closest") if word in group.kind): list(group.examples)
+        next(word for word in ("late", "single", "first", "closest") if word in group.kind): list(group.examples)
         for group in groups
     }
 
@@ -160,7 +166,8 @@ def test_what_is_worth_looking_at() -> None:
     alone = told_by({"A": "-xooxx", "B": "-xxoxo", "C": "-xooxo"})
     assert alone["late"] == [2] and alone["single"] == [5]  # each listed once
     assert told_by({"A": "-xxxxxx", "B": "-oooooo"})["single"] == [1, 2, 3]
-    assert told_by({"A": "-xxx"}) == {}
+    assert told_by({"A": "-xxx"}) == {"first": [1, 2, 3]}
+    assert told_by({"A": "-xox", "B": "--"}, after=True) == {"first": [1, 3], "closest": [2]}  # the budget ended in B
 
 
 def test_the_closest_to_the_boundary_come_first() -> None:

@@ -52,6 +52,15 @@ def test_the_table_has_every_row_with_its_interval(models: list[ModelReport], tr
             assert cell == f"{100 * k / made.N:.1f} {interval(k, made.N)}"
 
 
+def test_an_attack_that_the_time_did_not_reach_has_no_numbers() -> None:
+    whole = made.evaluation()
+    late = dataclasses.replace(whole.row("PGD-20"), unreached=121, forwards=0, seconds=0.0)
+    attacks = tuple(late if row.name == "PGD-20" else row for row in whole.attacks)
+    tree = parse(page([made.model("first", dataclasses.replace(whole, attacks=attacks))]))
+    assert body(tree.one("accuracy").all("table")[0])["PGD-20"] == ["not run"]
+    assert body(tree.one("counts").all("table")[0])["PGD-20"] == ["", "", ""]
+
+
 def test_the_differences_are_paired_and_say_when_they_can_t_tell(models: list[ModelReport], tree: Node) -> None:
     shown = body(tree.one("accuracy").all("table")[0])
     told = set()

@@ -26,11 +26,11 @@ from tests.training.tiny import few_digits, tiny_config
 COLLAPSE = Collapse(7, 6, 0.72, 0.02, "the noise of N-FGSM (2 eps)")
 
 
-def run_of(folder: Path, *metrics: Metrics) -> Path:
-    """The folder of a run with these metrics and 200 held-out images of ten classes."""
+def run_of(folder: Path, *metrics: Metrics, held_out: int = 200) -> Path:
+    """The folder of a run with these metrics and this many held-out images of ten classes."""
     config = tiny_config("fastat")
     config = replace(config, data=replace(config.data, validation=200))
-    record(folder, config, {}, [str(i) for i in range(10)])
+    record(folder, config, {"held_out": held_out}, [str(i) for i in range(10)])
     lines = [{"epoch": epoch} | m for epoch, m in enumerate(metrics, start=1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -53,6 +53,15 @@ def run_of(folder: Path, *metrics: Metrics) -> Path:
 def test_what_the_log_shows_is_said(metrics: Sequence[Metrics], said: Sequence[str], tmp_path: Path) -> None:
     found = warnings_of(run_of(tmp_path, *metrics))
     assert len(found) == len(said) and all(a.startswith(b) for a, b in zip(found, said, strict=True)), found
+
+
+def test_few_held_out_images_say_little(tmp_path: Path) -> None:
+    """7 of 18 against 4 of 18 is no overfitting, however many images the config asks for."""
+    assert warnings_of(run_of(tmp_path, {"clean": 0.5, "robust": 7 / 18}, {"clean": 0.5, "robust": 4 / 18})) != []
+    assert (
+        warnings_of(run_of(tmp_path, {"clean": 0.5, "robust": 7 / 18}, {"clean": 0.5, "robust": 4 / 18}, held_out=18))
+        == []
+    )
 
 
 def test_a_collapse_is_a_confounder() -> None:

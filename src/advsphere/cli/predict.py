@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.table import Table
-from rich.text import Text
 
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import terminal
 from advsphere.data.encoded import SUFFIXES
+from advsphere.data.folders import images_below
+from advsphere.data.images import UnreadableImagesError
 from advsphere.deployment import load
 from advsphere.errors import UserError
 
@@ -29,7 +29,7 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional]
     """The folder of a training run."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Image files, and folders of image files."""
+    """Image files, and folders with image files at any depth."""
     top: int = 1
     """Number of classes to name for each image, the most likely first."""
     checkpoint: Literal["best", "last"] = "best"
@@ -37,24 +37,32 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Print a line for each image."""
+    """Print a line for each image that can be read; the others are named at the end."""
     options = parse(Options, arguments, prog="advsphere predict")
     if options.top < 1:
         raise UserError(f"--top {options.top}: name at least one class")
     files = [file for place in options.images for file in _files(place)]
     if not files:
         raise UserError("name image files or folders: advsphere predict RUN photo.jpg")
-    model = load(options.run, options.checkpoint)
-    table = Table("image", "prediction", box=None, header_style="dim")
-    for file, prediction in zip(files, model.predict(files, top=options.top), strict=True):
-        table.add_row(Text(str(file), overflow="fold"), Text(str(prediction)))
-    terminal().print(table)
+    model, console, unreadable = load(options.run, options.checkpoint), terminal(soft_wrap=True), list[str]()
+    width = max(len(str(file)) for file in files)
+    for file in files:
+        try:
+            (prediction,) = model.predict(file, top=options.top)
+        except UnreadableImagesError as error:
+            unreadable += error.problems
+        else:
+            console.print(f"{file!s:<{width}}  {prediction}")
+    if unreadable:
+        raise UnreadableImagesError(unreadable)
     return 0
 
 
 def _files(place: Path) -> list[Path]:
-    if place.is_dir():
-        return sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
     if not place.exists():
         raise UserError(f"there is no image {place}")
-    return [place]
+    if not place.is_dir():
+        return [place]
+    if not (found := images_below(place)):
+        raise UserError(f"no images in {place}, looked for {' '.join(sorted(SUFFIXES))}: name another folder")
+    return found

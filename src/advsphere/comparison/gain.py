@@ -238,8 +238,10 @@ def _shared(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def row_for(evaluation: Evaluation, name: str) -> Row | None:
-    """The row with that name, or None. A plain head's s is 1, so its rows also count as the rows "(s = 1)"."""
-    own = {row.name: row for row in evaluation.rows}
+    """The row with that name; None if that attack did not run. A plain head's s is 1, so its rows also count as the
+    rows "(s = 1)".
+    """
+    own = {row.name: row for row in evaluation.rows if row.ran}
     plain = own.get(name.removesuffix(BARE)) if evaluation.identity["model"]["scale"] == 1.0 else None
     return own.get(name, plain)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -57,9 +57,11 @@ class Encoded(NamedTuple):
     def open(self) -> Image.Image:
         """Read the header. Raises UserError if that fails, and for a pipe or device, which might never end."""
         if isinstance(self.file, str) and os.path.exists(self.file) and not os.path.isfile(self.file):
-            raise _unreadable(self.name, OSError("it is no regular file"))
+            raise _unreadable(self.name, "it is no regular file")
         try:
             return Image.open(self.file)
+        except UnidentifiedImageError as error:  # its text repeats the path
+            raise _unreadable(self.name, "no image, or in a format that Pillow does not know") from error
         except Exception as error:
             raise _unreadable(self.name, error) from error
 
@@ -129,7 +131,7 @@ def required(view: View | None, place: str, first: Encoded) -> View:
 def check_depth(picture: Image.Image, name: str) -> None:
     """Raise UserError for images with more than 8 bits per pixel, because Pillow would clip values to 255."""
     if picture.mode[0] in "IF":
-        raise UserError(f"{name} has more than 8 bits per pixel ({picture.mode}): convert it to 8 bits")
+        raise _unreadable(name, f"more than 8 bits per pixel, {picture.mode}; convert it to 8 bits")
 
 
 def decoded(
@@ -174,5 +176,5 @@ def _pixels(picture: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _unreadable(name: str, error: Exception) -> UnreadableImagesError:
-    return UnreadableImagesError([f"{name} ({error})"])
+def _unreadable(name: str, reason: object) -> UnreadableImagesError:
+    return UnreadableImagesError([f"{name} ({reason})"])

@@ -56,7 +56,7 @@ def image_folder(folder: Path | str, image_size: int | None, resize: int | None 
 def scan_folder(folder: Path, view: View | None) -> FolderImages:
     """List the files of each class folder, sorted by name, without decoding them."""
     classes = class_folders(folder)
-    files = [_files(folder / name) for name in classes]
+    files = [[str(path) for path in images_below(folder / name)] for name in classes]
     empty = [str(folder / name) for name, found in zip(classes, files, strict=True) if not found]
     if empty:
         raise UserError(
@@ -100,8 +100,9 @@ def skipped(*folders: Path) -> str:
     return f"not read, because they are no images by their names: {some(others, 3)}" if others else ""
 
 
-def _files(folder: Path) -> list[str]:
-    return [str(path) for path in _below(folder) if path.suffix.lower() in SUFFIXES]
+def images_below(folder: Path) -> list[Path]:
+    """All image files below a folder, at any depth, sorted."""
+    return [path for path in _below(folder) if path.suffix.lower() in SUFFIXES]
 
 
 def _below(folder: Path) -> list[Path]:

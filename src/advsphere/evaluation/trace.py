@@ -258,8 +258,8 @@ def _cell(book: Ledger, attack: str, example: int) -> Cell | None:
 
 
 def _attempt(name: str, settings: Mapping[str, Any], cell: Cell | None, label: int, before: str | None) -> Attempt:
-    if cell is None:
-        return Attempt(attack=name, settings=settings, outcome="not_reached")
+    if cell is None:  # an attack that the budget stopped before its first batch has no cell for what it would skip
+        return Attempt(attack=name, settings=settings, outcome="not_run" if before else "not_reached", before=before)
     return Attempt(
         attack=name,
         settings=settings,
@@ -284,8 +284,8 @@ class Notable:
 
 
 def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) -> tuple[Notable, ...]:
-    """A few examples of each kind: fooled only by a late attack, by a single attack, or closest to the boundary. Each
-    example is listed once.
+    """A few examples of each kind: fooled only by a late attack, by a single attack, or not at all and closest to the
+    boundary; if the first attack fooled all that any did, some of these. Each example is listed once.
     """
     attacks = list(book.attacks)
     status = [{cell.example: cell.status for cell in book.cells(name)} for name in attacks]
@@ -295,15 +295,17 @@ def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) ->
     late = [i for i in breaker if breaker[i] == last > 0][:most]
     tried = [i for i, found in outcomes.items() if found and not {"not_run", "not_sampled"} & {*found}]
     single = [i for i in tried if len(attacks) > 1 and outcomes[i].count("fooled") == 1 and i not in late][:most]
-    margins = _margins(book, model, images, [i for i in tried if i not in breaker][:MOST_MARGINS])
+    standing = [i for i, found in outcomes.items() if "resisted" in found and i not in breaker]
+    margins = _margins(book, model, images, standing[:MOST_MARGINS])
     closest = sorted(margins, key=lambda i: margins[i])[:most]
     kinds = {
         "fooled by a late attack, after all earlier ones had failed": late,
         "fooled by a single attack, while every other failed": single,
+        "fooled by the first attack": [] if late or single else [*breaker][:most],
     }
     groups = [Notable(kind, {i: f"fooled by {attacks[breaker[i]]}" for i in found}) for kind, found in kinds.items()]
     resisting = {i: f"margin of the clean image {margins[i]:.3g}" for i in closest}
-    groups.append(Notable("resisted every attack, and closest to the boundary", resisting))
+    groups.append(Notable("no attack fooled them, and they are closest to the boundary", resisting))
     return tuple(group for group in groups if group.examples)
 
 

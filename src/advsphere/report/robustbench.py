@@ -50,7 +50,9 @@ def _row(name: str, evaluation: Evaluation, model: ModelReport) -> dict[str, Any
             "n": evaluation.clean.n,
             "worst_case_acc": _percent(evaluation.worst),
             "attacks": {attack.name: _percent(attack) for attack in evaluation.attacks if attack.ran},
-            "intervals": {attack.name: [round(100 * v, 2) for v in attack.interval] for attack in evaluation.rows},
+            "intervals": {
+                attack.name: [round(100 * v, 2) for v in attack.interval] for attack in evaluation.rows if attack.ran
+            },
             "suite": identity["suite"]["name"],
             "flags": [*evaluation.flags, *map(str, evaluation.raised)],
             "checksums": {

@@ -18,7 +18,7 @@ from advsphere.reproduce import results
 from advsphere.reproduce.plan import Plan
 from advsphere.reproduce.results import StoredResult
 from advsphere.runs.config import Config, differences
-from advsphere.runs.folder import read_config, read_provenance
+from advsphere.runs.folder import held_out, read_config, read_provenance
 from advsphere.training import load_checkpoint, read_metrics
 
 
@@ -109,7 +109,7 @@ def _checkpoint(folder: Path) -> str:
 def trained(run: Path, *, data_name: str | None = None) -> StoredResult:
     """The PGD-10 accuracy on held-out training images by which a run's best checkpoint was chosen."""
     config, block = read_config(run), run_block(run, "best", data_name=data_name)
-    n = config.data.validation
+    n = held_out(run)
     document = {
         "attack": "PGD-10",
         "threat": {"norm": config.threat.norm, "eps": config.threat.eps},

@@ -75,6 +75,11 @@ def ranks(folder: Path) -> int:
     return int(_provenance(folder).get("ranks", 1))
 
 
+def held_out(folder: Path) -> int:
+    """The number of training images that a run held out; runs of earlier versions recorded only the number asked for."""
+    return int(_provenance(folder).get("held_out", read_config(folder).data.validation))
+
+
 def load_run(
     folder: Path | str,
     which: Literal["best", "last"] = "best",

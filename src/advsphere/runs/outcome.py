@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from advsphere.runs.folder import read_classes, read_collapses, read_config
+from advsphere.runs.folder import held_out, read_classes, read_collapses, read_config
 from advsphere.stats import more_than, wilson
 from advsphere.training import read_metrics
 
@@ -27,7 +27,7 @@ def warnings_of(folder: Path) -> list[str]:
     validated = [metrics for metrics in read_metrics(folder) if {"clean", "robust"} <= metrics.keys()]
     if not validated:
         return found
-    last, n = validated[-1], config.data.validation
+    last, n = validated[-1], held_out(folder)
     best = max(validated, key=lambda metrics: (metrics["robust"], metrics["epoch"]))
     if config.objective.chosen_by == "robust" and wilson(round(n * last["robust"]), n)[1] < best["robust"]:
         found.append(

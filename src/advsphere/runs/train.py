@@ -121,8 +121,10 @@ def train(
         count, total = run.data.validation, len(images.train)
         if 2 * count > total > 1:
             count = max(1, total // 10)
-            wanted = f"--data.validation {run.data.validation}"
-            notes.append(f"{count} of the {total} training images are held out; {wanted} is more than half of them")
+            notes.append(
+                f"{count} of the {total} training images are held out to choose the checkpoint; --data.validation "
+                f"{run.data.validation} would be more than half of them"
+            )
         training_images, held_out = images.train.split(count, seed=run.training.seed)
         notes += threats_differ(run)
         parts = assemble(from_scratch(run) if begun else run, images.train, notes.append, network=given.network)
@@ -145,7 +147,7 @@ def train(
         elif world.first:
             # A measurement differs each time, so it is not part of the environment that a resume compares.
             speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}
-            write_record(folder, run, around | speeds, images.train.classes)
+            write_record(folder, run, around | speeds | {"held_out": len(held_out)}, images.train.classes)
         if world.first:
             for left in half_written(folder):
                 left.unlink()
