@@ -26,8 +26,8 @@ Cells = list[str | TableCell | None]
 def rows_of(models: Sequence[ModelReport]) -> list[tuple[str, list[Row | None]]]:
     """Each attack's rows, one for each model, in the order of the longest evaluation; the worst case comes last.
 
-    A row is None if the model was not attacked so, or the time was over before. The scale s of a plain head is 1, so its rows also count as the rows
-    "(s = 1)".
+    A row is None if the model was not attacked so, or the time was over before. The scale s of a plain head is 1, so
+    its rows also count as the rows "(s = 1)".
     """
     evaluations = [model.evaluation for model in models]
     longest = sorted(evaluations, key=lambda e: -len(e.rows))

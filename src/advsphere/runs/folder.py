@@ -76,7 +76,7 @@ def ranks(folder: Path) -> int:
 
 
 def held_out(folder: Path) -> int:
-    """The number of training images that a run held out; runs of earlier versions recorded only the number asked for."""
+    """The number of training images that a run held out; earlier versions recorded only the number asked for."""
     return int(_provenance(folder).get("held_out", read_config(folder).data.validation))
 
 
