@@ -1,14 +1,14 @@
 """AutoAttack with a bound: the passes that `certainty` needs, against those of the official code.
 
     python benchmarks/certainty.py --run runs/cifar10-small-fastat --n 1000 --certainty 1 0.5 --peer ../auto-attack
-    python benchmarks/certainty.py --defence "the wrong sign leaks" --n 360 --certainty 2 0
+    python benchmarks/certainty.py --defence "the wrong sign leaks" --n 360 --certainty 2 0 --masked
 
 A pass is one image that goes through the network, forward or backward; passes do not depend on the machine or its
 load. Ours include everything that `evaluate` does: clean predictions, judgement in float32 and probes. Those of the
 official code are measured on the first `--official` images of a random order, and stated for an image; with all images
 it is run whole. Each result is a row in `--out`, and a row that is there is not computed again. A `--defence` is one of
 tests/evaluation/defences.py, on the digits. A certainty of 0 is AutoAttack on every image that the search leaves.
-`--table` prints the rows as a table, and with `--seconds` the processor's seconds too, which need a quiet machine.
+certainty_page.py makes the tables and the figure.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from comparison import Options, Target, misclassified, peer, table, timed
+from comparison import Options, Target, misclassified, peer, timed
 from torch import Tensor, nn
 
 from advsphere.cli.arguments import parse
 from advsphere.evaluation import evaluate
 from advsphere.machine import low_precision
-from advsphere.named import fitting
+from advsphere.named import fitting, trust
 from advsphere.rng import permutation
 
 ROOT = Path(__file__).parents[1]
@@ -50,16 +50,16 @@ class Arguments:
     """Where the official code lies; without it, only ours are counted."""
     certainty: tuple[float, ...] = (0.5,)
     """Points that AutoAttack may still take at most, one run each."""
+    eps: float | None = None
+    """Radius in pixel units, e.g. 12/255; by default that of the run or of the defence."""
     n: int = 1000
     """How many test images, from the first on."""
     official: int = 300
     """How many of them, drawn at random, the official code attacks."""
     out: Path = ROOT / "benchmarks" / "certainty.jsonl"
     """The file of the rows."""
-    table: bool = False
-    """Print the table of all rows."""
-    seconds: bool = False
-    """With the processor's seconds."""
+    masked: bool = False
+    """For the table: the network hides its gradients."""
     threads: int = 1
     batch_size: int = 250
     seed: int = 0
@@ -94,6 +94,7 @@ def target_of(options: Arguments) -> Target:
     if options.defence is None:
         if options.run is None:
             raise SystemExit("give a --run or a --defence")
+        trust(["half_size:cifar10"])  # lies beside this script
         return Target.of(Options(**{k: v for k, v in vars(options).items() if k in Options.__dataclass_fields__}))
     sys.path.insert(0, str(ROOT))
     from advsphere.data import load
@@ -101,10 +102,11 @@ def target_of(options: Arguments) -> Target:
 
     torch.set_num_threads(options.threads)
     case = CASES[options.defence]
+    threat = case.threat if options.eps is None else replace(case.threat, eps=options.eps)
     test = load("digits").test
     x, y = test.batch(torch.arange(min(options.n, len(test))))
     dtype = None if options.float32 else low_precision(x.device)
-    return Target(case.make(), copy.deepcopy(case.make()), x, y, case.threat, dtype)
+    return Target(case.make(), copy.deepcopy(case.make()), x, y, threat, dtype)
 
 
 def ours(target: Target, options: Arguments, certainty: float) -> Row:
@@ -116,6 +118,7 @@ def ours(target: Target, options: Arguments, certainty: float) -> Row:
         result, took = timed(lambda: evaluate(target.model, target.x, target.y, **given))
     assert result.bound is not None
     row = {"who": "ours", "certainty": certainty, **counts(passes, len(target.x)), "seconds": took.cpu}
+    row |= {"attacks": {one.name: [one.k, one.forwards] for one in result.rows}}  # images left, forwards of the search
     return row | {"robust": result.worst.outcomes, "bound": result.bound.to_dict()}
 
 
@@ -142,9 +145,9 @@ def counts(passes: Passes, n: int) -> Row:
 
 
 def question(options: Arguments) -> Row:
-    """What all rows of one comparison share."""
+    """What all rows of one comparison share. eps: None for the network's own radius."""
     name = options.defence or (options.run or Path()).name
-    return {"network": name, "n": options.n, "seed": options.seed, "masked": options.defence is not None}
+    return {"network": name, "n": options.n, "eps": options.eps, "seed": options.seed, "masked": options.masked}
 
 
 def measured(options: Arguments) -> None:
@@ -173,49 +176,5 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def shown(rows: list[Row], *, seconds: bool = False) -> str:
-    """The table: one line for each run of ours, beside the official code on the same network."""
-    lines = []
-    for row in rows:
-        if row["who"] != "ours":
-            continue
-        same = [r for r in rows if all(r[key] == row[key] for key in ("network", "n", "seed"))]
-        theirs = next((r for r in same if r["who"] == "official"), None)
-        whole = next((r for r in same if r.get("certainty") == 0), None)
-        lines.append(_line(row, theirs, whole, seconds))
-    header = ["network", "images", "certainty", "official: passes an image", "ours", "ratio", "robust, ours"]
-    header += ["official, on its images", "ours, on these", "bound", "sampled, fell", "against certainty 0"]
-    return table([*header, *["seconds an image, official", "ours"] * seconds], lines)
-
-
-def _line(row: Row, theirs: Row | None, whole: Row | None, seconds: bool) -> list[object]:
-    bound: Mapping[str, Any] = row["bound"]
-    n, passes = row["n"], row["forwards"] + row["backwards"]
-    line = [row["network"], f"{n:,}", f"{row['certainty']:g}"]
-    others = [""] * 3
-    if theirs is not None:
-        total = theirs["forwards"] + theirs["backwards"]
-        part = [row["robust"][i] for i in theirs["images"]]
-        line += [f"{total:,.0f} ({theirs['forwards']:,.0f} + {theirs['backwards']:,.0f})"]
-        others = [f"{total / passes:.1f}", *(f"{sum(map(int, one))} / {len(one)}" for one in (theirs["robust"], part))]
-    else:
-        line.append("")
-    line += [f"{passes:,.0f} ({row['forwards']:,.0f} + {row['backwards']:,.0f})", others[0]]
-    line += [f"{row['robust'].count('1') / len(row['robust']):.1%}", *others[1:], f"{bound['points']:.2f}"]
-    line += [f"{bound['sampled']:,} of {bound['survivors']:,}, {bound['fell']}"]
-    line.append("" if whole is None else f"{row['robust'].count('1') - whole['robust'].count('1')} more robust")
-    if seconds:
-        line.append("" if theirs is None else f"{theirs['seconds'] / len(theirs['images']):.2f}")
-        line.append(f"{row['seconds'] / n:.2f}")
-    return line
-
-
-def main(options: Arguments) -> None:
-    if options.run is not None or options.defence is not None:
-        measured(options)
-    if options.table:
-        print(shown(read(options.out), seconds=options.seconds), flush=True)
-
-
 if __name__ == "__main__":
-    main(parse(Arguments, sys.argv[1:] or ["--help"], prog="certainty.py"))
+    measured(parse(Arguments, sys.argv[1:] or ["--help"], prog="certainty.py"))

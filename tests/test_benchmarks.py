@@ -37,6 +37,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = (
     "auto_attack",
     "certainty",
+    "certainty_page",
     "corruptions",
     "cost",
     "data_path",

@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from advsphere.attacks import Guides, apgd_targeted, square
-from advsphere.classifier import split
+from advsphere.attacks import Guides, apgd_targeted, pgd, square
+from advsphere.classifier import fooled, split
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Effort, Evaluation, Ledger, SuiteContext, evaluate, verify
-from advsphere.evaluation.cascades import arranged
+from advsphere.evaluation.cascades import arranged, pursued
 from advsphere.evaluation.engine import prepare
 from advsphere.evaluation.sampling import usual_certainty
+from advsphere.evaluation.specs import kind_of
 from advsphere.evaluation.suites import attacks_of
-from advsphere.rng import permutation
+from advsphere.losses import margin
+from advsphere.rng import Rng, permutation
 from tests.evaluation.cases import THREAT, Fused, Known, change, forge, linear, pgd_spec
+from tests.evaluation.cases import robust as exactly_robust
 
 KNOWN = linear(120, wrong=12)
 """Two classes, so that a strong search finds everything there is."""
@@ -162,7 +166,7 @@ def test_verify_computes_the_bound_again(claim: Path, tmp_path: Path) -> None:
 def test_a_suite_says_what_runs_on_the_sample() -> None:
     context = SuiteContext(threat=THREAT)
     names = [(spec.name, spec.proof) for spec in arranged(attacks_of("autoattack", context), THREAT, certainty=0.5)]
-    assert names[:2] == [("first look: margin PGD-10", False), ("first look: APGD-T, 10 steps", False)]
+    assert names[:2] == [("first look: margin PGD-10", False), ("first look: APGD-T, 5 steps", False)]
     assert [proof for _, proof in names[2:]] == [True] * 4
     whole, sampled = attacks_of("autoattack", context), arranged(attacks_of("autoattack", context), THREAT, certainty=1)
     for one, other in zip(whole, sampled[2:], strict=True):
@@ -174,6 +178,29 @@ def test_a_suite_says_what_runs_on_the_sample() -> None:
     assert all(spec.after == tuple(s.name for s in survival[:i]) for i, spec in enumerate(survival) if spec.proof)
     black_box = arranged(attacks_of("black-box", context), THREAT, certainty=1)
     assert [(spec.name, spec.proof) for spec in black_box] == [("Square", False), ("RayS", True)]
+
+
+@pytest.mark.parametrize("close", [0.0, 0.6, 1.0])
+def test_a_search_goes_on_only_where_it_came_close(close: float) -> None:
+    known = linear(120, classes=4)
+    short = partial(pgd, steps=1, step_size=THREAT.eps / 3, start="clean", loss=margin)
+    rng = Rng(0, torch.arange(120))
+    before = short(known.model, *known[1:], threat=THREAT, rng=rng)
+    after = pursued(*known, attack=short, threat=THREAT, steps=20, close=close, rng=rng)
+    with torch.no_grad():
+        left, whole = (margin(known.model(x), known.labels) for x in (before, known.images))
+        fell = fooled(known.model(after), known.labels)
+    went_on = (left < 0) & (left > close * whole)
+    assert after[~went_on].equal(before[~went_on]) and THREAT.contains(after, known.images).all()
+    assert went_on.sum() in {0.0: [0], 0.6: range(5, 100), 1.0: [int((left < 0).sum())]}[close]
+    assert (~fell).equal(exactly_robust(known, THREAT) | ((left < 0) & ~went_on))
+
+
+def test_the_standard_attacks_pass_their_checks_with_a_certainty() -> None:
+    """Preflight runs each of them."""
+    plan = prepare(*linear(20, classes=4), threat=THREAT, suite="autoattack", certainty=1, precision="float32")
+    search = plan.specs[1].settings
+    assert search["name"] == "pursued" and search["attack"]["name"] == "apgd_targeted" and kind_of(search)
 
 
 def test_what_has_no_certainty_is_refused() -> None:

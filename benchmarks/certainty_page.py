@@ -1,0 +1,166 @@
+"""Tables and figure of the rows of certainty.py.
+
+python benchmarks/certainty_page.py --readme benchmarks/README.md --figure docs/certainty.svg
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from comparison import table
+
+from advsphere.analysis.canvas import INK, canvas, quiet
+from advsphere.cli.arguments import parse
+from advsphere.reproduce.figures import save
+from advsphere.reproduce.results import replace_between
+
+ROWS = Path(__file__).with_name("certainty.jsonl")
+HONEST = ["network", "images", "certainty", "left by the search", "sampled", "fell", "at most", "robust, %"]
+HONEST += ["passes an image: official", "ours", "ratio", "robust on the official code's images: official", "ours"]
+HONEST += ["seconds an image: official", "ours"]
+MASKED = ["network", "images", "certainty", "left by the search", "sampled, fell at each look", "robust", "certainty 0"]
+MASKED += ["robust on the official code's images: official", "ours"]
+FATES = {"wrong, or fooled by the search": "#d9dde3", "left, not sampled": "#7fb0e6", "sampled": "#1f5fa8"}
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the rows say."""
+
+    rows: Path = ROWS
+    readme: Path | None = None
+    """A page with the marks of both tables, which are written anew."""
+    figure: Path | None = None
+    """Where to draw the figure, an SVG file."""
+
+
+class Run(NamedTuple):
+    """One run of ours, and what it is compared with. None: there is no such row.
+
+    official: the official code, on the same images or a part of them. elsewhere: the same, or on other test images.
+    whole: our run of certainty 0 on the same images.
+    """
+
+    own: Row
+    official: Row | None
+    elsewhere: Row | None
+    whole: Row | None
+
+    @property
+    def passes(self) -> float:
+        return passes(self.own)
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.elsewhere is None else passes(self.elsewhere) / self.passes
+
+
+def passes(row: Row) -> float:
+    return float(row["forwards"] + row["backwards"])
+
+
+def read(path: Path) -> list[Run]:
+    """Our runs, with what they are compared with."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def found(row: Row, *alike: str, **wanted: Any) -> Row | None:
+        wanted |= {key: row[key] for key in ("network", "eps", "seed", *alike)}
+        return next((one for one in rows if all(one.get(key) == value for key, value in wanted.items())), None)
+
+    def run(row: Row) -> Run:
+        official = found(row, "n", who="official")
+        return Run(row, official, official or found(row, who="official"), found(row, "n", who="ours", certainty=0))
+
+    return [run(row) for row in rows if row["who"] == "ours"]
+
+
+def on_official(run: Run) -> list[str]:
+    """How many of the images that the official code attacked it leaves, and how many of these same images we leave."""
+    if run.official is None:
+        return ["", ""]
+    part = [run.own["robust"][i] for i in run.official["images"]]
+    return [f"{sum(map(int, one)):,} of {len(part):,}" for one in (run.official["robust"], part)]
+
+
+def honest(runs: Sequence[Run]) -> str:
+    lines = []
+    for run in runs:
+        own, bound, theirs = run.own, run.own["bound"], run.elsewhere
+        line = [own["network"], f"{own['n']:,}", f"{own['certainty']:g}", f"{bound['survivors']:,}"]
+        line += [f"{bound['sampled']:,}", f"{bound['fell']}", f"{bound['points']:.2f}"]
+        line += [f"{100 * own['robust'].count('1') / own['n']:.1f}"]
+        line += ["" if theirs is None else f"{passes(theirs):,.0f}", f"{run.passes:,.0f}"]
+        line += ["" if run.ratio is None else f"**{run.ratio:.1f}**", *on_official(run)]
+        line += ["" if theirs is None else f"{theirs['seconds'] / len(theirs['images']):.2f}"]
+        lines.append([*line, f"{own['seconds'] / own['n']:.2f}"])
+    return table(HONEST, lines)
+
+
+def masked(runs: Sequence[Run]) -> str:
+    lines = []
+    for run in runs:
+        own, bound, whole = run.own, run.own["bound"], run.whole
+        looks = "; ".join(f"{size:,}, {fell}" for size, fell in bound["looks"])
+        verdict = "" if whole is None else compared(own, whole)
+        line = [own["network"], f"{own['n']:,}", f"{own['certainty']:g}", f"{bound['survivors']:,}", looks]
+        lines.append([*line, f"{own['robust'].count('1'):,}", verdict, *on_official(run)])
+    return table(MASKED, lines)
+
+
+def compared(own: Row, whole: Row) -> str:
+    if own["robust"] == whole["robust"]:
+        return "the same images"
+    pairs = [*zip(own["robust"], whole["robust"], strict=True)]
+    return f"{pairs.count(('1', '0'))} more robust, {pairs.count(('0', '1'))} fewer"
+
+
+def picture(runs: Sequence[Run], path: Path) -> None:
+    """What the images of each run met, and the passes, beside those of the official code."""
+    figure, (fates, cost) = canvas(8.6, 0.9 + 0.36 * len(runs), 1, 2, sharey=True, width_ratios=(3, 2))
+    for place, run in enumerate(runs):
+        bound, n = run.own["bound"], run.own["n"]
+        parts = [n - bound["survivors"], bound["survivors"] - bound["sampled"], bound["sampled"]]
+        start = 0.0
+        for part, (label, colour) in zip(parts, FATES.items(), strict=True):
+            fates.barh(place, 100 * part / n, left=start, color=colour, height=0.62, label=label if not place else None)
+            start += 100 * part / n
+        cost.barh(place, run.passes, color=FATES["sampled"], height=0.62, label="ours" if not place else None)
+        if run.elsewhere is not None and run.ratio is not None:
+            total = passes(run.elsewhere)
+            drawn = {"color": INK, "lw": 1.6, "label": "official code" if not place else None}
+            cost.plot([total, total], [place - 0.31, place + 0.31], **drawn)
+            cost.text(total, place, f"  {run.ratio:.1f}x", va="center", fontsize=8.5, color=INK)
+    names = [f"{r.own['network']}\n{r.own['n']:,} images, {r.own['certainty']:g} points" for r in runs]
+    quiet(fates, "images, %", "", title="What they met", grid="x")
+    quiet(cost, "passes an image", "", title="What it cost", grid="x")
+    fates.set_yticks(range(len(runs)), names, fontsize=7.5)
+    fates.invert_yaxis()
+    fates.set_xlim(0, 100)
+    cost.margins(x=0.16)
+    for axes in (fates, cost):
+        axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    save(figure, path)
+
+
+def main(options: Arguments) -> None:
+    runs = sorted(read(options.rows), key=lambda run: run.own["masked"])
+    plain = [run for run in runs if not run.own["masked"]]
+    tables = {"certainty": honest(plain), "masked": masked([run for run in runs if run.own["masked"]])}
+    print("\n\n".join(tables.values()))
+    if options.readme is not None:
+        text = options.readme.read_text()
+        for name, content in tables.items():
+            text = replace_between(text, content, begin=f"<!-- {name} -->", end=f"<!-- /{name} -->")
+        options.readme.write_text(text)
+    if options.figure is not None:
+        picture(plain, options.figure)
+
+
+if __name__ == "__main__":
+    main(parse(Arguments, sys.argv[1:], prog="certainty_page.py"))
