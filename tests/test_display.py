@@ -85,7 +85,9 @@ def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert evaluation().table() == printed
 
 
-def test_bars_in_a_notebook_are_text_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_in_a_notebook_are_text_that_is_written_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown, now = list[str](), [0.0]
     handle = SimpleNamespace(display=lambda data, raw: shown.append(data["text/plain"]))
     handle.update = handle.display
@@ -97,9 +99,11 @@ def test_bars_in_a_notebook_are_text_that_is_written_over(monkeypatch: pytest.Mo
             show(Progress(attack="PGD", done=done, total=5, robust=done, seconds=1.0, images=done))
             now[0] += 0.8
     assert [line.split("/")[0][-1:] for line in shown] == ["3", "4", "5", ""] and "PGD" in shown[0]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a notebook
     with progress_bar():
-        pass
+        print("the user's own line")
     assert len(shown) == 4  # nothing of short work
+    assert capsys.readouterr().out == "the user's own line\n"
 
 
 def test_a_mistake_in_a_notebook_shows_the_users_lines_and_the_message() -> None:

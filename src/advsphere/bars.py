@@ -24,8 +24,10 @@ class Bars(Progress):
 
     def __init__(self, *columns: ProgressColumn, console: Console | None = None, **options: Any) -> None:
         self.cell = _Cell() if in_notebook() else None
-        if self.cell is not None:
-            console = Console(file=io.StringIO(), width=100, force_jupyter=False, markup=False, emoji=False)
+        if self.cell is not None:  # where FORCE_COLOR is set, so that any console would count as a terminal
+            console = Console(
+                file=io.StringIO(), width=100, force_terminal=False, force_jupyter=False, markup=False, emoji=False
+            )
         elif console is None:
             console = Console(stderr=True)
         super().__init__(

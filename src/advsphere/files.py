@@ -342,6 +342,8 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     """A JSON object whose entry "format" is `kind`. Raises UserError for any other file."""
     try:
         data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as {kind!r}: {error}") from error
     if not isinstance(data, dict) or data.get("format") != kind:

@@ -209,10 +209,18 @@ def test_soft_labels_are_kept_and_have_a_most_likely_class() -> None:
             "draws its items by a WeightedRandomSampler",
         ),
         (DataLoader(Endless()), "Endless is no map-style data set"),
-        ([(PIXELS[0], "cat")], "label of item 0 must be a class number .*, found 'cat'"),
+        ([(PIXELS[0], "cat")], "label of item 0 must be a class number .*, found 'cat': number the classes from 0"),
         ([(PIXELS[0], -1)], "label -1 of image 0 is outside"),
-        ([{"picture": PIXELS[0], "label": 0}], r'item 0 must be .*"image" and "label"; found the entries picture'),
-        ([PIXELS[0]], r"item 0 must be \(image, label\) .*found a ndarray"),
+        ([{"picture": PIXELS[0], "label": 0}], r'"image" and "label"; found the entries picture, label: rename them'),
+        ([(PIXELS[0], 0, 1)], "found a tuple of 3"),
+        (
+            (PIXELS, LABELS, PIXELS, LABELS),
+            r"give \(images, labels\), or .*; found arrays: 4",
+        ),
+        ((EXPECTED, ["cat"] * 6), r"no numbers: classes, labels = numpy.unique\(names, return_inverse=True\)"),
+        ((EXPECTED[:, 0], LABELS), r"found \(6, 5, 4\): give grey images one channel, images\[:, None\]"),
+        ((EXPECTED[:0], []), "there are no images"),
+        ([PIXELS[0]], "images need labels"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_cure(items: list[Any], message: str) -> None:
@@ -223,12 +231,14 @@ def test_what_is_wrong_is_said_with_its_cure(items: list[Any], message: str) -> 
 
 def test_random_transforms_labels_that_differ_and_sizes_for_tensors_are_refused() -> None:
     class Random(Listed):
+        """Changes its third image, as a random flip may leave the first ones as they are."""
+
         def __getitem__(self, i: Any) -> Any:
-            return torch.rand(3, 4, 4, generator=generator), 0
+            return torch.rand(3, 4, 4, generator=generator) if i == 2 else torch.zeros(3, 4, 4), 0
 
     generator = torch.Generator().manual_seed(0)
-    with pytest.raises(UserError, match=r"changes between two reads: .*TrainSettings.augment"):
-        from_dataset(Random([0]))
+    with pytest.raises(UserError, match=r"change between two reads: .*TrainSettings.augment"):
+        from_dataset(Random([0] * 4))
     dataset = pairs()
     dataset.targets = LABELS[::-1]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="item 0 has label 0, but the data set lists 2 for it"):

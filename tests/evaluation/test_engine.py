@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from advsphere.attacks import deepfool
+from advsphere.attacks import deepfool, fgsm
 from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
@@ -242,6 +242,11 @@ def test_what_no_evaluation_can_be_of_is_refused() -> None:
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=0.0))
     with pytest.raises(UserError, match="did you mean eps / 255"):
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8))
+    with pytest.raises(UserError, match=r"threat is 0.1; give one, such as ThreatModel\(norm='linf'"):
+        evaluate(model, images, labels, threat=0.1)
+    for suite in (fgsm, [fgsm]):
+        with pytest.raises(UserError, match=r"suite is the name of one, or a list such as \[AttackSpec\('mine'"):
+            evaluate(model, images, labels, threat=THREAT, suite=suite)
     with pytest.raises(UserError, match="bounds are 0 to 255"):
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8, bounds=(0, 255)))
     with pytest.raises(UserError, match="function; wrap it in a"):

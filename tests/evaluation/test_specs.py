@@ -64,6 +64,13 @@ def test_tensors_and_modules_are_told_by_their_values() -> None:
     assert describe(layer) != before
 
 
+def test_an_attack_that_can_not_be_called_is_refused_where_it_is_named() -> None:
+    with pytest.raises(UserError, match=r"mine can't be called .*: missing a .* 'threat'; bind its other"):
+        AttackSpec("mine", pgd)
+    with pytest.raises(UserError, match="unexpected keyword argument 'rng'"):
+        AttackSpec("mine", lambda model, x, y: x)
+
+
 def test_restarts_count_runs() -> None:
     with pytest.raises(UserError, match="at least 1"):
         AttackSpec("PGD", partial(fgsm, threat=THREAT), restarts=0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import advsphere
 from advsphere import named, provenance
 from advsphere.cli import main
 from advsphere.data import Dataset, ImageSet
@@ -121,6 +122,7 @@ def test_what_was_given_and_is_needed_again_is_asked_for(tmp_path: Path) -> None
         load_run(tmp_path)
     with pytest.raises(UserError, match=r"network was passed from Python .*--model package.module:function --weights"):
         load_run(tmp_path, test=pixels())
+    assert advsphere.load(tmp_path, model=net()).shape == (1, 8, 8), "needs no images"
     with pytest.raises(UserError, match=r"images were passed from Python"):
         train(read_config(tmp_path), tmp_path, resume=True, model=net())
     x, y = pixels()
@@ -193,7 +195,11 @@ def test_a_head_of_a_given_network_is_put_on_the_sphere(tmp_path: Path) -> None:
 
 def test_a_network_that_does_not_fit_the_images_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for model, said in (
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), r"returns \(1, 3\) for one image, but there are 2 classes"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+            "but there are 2 classes, 0 to 1: give it 2 outputs, or name",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "give it 2 outputs, or number the labels from 0"),
         (nn.Sequential(nn.Flatten(), nn.Linear(63, 2)), "does not take images of shape"),
         (lambda num_classes: num_classes, "returned a int, not a torch.nn.Module"),
     ):
@@ -202,6 +208,10 @@ def test_a_network_that_does_not_fit_the_images_is_refused_before_anything_is_wr
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
     with pytest.raises(UserError, match=r"no setting epoch \(did you mean epochs"):
         quick(tmp_path / "run", epoch=3)
+    with pytest.raises(UserError, match=r"a class; pass an object, such as Standard\(\)"):
+        quick(tmp_path / "run", objective=Standard)
+    with pytest.raises(UserError, match="has parameters already; pass its class"):
+        quick(tmp_path / "run", optimizer=torch.optim.Adam(net().parameters()))
 
 
 def test_one_threat_model_for_training_and_validation_unless_two_are_given(tmp_path: Path) -> None:

@@ -277,8 +277,15 @@ def as_float(pixels: Tensor) -> Tensor:
 
 
 def tensor_of(values: Any) -> Tensor:
-    """A tensor of these values; an array that may not be written is copied, because tensors may be."""
-    return torch.as_tensor(np.require(values, requirements=["C", "W"]) if isinstance(values, np.ndarray) else values)
+    """A tensor of these values; an array that may not be written is copied, because tensors may be. Raises UserError if
+    they are text.
+    """
+    if isinstance(values, Tensor):
+        return values
+    values = np.asarray(values)
+    if values.dtype.kind not in "biufc":
+        raise UserError(f"found {values.dtype}, no numbers: classes, labels = numpy.unique(names, return_inverse=True)")
+    return torch.as_tensor(np.require(values, requirements=["C", "W"]))
 
 
 def in_memory_if_small(images: Images) -> Images:
@@ -326,8 +333,11 @@ def check_pixels(pixels: Tensor, name: str) -> None:
     """Raise UserError unless pixels are (N, C, H, W) with N > 0, uint8 or floating point in [0, 1]."""
     if not isinstance(pixels, Tensor):
         raise UserError(f"{name}: images must be a tensor; found {type(pixels).__name__}: use data.from_dataset")
+    if pixels.ndim == 4 and not len(pixels):
+        raise UserError(f"{name}: there are no images")
     if pixels.ndim != 4 or pixels.numel() == 0:
-        raise UserError(f"{name}: images must be (N, channels, height, width); found {tuple(pixels.shape)}")
+        cure = ": give grey images one channel, images[:, None]" if pixels.ndim == 3 else ""
+        raise UserError(f"{name}: images must be (N, channels, height, width); found {tuple(pixels.shape)}{cure}")
     if pixels.shape[1] > 4 >= pixels.shape[3]:
         raise UserError(
             f"{name}: images must be (N, channels, height, width), but {tuple(pixels.shape)} has the channels last: "

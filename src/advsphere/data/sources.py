@@ -154,6 +154,8 @@ def _read_place(root: Path | str | None, view: View | None, *, test_only: bool =
 
 def hold_out(images: Images, missing: str = "test part") -> Dataset:
     """Hold out a tenth of the images for testing. The choice depends only on the number of images."""
+    if len(images) < 2:
+        raise UserError(f"{images.name} has one image and no {missing}: give at least two images")
     order = permutation(len(images), seed=0, epoch=0, purpose="held-out test images")
     count = max(1, round(HELD_OUT * len(images)))
     train: Any = images.take(order[count:].sort().values)  # every set is a dataclass with a name

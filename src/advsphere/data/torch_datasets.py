@@ -99,27 +99,35 @@ def from_dataset(
         name = name or type(source.dataset).__name__
         source = items_of(source)
     name, view = name or type(source).__name__, View.of(image_size, resize)
-    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in source):
+    if isinstance(source, tuple | list) and len(source) and isinstance(source[0], Tensor | np.ndarray):
+        if len(source) != 2:
+            raise UserError(
+                "images need labels: give (images, labels), or for training and test ((images, labels), (images, "
+                f"labels)); found arrays: {len(source)}"
+            )
         if view is not None:
             raise UserError("image_size resizes PIL images: resize the tensors yourself, and leave it out")
         pixels, labels = map(tensor_of, source)
         labels = labels if labels.is_floating_point() else labels.long()
-        return ImageSet(pixels, labels, _class_names(source, classes, labels), "tensors" if name == "tuple" else name)
+        return ImageSet(
+            pixels, labels, _class_names(source, classes, labels), "tensors" if name in ("tuple", "list") else name
+        )
     map_style = hasattr(source, "__len__") and hasattr(source, "__getitem__")
     if not map_style or isinstance(source, IterableDataset):
         raise UserError(f"{name} is no map-style data set: give an object with len() whose items are (image, label)")
     if not len(source):
         raise UserError(f"{name}: there are no images")
-    first, again = (_pixels(_item(source, 0, name)[0], view, f"image 0 of {name}") for _ in range(2))
-    if not torch.equal(first, again):
+    few = range(min(8, len(source)))  # a random flip leaves one of two images as it is
+    some, again = ([_pixels(_item(source, i, name)[0], view, f"image {i} of {name}") for i in few] for _ in range(2))
+    if not all(map(torch.equal, some, again)):
         raise UserError(
-            f"{name}: its first image changes between two reads: leave out random transforms, "
+            f"{name}: its images change between two reads: leave out random transforms, "
             "and set the augmentation in TrainSettings.augment"
         )
     labels = _labels(source, name)
     names = _class_names(source, classes, labels)
     items = torch.arange(len(labels))
-    images = DatasetImages(labels, names, name, source, items, first, view)
+    images = DatasetImages(labels, names, name, source, items, some[0], view)
     return images if crops and view is not None else in_memory_if_small(images)
 
 
@@ -222,13 +230,17 @@ def items_of(loader: DataLoader[Any]) -> MapStyle:
 
 
 def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int | Tensor]:
-    item = dataset[i]
+    try:
+        item = dataset[i]
+    except Exception as error:  # of the user's code
+        error.add_note(f"while item {i} of {name} was read")
+        raise
     if isinstance(item, Mapping):
-        found = f"the entries {', '.join(map(str, item))}"
+        found = f"the entries {', '.join(map(str, item))}: rename them"
         image = next((item[key] for key in IMAGES if key in item), None)
         label = next((item[key] for key in LABELS if key in item), None)
     else:
-        found = f"a {type(item).__name__}"
+        found = f"a {type(item).__name__}{f' of {len(item)}' if isinstance(item, tuple | list) else ''}"
         image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
     if image is None or label is None:
         raise UserError(
@@ -244,7 +256,7 @@ def _item(dataset: MapStyle, i: int, name: str) -> tuple[Any, int | Tensor]:
     except TypeError as error:
         raise UserError(
             f"{name}: the label of item {i} must be a class number or the probabilities (K,) of the classes, "
-            f"found {label!r}"
+            f"found {label!r}: number the classes from 0 (with Hugging Face, class_encode_column)"
         ) from error
 
 

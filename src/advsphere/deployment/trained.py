@@ -24,7 +24,7 @@ from advsphere.evaluation import Evaluation
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data
 from advsphere.runs.config import GIVEN, Config, to_dict
 from advsphere.runs.config_yaml import from_yaml
-from advsphere.runs.folder import load_network, read_classes, read_config
+from advsphere.runs.folder import load_network, read_classes, read_config, read_provenance
 from advsphere.runs.target import evaluations
 from advsphere.threat import radius
 
@@ -207,11 +207,11 @@ def load(
     """
     folder = Path(run)
     config, known = read_config(folder), read_classes(folder)
-    shape = _shape(config)
-    if known is None or shape is None:  # an earlier version's run, or a user's own images
+    shape = _shape(config) or read_provenance(folder).get("shape")
+    if known is None or shape is None:  # an earlier version's run
         images = load_test_data(config)
         known, shape = known or list(images.classes), shape or images.shape
-    network = load_network(folder, which, _blank(tuple(known), shape), model=model)
+    network = load_network(folder, which, _blank(tuple(known), tuple(shape)), model=model)
     summaries = [_summary(Evaluation.load(place / "evaluation.json")) for place in evaluations(folder)]
     made = TrainedClassifier(to_dict(config), list(known), list(shape), summaries, network)
     return made.to(chosen_device(device))

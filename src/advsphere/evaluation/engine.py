@@ -157,6 +157,8 @@ def prepare(
     if isinstance(suite, str):
         named = {**find_suite(suite)[0], "head": head, **asdict(effort)}
     model = as_judged(model, named.get("draws", 0))
+    if not isinstance(threat, ThreatModel):
+        raise UserError(f"threat is {threat!r}; give one, such as ThreatModel(norm='linf', eps=8 / 255)")
     threat.require_unit_pixels()
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
@@ -247,7 +249,10 @@ def _listed(suite: str | Sequence[AttackSpec], context: SuiteContext) -> tuple[A
         return attacks_of(suite, context)
     if context.effort != Effort(cascade=context.effort.cascade):
         raise UserError("effort applies to named suites only; set AttackSpec(..., restarts=n) for each attack")
-    return tuple(suite)
+    given: Any = suite
+    if not isinstance(given, Sequence) or not all(isinstance(spec, AttackSpec) for spec in given):
+        raise UserError("suite is the name of one, or a list such as [AttackSpec('mine', partial(attack, ...))]")
+    return tuple(given)
 
 
 def _checked(specs: tuple[AttackSpec, ...], context: SuiteContext) -> tuple[AttackSpec, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class AttackSpec:
         note: A remark on the settings for the reader.
         proof: The attack hardly ever finds what the others miss. An evaluation with a certainty runs it only on a
             random sample of the images that resisted them; see docs/statistics.md.
+
+    Raises:
+        UserError: If the attack can't be called as (model, x, y, rng=...), or there are no restarts.
     """
 
     name: str
@@ -40,6 +44,13 @@ class AttackSpec:
     def __post_init__(self) -> None:
         if self.restarts < 1:
             raise UserError(f"{self.name} has {self.restarts} restarts; restarts is the number of runs, at least 1")
+        try:
+            inspect.signature(self.attack).bind("model", "x", "y", rng="rng")
+        except TypeError as error:
+            raise UserError(
+                f"{self.name} can't be called as attack(model, x, y, rng=rng): {error}; bind its other settings, "
+                "functools.partial(attack, threat=threat, ...)"
+            ) from error
 
     @property
     def run(self) -> Attack:

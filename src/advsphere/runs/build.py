@@ -194,6 +194,8 @@ def as_dataset(
     if isinstance(data, Mapping) and "train" in data:
         test = next((data[key] for key in _TEST if key in data), None)
         data = data["train"] if test is None else (data["train"], test)
+    if isinstance(data, list) and len(data) == 2 and not isinstance(data[0], tuple | list | Mapping):
+        data = tuple(data)  # as torch's `random_split` returns them
     if not (isinstance(data, tuple) and len(data) == 2) or isinstance(data[0], Tensor | np.ndarray):
         return hold_out(convert(data, crops=crops))
     train, test = convert(data[0], crops=crops), convert(data[1]).hard()

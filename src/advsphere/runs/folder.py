@@ -55,9 +55,9 @@ def read_config(folder: Path) -> Config:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(
-            f"{folder} holds no run: there is no config.yaml in it; `advsphere train RECIPE --out {folder}` makes one"
-        )
+        made = f"`advsphere train RECIPE --out {folder}` makes one"
+        cure = "models.load_weights and --weights read a file" if folder.is_file() else made
+        raise UserError(f"{folder} holds no run: there is no config.yaml in it; {cure}")
     config = from_yaml(_intact(path), str(path), of_run=True)
     changes = _provenance(folder).get("extended") if (folder / PROVENANCE).is_file() else None
     with content_errors(folder / PROVENANCE):
@@ -164,7 +164,10 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
     """
     begun = any((folder / name).exists() for name in ("last.safetensors", PREVIOUS))
     if begun and not resume:
-        raise UserError(f"{folder} already holds a run; continue it with --resume, or name another folder with --out")
+        raise UserError(
+            f"{folder} already holds a run; continue it with --resume, or name another folder with --out (in Python "
+            "resume=True and folder=...)"
+        )
     if not begun:
         if (path := folder / CONFIG).exists():  # refuse to overwrite a config.yaml that is not a run's
             from_yaml(path.read_bytes(), str(path))

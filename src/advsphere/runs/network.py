@@ -76,8 +76,17 @@ def named_network(
         network = PixelClassifier(network, *statistics)
     found = _logits(name, network, images)
     if found != (1, classes) and num_classes is None:
-        raise UserError(f"{name} returns {found} for one image, but there are {classes} classes")
+        fewer = len(found) == 2 and found[1] < classes
+        cure = "number the labels from 0" if fewer else "name all of them, data.from_dataset(..., classes=[...])"
+        raise UserError(
+            f"{_who(name, network)} returns {found} for one image, but there are {classes} classes, "
+            f"{images.classes[0]} to {images.classes[-1]}: give it {classes} outputs, or {cure}"
+        )
     return network
+
+
+def _who(name: str, network: nn.Module) -> str:
+    return name if named.is_name(name) else f"this {type(network).__name__}"
 
 
 def _logits(name: str, network: nn.Module, images: Images) -> tuple[int, ...]:
@@ -91,4 +100,4 @@ def _logits(name: str, network: nn.Module, images: Images) -> tuple[int, ...]:
             return tuple(logits_of(network(images.batch(torch.arange(1))[0].to(where))).shape)
     except (RuntimeError, ValueError, TypeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name} does not take images of shape {images.shape}: {first}") from error
+        raise UserError(f"{_who(name, network)} does not take images of shape {images.shape}: {first}") from error

@@ -147,7 +147,8 @@ def train(
         elif world.first:
             # A measurement differs each time, so it is not part of the environment that a resume compares.
             speeds = {"gflops": measured_speeds()} if where.type == "cpu" else {}
-            write_record(folder, run, around | speeds | {"held_out": len(held_out)}, images.train.classes)
+            about = {"held_out": len(held_out), "shape": images.train.shape}
+            write_record(folder, run, around | speeds | about, images.train.classes)
         if world.first:
             for left in half_written(folder):
                 left.unlink()
@@ -257,6 +258,10 @@ def _described(
         run = replace(run, model=replace(run.model, name=_name(model) or described))
     if optimizer is not None:
         run = replace(run, training=replace(run.training, optimizer=_name(optimizer) or f"{GIVEN}a function"))
+    if isinstance(objective, type):
+        raise UserError(f"the objective is a class; pass an object, such as {objective.__name__}()")
+    if isinstance(optimizer, optim.Optimizer):
+        raise UserError("the optimizer has parameters already; pass its class, or a function of the parameters")
     if isinstance(objective, str):
         objective = objective_like(objective, run)
     own = objective
