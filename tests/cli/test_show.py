@@ -13,6 +13,7 @@ from PIL import Image
 from advsphere.cli import main
 from advsphere.evaluation import CLEAN, Ledger
 from advsphere.files import packed
+from advsphere.training import checkpoint
 from tests.evaluation.cases import change
 
 EVALUATE = ["evaluate", "--n", "40", "--eps", "0.15"]
@@ -238,6 +239,21 @@ def test_what_is_damaged_is_said_in_one_line(run: Path, capfd: pytest.CaptureFix
     (folder / "subject.json").unlink()
     code, shown = show(capfd, folder, 0)
     assert code == 1 and "subject.json" in shown and len(shown.splitlines()) == 1
+
+
+def test_after_more_training_an_evaluation_is_one_of_another_network(
+    run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors, values = checkpoint.load(run / "best.safetensors")
+    other = {name: 2 * t if t.is_floating_point() else t for name, t in tensors.items()}
+    checkpoint.save(run / "best.safetensors", other, values)
+    folder = evaluation(run)
+    code, shown = show(capfd, folder)
+    assert code == 0 and f"! the network has changed since the evaluation in {folder}" in shown
+    for command in (["evaluate", run, "--n", "40", "--eps", "0.15"], ["report", folder], ["verify", folder]):
+        assert main(list(map(str, command))) == 1
+        said = "".join(capfd.readouterr())
+        assert "more training" in said and "Traceback" not in said
 
 
 def test_other_images_are_refused(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

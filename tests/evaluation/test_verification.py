@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, Ledger, SuiteContext, Verification, evaluate, verify
+from advsphere.evaluation import Evaluation, Finding, Ledger, SuiteContext, Verification, evaluate, verify
 from advsphere.evaluation.evidence import chance_to_catch
 from advsphere.evaluation.probes import PROBES
 from advsphere.evaluation.suites import attacks_of
@@ -42,7 +42,9 @@ def failed(verification: Verification) -> dict[str, str]:
 
 
 def test_an_honest_evaluation_is_verified(claim: Claim) -> None:
-    result = claim.verify(share=1.0)
+    told = list[Finding]()
+    result = claim.verify(share=1.0, on_finding=told.append)
+    assert tuple(told) == result.findings
     assert {f.status for f in result.findings} == {"ok"} and str(result).endswith("\nverified")
     assert [f.check for f in result.findings] == [
         "file", "numbers", "pairs", "model", "images", "clean", "FGSM", "PGD-20", "margin PGD-20",

@@ -20,6 +20,7 @@ from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.checks import device_of, usual_batch_size
 from advsphere.evaluation.engine import Precision, prepare
 from advsphere.files import canonical
+from advsphere.identity import AnotherModelError
 from advsphere.machine import advice
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config
@@ -131,7 +132,13 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
         _note(slow)
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
-    plan = plan.claim(folder / "ledger.sqlite", beside=False)
+    try:
+        plan = plan.claim(folder / "ledger.sqlite", beside=False)
+    except AnotherModelError as error:
+        raise UserError(
+            f"{folder} holds an evaluation of another network, or of this one before more training; delete that "
+            "folder, or name another one with --out"
+        ) from error
     if world.first:
         subject.save(folder)
     with progress_bar(console=terminal(), transient=False, disable=False) as on_progress:

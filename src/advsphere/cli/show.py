@@ -20,6 +20,7 @@ from advsphere.cli.printing import terminal
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Ledger
+from advsphere.evaluation.recorded import trained_on
 from advsphere.evaluation.trace import (
     Replay,
     Trace,
@@ -93,6 +94,9 @@ def main(arguments: list[str]) -> int:
 def _list(console: Console, folder: Path, book: Ledger, model: nn.Module, images: Images) -> None:
     k, n = book.worst_case()
     console.print(f"{n} examples, numbered from 0; no attack fooled {k} of them")
+    if changed := trained_on(book, model, folder):
+        console.print(f"! {changed}")
+        return
     for group in notable(book, model, images):
         console.print(f"\n{group.kind}", style="bold")
         for example, note in group.examples.items():

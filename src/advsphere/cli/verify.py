@@ -31,22 +31,24 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the findings; returns 1 if an evaluation did not pass."""
+    """Print each finding when it is made; returns 1 if an evaluation did not pass."""
     options = parse(Options, arguments, prog="advsphere verify")
     console = terminal(soft_wrap=True)
     passed = True
     for folder in _finished(options.folder):
         model, images = EvaluationTarget.read(folder).load()
         console.print(f"{folder}")
-        result = verify(
-            folder / "evaluation.json",
-            folder / "ledger.sqlite",
-            model,
-            images,
-            share=options.share,
-            seed=options.seed,
-        )
-        console.print(str(result))
+        with console.status("checking"):
+            result = verify(
+                folder / "evaluation.json",
+                folder / "ledger.sqlite",
+                model,
+                images,
+                share=options.share,
+                seed=options.seed,
+                on_finding=lambda finding: console.print(str(finding)),
+            )
+        console.print("verified" if result.passed else "NOT verified")
         passed = passed and result.passed
     return 0 if passed else 1
 

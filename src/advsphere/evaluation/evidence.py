@@ -55,10 +55,10 @@ class Evidence:
         checksum = self.book.identity["model"]["checksum"][:12]
         if changed := another_model(self.book, self.model):
             edited = all(line.startswith("classes.") for line in changed)  # with the same weights and answers
-            says = (
-                "its source file was changed afterwards" if edited else "another model than the one that was measured"
-            )
-            return Finding("model", "noted" if edited else "failed", f"{says}: {some(changed)}")
+            if edited:
+                return Finding("model", "noted", f"its source file was changed afterwards: {some(changed)}")
+            says = f"another model than the one that was measured: {some(changed)}"
+            return Finding("model", "failed", f"{says}; after more training, evaluate it again")
         if self.book.answers is None:
             detail = f"its weights are those that were measured ({checksum}); the ledger has no answers of its code"
             return Finding("model", "noted", detail)

@@ -15,6 +15,7 @@ from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import Ledger
+from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.evaluation.suites import SUITES, Effort, attacks_of
 from advsphere.files import differences, some
@@ -78,12 +79,25 @@ def another_model(book: Ledger, model: nn.Module) -> list[str]:
     """The differences between this model and the evaluated one, one line each."""
     claimed = {key: value for key, value in book.identity["model"].items() if key not in ("scale", "type")}
     found = model_record(model)
-    changed = [str(change) for change in differences(claimed, {key: found.get(key) for key in claimed})]
+    changed = [
+        "other weights" if change.path == "checksum" else str(change)
+        for change in differences(claimed, {key: found.get(key) for key in claimed})
+    ]
     with exact_float32():
         answers = model_answers(model, book.identity["data"]["shape"])
     if book.answers is not None and not answer_alike(book.answers, answers):
         changed.append("it answers differently on the same images")
     return changed
+
+
+def trained_on(book: Ledger, model: nn.Module, folder: object) -> str:
+    """A line for the user if a run's network is no longer the evaluated one; empty if it is."""
+    if not another_model(book, as_judged(model, book.identity["suite"].get("draws", 0))):
+        return ""
+    return (
+        f"the network has changed since the evaluation in {folder}, as after more training; delete that folder, or "
+        "evaluate again with another --out"
+    )
 
 
 def judge_again(

@@ -176,6 +176,10 @@ class Finding:
     status: Literal["ok", "fixed", "noted", "failed"]
     detail: str
 
+    def __str__(self) -> str:
+        """The line of `advsphere verify`."""
+        return f"{self.status:>6}  {self.check}: {self.detail}"
+
 
 @dataclass(frozen=True)
 class Sign:

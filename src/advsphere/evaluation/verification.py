@@ -7,7 +7,7 @@ and the images. docs/guarantees.md lists the forgeries that were tried.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -57,8 +57,7 @@ class Verification:
         return f"<Verification: {len(self.findings)} checks, {says}>"
 
     def __str__(self) -> str:
-        lines = [f"{f.status:>6}  {f.check}: {f.detail}" for f in self.findings]
-        return "\n".join([*lines, "verified" if self.passed else "NOT verified"])
+        return "\n".join([*map(str, self.findings), "verified" if self.passed else "NOT verified"])
 
 
 def verify(
@@ -72,6 +71,7 @@ def verify(
     share: float = 0.05,
     at_least: int = 20,
     seed: int | None = None,
+    on_finding: Callable[[Finding], None] = lambda finding: None,
 ) -> Verification:
     """Check an evaluation's file against its ledger, and the ledger against the model and the images.
 
@@ -91,6 +91,7 @@ def verify(
         share: Share of the resisted examples that is attacked again.
         at_least: Smallest number of examples to attack again.
         seed: Seed of this sample; by default it is drawn anew, and the finding names it.
+        on_finding: Called with each finding as soon as it is made.
 
     Returns:
         The findings.
@@ -110,19 +111,39 @@ def verify(
             labels = torch.tensor(book.labels)
         model = as_judged(model, book.identity["suite"].get("draws", 0))
         evidence = Evidence(model, images_of(images, labels), book)
-        found = [_file(written), _numbers(written, book), _pairs(book), evidence.same_model(), evidence.same_images()]
-        if all(f.status != "failed" for f in found[-2:]):
-            try:
-                specs = specs_of(book, model, evidence.images, suite)
-            except OtherAttacksError as error:
-                found.append(Finding("attacks", "failed", str(error)))
-            else:
-                found += [evidence.clean_again(), *(evidence.stored_again(name) for name in book.attacks)]
-                found += [*_checks(written, evidence, specs)]
-                found += [*evidence.attacked_again(specs, share, at_least, seed)]
+        found = list[Finding]()
+        for finding in _made(written, evidence, suite, share, at_least, seed):
+            found.append(finding)
+            on_finding(finding)
         if book.version != before:
             raise UserError(f"the evaluation in {ledger} was continued while it was read; verify it when it has ended")
     return Verification(tuple(found))
+
+
+def _made(
+    written: dict[str, Any],
+    evidence: Evidence,
+    suite: Sequence[AttackSpec] | None,
+    share: float,
+    at_least: int,
+    seed: int | None,
+) -> Iterator[Finding]:
+    """The findings, in the order in which they are made. Of another model or other images nothing more is asked."""
+    book = evidence.book
+    yield from (_file(written), _numbers(written, book), _pairs(book))
+    yield (model := evidence.same_model())
+    yield (images := evidence.same_images())
+    if "failed" in (model.status, images.status):
+        return
+    try:
+        specs = specs_of(book, evidence.model, evidence.images, suite)
+    except OtherAttacksError as error:
+        yield Finding("attacks", "failed", str(error))
+        return
+    yield evidence.clean_again()
+    yield from (evidence.stored_again(name) for name in book.attacks)
+    yield from _checks(written, evidence, specs)
+    yield from evidence.attacked_again(specs, share, at_least, seed)
 
 
 def _file(written: dict[str, Any]) -> Finding:

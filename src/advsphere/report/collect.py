@@ -24,6 +24,7 @@ from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import Ledger
+from advsphere.evaluation.recorded import trained_on
 from advsphere.evaluation.results import Evaluation
 from advsphere.recipes import method
 from advsphere.runs.build import head_name
@@ -216,6 +217,8 @@ def _collect_model(
     (folder, evaluation, subject), images, configs = source.found[0], source.images, source.configs
     with Ledger.read(folder / LEDGER) as ledger:
         labels = ledger.labels
+        if changed := trained_on(ledger, source.network, folder):
+            raise UserError(changed)
     if images.labels.tolist() != labels:
         raise UserError(f"the images of {images.name} have changed since the evaluation in {folder}; restore them")
     head = evaluation.identity["suite"].get("head") or (head_name(configs[0]) if configs else None)
