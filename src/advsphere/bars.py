@@ -8,6 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TaskID
+from rich.table import Column
+
+WHOLE = Column(no_wrap=True)
+"""For a column that stays whole where the terminal is narrow; the bar gets shorter."""
 
 
 class Bars(Progress):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from dataclasses import replace
@@ -259,7 +260,15 @@ def test_says_how_far_it_is() -> None:
     assert [(p.attack, p.done) for p in seen[:4]] == [(CLEAN, 25), (CLEAN, 50), (CLEAN, 60), ("PGD-5", 25)]
     for row in result.rows[:-1]:
         assert [p.robust for p in seen if p.attack == row.name][-1] == row.k
-    assert "images/s" in str(seen[0]) and f"{100 * seen[0].robust / 25:.1f} %" in str(seen[0])
+    assert seen[0].images_per_second > 0 and f"{100 * seen[0].robust / 25:.1f} %" in str(seen[0])
+
+
+def test_the_bar_is_whole_in_80_columns() -> None:
+    console = Console(file=(out := io.StringIO()), width=80, force_terminal=True, color_system=None)
+    with progress_bar(console=console) as show:
+        show(Progress(attack="AutoAttack: APGD-T, 10 steps", done=9000, total=10000, robust=5, seconds=1, images=9000))
+    shown = out.getvalue()
+    assert all(part in shown for part in ("APGD-T, 10 steps", "9000/10000", "0.1 % (0.0 - 0.1)")) and "…" not in shown
 
 
 def test_the_bar_shows_every_attack(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from advsphere.bars import Bars
+from advsphere.bars import WHOLE, Bars
 from advsphere.evaluation.work import OnProgress, Progress
 
 
@@ -18,9 +18,9 @@ def progress_bar(**options: Any) -> Iterator[OnProgress]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
+        MofNCompleteColumn(table_column=WHOLE),
         TextColumn("{task.fields[so_far]}", markup=False),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=WHOLE),
     )
     with Bars(*columns, **options) as bars:
         tasks: dict[str, TaskID] = {}

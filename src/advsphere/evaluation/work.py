@@ -68,12 +68,11 @@ class Progress:
         return self.images / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
-        """Accuracy so far with its interval, and the speed."""
+        """Accuracy so far with its interval."""
         if not self.done:
             return ""
         low, high = wilson(self.robust, self.done)
-        accuracy = f"{100 * self.robust / self.done:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
-        return f"{accuracy}  {self.images_per_second:.3g} images/s"
+        return f"{100 * self.robust / self.done:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
 
 
 OnProgress = Callable[[Progress], None]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from advsphere.bars import Bars, in_notebook
+from advsphere.bars import WHOLE, Bars, in_notebook
 from advsphere.runs.config import Config, title_of
 from advsphere.training import Collapse, Metrics, Tick, Trainer
 
@@ -26,10 +24,8 @@ class TrainingProgress:
         self.bar = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=WHOLE),
             console=self.console,
         )
         self.task = self.bar.add_task(config.recipe, total=None, note="")
@@ -59,15 +55,12 @@ class TrainingProgress:
         for note in (*self.config.notes, *notes):
             self.console.print(f"note: {note}", style="dim", soft_wrap=True)
         images = len(trainer.images)
-        self.began, self.done_before = time.monotonic(), trainer.cursor.epoch * images
-        self.bar.update(self.task, total=settings.epochs * images, completed=self.done_before)
+        self.bar.update(self.task, total=settings.epochs * images, completed=trainer.cursor.epoch * images)
 
     def tick(self, tick: Tick) -> None:
         """Move the bar."""
-        done = tick.epoch * tick.of + tick.images
-        rate = (done - self.done_before) / (time.monotonic() - self.began)
-        note = f"loss {tick.loss:.3f}  {rate:,.0f} images/s{self.robust}"
-        self.bar.update(self.task, completed=done, note=note)
+        note = f"epoch {tick.epoch + 1}/{self.config.training.epochs}  loss {tick.loss:.3f}{self.robust}"
+        self.bar.update(self.task, completed=tick.epoch * tick.of + tick.images, note=note)
 
     def epoch(self, metrics: Metrics) -> None:
         """Print a line for the epoch; validation, if it was due, uses held-out training images."""
