@@ -54,4 +54,12 @@ def main(arguments: list[str]) -> int:
     network = model.network if options.to == "safetensors" else model
     difference = export(network, model.shape, path, options.to)
     console.print(f"{path}: its logits differ from the network's by at most {difference:.1g} of the largest logit")
+    if options.to == "safetensors":
+        console.print(f"load it into the same network with advsphere.models.load_weights(network, {str(path)!r})")
+    else:
+        shape = ", ".join(map(str, model.shape))
+        console.print(
+            f"it takes pixels (N, {shape}) in [0, 1] and returns a logit for each class, in the order of "
+            f"{options.run / 'classes.json'}"
+        )
     return 0
