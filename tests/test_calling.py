@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +85,8 @@ def test_memory_layout_and_overwriting(forward: Callable[[Net, Tensor], Tensor])
 def test_images_come_in_the_type_of_the_network(dtype: torch.dtype) -> None:
     model, x = net().to(dtype), images(3)
     expected = net().to(dtype)(x.to(dtype)).float()
+    with suppress(UserError), frozen(model, dtype=torch.bfloat16, fold=True) as classify:
+        classify(x)  # what autocast takes is no rule for calls without it
     with frozen(model) as classify, torch.no_grad():
         logits = classify(x)
     assert logits.dtype == torch.float32 and torch.allclose(logits, expected, atol=0.02)
@@ -110,7 +114,12 @@ def test_the_first_logits_count(output: Any, found: bool) -> None:
     [
         (lambda n, x: n.fc(n.body(x).flatten(1))[:, None], r"returns \(2, 1, 5\), but logits are"),
         (lambda n, x: n.fc(n.body(x).flatten(1))[:, :1], r"returns \(2, 1\), but .* two outputs"),
+        (lambda n, x: n.fc(n.body(x).flatten(1)).argmax(1), r"returns torch.int64, .* logits, before argmax"),
         (lambda n, x: F.embedding(x, n.fc.weight), r"can't take 2 images of shape \(3, 8, 8\): RuntimeError"),
+        (
+            lambda n, x: n.fc(n.body(x.permute(0, 3, 1, 2)).flatten(1)),
+            r"channels last: .* x.permute\(0, 2, 3, 1\)",
+        ),
         (lambda n, x: n.fc(n.body(x).flatten(1).detach()), "no gradient reaches the images.*attacks.square"),
         (torch.no_grad()(lambda n, x: n.fc(n.body(x).flatten(1))), "no gradient reaches the images"),
     ],
@@ -124,6 +133,16 @@ def test_what_can_not_be_attacked_is_refused(forward: Callable[[Net, Tensor], Te
 def test_one_squeezed_image_is_one_row() -> None:
     model = net(lambda n, x: n.fc(n.body(x).flatten(1)).squeeze())
     assert answer(model, images(1)).shape == (1, 5)
+
+
+def test_a_function_is_no_network(tmp_path: Path) -> None:
+    for ask in (
+        lambda: attach_head(net().forward, scale=5.0),
+        lambda: adv.AngularMargin(net().forward, 0.2),
+        lambda: export(net().forward, (3, 8, 8), tmp_path / "net", "onnx"),
+    ):
+        with pytest.raises(UserError, match=r"the model is a method; wrap it in a torch.nn.Module"):
+            ask()
 
 
 def test_lazy_layers_are_refused_until_they_have_a_shape() -> None:

@@ -82,6 +82,7 @@ def test_an_evaluation_in_a_notebook_has_the_numbers_of_its_table() -> None:
 def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = evaluation().table()
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     assert evaluation().table() == printed
 
 

@@ -87,7 +87,8 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
     """
     preferred = _layout(x) if preferred == torch.preserve_format else preferred
     last = x.dim() == 4 and preferred == torch.channels_last
-    ways, key = _WAYS.setdefault(model, {}), (x.shape[1:], x.dtype, last, getattr(model, "training", False))
+    state = getattr(model, "training", False), torch.is_autocast_enabled(x.device.type)
+    ways, key = _WAYS.setdefault(model, {}), (x.shape[1:], x.dtype, last, *state)
     way = ways.get(key)
     if way is None:
         way = ways[key] = _tried_ways(model, x[:2].detach(), last)
@@ -101,10 +102,14 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
         if way.layout == torch.channels_last:  # it may flatten by `view` in larger batches only
             ways[key] = way._replace(layout=torch.contiguous_format)
             return answer(model, x, preferred)
+        cure = "give images and batches that it was made for (an exported one takes any batch with dynamic_shapes)"
+        if x.dim() == 4 and _tried(model, x[:2].detach().permute(0, 2, 3, 1), _Way(x.dtype, torch.contiguous_format)):
+            cure = "it takes them with the channels last: wrap it in a module that calls it with x.permute(0, 2, 3, 1)"
         raise NetworkError(
-            f"the model can't take {len(x)} images of shape {tuple(x.shape[1:])}: {_first_line(error)}; give images "
-            "and batches that it was made for (an exported one takes any batch with dynamic_shapes)"
+            f"the model can't take {len(x)} images of shape {tuple(x.shape[1:])}: {_first_line(error)}; {cure}"
         ) from error
+    if not logits.is_floating_point():
+        raise UserError(f"the model returns {logits.dtype}, perhaps class numbers; return the logits, before argmax")
     if logits.dim() == 1 and len(x) == 1:  # squeezed
         logits = logits[None]
     if logits.dim() != 2 or logits.shape[1] < 2:

@@ -196,12 +196,12 @@ def _keep_if_exact(model: nn.Module, folded: dict[nn.Module, nn.Module], x: Tens
     def logits() -> Tensor:
         # `forward` skips hooks of the model itself, which may count the forwards of a search.
         with kept(model), eagerly(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
-            return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
+            try:
+                return logits_of(model.forward(x.clone(memory_format=torch.contiguous_format)))
+            except Exception:  # the user's code may access the layers that were replaced; `answer` says what fails
+                return torch.full((), torch.nan, device=x.device)
 
-    try:
-        after = logits()
-    except Exception:  # the user's code may access the layers that were replaced
-        after = torch.full((), torch.nan, device=x.device)
+    after = logits()
     replace_modules(model, {new: old for old, new in folded.items()})
     before = logits()
     if agree(after, before, exact=dtype is None):

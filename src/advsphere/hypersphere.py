@@ -129,10 +129,10 @@ def attach_head(
         UserError: If the head can't be found or has no weights to start from, the scale is invalid, or the network does
             not compute its logits with this layer (tested on an image, if its shape can be guessed).
     """
+    require_shapes(model)
     name = find_head(model, head)
     if not name:
         raise UserError(f"this {type(model).__name__} is itself its head; put it into an nn.Sequential first")
-    require_shapes(model)
     old = dict(model.named_modules())[name]
     if isinstance(model, torch.jit.ScriptModule) or not isinstance(getattr(old, "weight", None), Tensor):
         raise UserError(
@@ -271,6 +271,7 @@ class AngularMargin:
 
 def _head_of(network: nn.Module) -> Any:
     """The hypersphere head of a network; a scripted head counts, too."""
+    require_shapes(network)
     for module in network.modules():
         if isinstance(module, HypersphereHead):
             return module

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from advsphere.errors import UserError
@@ -23,15 +24,19 @@ SLOWER = 1.5
 times faster, and emulated 14 times slower, so noise does not matter."""
 
 
-def low_precision(device: torch.device) -> torch.dtype | None:
+def low_precision(device: torch.device, model: nn.Module | None = None) -> torch.dtype | None:
     """The low precision in which a device computes natively. Results depend on it, so no measurement decides it.
 
     Args:
         device: The device.
+        model: The network to compute with.
 
     Returns:
-        bfloat16 if the device supports it natively (AVX512-bf16, AMX, recent GPUs), else None.
+        bfloat16 if the device supports it natively (AVX512-bf16, AMX, recent GPUs) and the network has no weights in
+        float64, which autocast leaves as they are; else None.
     """
+    if model is not None and any(p.dtype == torch.float64 for p in model.parameters()):
+        return None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if bfloat16_instructions() else None

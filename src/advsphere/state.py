@@ -100,14 +100,17 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 
 def require_shapes(model: nn.Module) -> None:
-    """Refuse a network with lazy layers that have no shape yet.
+    """Refuse what is no network, and a network with lazy layers that have no shape yet.
 
     Args:
         model: The network.
 
     Raises:
-        UserError: If it has one.
+        UserError: If it is no module, or has such a layer.
     """
+    given: object = model
+    if not isinstance(given, nn.Module):
+        raise UserError(f"the model is a {type(given).__name__}; wrap it in a torch.nn.Module")
     for name, p in model.named_parameters():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise UserError(

@@ -48,6 +48,13 @@ def test_the_same_logits_for_any_number_of_images(to: str, tmp_path: Path) -> No
             assert torch.allclose(again(x), model(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("change", [nn.Module.double, nn.Module.half, torch.compile])
+def test_a_network_of_another_type_or_compiled_is_exported_in_float32(change: Any, tmp_path: Path) -> None:
+    model, path = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval(), tmp_path / "net.pt"
+    assert export(change(model), SHAPE, path, "torchscript") < 1e-5
+    assert read(path, "torchscript")(torch.rand(2, *SHAPE)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("features", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
 def test_the_sphere_becomes_one_plain_linear_layer(features: bool, weights: bool) -> None:

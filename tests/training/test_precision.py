@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from advsphere.hypersphere import AngularMargin, HypersphereConfig
 from advsphere.models import build
@@ -26,6 +27,14 @@ def test_bfloat16_sees_the_same_data_and_learns_the_same(tmp_path: Path) -> None
         tiny_trainer(tmp_path / precision, PGDAT(steps=3), model=net, hooks=hooks, **settings).fit()
     assert found["bfloat16"] == pytest.approx(found["float32"], abs=0.02) and found["bfloat16"] != found["float32"]
     assert found["float32"][-1] < 0.8 * found["float32"][0], "it learned something"
+
+
+def test_a_network_in_float64_is_trained_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advsphere.machine.bfloat16_instructions", lambda: "amx")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4)).double()
+    trainer = tiny_trainer(tmp_path, PGDAT(steps=1), model=net, epochs=1, precision="auto")
+    trainer.fit()
+    assert trainer.dtype is None and net[3].weight.dtype == torch.float64
 
 
 def test_under_bfloat16_weights_averages_losses_and_the_sphere_stay_float32(tmp_path: Path) -> None:

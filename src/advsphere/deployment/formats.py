@@ -19,7 +19,7 @@ from advsphere.files import write_atomically
 from advsphere.folding import replace_modules
 from advsphere.hypersphere import HypersphereHead
 from advsphere.rng import Rng
-from advsphere.state import duplicate, network_state, unpacked
+from advsphere.state import duplicate, network_state, require_shapes, unpacked
 
 TOLERANCE = 1e-4
 """The allowed difference of two logits, relative to the largest one. Other runtimes sum in another order."""
@@ -76,7 +76,10 @@ def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: 
     """
     if to not in FORMATS:
         raise UserError(f"there is no format {to!r}; choose one of {', '.join(FORMATS)}")
-    original = duplicate(model).cpu()
+    require_shapes(model)
+    original = duplicate(getattr(model, "_orig_mod", model)).cpu()  # what torch.compile was given
+    if to != "safetensors":
+        original.float()  # other tools give images of this type
     deployed = _Deployed(duplicate(original))
     for network in (original, deployed):
         switch_mode(network, train=False)
@@ -157,5 +160,7 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt", "safe
 """The usual suffix of each format's files."""
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # exporters wrap it in pages of advice
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

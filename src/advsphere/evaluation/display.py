@@ -47,7 +47,9 @@ def text(evaluation: Evaluation, width: int) -> str:
         table.add_row(*_cells(evaluation, row), style="bold" if row is evaluation.worst else None)
     out = io.StringIO()
     # Else a notebook would get the table by itself, and the caller nothing.
-    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    console = Console(
+        file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False, color_system=None
+    )
     console.print(table)
     for line in _below(evaluation):
         wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)

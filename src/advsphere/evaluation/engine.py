@@ -225,7 +225,7 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
     because it passes activations to NumPy. Raises UserError if the user asked for bfloat16.
     """
     device = device_of(model)
-    dtype = low_precision(device) if precision == "auto" else _PRECISIONS[precision]
+    dtype = low_precision(device, model) if precision == "auto" else _PRECISIONS[precision]
     if dtype is None:
         return None, ()
     x = images.batch(torch.arange(1))[0].to(device)

@@ -126,7 +126,9 @@ class Trace:
             distance = f"{attempt.distance:.4g}" if shown and attempt.distance is not None else ""
             table.add_row(Group(Text(attempt.attack), settings), Text(self.words(attempt)), distance)
         out = io.StringIO()
-        console = Console(file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False)
+        console = Console(
+            file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False, color_system=None
+        )
         ball = f"{self.threat.norm}, eps = {radius(self.threat.eps)} ({self.threat.eps:.4g})"
         console.print(f"{self.title}\n{ball}; random numbers: seed {self.seed}, example {self.example}, in any batch\n")
         console.print(table, f"\n{self.summary}")

@@ -92,14 +92,14 @@ class Trainer:
         optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None,
         world: World = World(),
     ) -> None:
+        require_shapes(model)
         self.model, self.objective, self.images = model, objective, from_dataset(images)
         if self.images is not images:
-            self.images = self.images.to(next(model.parameters()).device)
+            self.images = self.images.to(next((p.device for p in model.parameters()), "cpu"))
         self.settings, self.folder, self.world = settings, Path(folder), world
         self.environment, self.hooks = dict(environment or {}), hooks or Hooks()
         if isinstance(threat := getattr(objective, "threat", None), ThreatModel):
             threat.require_unit_pixels()
-        require_shapes(model)
         if not switch_mode(model, train=True) or not any(p.requires_grad for p in model.parameters()):
             raise UserError(
                 f"this {type(model).__name__} has no train mode or no weights to train; give the network as it was "
@@ -112,7 +112,7 @@ class Trainer:
             criterion = smoothed(criterion, settings.label_smoothing)
         self.writer = CheckpointWriter()
         self.device = self.images.labels.device
-        automatic = low_precision(self.device) if settings.precision == "auto" else None
+        automatic = low_precision(self.device, model) if settings.precision == "auto" else None
         self.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings.precision, automatic)
         self.scale = LossScale(self.device, self.dtype)
         self.gradient = BatchGradient(model, objective, criterion, self.division, self.scale)
