@@ -87,8 +87,7 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
     """
     preferred = _layout(x) if preferred == torch.preserve_format else preferred
     last = x.dim() == 4 and preferred == torch.channels_last
-    state = getattr(model, "training", False), torch.is_autocast_enabled(x.device.type)
-    ways, key = _WAYS.setdefault(model, {}), (x.shape[1:], x.dtype, last, *state)
+    ways, key = _WAYS.setdefault(model, {}), (x.shape[1:], x.dtype, last, getattr(model, "training", False))
     way = ways.get(key)
     if way is None:
         way = ways[key] = _tried_ways(model, x[:2].detach(), last)
@@ -101,6 +100,10 @@ def answer(model: nn.Module, x: Tensor, preferred: torch.memory_format = torch.p
             raise
         if way.layout == torch.channels_last:  # it may flatten by `view` in larger batches only
             ways[key] = way._replace(layout=torch.contiguous_format)
+            return answer(model, x, preferred)
+        again = _tried_ways(model, x[:2].detach(), last)
+        if again.dtype != way.dtype:  # it was tried under autocast, or without
+            ways[key] = again
             return answer(model, x, preferred)
         cure = "give images and batches that it was made for (an exported one takes any batch with dynamic_shapes)"
         if x.dim() == 4 and _tried(model, x[:2].detach().permute(0, 2, 3, 1), _Way(x.dtype, torch.contiguous_format)):
