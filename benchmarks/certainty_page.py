@@ -106,7 +106,7 @@ def masked(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
         own, bound, whole = run.own, run.own["bound"], run.whole
-        looks = "; ".join(f"{size:,}, {fell}" for size, fell in bound["looks"])
+        looks = "; ".join(f"{size:,}, {fell:,}" for size, fell in dict(bound["looks"]).items())
         verdict = "" if whole is None else compared(own, whole)
         line = [own["network"], f"{own['n']:,}", f"{own['certainty']:g}", f"{bound['survivors']:,}", looks]
         lines.append([*line, f"{own['robust'].count('1'):,}", verdict, *on_official(run)])
@@ -136,15 +136,15 @@ def picture(runs: Sequence[Run], path: Path) -> None:
             drawn = {"color": INK, "lw": 1.6, "label": "official code" if not place else None}
             cost.plot([total, total], [place - 0.31, place + 0.31], **drawn)
             cost.text(total, place, f"  {run.ratio:.1f}x", va="center", fontsize=8.5, color=INK)
-    names = [f"{r.own['network']}\n{r.own['n']:,} images, {r.own['certainty']:g} points" for r in runs]
-    quiet(fates, "images, %", "", title="What they met", grid="x")
+    names = [f"{r.own['network']}\n{r.own['n']:,} images, certainty {r.own['certainty']:g}" for r in runs]
+    quiet(fates, "images, %", "", title="What the images met", grid="x")
     quiet(cost, "passes an image", "", title="What it cost", grid="x")
     fates.set_yticks(range(len(runs)), names, fontsize=7.5)
     fates.invert_yaxis()
     fates.set_xlim(0, 100)
     cost.margins(x=0.16)
     for axes in (fates, cost):
-        axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+        axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
     save(figure, path)
 
 
