@@ -112,6 +112,20 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "worst case" in capsys.readouterr().out
 
 
+def test_the_python_of_your_own_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "howto" / "network.md").read_text().replace("epochs=10", "epochs=1")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    torch.manual_seed(0)
+    x, y = torch.rand(24, 3, 8, 8), torch.arange(24) % 3
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    mine = {"network": network, "x": x, "y": y, "images": x, "labels": y, "train_set": (x, y), "test_set": (x, y)}
+    mine |= {"loader": [(x, y)], "optimizer": torch.optim.SGD(network.parameters(), 0.01)}
+    exec(compile("\n".join(blocks), "network.md", "exec"), mine)
+    assert Path("loop/last.safetensors").exists() and Path("runs/mine/config.yaml").exists()
+    assert mine["trainer"].cursor.epoch == 1 and len(blocks) == 4
+
+
 def test_the_readme_names_files_that_exist() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) >= 8

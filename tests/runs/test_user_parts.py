@@ -17,8 +17,8 @@ from advsphere.cli import main
 from advsphere.data import Dataset, ImageSet
 from advsphere.errors import UserError
 from advsphere.files import tensor_checksum
-from advsphere.hypersphere import HypersphereConfig
-from advsphere.objectives import PGDAT, TRADES, FreeAT, Standard
+from advsphere.hypersphere import HypersphereConfig, attach_head
+from advsphere.objectives import PGDAT, TRADES, FreeAT, Losses, Standard
 from advsphere.recipes import recipe
 from advsphere.runs.config import GivenObjective, objective_like, title_of
 from advsphere.runs.folder import load_run, read_config
@@ -212,6 +212,28 @@ def test_a_network_that_does_not_fit_the_images_is_refused_before_anything_is_wr
         quick(tmp_path / "run", objective=Standard)
     with pytest.raises(UserError, match="has parameters already; pass its class"):
         quick(tmp_path / "run", optimizer=torch.optim.Adam(net().parameters()))
+
+
+def test_objectives_that_are_none_are_told_what_they_lack(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Bare(PGDAT):
+        each: bool = False
+
+        def loss(self, model, x, x_adv, y, *, criterion):
+            values = criterion(model(x_adv), y)
+            return Losses(values) if self.each else values.mean()
+
+    for objective in (Bare(steps=1), Bare(steps=1, each=True)):
+        with pytest.raises(UserError, match=r"Bare.loss has to return objectives.Losses\(total\), where total"):
+            quick(tmp_path, objective=objective)
+    with pytest.raises(UserError, match=r"a function; derive it from objectives.Objective"):
+        quick(tmp_path, objective=lambda model, x, y: None)
+
+
+def test_a_head_without_a_margin_is_noted(tmp_path: Path) -> None:
+    said = list[str]()
+    quick(tmp_path, model=attach_head(net(), scale=5.0), epochs=1, on_start=lambda trainer, notes: said.extend(notes))
+    assert any("a hypersphere head, but no margin; sphere=HypersphereConfig() adds one" in line for line in said)
 
 
 def test_one_threat_model_for_training_and_validation_unless_two_are_given(tmp_path: Path) -> None:

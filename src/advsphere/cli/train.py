@@ -28,7 +28,6 @@ from advsphere.recipes import recipe
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, objective_like
 from advsphere.runs.config_yaml import from_yaml
-from advsphere.runs.outcome import warnings_of
 from advsphere.runs.train import train
 from advsphere.runs.watching import TrainingProgress
 from advsphere.threat import ThreatModel
@@ -89,8 +88,8 @@ def _train(arguments: list[str], world: World) -> int:
             together = "" if world.size == 1 else "torchrun ... -m "
             console.print(f"{stopped}: {together}{command}", soft_wrap=True)
             return 130
-    for line in warnings_of(folder) if world.first else ():
-        console.print(f"! {line}", soft_wrap=True)
+    if world.first:
+        progress.end(folder)
     console.print(f"trained; next: {program()} evaluate {folder}", soft_wrap=True)
     return 0
 

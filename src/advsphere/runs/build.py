@@ -155,6 +155,8 @@ def assemble(
     """Build the model, with the arguments of `build_model`, and connect the sphere to it."""
     model, sphere = build_model(config, images, tell, network=network), config.sphere
     if sphere is None:
+        if any(isinstance(module, HypersphereHead) for module in model.modules()):
+            tell("the network has a hypersphere head, but no margin; sphere=HypersphereConfig() adds one")
         return Parts(model, cross_entropy, lambda progress: None, None)
     head = model.get_submodule(find_head(model, head_name(config)))
     assert isinstance(head, HypersphereHead)

@@ -29,7 +29,7 @@ from advsphere.data import Images, from_dataset
 from advsphere.errors import UserError
 from advsphere.files import content_checksum, content_errors, some, write_atomically
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data, renamed
-from advsphere.runs.config import Config, differences, user_names
+from advsphere.runs.config import GIVEN, Config, differences, user_names
 from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.schedule import Constant
 from advsphere.training import Collapse, load_checkpoint
@@ -108,7 +108,8 @@ def load_run(
     """
     folder, data_root = Path(folder), None if data_root is None else Path(data_root)
     config = read_config(folder)
-    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=config.data.name).hard()
+    name = None if config.data.name.startswith(GIVEN) else config.data.name
+    images = load_test_data(config, data_root) if test is None else from_dataset(test, name=name).hard()
     images = by_classes(images, read_classes(folder), folder)
     where = chosen_device(device)
     return Run(config, load_network(folder, which, images, model=model).to(where), images.to(where))

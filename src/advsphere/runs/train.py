@@ -204,6 +204,8 @@ def train(
         trainer.fit()
         if world.first:
             require_record(folder)
+            if on_start == shown.start:
+                shown.end(folder)
         return trainer.result
 
 
@@ -260,6 +262,8 @@ def _described(
         run = replace(run, training=replace(run.training, optimizer=_name(optimizer) or f"{GIVEN}a function"))
     if isinstance(objective, type):
         raise UserError(f"the objective is a class; pass an object, such as {objective.__name__}()")
+    if not isinstance(objective, Objective | str | None):
+        raise UserError(f"the objective is a {type(objective).__name__}; derive it from objectives.Objective or PGDAT")
     if isinstance(optimizer, optim.Optimizer):
         raise UserError("the optimizer has parameters already; pass its class, or a function of the parameters")
     if isinstance(objective, str):

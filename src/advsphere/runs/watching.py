@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from advsphere.bars import WHOLE, Bars, in_notebook
 from advsphere.runs.config import Config, title_of
+from advsphere.runs.outcome import warnings_of
 from advsphere.training import Collapse, Metrics, Tick, Trainer
 
 
@@ -77,3 +80,8 @@ class TrainingProgress:
     def collapse(self, collapse: Collapse) -> None:
         """Print what the guard saw and did."""
         self.console.print(f"! {collapse}", markup=False, soft_wrap=True)
+
+    def end(self, folder: Path) -> None:
+        """Print what a user of the run's networks must know."""
+        for line in warnings_of(folder):
+            self.console.print(f"! {line}", markup=False, soft_wrap=True)

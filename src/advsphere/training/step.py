@@ -98,7 +98,13 @@ class TrainStep(nn.Module):
         self.model, self.objective, self.criterion = Answering(model), objective, criterion
 
     def forward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Losses:
-        return self.objective.loss(self.model, x, x_adv, y, criterion=self.criterion)
+        losses: object = self.objective.loss(self.model, x, x_adv, y, criterion=self.criterion)
+        if not isinstance(losses, Losses) or losses.total.dim():
+            raise UserError(
+                f"{type(self.objective).__name__}.loss has to return objectives.Losses(total), where total is the mean "
+                "over the batch, a tensor of shape (); a criterion returns a loss for each image"
+            )
+        return losses
 
 
 class BatchGradient:
