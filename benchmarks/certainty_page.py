@@ -18,6 +18,7 @@ from advsphere.analysis.canvas import INK, canvas, quiet
 from advsphere.cli.arguments import parse
 from advsphere.reproduce.figures import save
 from advsphere.reproduce.results import replace_between
+from advsphere.threat import radius
 
 ROWS = Path(__file__).with_name("certainty.jsonl")
 HONEST = ["network", "images", "certainty", "left by the search", "sampled", "fell", "at most", "robust, %"]
@@ -122,7 +123,8 @@ def masked(runs: Sequence[Run]) -> str:
         own, bound, whole = run.own, run.own["bound"], run.whole
         looks = "; ".join(f"{size:,}, {fell:,}" for size, fell in dict(bound["looks"]).items())
         verdict = "" if whole is None else compared(own, whole)
-        line = [own["network"], f"{own['n']:,}", f"{own['certainty']:g}", f"{bound['survivors']:,}", looks]
+        network = own["network"] + ("" if own["eps"] is None else f", eps = {radius(own['eps'])}")
+        line = [network, f"{own['n']:,}", f"{own['certainty']:g}", f"{bound['survivors']:,}", looks]
         lines.append([*line, f"{own['robust'].count('1'):,}", verdict, *on_official(run)])
     return table(MASKED, lines)
 
@@ -161,18 +163,23 @@ def picture(runs: Sequence[Run], path: Path) -> None:
     save(figure, path)
 
 
+def tables(runs: Sequence[Run]) -> dict[str, str]:
+    """The tables by the name of their marks."""
+    plain, hiding = ([run for run in runs if run.own["masked"] is kind] for kind in (False, True))
+    return {"certainty": honest(plain), "masked": masked(hiding)}
+
+
 def main(options: Arguments) -> None:
-    runs = sorted(read(options.rows), key=lambda run: run.own["masked"])
-    plain = [run for run in runs if not run.own["masked"]]
-    tables = {"certainty": honest(plain), "masked": masked([run for run in runs if run.own["masked"]])}
-    print("\n\n".join(tables.values()))
+    runs = read(options.rows)
+    found = tables(runs)
+    print("\n\n".join(found.values()))
     if options.readme is not None:
         text = options.readme.read_text()
-        for name, content in tables.items():
+        for name, content in found.items():
             text = replace_between(text, content, begin=f"<!-- {name} -->", end=f"<!-- /{name} -->")
         options.readme.write_text(text)
     if options.figure is not None:
-        picture(plain, options.figure)
+        picture([run for run in runs if not run.own["masked"]], options.figure)
 
 
 if __name__ == "__main__":
