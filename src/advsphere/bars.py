@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from typing import Any
 
@@ -33,7 +34,7 @@ class Bars(Progress):
                 file=io.StringIO(), width=100, force_terminal=False, force_jupyter=False, markup=False, emoji=False
             )
         elif console is None:
-            console = Console(stderr=True)
+            console = Console(stderr=True, force_terminal=False if beneath_notebook() else None)
         super().__init__(
             *columns, console=console, **{"transient": True, "disable": not console.is_terminal, **options}
         )
@@ -70,6 +71,16 @@ def in_notebook() -> bool:
         True in Jupyter, Colab and the like.
     """
     return Console().is_jupyter
+
+
+def beneath_notebook() -> bool:
+    """Whether a cell of a notebook runs this as a command, by "!". It looks like a terminal, but moves no cursor: each
+    change of a bar would be a new line.
+
+    Returns:
+        True if the kernel's settings are inherited.
+    """
+    return "matplotlib_inline" in os.environ.get("MPLBACKEND", "") and not in_notebook()
 
 
 class _Cell:

@@ -19,11 +19,18 @@ class UserError(ValueError):
     """
 
     def _render_traceback_(self) -> list[str]:  # IPython calls this
-        return [*_own_lines(self), f"{type(self).__name__}: {self}"]
+        return [*own_lines(self), f"{type(self).__name__}: {self}"]
 
 
-def _own_lines(error: BaseException) -> Iterator[str]:
-    """Where an error and its cause passed through code that is not installed, such as cells of a notebook."""
+def own_lines(error: BaseException) -> Iterator[str]:
+    """Find where an error and its cause passed through code that is not installed, such as cells of a notebook.
+
+    Args:
+        error: Any error that was raised.
+
+    Yields:
+        The places, the outermost first, each with its line of code.
+    """
     installed = tuple({str(Path(__file__).parent), *(get_path(name) for name in ("stdlib", "purelib", "platlib"))})
     for one in (error, error.__cause__):
         for frame, number in traceback.walk_tb(one.__traceback__ if one is not None else None):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,25 @@ def test_objectives_that_are_none_are_told_what_they_lack(tmp_path: Path) -> Non
             quick(tmp_path, objective=objective)
     with pytest.raises(UserError, match=r"a function; derive it from objectives.Objective"):
         quick(tmp_path, objective=lambda model, x, y: None)
+
+
+def test_an_interrupt_in_a_notebook_writes_a_checkpoint_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Interrupting(PGDAT):
+        def craft(self, model, x, y, context):
+            os.kill(os.getpid(), signal.SIGINT)
+            return x
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with pytest.raises(Stopped) as stopped:
+        quick(tmp_path, objective=Interrupting())
+    assert (tmp_path / "last.safetensors").exists() and signal.getsignal(signal.SIGINT) is before
+    assert stopped.value._render_traceback_()[-1].endswith("continue with --resume (in Python resume=True)")
+    printed = capsys.readouterr()
+    assert "Interrupting on 49 images" in printed.out and "the checkpoint is being written" in printed.err
 
 
 def test_a_head_without_a_margin_is_noted(tmp_path: Path) -> None:

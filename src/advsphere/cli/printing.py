@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
+from advsphere.bars import beneath_notebook
+
 
 class _Terminal(Console):
     def on_broken_pipe(self) -> NoReturn:
@@ -19,7 +21,8 @@ class _Terminal(Console):
 
 def terminal(**options: Any) -> Console:
     """A console that prints text as it is; `options` are rich's."""
-    return _Terminal(highlight=False, markup=False, emoji=False, **options)
+    plain = False if beneath_notebook() else None
+    return _Terminal(highlight=False, markup=False, emoji=False, force_terminal=plain, **options)
 
 
 def program() -> str:

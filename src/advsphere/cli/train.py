@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +26,7 @@ from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, objective_like
 from advsphere.runs.config_yaml import from_yaml
 from advsphere.runs.train import train
-from advsphere.runs.watching import TrainingProgress
+from advsphere.runs.watching import TrainingProgress, stopping
 from advsphere.threat import ThreatModel
 from advsphere.training import Metrics, Stopped
 from advsphere.training.trackers import Tracker
@@ -139,22 +136,3 @@ def _resuming(rest: list[str], folder: Path) -> list[str]:
     """The arguments that continue a run."""
     out = [] if "--out" in rest else ["--out", str(folder)]
     return [*rest, *out, *([] if "--resume" in rest else ["--resume"])]
-
-
-@contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Yields a list that receives the number of a SIGINT or SIGTERM; a second signal interrupts at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("stopping after this step; the checkpoint is being written ...", file=sys.stderr)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
@@ -27,7 +28,7 @@ from advsphere.runs.config import GIVEN, Config, nearest, objective_like, record
 from advsphere.runs.folder import check_classes, claim, extend, half_written, record_collapses, require_record
 from advsphere.runs.folder import record as write_record
 from advsphere.runs.validation import Validation
-from advsphere.runs.watching import TrainingProgress
+from advsphere.runs.watching import TrainingProgress, stopping
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Collapse, Hooks, Metrics, Tick, Trainer, TrainSettings
 from advsphere.training.log import MetricsLog
@@ -49,7 +50,7 @@ def train(
     on_tick: Callable[[Tick], None] | None = None,
     on_epoch: Callable[[Metrics], None] | None = None,
     on_collapse: Callable[[Collapse], None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] | None = None,
     record: Callable[[nn.Module, Images, Criterion], Metrics] | None = None,
     world: World = World(),
     device: str | torch.device | None = None,
@@ -86,7 +87,8 @@ def train(
         on_tick: Called a few times a second with the progress, on the first process.
         on_epoch: Called after each epoch with its metrics, on the first process.
         on_collapse: Called after each collapse that the guard undid, on the first process.
-        stop: Called after every step; if it returns True, training writes a checkpoint and stops.
+        stop: Called after every step; if it returns True, training writes a checkpoint and stops. By default training
+            stops so on an interrupt, where its progress is shown, and at once on a second one.
         record: Called after each validated epoch for further metrics: (model, held-out images, criterion) -> metrics.
         world: The processes that train together. All of them must see the folder; the first one writes it.
         device: Where to train, such as "cuda:1" or "cpu"; by default the GPU if there is one.
@@ -101,7 +103,7 @@ def train(
     Raises:
         UserError: If a part does not exist or does not fit, the folder holds another run, another process trains into
             it, it is removed or replaced meanwhile, training diverges or the disk is full.
-        Stopped: If `stop` returned True; the folder holds a checkpoint to resume from.
+        Stopped: If `stop` returned True or training was interrupted; the folder holds a checkpoint to resume from.
     """
     run, given = _described(config, data, model, objective, optimizer, sphere, threat, settings)
     world.require_same(to_dict(run) | {"folder": str(folder), "resume": resume}, "settings")
@@ -162,6 +164,9 @@ def train(
         if world.first and shown.bar.seen and not (on_start or on_tick or on_epoch or on_collapse):
             held.enter_context(shown)
             on_start, on_tick, on_epoch, on_collapse = shown.start, shown.tick, shown.epoch, shown.collapse
+            if stop is None and threading.current_thread() is threading.main_thread():  # others get no signals
+                asked = held.enter_context(stopping())
+                stop = lambda: bool(asked)  # noqa: E731
 
         def finished_epoch(metrics: Metrics) -> None:
             if log is not None:
@@ -197,7 +202,7 @@ def train(
             on_tick=on_tick or (lambda tick: None),
             on_epoch=finished_epoch,
             on_collapse=collapsed,
-            stop=stop,
+            stop=stop or (lambda: False),
         )
         if on_start is not None:
             on_start(trainer, notes)

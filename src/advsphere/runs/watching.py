@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -85,3 +89,22 @@ class TrainingProgress:
         """Print what a user of the run's networks must know."""
         for line in warnings_of(folder):
             self.console.print(f"! {line}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """Yields a list that receives the number of a SIGINT or SIGTERM; a second signal interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("stopping after this step; the checkpoint is being written ...", file=sys.stderr)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

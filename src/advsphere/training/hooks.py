@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from advsphere.errors import own_lines
 from advsphere.training.guard import Collapse
 
 Metrics = dict[str, float]
@@ -40,6 +41,9 @@ class Tick(NamedTuple):
 
 class Stopped(Exception):
     """Training was asked to stop. The checkpoint is written, and `--resume` continues from it."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython calls this
+        return [*own_lines(self), f"{self} (in Python resume=True)"]
 
 
 @dataclass
