@@ -82,7 +82,7 @@ def passes(row: Row) -> float:
 
 
 def read(path: Path) -> list[Run]:
-    """Our runs, with what they are compared with."""
+    """Our runs by network, number of images and certainty, with what they are compared with."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
 
     def found(row: Row, *alike: str, **wanted: Any) -> Row | None:
@@ -93,7 +93,8 @@ def read(path: Path) -> list[Run]:
         official = found(row, "n", who="official")
         return Run(row, official, official or found(row, who="official"), found(row, "n", who="ours", certainty=0))
 
-    return [run(row) for row in rows if row["who"] == "ours"]
+    ours = [row for row in rows if row["who"] == "ours"]
+    return [run(row) for row in sorted(ours, key=lambda row: (row["network"], row["n"], -row["certainty"]))]
 
 
 def on_official(run: Run) -> list[str]:
@@ -160,8 +161,9 @@ def picture(runs: Sequence[Run], path: Path) -> None:
     fates.invert_yaxis()
     fates.set_xlim(0, 100)
     cost.margins(x=0.16)
-    for axes in (fates, cost):
-        axes.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
+    labels = [axes.get_legend_handles_labels() for axes in (fates, cost)]
+    handles, names = ([one for part in parts for one in part] for parts in zip(*labels, strict=True))
+    figure.legend(handles, names, frameon=False, fontsize=7.5, loc="outside lower center", ncols=len(names))
     save(figure, path)
 
 
