@@ -147,12 +147,12 @@ def picture(runs: Sequence[Run], path: Path) -> None:
         parts = [n - bound["survivors"], bound["survivors"] - bound["sampled"], bound["sampled"]]
         start = 0.0
         for part, (label, colour) in zip(parts, FATES.items(), strict=True):
-            fates.barh(place, 100 * part / n, left=start, color=colour, height=0.62, label=label if not place else None)
+            fates.barh(place, 100 * part / n, left=start, color=colour, height=0.62, label="" if place else label)
             start += 100 * part / n
-        cost.barh(place, run.passes, color=FATES["sampled"], height=0.62, label="ours" if not place else None)
+        cost.barh(place, run.passes, color=FATES["sampled"], height=0.62, label="" if place else "ours")
         if run.theirs is not None and run.ratio is not None:
-            drawn = {"color": INK, "lw": 1.6, "label": "official code" if not place else None}
-            cost.plot([run.theirs, run.theirs], [place - 0.31, place + 0.31], **drawn)
+            ends = [place - 0.31, place + 0.31]
+            cost.plot([run.theirs] * 2, ends, color=INK, lw=1.6, label="" if place else "official code")
             cost.text(run.theirs, place, f"  {run.ratio:.1f}x", va="center", fontsize=8.5, color=INK)
     names = [f"{r.own['network']}\n{r.own['n']:,} images, certainty {r.own['certainty']:g}" for r in runs]
     quiet(fates, "images, %", "", title="What the images met", grid="x")

@@ -17,7 +17,7 @@ def cifar10(root: Path | None = None, train: int | None = None) -> Dataset:
     """Each pixel is the mean of four. train: the number of training images, the first ones; all by default."""
     whole = load("cifar10", root)
     images = whole.train if train is None else whole.train.first(train)
-    return replace(whole, train=_halved(images), test=_halved(whole.test))
+    return replace(whole, train=_halved(images.in_memory()), test=_halved(whole.test.in_memory()))
 
 
 def _halved(images: ImageSet) -> ImageSet:

@@ -71,7 +71,7 @@ def _sampled(specs: Sequence[AttackSpec], threat: ThreatModel, anytime: bool) ->
 
 
 def _short(spec: AttackSpec, threat: ThreatModel) -> AttackSpec:
-    begin = partial(spec.attack, steps=SHORT_STEPS)
+    begin = _with(spec, steps=SHORT_STEPS).attack
     search = partial(pursued, attack=begin, threat=threat, steps=FURTHER_STEPS, close=CLOSE)
     return replace(spec, name=f"first look: APGD-T, {SHORT_STEPS} steps", attack=search, proof=False, note="")
 
