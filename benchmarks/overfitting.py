@@ -53,6 +53,8 @@ from advsphere.training.guard import FGSM, IMAGES, PGD, collapsed
 
 BEGIN, END = "<!-- overfitting -->", "<!-- /overfitting -->"
 GUARDS = {"off": "without the guard", "remedy": "with the guard"}
+ADJUSTED = range(5)
+"""Seeds whose runs were looked at while the guard was built. The report counts the others separately."""
 HEADS = {"plain": None, "HE": HypersphereConfig(scale=15.0, margin=0.2)}
 
 
@@ -236,21 +238,29 @@ def accuracy(outcomes: str) -> float:
     return outcomes.count("1") / len(outcomes)
 
 
+def ends(rows: Mapping[Case, Mapping[str, Any]]) -> str:
+    """How many runs end collapsed, without the guard and with it."""
+    found = {guard: [row["collapsed"] for case, row in rows.items() if case.guard == guard] for guard in GUARDS}
+    return " and ".join(f"{sum(found[g])} of {len(found[g])} runs end collapsed {words}" for g, words in GUARDS.items())
+
+
 def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
-    """The count of all runs, and how the numbers were made, in a few sentences."""
-    counts = {}
-    for guard, words in GUARDS.items():
-        mine = [row for case, row in rows.items() if case.guard == guard]
-        counts[words] = f"{sum(row['collapsed'] for row in mine)} of {len(mine)}"
+    """The counts of all runs and of the new seeds, and how the numbers were made, in a few sentences."""
+    new = {case: row for case, row in rows.items() if case.seed not in ADJUSTED}
+    collapses = [collapse for row in rows.values() for collapse in row["collapses"]]
+    undone = sum(collapse["epoch"] - collapse["back_to"] for collapse in collapses)
+    guarded = [row for case, row in rows.items() if case.guard == "remedy"]
     partners = [(row, rows[case._replace(guard="off")]) for case, row in rows.items() if calm(row)]
     twice = [row["pgd"] == partner["pgd"] for row, partner in partners if partner.get("run", True)]
     first = next(iter(rows.values()))
     s, e = first["settings"], first["environment"]
     commits = sorted({str(row["environment"]["commit"]) for row in rows.values()})
     return (
-        f"{' and '.join(f'{count} runs end collapsed {words}' for words, count in counts.items())}. "
+        f"{ends(rows)}. The guard was adjusted on runs of seeds {ADJUSTED[0]} to {ADJUSTED[-1]}. Of the runs of other "
+        f"seeds, {ends(new)}. "
         f"In {len(partners)} pairs the guard saw no collapse. {len(twice)} of them were run twice, and {sum(twice)} of "
         f"these end with equal outcomes; the others were run once, because a guard that does not act changes no bit. "
+        f"{undone} epochs were undone and trained again, of {sum(len(row['history']) for row in guarded)}. "
         f"{s['network']} on {s['images']:,} images of {s['data']} (JPEG), averaged to {s['size']} x {s['size']} "
         f"pixels, {s['epochs']} epochs in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
         f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the "
@@ -298,10 +308,10 @@ def main(options: Arguments) -> None:
         row = without_guard(guarded) if calm(guarded) else run(options, case, dataset, until)
         with disk_errors(options.rows), options.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        ends = (
+        seen = (
             "collapsed" if row["collapsed"] else f"FGSM {accuracy(row['fgsm']):.1%}, PGD-50 {accuracy(row['pgd']):.1%}"
         )
-        print(f"{case.eps}/255, {case.head}, seed {case.seed}, {GUARDS[case.guard]}: {ends}", flush=True)
+        print(f"{case.eps}/255, {case.head}, seed {case.seed}, {GUARDS[case.guard]}: {seen}", flush=True)
 
 
 if __name__ == "__main__":
