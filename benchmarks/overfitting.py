@@ -24,9 +24,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -62,6 +63,8 @@ BEGIN, END = "<!-- overfitting -->", "<!-- /overfitting -->"
 GUARDS = {"off": "without the guard", "remedy": "with the guard"}
 ADJUSTED = range(5)
 """Seeds whose runs were looked at while the guard was built. The report counts the others separately."""
+LOOK = ("as they are", "with patterns")
+"""Of the images, without patterns and with them."""
 HEADS = {"plain": None, "HE": HypersphereConfig(scale=15.0, margin=0.2)}
 
 
@@ -230,7 +233,10 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> dict[Case, di
     """The finished runs of these settings, or of all. Rows without a pattern do not name it."""
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [row for row in map(json.loads, lines) if settings in (None, row["settings"])]
-    return {Case(*(row.get(name, 0) for name in Case._fields)): row for row in rows}
+    found = {Case(*(row.get(name, 0) for name in Case._fields)): row for row in rows}
+    if len(found) < len(rows):
+        raise UserError(f"{path} has two rows of one run: keep those of one table in a file")
+    return found
 
 
 def paired(rows: Mapping[Case, Mapping[str, Any]]) -> dict[Case, Mapping[str, Any]]:
@@ -238,22 +244,28 @@ def paired(rows: Mapping[Case, Mapping[str, Any]]) -> dict[Case, Mapping[str, An
     return {case: row for case, row in rows.items() if all(case._replace(guard=guard) in rows for guard in GUARDS)}
 
 
+def panels(rows: Iterable[Case]) -> list[tuple[int, int]]:
+    """Radii and patterns, in the order in which they are shown."""
+    return sorted({(case.eps, case.pattern) for case in rows}, key=lambda one: (-one[0], one[1]))
+
+
 def table(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     """Ends and means of all runs in Markdown, and what they were made with. Raises UserError without a pair."""
     rows = paired(rows)
     if not rows:
         raise UserError("no run is finished with the guard and without: run the benchmark first")
-    names = ["eps", "head", "guard", "runs", "ended collapsed", "collapses undone", "clean, %", "FGSM, %", "PGD-50, %"]
-    out = head(names)
-    for eps, sort in sorted(
-        {(case.eps, case.head) for case in rows}, key=lambda one: (-one[0], [*HEADS].index(one[1]))
-    ):
-        for guard, words in GUARDS.items():
-            mine = [row for case, row in rows.items() if case[:3] == (eps, sort, guard)]
+    names = ["eps", "images", "head", "guard", "runs", "ended collapsed", "collapses undone"]
+    out = head([*names, "clean, %", "FGSM, %", "PGD-50, %"])
+    for eps, pattern in panels(rows):
+        for sort, (guard, words) in product(HEADS, GUARDS.items()):
+            mine = [row for case, row in rows.items() if case._replace(seed=0) == (eps, sort, guard, 0, pattern)]
+            if not mine:
+                continue
             means = [f"{100 * fmean(accuracy(row[name]) for row in mine):.1f}" for name in ("clean", "fgsm", "pgd")]
             undone = sum(len(row["collapses"]) for row in mine)
             ended = f"{sum(row['collapsed'] for row in mine)} of {len(mine)}"
-            out.append(line([radius(eps / 255), sort, words, f"{len(mine)}", ended, f"{undone}", *means]))
+            shown = [radius(eps / 255), LOOK[pattern > 0], sort, words, f"{len(mine)}", ended, f"{undone}"]
+            out.append(line([*shown, *means]))
     return "\n".join([*out, "", told_of(rows)])
 
 
@@ -267,6 +279,17 @@ def ends(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     return " and ".join(f"{sum(found[g])} of {len(found[g])} runs end collapsed {words}" for g, words in GUARDS.items())
 
 
+def setup(rows: Mapping[Case, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[int, int]]:
+    """The settings of all rows, and the epochs for each pattern. Raises UserError if there are others too."""
+    epochs = {
+        case.pattern: row["settings"]["epochs"] for case, row in sorted(rows.items(), key=lambda one: one[0].pattern)
+    }
+    settings: dict[str, Any] = next(iter(rows.values()))["settings"]
+    if any(row["settings"] != {**settings, "epochs": epochs[case.pattern]} for case, row in rows.items()):
+        raise UserError("the rows were made with different settings: keep those of one table in a file")
+    return settings, epochs
+
+
 def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     """The counts of all runs and of the new seeds, and how the numbers were made, in a few sentences."""
     new = {case: row for case, row in rows.items() if case.seed not in ADJUSTED}
@@ -275,8 +298,9 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     guarded = [row for case, row in rows.items() if case.guard == "remedy"]
     partners = [(row, rows[case._replace(guard="off")]) for case, row in rows.items() if calm(row)]
     twice = [row["pgd"] == partner["pgd"] for row, partner in partners if partner.get("run", True)]
-    first = next(iter(rows.values()))
-    s, e = first["settings"], first["environment"]
+    s, epochs = setup(rows)
+    e = next(iter(rows.values()))["environment"]
+    lengths = [f"{n} epochs{f' with patterns of {strength}/255' if strength else ''}" for strength, n in epochs.items()]
     commits = sorted({str(row["environment"]["commit"]) for row in rows.values()})
     return (
         f"{ends(rows)}. The guard was adjusted on runs of seeds {ADJUSTED[0]} to {ADJUSTED[-1]}. Of the runs of other "
@@ -285,7 +309,7 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
         f"these end with equal outcomes; the others were run once, because a guard that does not act changes no bit. "
         f"{undone} epochs were undone and trained again, of {sum(len(row['history']) for row in guarded)}. "
         f"{s['network']} on {s['images']:,} images of {s['data']} (JPEG), averaged to {s['size']} x {s['size']} "
-        f"pixels, {s['epochs']} epochs in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
+        f"pixels, {', '.join(lengths)}, in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
         f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the "
         f"first {s['held_out']} test images, under FGSM of every image, and under PGD-50 and FGSM. "
         f"{e['processor']}, {e['threads']} thread(s), torch {e['torch']}, at {', '.join(commits)}."
@@ -294,17 +318,19 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
 
 def picture(rows: Mapping[Case, Mapping[str, Any]], path: Path) -> None:
     """Accuracy under PGD-10 on held-out images over the epochs, one line for each run."""
-    radii = sorted({case.eps for case in rows}, reverse=True)
-    figure, axes = canvas(4.2 * len(radii), 3.2, 1, len(radii), sharey=True)
+    shown = panels(rows)
+    figure, axes = canvas(4.2 * len(shown), 3.2, 1, len(shown), sharey=True)
     colours = {"off": "#c0392b", "remedy": "#1f5fa8"}
-    for eps, plot in zip(radii, axes, strict=True):
+    for (eps, pattern), plot in zip(shown, axes, strict=True):
         for case, row in rows.items():
-            if case.eps == eps:
+            if (case.eps, case.pattern) == (eps, pattern):
                 points = [(m["epoch"], 100 * m["robust"]) for m in row["history"]]
                 plot.plot(*zip(*points, strict=True), color=colours[case.guard], lw=1, alpha=0.55)
         for guard, words in GUARDS.items():
             plot.plot([], [], color=colours[guard], label=words)
-        quiet(plot, "epoch", "accuracy under PGD-10, %" if eps == radii[0] else "", title=f"eps = {radius(eps / 255)}")
+        first = plot is axes[0]
+        title = f"eps = {radius(eps / 255)}, images {LOOK[pattern > 0]}"
+        quiet(plot, "epoch", "accuracy under PGD-10, %" if first else "", title=title)
     axes[0].legend(frameon=False, fontsize=8)
     save(figure, path)
 
@@ -313,7 +339,7 @@ def main(options: Arguments) -> None:
     torch.set_num_threads(options.threads)
     settings = settings_of(options)
     if options.report is not None:
-        rows = paired(read(options.rows, settings))
+        rows = paired(read(options.rows))
         text = table(rows)
         picture(rows, options.report.with_suffix(".svg"))
         shown = f"![Accuracy under PGD-10 over the epochs of every run.]({options.report.with_suffix('.svg').name})"

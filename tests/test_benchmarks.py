@@ -21,6 +21,7 @@ from torch import Tensor
 from advsphere.attacks import fgsm, pgd
 from advsphere.cli.arguments import parse
 from advsphere.data import ImageSet
+from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereConfig
 from advsphere.losses import margin
 from advsphere.models.networks import WideResNet
@@ -361,6 +362,25 @@ def test_runs_with_the_guard_and_without_go_on_where_they_stopped(benchmarks: Si
     page.write_text("before\n<!-- overfitting -->\nold\n<!-- /overfitting -->\n")
     script.main(replace(options, report=page))
     assert "0 of 2 runs end collapsed with the guard" in page.read_text() and (tmp_path / "page.svg").is_file()
+
+
+def test_every_class_gets_a_pattern_of_its_own_and_of_the_strength_asked_for(benchmarks: SimpleNamespace) -> None:
+    grey = ImageSet(torch.full((20, 3, 8, 8), 100, dtype=torch.uint8), torch.arange(20) % 10, tuple("abcdefghij"))
+    added = benchmarks.overfitting.with_patterns(grey, 7).pixels.int() - 100
+    assert added.abs().eq(7).all() and added[:10].equal(added[10:])
+    assert len({tuple(one.flatten().tolist()) for one in added[:10]}) == 10
+    assert benchmarks.overfitting.with_patterns(grey, 0).pixels.equal(grey.pixels)
+
+
+def test_rows_of_different_settings_make_no_table(benchmarks: SimpleNamespace, tmp_path: Path) -> None:
+    script, rows = benchmarks.overfitting, (FOLDER / "overfitting.jsonl").read_text().splitlines()
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*rows, rows[0]]))
+    with pytest.raises(UserError, match="two rows of one run"):
+        script.read(path)
+    path.write_text("\n".join([rows[0].replace('"lr": 0.1', '"lr": 0.2'), *rows[1:]]))
+    with pytest.raises(UserError, match="different settings"):
+        script.table(script.read(path))
 
 
 def test_the_cost_of_a_worst_case_is_read_between_epochs(benchmarks: SimpleNamespace) -> None:

@@ -65,19 +65,27 @@ def test_nothing_is_seen_without_a_canary() -> None:
 # The remedies.
 
 
-def test_one_step_gets_the_noise_of_n_fgsm_and_then_shorter_steps() -> None:
+def test_one_step_gets_the_noise_of_n_fgsm_and_then_several_steps() -> None:
     threat = FAST.threat
     first, second, third = (remedied(FAST, i) for i in (1, 2, 3))
+    several = PGDAT(threat=threat, steps=4, step_size=0.025, start="uniform", mode="train")
     assert first and first.objective == NFGSM(threat=threat) and first.words == "the noise of N-FGSM (2 eps)"
-    assert second and second.objective == NFGSM(threat=threat, step_size=0.025) and second.words == "steps of 0.025"
-    assert third and third.objective == NFGSM(threat=threat, step_size=0.0125)
+    assert second and second.objective == several and second.words == "4 steps of PGD of 0.025"
+    assert third and third.objective == replace(several, steps=8, step_size=0.0125)
+    assert third.words == "8 steps of 0.0125"
     assert remedied(FAST, 0) == (FAST, "") and remedied(FAST, MOST + 1) is None
+    assert remedied(first.objective, 1) == second
 
 
-@pytest.mark.parametrize("objective", [PGDAT(steps=2), ALP(steps=1), TRADES(), FreeAT(repeats=2)])
-def test_other_methods_keep_their_loss_and_get_shorter_steps(objective: Any) -> None:
+@pytest.mark.parametrize("objective", [PGDAT(steps=2), ALP(steps=1), TRADES()])
+def test_other_methods_keep_their_loss_and_get_shorter_steps_that_reach_as_far(objective: Any) -> None:
     found = remedied(objective, 2)
-    assert found and found.objective == replace(objective, step_size=objective.step_size / 4)
+    assert found
+    assert found.objective == replace(objective, step_size=objective.step_size / 4, steps=4 * objective.steps)
+
+
+def test_free_training_has_no_steps_to_add() -> None:
+    assert remedied(FreeAT(repeats=2, step_size=0.5), 1) == (FreeAT(repeats=2, step_size=0.25), "steps of 0.25")
 
 
 def test_a_method_without_a_step_size_has_no_remedy() -> None:

@@ -117,22 +117,25 @@ class Remedied(NamedTuple):
 def remedied(objective: Objective, collapses: int) -> Remedied | None:
     """The objective after so many collapses; None if there is no further remedy.
 
-    Training on one step goes on with the noise of N-FGSM. After that, and in any other training, steps are halved.
+    Training on one step goes on with the noise of N-FGSM, and this with several steps. Other training halves its steps
+    and takes twice as many: with the same number it would train for a smaller radius, and collapse at the whole one.
     """
     if collapses > MOST:
         return None
     words = ""
     for _ in range(collapses):
-        size = getattr(objective, "step_size", None)
-        if isinstance(objective, NFGSM) and size is None:
-            size = objective.threat.eps
-        if type(objective) in (PGDAT, FastAT) and objective.steps == 1:  # type: ignore[attr-defined]
-            given: Any = objective
+        given: Any = objective
+        if type(objective) in (PGDAT, FastAT) and given.steps == 1:
             objective = NFGSM(threat=given.threat, mode=given.mode)
             words = f"the noise of N-FGSM ({objective.noise:g} eps)"
-        elif isinstance(size, float) and is_dataclass(objective):
-            objective = replace(objective, step_size=size / 2)  # type: ignore[call-arg]
-            words = f"steps of {size / 2:.4g}"
+        elif isinstance(objective, NFGSM):
+            size = given.threat.eps / 2
+            objective = PGDAT(threat=given.threat, steps=4, step_size=size, start="uniform", mode=given.mode)
+            words = f"4 steps of PGD of {size:.4g}"
+        elif isinstance(getattr(objective, "step_size", None), float) and is_dataclass(objective):
+            more = {"steps": 2 * given.steps} if hasattr(objective, "steps") else {}
+            objective = replace(objective, step_size=given.step_size / 2, **more)  # type: ignore[call-arg]
+            words = f"{more.get('steps', '')} steps of {given.step_size / 2:.4g}".strip()
         else:
             return None
     return Remedied(objective, words)
