@@ -77,7 +77,7 @@ class TrainSettings:
         validate_every: Validate after every this many epochs, and after the last one. The best checkpoint is chosen
             among the validated epochs. `data.validation` sets the number of held-out images.
         guard: After a collapse (catastrophic overfitting: the network resists FGSM and falls to PGD), go back to the
-            last good epoch and go on with a remedy (N-FGSM's noise, then smaller steps), or stop there, or do not look.
+            last good epoch and go on with a remedy (N-FGSM's noise, then several steps), or stop there, or do not look.
         checkpoint_minutes: Minutes between checkpoints within an epoch; may be a fraction. Every epoch also ends with a
             checkpoint.
         workers: Processes that decode image files in advance; one for each core by default. The result does not depend
