@@ -40,7 +40,8 @@ def write_atomically(path: Path, data: bytes | Callable[[Path], None]) -> None:
     """
     with disk_errors(path):
         _require_locked(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.absolute() not in _places:  # a locked folder that was removed just now must not come back
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _unfinished(path, os.getpid())
         try:
             temporary.write_bytes(data) if isinstance(data, bytes) else data(temporary)
@@ -256,7 +257,7 @@ def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
     """The tensor from its packed bytes. Raises ValueError if the shape does not fit, before it takes more memory."""
     try:
         count = math.prod(shape)
-        if not 0 <= count <= _MOST_VALUES:
+        if not 0 <= count <= MOST_IN_AN_IMAGE:
             raise ValueError(f"images of {shape} are too large")
         content = zlib.decompressobj().decompress(blob, 4 * count + 1)
         return torch.from_numpy(np.frombuffer(content, dtype=np.float32).copy().reshape(shape))
@@ -264,7 +265,7 @@ def unpacked(blob: bytes, shape: Sequence[int]) -> Tensor:
         raise ValueError(str(error)) from error
 
 
-_MOST_VALUES = 2**27
+MOST_IN_AN_IMAGE = 2**27
 """Values in one image: 512 MiB, more than any image that was attacked in a batch."""
 
 

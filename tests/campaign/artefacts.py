@@ -19,7 +19,7 @@ from advsphere.corruption.generate import generated
 from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.data import ImageSet, load
 from advsphere.evaluation import Evaluation, Ledger, evaluate, verify
-from advsphere.files import tensor_checksum
+from advsphere.files import canonical, tensor_checksum
 from advsphere.reproduce import results
 from advsphere.runs.config import to_dict
 from advsphere.runs.config_yaml import from_yaml, to_yaml
@@ -153,8 +153,12 @@ def _agrees(written: Any, rows: list[Any]) -> bool:
         {(row["n"], len(row["outcomes"])) for row in rows} == {(n, n)},
         all((row["k"], row["accuracy"]) == (len(own), len(own) / n) for row, own in zip(rows, robust, strict=True)),
         all(np.allclose((row["low"], row["high"]), _wilson(row["k"], n)) for row in rows),
-        all(row["seconds"] >= 0 and row["unreached"] + row["invalid"] <= row["k"] for row in rows),
+        all(row["seconds"] >= 0 and row["unreached"] + row["invalid"] <= row["k"] for row in rows),  # no row lacks one
         robust[-1] == set.intersection(*robust[:-1]),
+        (rows[0]["name"], rows[-1]["name"]) == ("clean", "worst case"),
+        abs(sum(row["seconds"] for row in rows[:-1]) - rows[-1]["seconds"]) < 0.1,
+        all((sign["status"] == "raised") == bool(sign.get("advice")) for sign in written["signs"]),
+        len({sign["check"] for sign in written["signs"]}) == 10,
         {row["name"]: row["settings"] for row in attacks} == written["identity"]["attacks"],
         len(attacks) == len(written["identity"]["attacks"]),
         [best["k"], best["n"]] == [min(row["k"] for row in attacks), n],
@@ -192,7 +196,7 @@ def _rows(folder: Path) -> Any:
     found = []
     for one in results.read(folder / "rows.jsonl"):
         more = [row.to_dict() for row in one.evaluation.rows] if one.kind == "evaluation" else one.document
-        found.append((one.label, one.key, repr(more)))
+        found.append((one.label, one.key, canonical(more)))
     return found
 
 
@@ -232,7 +236,7 @@ ARTEFACTS: dict[str, Artefact] = {
         _evaluation, ("ledger.sqlite",), _numbers_of_the_ledger, _parses_as_database, DATABASE, weight=2.0
     ),
     "ledger, verified": Artefact(
-        _evaluation, ("ledger.sqlite",), _verified, _parses_as_database, DATABASE, weight=0.05
+        _evaluation, ("ledger.sqlite",), _verified, _parses_as_database, DATABASE, weight=0.2
     ),
     "evaluation": Artefact(_evaluation, ("evaluation.json",), _printed, changes=JSON, **_JSON),
     "evaluation, checksum fits": Artefact(

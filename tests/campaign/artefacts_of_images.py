@@ -110,7 +110,7 @@ def _as_in_the_archive(path: Path, found: Any, valid: Any) -> bool:
         names = [name.removesuffix(".png") for name in members if name.endswith("png")]
         files = [tar.extractfile(members[f"{name}.cls"]) for name in names]
         labels = [int(file.read()) if file else -1 for file in files]
-    end = max(member.offset_data + member.size for member in members.values())
+    end = max(member.offset_data + -(-member.size // 512) * 512 for member in members.values())
     different = sum(pixels != valid[2][int(name)] for name, pixels in zip(names, found[2], strict=True))
     whole = not content[end:].strip(b"\0")  # this reader ends without a word at a header that is damaged
     return whole and found[1] == labels and different <= 1

@@ -89,6 +89,8 @@ def going_away(moved: bool) -> Callable[[Place], list[Ended]]:
 
         ended = forked(task)
         shutil.rmtree(away, ignore_errors=True)
+        if not moved:  # a write during the removal keeps the folder, and whoever removes it does so again
+            shutil.rmtree(place.folder, ignore_errors=True)
         return [ended]
 
     return case

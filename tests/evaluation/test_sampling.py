@@ -19,6 +19,7 @@ from advsphere.evaluation.engine import prepare
 from advsphere.evaluation.sampling import usual_certainty
 from advsphere.evaluation.specs import kind_of
 from advsphere.evaluation.suites import attacks_of
+from advsphere.files import content_checksum
 from advsphere.losses import margin
 from advsphere.rng import Rng, permutation
 from tests.evaluation.cases import THREAT, Fused, Known, change, forge, linear, pgd_spec
@@ -68,7 +69,12 @@ def test_a_sample_of_the_survivors_bounds_the_rest(tmp_path: Path) -> None:
     says = result.table(width=300)
     assert f"{bound.sampled} of the {bound.survivors} images that resisted the search" in says
     assert f"at most {bound.points:.2f} points more (95 %)" in says and "forwards an image" in says
-    assert Evaluation.from_dict(result.to_dict()) == result
+    data = result.to_dict()
+    assert Evaluation.from_dict(data) == result
+    for wrong in ({"survivors": 120}, {"fell": 1}, {"sampled": 120}, {"most": -1}, {"points": 0.0}, {"n": 60}):
+        changed = data | {"bound": data["bound"] | wrong}
+        with pytest.raises(UserError, match="the bound is not that of its outcomes"):
+            Evaluation.from_dict(changed | {"checksum": content_checksum(changed)})
 
 
 def test_images_that_fall_in_the_sample_let_it_grow_until_it_is_all_of_them() -> None:
@@ -77,6 +83,7 @@ def test_images_that_fall_in_the_sample_let_it_grow_until_it_is_all_of_them() ->
     assert bound is not None and bound.looks[0][1] > 0 and bound.sampled == bound.survivors and bound.most == 0
     assert [size for size, _ in bound.looks] == sorted({size for size, _ in bound.looks})
     assert "tried all" in str(bound) and robust(result) == robust(run(0))
+    assert Evaluation.from_dict(result.to_dict()) == result
 
 
 @pytest.mark.parametrize("strong", [False, True])

@@ -46,7 +46,10 @@ def written(attacks: dict[str, dict[str, object]], cells: dict[str, list[Cell]],
         "threat": describe(THREAT),
         "seed": 7,
         "attacks": attacks,
-        "data": {"shape": SHAPE},
+        "model": {"checksum": "0", "scale": 1.0},
+        "data": {"shape": SHAPE, "checksum": "0", "n": len(labels)},
+        "suite": {"name": "own"},
+        "search": "float32",
         "batch_size": 2,
     }
     book = Ledger.create_or_resume(None, identity=identity, labels=labels, environment={})
@@ -119,6 +122,25 @@ def test_the_text_says_it_all(book: Ledger) -> None:
     assert trace_example(book, 0, CLASSES).title == "example 0: cat, misclassified as dog without an attack"
     for width in (60, 80, 120):
         assert max(map(len, trace_example(book, 2, CLASSES).table(width=width).splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("DELETE FROM meta WHERE key = 'seed'", "KeyError: 'seed'"),
+        ("UPDATE meta SET value = '[]' WHERE key = 'model'", "does not hold what advsphere writes"),
+        ("UPDATE meta SET value = 'true' WHERE key = 'seed'", "its seed is True"),
+        ("UPDATE meta SET value = '0' WHERE key = 'batch_size'", "its batches 0"),
+        ("""UPDATE meta SET value = '"float8"' WHERE key = 'search'""", "searched in float8"),
+        ("UPDATE attacks SET settings = '[]' WHERE name = 'Last'", "the settings of an attack are no table"),
+    ],
+)
+def test_a_ledger_that_does_not_say_all_of_its_evaluation_is_refused(change: str, says: str) -> None:
+    damaged = written(ATTACKS, CELLS, LABELS)
+    damaged._db.execute(change)
+    with pytest.raises(UserError, match=says) as caught:
+        trace_example(damaged, 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_not_there(book: Ledger) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from advsphere.evaluation import Evaluation, Row
+from advsphere.evaluation.masking import signs
 from advsphere.reproduce.results import StoredResult
 
 OBJECTIVES = {"fastat": "FastAT", "freeat": "FreeAT", "pgd-at": "PGDAT", "standard": "Standard"}
@@ -64,20 +66,21 @@ def stored(
     (clean, *attacks, worst) = (row(*of_attack) for of_attack in outcomes.items())
     name = f"{recipe} {block['seed']} {block['weight_decay']}"
     evaluation = Evaluation(
-        clean=clean,
+        clean=replace(clean, settings={}),
         attacks=tuple(attacks),
-        worst=worst,
+        worst=replace(worst, settings={}, seconds=1.0 + len(attacks)),
         identity={
             "model": {"checksum": name, "scale": block["scale"] or 1.0},
             "data": {"checksum": "toys", "n": clean.n},
             "attacks": {row.name: row.settings for row in attacks},
             "threat": {"norm": "linf", "eps": eps},
             "suite": {"name": suite},
+            "seed": 0,
         },
         environments=({"commit": "def"},),
         ledger=f"of {name}",
         findings=(),
-        signs=(),
+        signs=signs(attacks, {}, block["scale"] or 1.0),
     )
     return StoredResult(kind="evaluation", run=block, evidence=evaluation.ledger, document=evaluation.to_dict())
 

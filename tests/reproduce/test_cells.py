@@ -34,7 +34,10 @@ def test_one_seed_has_a_wilson_interval_and_a_plain_head_is_its_own_at_s_1() -> 
 
 def test_seeds_are_averaged_and_from_three_on_their_spread_widens_the_interval() -> None:
     def arm(*right: int) -> list:
-        return [stored("small-fastat", PLAIN | {"PGD-50": bits(k)}, seed=seed) for seed, k in enumerate(right)]
+        return [
+            stored("small-fastat", PLAIN | {"PGD-50": bits(k), "worst case": bits(min(k, 36))}, seed=seed)
+            for seed, k in enumerate(right)
+        ]
 
     two, three, spread = (
         entry(group(*arm(*right)), "FastAT", "PGD-50", TABLE) for right in ((30, 50), (40, 40, 40), (30, 40, 50))

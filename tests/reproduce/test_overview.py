@@ -15,8 +15,9 @@ from tests.reproduce.made import bits, stored
 
 
 def pair(recipe: str, *, gain: int, left: int, **other) -> list[StoredResult]:
-    plain = {"clean": bits(60), "PGD-50": bits(40), "worst case": bits(30)}
-    sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(40 + gain), "PGD-50": bits(35), "worst case": bits(30 + left)}
+    plain = {"clean": bits(60), "PGD-50": bits(40)} | dict.fromkeys(("margin PGD-50", "worst case"), bits(30))
+    sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(40 + gain), "PGD-50": bits(40)}
+    sphere |= dict.fromkeys(("margin PGD-50", "worst case"), bits(30 + left))
     return [stored(recipe, plain, **other), stored(f"{recipe}-he", sphere, **other)]
 
 
@@ -92,12 +93,13 @@ def test_a_summary_has_both_arms_of_each_member_and_links_the_picture_from_where
     (family,) = families_of(TWO, THIRD)
     told = summary(family, tmp_path / "docs" / "results", tmp_path)
     assert "| FreeAT | 100 of toys | linf 8/255 | 1 | 60.0 → 60.0 | PGD-50: 40.0 → 42.0 | +2.0 (" in told
-    assert "of 1 attacks" not in told and "of 2 attacks: 30.0 → 31.0 | +1.0 (" in told
+    assert "of 2 attacks" not in told and "of 3 attacks: 30.0 → 31.0 | +1.0 (" in told
     assert "| **together** |" in told and "(docs/results/together.svg)" in told
 
 
 def test_what_was_made_of_he_stands_beside_the_plain_one_and_beside_he() -> None:
-    sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(44), "PGD-50": bits(35), "worst case": bits(31)}
+    sphere = {"clean": bits(60), "PGD-50 (s = 1)": bits(44), "PGD-50": bits(35)}
+    sphere |= dict.fromkeys(("margin PGD-50", "worst case"), bits(31))
     found = every_pair({Path("r.jsonl"): [*TWO, stored("small-fastat-m-he", sphere)]})
     gains = {(one.method, one.baseline): one.gains.gain(one.gains.pgd).difference for one in found}
     assert gains["FastAT+m-HE", "FastAT"] == pytest.approx(0.04)

@@ -86,6 +86,14 @@ def test_a_folder_that_goes_away_while_training_ends_the_run(tmp_path: Path, how
     assert how.startswith("emptied") or not folder.exists() or not names_in(folder)
 
 
+def test_a_part_of_a_run_is_refused_with_the_cure(tmp_path: Path) -> None:
+    config, folder = tiny_config("standard", epochs=1), tmp_path / "run"
+    train(config, folder)
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"a checkpoint and no config.yaml, .* put it back, remove the rest, or name"):
+        train(config, folder, resume=True)
+
+
 def test_resume_begins_where_there_is_nothing_yet(tmp_path: Path) -> None:
     train(tiny_config("fastat"), tmp_path / "new", resume=True)
     train(tiny_config("fastat"), tmp_path / "plain")

@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from advsphere.evaluation.ledger import CLEAN
+from advsphere.evaluation.masking import signs
 from advsphere.evaluation.rows import Finding, Row, Sign
 
 if TYPE_CHECKING:
     from advsphere.evaluation.results import Evaluation
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "model.checksum": str,
+    "model.scale": (int, float),
+    "data.n": int,
+    "data.checksum": str,
+    "suite.name": str,
+    "seed": int,
+}
+"""What every identity holds."""
+
+_ADDED = ("false gradients", "planted examples missed", "random search finds more")
+"""Signs that version 0.2 did not look for."""
+
+_ALONE = 5
+"""The last signs follow from the rows alone."""
+
+NAMES = (CLEAN, "worst case")
+
+
+def require_identity(identity: Mapping[str, Any]) -> None:
+    """Raise an error unless an evaluation's identity has its parts, and each has its type."""
+    for path, kind in _KINDS.items():
+        value = reduce(getitem, path.split("."), identity)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"its {path} is {value!r}")
+
+
 def require_consistent(found: Evaluation, written: Mapping[str, Any]) -> None:
     """Raise ValueError, with all reasons, if an evaluation contradicts itself or the data that it was read from."""
+    require_identity(found.identity)
     of_rows = zip(found.rows, (written["clean"], *written["attacks"], written["worst"]), strict=True)
     wrong = [reason for row, data in of_rows for reason in _of_outcomes(row, data)]
     if {row.n for row in found.rows} != {found.identity["data"]["n"]}:
         wrong.append("the rows are of different numbers of images")
     else:
-        wrong += [*_of_attacks(found), *_of_worst(found)]
+        wrong += [*_of_attacks(found), *_of_worst(found), *_of_bound(found, written)]
     if written["strongest"] != found.to_dict()["strongest"]:
         wrong.append("the strongest attack is another one")
-    wrong += _of_sentences(found)
+    wrong += [*_of_sentences(found), *_of_signs(found)]
     if wrong:
         raise ValueError("; ".join(wrong))
 
@@ -31,12 +64,19 @@ def _of_outcomes(row: Row, written: Mapping[str, Any]) -> Iterator[str]:
         yield f"the outcomes of {row.name!r} contradict its {', '.join(other)}"
     if (row.invalid or 0) + (row.unreached or 0) > row.k:
         yield f"{row.name}: more images are invalid or not reached than resisted"
+    if row.median is not None and not row.settings.get("minimal"):
+        yield f"{row.name} has a median norm, and is no attack for a minimal norm"
 
 
 def _of_attacks(found: Evaluation) -> Iterator[str]:
     listed = found.identity["attacks"]
     if {row.name: row.settings for row in found.attacks} != listed or len(found.attacks) != len(listed):
         yield "the attacks are not those of its settings"
+    for name in ("invalid", "unreached", "forwards"):  # None in results of earlier versions
+        if len({getattr(row, name) is None for row in found.rows}) > 1:
+            yield f"some rows have no {name}"
+    if (found.clean.name, found.worst.name) != NAMES or found.clean.settings or found.worst.settings:
+        yield "the clean images or the worst case have settings or another name"
     if found.clean.unreached:
         yield "clean images were not reached"
     for row in found.attacks:
@@ -51,9 +91,25 @@ def _of_worst(found: Evaluation) -> Iterator[str]:
     if found.worst.outcomes != "".join("0" if "0" in column else "1" for column in columns):
         yield "the worst case is not that of its attacks"
     for name, rows in {"invalid": found.attacks, "forwards": found.rows[:-1]}.items():
-        total = getattr(found.worst, name)  # None in results of earlier versions
+        total = getattr(found.worst, name)
         if total is not None and total != sum(getattr(row, name) or 0 for row in rows):
             yield f"the worst case has other {name} than its attacks"
+    if (found.worst.unreached or 0) > sum(row.unreached or 0 for row in found.attacks):
+        yield "the worst case has more images that were not reached than its attacks"
+    seconds = sum(row.seconds for row in found.rows[:-1])  # rounded in results of earlier versions
+    if not math.isclose(seconds, found.worst.seconds, abs_tol=0.01 * len(found.rows)):
+        yield "the worst case has other seconds than its attacks"
+
+
+def _of_bound(found: Evaluation, written: Mapping[str, Any]) -> Iterator[str]:
+    if (bound := found.bound) is None:
+        return
+    search = [found.clean, *(row for row in found.attacks if not row.settings.get("proof"))]
+    survivors = sum("0" not in column for column in zip(*(row.outcomes for row in search), strict=True))
+    fits = (bound.n, bound.survivors, bound.fell) == (found.clean.n, survivors, survivors - found.worst.k)
+    fits = fits and written["bound"] == bound.to_dict()
+    if not (fits and bound.fell <= bound.sampled <= survivors and 0 <= bound.most <= survivors - bound.sampled):
+        yield "the bound is not that of its outcomes"
 
 
 def _of_sentences(found: Evaluation) -> Iterator[str]:
@@ -62,3 +118,18 @@ def _of_sentences(found: Evaluation) -> Iterator[str]:
             known = get_args(hint)
             if known and any(getattr(one, field) not in known for one in ones):
                 yield f"a {kind.__name__.lower()} has a {field} that is none of {', '.join(map(repr, known))}"
+
+
+def _of_signs(found: Evaluation) -> Iterator[str]:
+    """Those that need no probe are judged again."""
+    if found.signs is None:
+        return
+    again = signs(found.attacks, {}, found.identity["model"]["scale"])
+    names, known = [sign.check for sign in found.signs], [sign.check for sign in again]
+    if names == known:
+        if [sign.status for sign in found.signs[-_ALONE:]] != [sign.status for sign in again[-_ALONE:]]:
+            yield "a sign of gradient masking contradicts the outcomes"
+    elif names != [name for name in known if name not in _ADDED]:
+        yield "the signs of gradient masking are others than were looked for"
+    if any((sign.status == "raised") != bool(sign.advice) for sign in found.signs):
+        yield "a raised sign has no advice, or one that is not raised has one"

@@ -26,7 +26,7 @@ def title(evaluation: Evaluation) -> str:
 
 def line(evaluation: Evaluation) -> str:
     """Model, threat model, number of images, clean and robust accuracy."""
-    model, clean, worst = evaluation.identity["model"]["type"], evaluation.clean, evaluation.worst
+    model, clean, worst = evaluation.identity["model"].get("type", "a model"), evaluation.clean, evaluation.worst
     accuracy, interval = _accuracy(evaluation, worst, " to ")
     robust = f"at most {accuracy} ({interval})" if interval else accuracy
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -9,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.data import Images
-from advsphere.errors import UserError
+from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.cascades import FIRST_LOOK, FIRST_TARGET, arranged, cascade
 from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.consistency import require_identity
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.evaluation.suites import SUITES, Effort, attacks_of
-from advsphere.files import differences, some
+from advsphere.files import MOST_IN_AN_IMAGE, content_errors, differences, some
 from advsphere.identity import answer_alike, model_answers, model_record
 from advsphere.named import require_trust
 from advsphere.rng import Rng
@@ -29,6 +31,21 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 class OtherAttacksError(UserError):
     """Raised if attacks or their settings are not the recorded ones."""
+
+
+def require_whole(book: Ledger) -> None:
+    """Raise UserError unless a ledger says all of its evaluation that is needed to run an attack again."""
+    with content_errors(book.path or "the ledger"):
+        identity = book.identity
+        require_identity(identity)
+        shape, size, draws = identity["data"]["shape"], identity["batch_size"], identity["suite"].get("draws", 0)
+        if not all(type(value) is int for value in (*shape, size, draws)) or min(*shape, size, draws + 1) < 1:
+            raise TypeError(f"its images are {shape}, its batches {size}, its draws {draws}")
+        if math.prod(shape) > MOST_IN_AN_IMAGE or identity["search"] not in _PRECISIONS:
+            raise ValueError(f"its images are {shape}, searched in {identity['search']}")
+        if not all(isinstance(one, dict) for one in (*book.environments, *book.attacks.values())):
+            raise TypeError("an environment or the settings of an attack are no table")
+        threat_of(book), effort_of(book)
 
 
 def threat_of(book: Ledger) -> ThreatModel:
@@ -83,15 +100,23 @@ def another_model(book: Ledger, model: nn.Module) -> list[str]:
         "other weights" if change.path == "checksum" else str(change)
         for change in differences(claimed, {key: found.get(key) for key in claimed})
     ]
-    with exact_float32():
-        answers = model_answers(model, book.identity["data"]["shape"])
-    if book.answers is not None and not answer_alike(book.answers, answers):
-        changed.append("it answers differently on the same images")
+    shape = book.identity["data"]["shape"]
+    try:
+        with exact_float32():
+            answers = model_answers(model, shape)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        return [*changed, f"it takes no images of shape {shape}"]
+    with content_errors(book.path or "the ledger"):
+        if book.answers is not None and not answer_alike(book.answers, answers):
+            changed.append("it answers differently on the same images")
     return changed
 
 
 def trained_on(book: Ledger, model: nn.Module, folder: object) -> str:
     """A line for the user if a run's network is no longer the evaluated one; empty if it is."""
+    require_whole(book)
     if not another_model(book, as_judged(model, book.identity["suite"].get("draws", 0))):
         return ""
     return (

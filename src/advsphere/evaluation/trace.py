@@ -20,7 +20,7 @@ from advsphere.evaluation.checks import device_of
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Cell, Ledger
 from advsphere.evaluation.majority import as_judged
-from advsphere.evaluation.recorded import another_model, judge_again, specs_of, threat_of
+from advsphere.evaluation.recorded import another_model, judge_again, require_whole, specs_of, threat_of
 from advsphere.evaluation.specs import AttackSpec, in_words
 from advsphere.files import some
 from advsphere.losses import margin
@@ -159,6 +159,7 @@ def trace_example(book: Ledger, example: int, classes: Sequence[str] = (), files
     """Look up one example, also in an unfinished evaluation. Raises UserError if there is no such example, or if its
     clean image was not predicted yet.
     """
+    require_whole(book)
     labels = book.labels
     if not 0 <= example < len(labels):
         raise UserError(f"there is no example {example}; the evaluation has {len(labels)}, numbered from 0")

@@ -25,7 +25,7 @@ from advsphere.evaluation.ledger import CLEAN, Ledger, Status
 from advsphere.evaluation.majority import as_judged
 from advsphere.evaluation.masking import signs
 from advsphere.evaluation.probes import PROBES, probes_of
-from advsphere.evaluation.recorded import OtherAttacksError, effort_of, may_be_cut, specs_of, threat_of
+from advsphere.evaluation.recorded import OtherAttacksError, effort_of, may_be_cut, require_whole, specs_of, threat_of
 from advsphere.evaluation.results import FORMAT, Evaluation
 from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.sampling import SEARCH, Sampling
@@ -103,10 +103,7 @@ def verify(
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():
         before = book.version
-        with content_errors(ledger):
-            threat_of(book)
-            if not all(isinstance(one, dict) for one in (*book.environments, book.identity["suite"])):
-                raise TypeError("an environment or the suite is no table")
+        require_whole(book)
         if labels is None and isinstance(images, Pixels):
             labels = torch.tensor(book.labels)
         model = as_judged(model, book.identity["suite"].get("draws", 0))
@@ -128,9 +125,13 @@ def _made(
     at_least: int,
     seed: int | None,
 ) -> Iterator[Finding]:
-    """The findings, in the order in which they are made. Of another model or other images nothing more is asked."""
+    """The findings, in the order in which they are made. Of another model, other images or stray rows nothing more is
+    asked.
+    """
     book = evidence.book
-    yield from (_file(written), _numbers(written, book), _pairs(book))
+    with content_errors(book.path):
+        found = [_file(written), _numbers(written, book), _pairs(book)]
+    yield from found
     yield (model := evidence.same_model())
     yield (images := evidence.same_images())
     if "failed" in (model.status, images.status):
@@ -139,6 +140,8 @@ def _made(
         specs = specs_of(book, evidence.model, evidence.images, suite)
     except OtherAttacksError as error:
         yield Finding("attacks", "failed", str(error))
+        return
+    if book.strays:  # their images may not be there to be looked at
         return
     yield evidence.clean_again()
     yield from (evidence.stored_again(name) for name in book.attacks)

@@ -259,7 +259,7 @@ class _Work:
             while len(rest):
                 began = time.monotonic()
                 found, forwards = leading_part(cells, rest)
-                took, rest = time.monotonic() - began, rest[len(found) :]
+                took, rest = max(0.0, time.monotonic() - began), rest[len(found) :]
                 self.ledger.record(name, batch, found, Cost(took, forwards), more=len(rest) > 0)
                 seconds, images = seconds + took, images + len(found)
                 counts.update(cell.status for cell in found)

@@ -160,8 +160,8 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
     """Whether the folder holds a checkpoint from which this run can resume. Nothing is written.
 
     Raises:
-        UserError: If the folder holds a run and `resume` is False, holds another run, or holds a config.yaml that is
-            not a run's, or if user-defined source files have changed since the run started.
+        UserError: If the folder holds a run and `resume` is False, holds another run or a part of one, or holds a
+            config.yaml that is not a run's, or if user-defined source files have changed since the run started.
     """
     begun = any((folder / name).exists() for name in ("last.safetensors", PREVIOUS))
     if begun and not resume:
@@ -173,6 +173,11 @@ def claim(folder: Path, config: Config, resume: bool) -> bool:
         if (path := folder / CONFIG).exists():  # refuse to overwrite a config.yaml that is not a run's
             from_yaml(path.read_bytes(), str(path))
         return False
+    if not (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder} holds a checkpoint and no config.yaml, so a part of the run was removed; put it back, remove "
+            "the rest, or name another folder with --out"
+        )
     changes = differences(read_config(folder), config)
     if any(change.path != "training.epochs" for change in changes):
         told = "; ".join(map(str, changes))
