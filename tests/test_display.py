@@ -118,6 +118,13 @@ def test_a_mistake_in_a_notebook_shows_the_users_lines_and_the_message() -> None
     assert message.startswith("NetworkError: the model can't take 3 images of shape (1, 8, 8): RuntimeError: shape")
 
 
+def test_code_that_a_dataclass_wrote_is_none_of_the_user() -> None:
+    with pytest.raises(adv.UserError) as caught:
+        adv.ThreatModel(norm="l3", eps=1)
+    (line,) = caught.value._render_traceback_()[:-1]
+    assert line.startswith(__file__)
+
+
 def test_a_comparison_in_a_notebook() -> None:
     other = evaluation({"clean": 188, "FGSM": 160, "PGD-20": 140, "worst case": 135}, model="n" * 64, shift=5)
     gains = measure_gains([evaluation()], [other])

@@ -35,7 +35,7 @@ def own_lines(error: BaseException) -> Iterator[str]:
     for one in (error, error.__cause__):
         for frame, number in traceback.walk_tb(one.__traceback__ if one is not None else None):
             file = frame.f_code.co_filename
-            if not file.startswith((*installed, "<frozen")):
+            if not file.startswith((*installed, "<frozen", "<string")):
                 place, line = file if Path(file).is_file() else "a cell", linecache.getline(file, number).strip()
                 yield f"{place}, line {number}, in {frame.f_code.co_name}\n    {line}"
 

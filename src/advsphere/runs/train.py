@@ -98,7 +98,7 @@ def train(
             validation, the number of training images that are held out.
 
     Returns:
-        The network after the last epoch, or after the last good one if the guard stopped a collapse.
+        The network after the last epoch, or after the last good one if the guard stopped a collapse, in eval mode.
 
     Raises:
         UserError: If a part does not exist or does not fit, the folder holds another run, another process trains into
@@ -211,7 +211,7 @@ def train(
             require_record(folder)
             if on_start == shown.start:
                 shown.end(folder)
-        return trainer.result
+        return trainer.result.eval()
 
 
 def threats_differ(config: Config) -> list[str]:
