@@ -130,6 +130,11 @@ def test_what_can_not_be_attacked_is_refused(forward: Callable[[Net, Tensor], Te
     assert "\n" not in str(caught.value)
 
 
+def test_one_image_is_no_batch() -> None:
+    with pytest.raises(UserError, match=r"labels \(B,\): x\[None\], y\[None\]"):
+        adv.fgsm(net(), images(1)[0], torch.tensor(0), threat=THREAT)
+
+
 def test_one_squeezed_image_is_one_row() -> None:
     model = net(lambda n, x: n.fc(n.body(x).flatten(1)).squeeze())
     assert answer(model, images(1)).shape == (1, 5)

@@ -48,6 +48,7 @@ def test_a_photo_is_prepared_as_the_test_images_were(photos_run: Path) -> None:
         assert torch.equal(model.preprocess(expected), expected)
     assert model.classes == ("bright", "dark")
     assert {p.classes[0] for p in model.predict(files)} <= {"bright", "dark"}
+    assert model.predict(torch.stack([model.preprocess(file) for file in files])) == model.predict(files)
 
 
 def test_what_is_no_image_is_named(photos_run: Path, tmp_path: Path) -> None:

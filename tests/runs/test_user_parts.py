@@ -20,13 +20,14 @@ from advsphere.data import Dataset, ImageSet
 from advsphere.errors import UserError
 from advsphere.files import tensor_checksum
 from advsphere.hypersphere import HypersphereConfig, attach_head
+from advsphere.losses import cross_entropy
 from advsphere.objectives import PGDAT, TRADES, FreeAT, Losses, Standard
 from advsphere.recipes import recipe
 from advsphere.runs.config import GivenObjective, objective_like, title_of
 from advsphere.runs.folder import load_run, read_config
 from advsphere.runs.train import train
 from advsphere.threat import ThreatModel
-from advsphere.training import Stopped
+from advsphere.training import Stopped, Trainer, TrainSettings
 from tests.training.tiny import assert_same_run, left_behind, stopping_after
 
 THREAT = ThreatModel(norm="linf", eps=0.1)
@@ -230,6 +231,12 @@ def test_objectives_that_are_none_are_told_what_they_lack(tmp_path: Path) -> Non
             quick(tmp_path, objective=objective)
     with pytest.raises(UserError, match=r"a function; derive it from objectives.Objective"):
         quick(tmp_path, objective=lambda model, x, y: None)
+    with pytest.raises(UserError, match=r"give an object of a class such as objectives.PGDAT"):
+        Trainer(net(), PGDAT, cross_entropy, pixels(), settings=TrainSettings(), folder=tmp_path)
+    with pytest.raises(UserError, match=r"lr_schedule is 'cosine'; give one of advsphere.schedule"):
+        quick(tmp_path, lr_schedule="cosine")
+    with pytest.raises(UserError, match=r"config is 'digits-pgd-at'; give that of a recipe"):
+        train("digits-pgd-at", tmp_path)
 
 
 def test_an_interrupt_in_a_notebook_writes_a_checkpoint_and_says_how_to_go_on(

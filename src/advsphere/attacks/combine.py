@@ -135,7 +135,9 @@ def _check_types(x: Tensor, target: Tensor | None, soft: bool) -> None:
         raise UserError(
             f"the labels are of type {type(target).__name__}; give torch.as_tensor(labels), class numbers (B,)"
         )
-    if len(target) != len(x) or target.dim() == 0:
+    if target.dim() == 0:
+        raise UserError("one label is no batch; give images (B, C, H, W) and labels (B,): x[None], y[None]")
+    if len(target) != len(x):
         raise UserError(f"there are {len(x)} images (shape {tuple(x.shape)}), but the labels are {tuple(target.shape)}")
     labels = target.dim() == 1 and target.dtype in (torch.int64, torch.int32)
     if not (labels or (soft and target.dim() > 1)):

@@ -129,7 +129,7 @@ class TrainedClassifier(
         """Classify images.
 
         Args:
-            images: One image or several, each as in `preprocess`.
+            images: One image or several, each as in `preprocess`; also a tensor or array of several.
             top: Number of classes to name for each image, the most likely first.
             batch_size: Images in one forward.
 
@@ -139,6 +139,8 @@ class TrainedClassifier(
         Raises:
             UserError: If an image can't be read or does not fit.
         """
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            images = list(images)
         several = [images] if isinstance(images, str | Path | Image.Image | np.ndarray | Tensor) else list(images)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         found = list[Prediction]()

@@ -243,6 +243,11 @@ def _described(
     settings: dict[str, Any],
 ) -> tuple[Config, _Given]:
     """The config, in which names or descriptions of the passed parts replace its own, and the parts without a name."""
+    given: object = config
+    if not isinstance(given, Config | None):
+        raise UserError(
+            f"config is {given!r}; give that of a recipe, advsphere.recipe('digits-pgd-at'), or parts, data="
+        )
     run = config or Config(recipe="custom")
     validation = settings.pop("validation", None)
     known = [field.name for field in fields(TrainSettings)]

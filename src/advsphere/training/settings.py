@@ -113,6 +113,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
+        if not callable(self.lr_schedule):
+            raise UserError(f"lr_schedule is {self.lr_schedule!r}; give one of advsphere.schedule, such as Cosine()")
         if self.validate_every < 1:
             raise UserError(f"validation after every {self.validate_every} epochs: give 1 or more")
         if not self.checkpoint_minutes >= 0:
