@@ -269,3 +269,9 @@ def test_soft_labels_are_the_mean_over_their_classes() -> None:
 def test_losses_of_one_class_and_its_rivals_refuse_other_labels(loss: Loss, labels: Tensor) -> None:
     with pytest.raises(UserError, match=r"takes class numbers \(B,\), not .* use losses.cross_entropy for soft labels"):
         loss(torch.randn(2, 4), labels)
+
+
+@pytest.mark.parametrize("loss", [log_odds, margin, cross_entropy])
+def test_a_label_without_a_logit_is_named(loss: Loss) -> None:
+    with pytest.raises(UserError, match="the labels go from 1 to 3, but there are 3 logits; number the classes from 0"):
+        loss(torch.zeros(3, 3), torch.tensor([1, 2, 3]))

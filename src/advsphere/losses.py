@@ -17,6 +17,20 @@ from torch import Tensor
 
 from advsphere.errors import UserError
 
+__all__ = [
+    "Loss",
+    "at_scale",
+    "cross_entropy",
+    "dlr",
+    "dlr_targeted",
+    "is_soft",
+    "kl",
+    "log_odds",
+    "margin",
+    "smoothed",
+    "widen",
+]
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, K), target) -> losses (B,)."""
 
@@ -36,7 +50,7 @@ def log_odds(logits: Tensor, y: Tensor) -> Tensor:
         Losses (B,).
 
     Raises:
-        UserError: For soft labels.
+        UserError: For soft labels, and on a CPU for a label without a logit.
     """
     z = widen(logits)
     _require_labels("log_odds", y)
@@ -218,4 +232,12 @@ def _require_labels(name: str, y: Tensor) -> None:
 
 
 def _without(z: Tensor, y: Tensor) -> Tensor:
-    return z.scatter(1, y[:, None], float("-inf"))
+    try:
+        return z.scatter(1, y[:, None], float("-inf"))
+    except RuntimeError as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise UserError(
+            f"the labels go from {int(y.min())} to {int(y.max())}, but there are {z.shape[1]} logits; number the "
+            "classes from 0, in the order of the logits"
+        ) from error

@@ -23,6 +23,20 @@ from advsphere.losses import Loss, cross_entropy, is_soft, kl, log_odds, widen
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
+__all__ = [
+    "ALP",
+    "NFGSM",
+    "PGDAT",
+    "TRADES",
+    "Crafting",
+    "Criterion",
+    "FastAT",
+    "FreeAT",
+    "Losses",
+    "Objective",
+    "Standard",
+]
+
 Criterion = Loss
 """(logits (B, K), labels (B,) or soft labels (B, K)) -> losses (B,) to minimise.
 

@@ -55,7 +55,7 @@ class TrainingProgress:
             Text(self.config.recipe, "bold"),
             f": {self.config.model.name} ({weights:,} weights), "
             f"{title_of(self.config.objective)} on {len(trainer.images):,} images of {self.config.data.name}, "
-            f"{settings.epochs} epochs, {precision} on {processes}{trainer.device.type}",
+            f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}, {precision} on {processes}{trainer.device.type}",
             sep="",
             soft_wrap=True,
         )
