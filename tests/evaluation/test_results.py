@@ -51,7 +51,7 @@ def test_a_file_that_was_changed_or_is_another_is_refused(result: Evaluation, tm
         path.write_text(broken)
         with pytest.raises(UserError, match=r"evaluation\.json"):
             Evaluation.load(path)
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="there is no file"):
         Evaluation.load(tmp_path / "nothing.json")
 
 

@@ -257,7 +257,7 @@ def test_files_that_are_missing(claim: Claim) -> None:
     claim.ledger.rename(claim.folder / "elsewhere.sqlite")
     with pytest.raises(UserError, match="there is no ledger"):
         claim.verify()
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="there is no file"):
         verify(claim.folder / "nothing.json", claim.ledger, nn.Identity(), claim.known.images)
 
 
