@@ -72,6 +72,9 @@ def _of_attacks(found: Evaluation) -> Iterator[str]:
     listed = found.identity["attacks"]
     if {row.name: row.settings for row in found.attacks} != listed or len(found.attacks) != len(listed):
         yield "the attacks are not those of its settings"
+    threat = found.identity["threat"]
+    if any(row.settings.get("threat", threat) != threat for row in found.attacks):
+        yield "an attack was run under another threat model"
     for name in ("invalid", "unreached", "forwards"):  # None in results of earlier versions
         if len({getattr(row, name) is None for row in found.rows}) > 1:
             yield f"some rows have no {name}"
