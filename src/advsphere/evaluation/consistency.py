@@ -32,13 +32,13 @@ _ADDED = ("false gradients", "planted examples missed", "random search finds mor
 _ALONE = 5
 """The last signs follow from the rows alone."""
 
-NAMES = (CLEAN, "worst case")
+_NAMES = (CLEAN, "worst case")
 
 
 def require_identity(identity: Mapping[str, Any]) -> None:
     """Raise an error unless an evaluation's identity has its parts, and each has its type."""
     for path, kind in _KINDS.items():
-        value = reduce(getitem, path.split("."), identity)
+        value: Any = reduce(getitem, path.split("."), identity)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"its {path} is {value!r}")
 
@@ -78,7 +78,7 @@ def _of_attacks(found: Evaluation) -> Iterator[str]:
     for name in ("invalid", "unreached", "forwards"):  # None in results of earlier versions
         if len({getattr(row, name) is None for row in found.rows}) > 1:
             yield f"some rows have no {name}"
-    if (found.clean.name, found.worst.name) != NAMES or found.clean.settings or found.worst.settings:
+    if (found.clean.name, found.worst.name) != _NAMES or found.clean.settings or found.worst.settings:
         yield "the clean images or the worst case have settings or another name"
     if found.clean.unreached:
         yield "clean images were not reached"
