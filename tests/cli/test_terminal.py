@@ -39,6 +39,7 @@ def test_the_next_command_is_one_that_the_shell_finds(tmp_path: Path, monkeypatc
     assert program() == ".venv/bin/advsphere"
     monkeypatch.setattr(sys, "argv", ["__main__.py"])
     assert program() == f"{sys.executable} -m advsphere"
+    assert program("verify", "a run").endswith(" -m advsphere verify 'a run'")
 
 
 def test_beneath_a_notebook_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,8 @@ def main(arguments: list[str]) -> int:
     """Run the missing evaluations, print the table and the verdict, and save them."""
     options = parse(Options, arguments, prog="advsphere compare")
     path = compared(options, terminal())
-    print(f"saved in {path}; check the evaluations with: {program()} verify RUN")
+    runs = [*options.baseline.split(","), *options.method.split(",")]
+    print(f"saved in {path}; check the evaluations with: {' && '.join(program('verify', run) for run in runs)}")
     return 0
 
 

@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> int:
     console.print(f"\nDone in {time.monotonic() - began:.0f} s. Next:")
     for line in (
         f"read the report       {page}",
-        f"check the numbers     {program()} verify {runs[-1]}",
-        f"use stronger attacks  {program()} compare {runs[0]} {runs[-1]}",
-        f"train with TRADES     {program()} train digits-trades-he",
+        f"check the numbers     {program('verify', runs[-1])}",
+        f"use stronger attacks  {program('compare', runs[0], runs[-1])}",
+        f"train with TRADES     {program('train', 'digits-trades-he')}",
     ):
         console.print(f"  {line}", soft_wrap=True)
     return 0

@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
             trained = read_config(options.subject.run).threat
             if (judged := _threat(options, trained)) != trained:
                 console.print(f"trained against {_said(trained)}; judged against {_said(judged)}", soft_wrap=True)
-        console.print(f"evidence: {folder}; check it with: {program()} verify {folder}", soft_wrap=True)
+        console.print(f"evidence: {folder}; check it with: {program('verify', folder)}", soft_wrap=True)
     leave(0)
     return 0
 

@@ -25,11 +25,15 @@ def terminal(**options: Any) -> Console:
     return _Terminal(highlight=False, markup=False, emoji=False, force_terminal=plain, **options)
 
 
-def program() -> str:
-    """What to type to call this program again: its name, or where it is if the shell would not find it."""
-    if shutil.which("advsphere"):
-        return "advsphere"
+def program(*words: object) -> str:
+    """What to type to call this program again with these words: its name, or where it is if the shell would not find
+    it, and each word quoted.
+    """
     script = Path(sys.argv[0])
-    if script.name == "advsphere" and script.is_file():
-        return shlex.quote(os.path.relpath(script))
-    return f"{shlex.quote(sys.executable)} -m advsphere"
+    if shutil.which("advsphere"):
+        called = ["advsphere"]
+    elif script.name == "advsphere" and script.is_file():
+        called = [os.path.relpath(script)]
+    else:
+        called = [sys.executable, "-m", "advsphere"]
+    return shlex.join([*called, *map(str, words)])

@@ -81,13 +81,13 @@ def _train(arguments: list[str], world: World) -> int:
                 record=_recorder(config) if options.diagnose else None,
             )
         except Stopped as stopped:
-            command = f"advsphere train {name} {shlex.join(_resuming(rest, folder))}"
-            together = "" if world.size == 1 else "torchrun ... -m "
-            console.print(f"{stopped}: {together}{command}", soft_wrap=True)
+            words = ["train", name, *_resuming(rest, folder)]
+            command = program(*words) if world.size == 1 else f"torchrun ... -m advsphere {shlex.join(words)}"
+            console.print(f"{stopped}: {command}", soft_wrap=True)
             return 130
     if world.first:
         progress.end(folder)
-    console.print(f"trained; next: {program()} evaluate {folder}", soft_wrap=True)
+    console.print(f"trained; next: {program('evaluate', folder)}", soft_wrap=True)
     return 0
 
 

@@ -186,7 +186,7 @@ def _cifar_folder(name: str, root: Path | str | None) -> Path:
             return folder
     raise UserError(
         f"{name}: no folder {layout.folder} in {_looked_in(places)}: "
-        f"name its place as root, or in ${VARIABLE}; {layout.cure}"
+        f"name its place as root (--data.root), or in ${VARIABLE}; {layout.cure}"
     )
 
 
@@ -199,6 +199,6 @@ def _place(root: Path | str | None) -> str:
         if place.is_dir():
             return str(place)
     raise UserError(
-        f"imagefolder: there is no folder {_looked_in(places)}; name as root, or in ${VARIABLE}, "
+        f"imagefolder: there is no folder {_looked_in(places)}; name as root (--data.root), or in ${VARIABLE}, "
         "a folder with images in train/<class>/ and val/<class>/, or with .tar shards in train/ and val/"
     )
