@@ -238,6 +238,9 @@ def test_a_misfit_is_told_with_the_nearest_names_and_the_cure(tmp_path: Path) ->
     with pytest.raises(UserError) as caught:
         load_weights(built("wrn-10-1"), path)
     assert "its keys are those of wrn-16-1: build that network" in str(caught.value)
+    torch.save(others.wide(10, 1) | {"fc.weight": torch.zeros(100, 64), "fc.bias": torch.zeros(100)}, path)
+    with pytest.raises(UserError, match=r"; it is for 100 classes: build the network for as many \(--num-classes 100"):
+        load_weights(built("wrn-10-1"), path)
     model = nn.Sequential(OrderedDict(stem=nn.Linear(4, 5), head=nn.Linear(5, 3)))
     state = {"stem.weight": torch.zeros(5, 4), "stem.bias": torch.zeros(5), "heads.weight": torch.zeros(3, 5)}
     torch.save({**state, "head.bias": torch.zeros(7)}, path)

@@ -98,9 +98,13 @@ def test_another_network_is_refused_with_the_first_names(tmp_path: Path) -> None
 def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "page.pth").write_text("<html>")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "cut.pth").write_bytes(_saved(network(), tmp_path).read_bytes()[:9000])
     for file, message in {
         "list.pth": "holds no state dict, but a list",
-        "page.pth": "holds more than tensors|can't be read as weights",
+        "page.pth": "is no file of torch.save, as it begins with '<html>'; download",
+        "empty.pth": "is empty; download or copy it again",
+        "cut.pth": "is cut off or damaged; download or copy it again",
         "none.pth": "there are no weights at",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
@@ -120,10 +124,13 @@ def test_an_archive_that_does_not_fit_its_checksums_is_refused(tmp_path: Path) -
             load_weights(network(), tmp_path / name)
 
 
-def test_an_archive_without_checksums_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.utils.serialization.config.save.compute_crc32", False)
+def test_an_archive_without_checksums_is_read(tmp_path: Path) -> None:
     state = network(seed=2).network.state_dict()
-    torch.save(state, tmp_path / "net.pth")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "net.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
     model = network()
     load_weights(model, tmp_path / "net.pth")
     assert same(model.network.state_dict(), state)

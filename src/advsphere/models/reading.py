@@ -76,12 +76,28 @@ def _content(path: Path) -> Any:
         raise UserError(f"there are no weights at {path}") from error
     except UserError:
         raise
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path} can't be read as weights: {' '.join(str(error).split())[:200]}") from error
     except Exception as error:  # pickle may raise any exception
+        if wrong := _no_weights(path):
+            raise UserError(f"{path} {wrong}; download or copy it again") from error
+        if isinstance(error, SafetensorError | OSError | RuntimeError | EOFError | ValueError):
+            raise UserError(f"{path} can't be read as weights: {' '.join(str(error).split())[:200]}") from error
         raise UserError(
             f"{path} holds more than tensors; save model.state_dict() alone ({type(error).__name__})"
         ) from error
+
+
+def _no_weights(path: Path) -> str:
+    """Why a file that can't be read holds no weights, by its first bytes; empty if they are as `torch.save` or
+    safetensors writes them.
+    """
+    begins = path.open("rb").read(20) if path.is_file() else b"\x80"
+    if not begins:
+        return "is empty"
+    if begins.startswith(b"PK"):
+        return "is cut off or damaged"
+    if path.suffix == ".safetensors" or begins.startswith(b"\x80"):
+        return ""
+    return f"is no file of torch.save, as it begins with {begins.decode('ascii', 'replace')!r}"
 
 
 def _require_undamaged(path: Path) -> None:

@@ -55,7 +55,7 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
     good = [name for name, fit in fits.items() if not fit.problem]
     if not good:
         best = min(fits.values(), key=lambda fit: fit.differing)
-        cure = _cure(next(states[name] for name, fit in fits.items() if fit is best))
+        cure = _cure(next(states[name] for name, fit in fits.items() if fit is best), best)
         raise UserError(f"{path} does not fit the model: {best.problem}; {cure}")
     chosen = fits[good[0]]
     model.load_state_dict(unpacked(model, chosen.theirs), strict=False)
@@ -115,6 +115,8 @@ class _Fit:
     problem: str = ""
     differing: int = 0
     new_head: str = ""
+    classes: int = 0
+    """The number of classes of the file, if nothing else differs."""
 
 
 def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) -> _Fit:
@@ -136,10 +138,14 @@ def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) ->
     missing, torn = _missing(own, theirs, model)
     kept = {name for name, module in model.named_modules() if isinstance(module, HypersphereHead)}
     missing = [name for name in missing if not (name.endswith("scale") and name.rpartition(".")[0] in kept)]
-    reshaped = [
-        f"{name.removeprefix(place)} ({tuple(value.shape)} instead of {tuple(own[name].shape)})"
+    changed = [
+        name
         for name, value in theirs.items()
         if isinstance(value, Tensor) and isinstance(own[name], Tensor) and value.shape != own[name].shape
+    ]
+    reshaped = [
+        f"{name.removeprefix(place)} ({tuple(theirs[name].shape)} instead of {tuple(own[name].shape)})"
+        for name in changed
     ]
     missing = [name.removeprefix(place) for name in missing]
     kinds = {
@@ -153,7 +159,9 @@ def _fit(state: Mapping[str, Any], model: nn.Module, head: str | None = None) ->
         problem += (
             f"; its input normalisation has no place in the model, put it into a PixelClassifier: {normalisation}"
         )
-    return _Fit(theirs, problem, sum(map(len, kinds.values())), new_head)
+    differing, rows = sum(map(len, kinds.values())), {theirs[name].shape[:1] for name in changed}
+    only_rows = len(rows) == 1 and all(theirs[name].shape[1:] == own[name].shape[1:] for name in changed)
+    return _Fit(theirs, problem, differing, new_head, rows.pop()[0] if only_rows and differing == len(changed) else 0)
 
 
 def _aligned(
@@ -298,7 +306,9 @@ def _fitting(state: Mapping[str, Any]) -> Iterator[Recognised]:
                     yield Recognised(name, hyperspherical=True)
 
 
-def _cure(state: Mapping[str, Any]) -> str:
+def _cure(state: Mapping[str, Any], best: _Fit) -> str:
+    if best.classes:
+        return f"it is for {best.classes} classes: build the network for as many (--num-classes {best.classes})"
     found = list(dict.fromkeys(_fitting(state)))
     if not found:
         return "build the network that it was saved from"
