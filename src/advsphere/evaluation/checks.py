@@ -235,13 +235,14 @@ def _clean_accuracy(logits: Tensor, y: Tensor) -> Finding:
             f"labels don't map to the model's outputs: {share}, but {renamed} if classes were renamed (it predicts "
             f"{names[:60]}); number the classes in the order in which the model was trained"
         )
+    cure = (
+        "check the order of the classes, and that the input normalisation is inside the model (--mean and --std, or "
+        "advsphere.classifier.PixelClassifier)"
+    )
     if right == 0 and n >= 20:
-        raise UserError(
-            f"{share}; check the order of the classes, and that the input normalisation is inside the model "
-            "(advsphere.classifier.PixelClassifier)"
-        )
+        raise UserError(f"{share}; {cure}")
     if right <= n / classes or (n >= ENOUGH and not more_than(right, n, 1 / classes)):
-        return Finding("clean accuracy", "noted", f"{share}, no better than chance: there is nothing to defend")
+        return Finding("clean accuracy", "noted", f"{share}, no better than chance: there is nothing to defend; {cure}")
     return Finding("clean accuracy", "ok", share)
 
 
