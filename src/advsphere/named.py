@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import linecache
 import os
 import re
 import sys
@@ -89,13 +90,13 @@ def name_of(thing: Any) -> str | None:
 
 
 def source_checksum(thing: Any) -> str | None:
-    """SHA-256 of the source file that defines a function, a class, or an instance's class.
+    """SHA-256 of the source file, or of the notebook's cells, that define a function, a class, or an instance's class.
 
     Args:
         thing: The object, or its name `package.module:object`.
 
     Returns:
-        64 hexadecimal digits; None if there is no file, or if it belongs to advsphere, an installed package or the
+        64 hexadecimal digits; None if there is no source, or if it belongs to advsphere, an installed package or the
         standard library, whose versions are recorded instead.
     """
     if isinstance(thing, str):
@@ -104,12 +105,25 @@ def source_checksum(thing: Any) -> str | None:
         thing = type(thing)
     module = sys.modules.get(getattr(thing, "__module__", None) or "")
     file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file():
+    if file is None:
+        cells = _cells(thing)
+        return hashlib.sha256("".join(cells).encode()).hexdigest() if cells else None
+    if not Path(file).is_file():
         return None
     path = Path(file).resolve()
     if any(path.is_relative_to(folder) for folder in _not_the_users()):
         return None
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _cells(thing: Any) -> list[str]:
+    """The source of the notebook's cells that define a function, or the methods of a class."""
+    made = vars(thing).values() if inspect.isclass(thing) else [thing]
+    codes = [getattr(inspect.unwrap(one), "__code__", None) for one in made if callable(one)]
+    files = dict.fromkeys(
+        code.co_filename for code in codes if code is not None and not code.co_filename.startswith("<")
+    )
+    return [line for file in files for line in linecache.getlines(file)]
 
 
 def call(

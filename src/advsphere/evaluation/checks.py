@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,8 @@ from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
+from advsphere.files import some
+from advsphere.identity import unknowns
 from advsphere.losses import is_soft, log_odds
 from advsphere.memory import with_frozen
 from advsphere.rng import Rng, permutation
@@ -146,6 +148,12 @@ def images_of(images: Source | Pixels, labels: Pixels | None) -> Images:
     # An image set needs the names of all classes, but only the model knows their number, and it runs later.
     highest = int(labels.max()) if labels.numel() else 0
     return ImageSet(images, labels, tuple(map(str, range(min(max(highest, 0), 100_000) + 1))))
+
+
+def incomplete(identity: Mapping[str, Any]) -> list[Finding]:
+    """A finding if something of the model or the attacks could not be recorded."""
+    said = "the record of model and attacks is incomplete, so this evaluation can't be resumed: "
+    return [Finding("identity", "noted", said + some(unknown))] if (unknown := [*unknowns(identity)]) else []
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -22,7 +22,7 @@ from advsphere.distributed import World
 from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.cascades import arranged
-from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, preflight
+from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, incomplete, preflight
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.majority import as_judged
@@ -32,8 +32,7 @@ from advsphere.evaluation.sampling import certain, usual_certainty
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.evaluation.suites import Effort, SuiteContext, attacks_of, find_suite
 from advsphere.evaluation.work import OnProgress, Plan
-from advsphere.files import some
-from advsphere.identity import data_checksum, describe, model_answers, model_record, unknowns
+from advsphere.identity import data_checksum, describe, model_answers, model_record
 from advsphere.machine import advice, low_precision
 from advsphere.named import trust
 from advsphere.provenance import environment
@@ -191,11 +190,9 @@ def prepare(
         "search": str(dtype or torch.float32).removeprefix("torch."),
     }
     world.require_same(identity, "settings, models or images")
-    if unknown := [*unknowns(identity)]:
+    if unrecorded := incomplete(identity):
         identity["anew"] = world.from_first(secrets.token_hex(8))
-        findings.append(
-            Finding("identity", "noted", f"it is incomplete, so this evaluation can't be resumed: {some(unknown)}")
-        )
+        findings += unrecorded
     known = identity, answers, environment(device)
     return Plan(model, images, threat, specs, *known, dtype, budget, tuple(findings), world, sized)
 

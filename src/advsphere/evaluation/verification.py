@@ -17,7 +17,7 @@ from torch import nn
 
 from advsphere.data import Source
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import Pixels, images_of, preflight
+from advsphere.evaluation.checks import Pixels, images_of, incomplete, preflight
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.evidence import Evidence
 from advsphere.evaluation.judge import exact_float32
@@ -31,7 +31,6 @@ from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.sampling import SEARCH, Sampling
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import canonical, content_checksum, content_errors, differences, read_json, some
-from advsphere.identity import unknowns
 
 _AGAIN = "run the same evaluation again, which repeats no finished attack and writes the file anew"
 
@@ -249,8 +248,7 @@ def _checks(written: Mapping[str, Any], evidence: Evidence, specs: Sequence[Atta
     except UserError as error:
         return [Finding("findings", "failed", f"preflight refuses this model: {error}")]
     findings += context_of(model, images, threat_of(book), effort_of(book), book.identity["suite"].get("head"))[1]
-    if [*unknowns(book.identity)]:
-        findings.append(Finding("identity", "noted", "it is incomplete"))
+    findings += incomplete(book.identity)
     again = probes_of(book, model, images, specs, list(PROBES))
     probes = {name: json.loads(canonical(value)) for name, value in again}  # in the order in which the ledger keeps it
     expected = replace(expected, findings=tuple(findings))
