@@ -120,8 +120,8 @@ def trained_on(book: Ledger, model: nn.Module, folder: object) -> str:
     if not another_model(book, as_judged(model, book.identity["suite"].get("draws", 0))):
         return ""
     return (
-        f"the network has changed since the evaluation in {folder}, as after more training; delete that folder, or "
-        "evaluate again with another --out"
+        f"the network has changed since the evaluation in {folder}, as after more training; delete that folder and "
+        "evaluate again"
     )
 
 
