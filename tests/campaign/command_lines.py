@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
@@ -114,6 +115,9 @@ def same(text: str, value: str) -> bool:
     """Whether a word stands for a value, given as Python writes it."""
     if text in (value, value.strip("'")) or value in (repr(text), f"PosixPath('{Path(text)}')"):
         return True
+    if text and (time := re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text)):
+        hours, minutes, seconds = (float(part or 0) for part in time.groups())
+        return str(3600 * hours + 60 * minutes + seconds) == value
     with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
         return float(Fraction(text)) == float(value)
     with contextlib.suppress(ValueError):
@@ -129,7 +133,7 @@ def _as_named(path: Path, found: Any, valid: Any) -> bool:
     plain = read_plain(line)
     for key in found.keys() | valid.keys():
         value = found.get(key)
-        if value in (valid.get(key), plain.get(key)) or (not plain and value == "None"):
+        if value in (valid.get(key), plain.get(key)) or (not plain and value in ("None", "()")):
             continue  # a line without what the command needs is refused only after it was parsed
         named = [word.partition("=")[0].lstrip("-").replace("_", "-") for word in line]
         flag, last = key.replace("_", "-"), key.rpartition(".")[2].replace("_", "-")
