@@ -126,7 +126,7 @@ def test_what_an_evaluation_can_not_take_is_told_with_its_cure() -> None:
         with pytest.raises(UserError, match=r"images are in \[0, 1\] here"):
             evaluate(model, IMAGES, threat=ThreatModel(norm="linf", eps=0.1, bounds=bounds))
     for budget in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="give a positive time"):
+        with pytest.raises(UserError, match="give a positive number of seconds"):
             evaluate(model, IMAGES, threat=THREAT, budget=budget)
     with pytest.raises(UserError, match="the images have pixels from"):
         evaluate(model, IMAGES, threat=ThreatModel(norm="linf", eps=0.1, bounds=(0.3, 0.6)))

@@ -148,9 +148,12 @@ def prepare(
     if isinstance(suite, str):
         trust([suite])
     images, device = images_of(images, labels), device_of(model)
+    if precision not in ("auto", *_PRECISIONS):
+        raise UserError(f"precision is {precision!r}; choose one of auto, {', '.join(_PRECISIONS)}")
     if budget is not None:
-        if not 0 < budget < math.inf:
-            raise UserError(f"the budget is {budget} seconds; give a positive time")
+        seconds: object = budget
+        if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            raise UserError(f"the budget is {budget!r}; give a positive number of seconds")
         effort = replace(effort, cascade=True)
     named: dict[str, Any] = {"name": "own"}
     if isinstance(suite, str):
