@@ -123,7 +123,7 @@ def required(view: View | None, place: str, first: Encoded) -> View:
         width, height = first.open().size
         raise UserError(
             f"{place} needs an image size to resize its images to: its first image is {width}x{height}, "
-            f"so try image_size={min(width, height)}"
+            f"so try image_size={min(width, height)} (--image-size; in train --data.image-size)"
         )
     return view
 

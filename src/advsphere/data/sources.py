@@ -22,6 +22,9 @@ from advsphere.rng import permutation
 SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32}
 NAMES = (*SIZES, "imagefolder")
 VARIABLE = "ADVSPHERE_DATA"
+_FLAGS = "(--data; in train --data.root)"
+"""How the command line names the root."""
+
 HELD_OUT = 0.1
 """The share of the images that is held out as a test set if the folder has none."""
 
@@ -186,7 +189,7 @@ def _cifar_folder(name: str, root: Path | str | None) -> Path:
             return folder
     raise UserError(
         f"{name}: no folder {layout.folder} in {_looked_in(places)}: "
-        f"name its place as root (--data.root), or in ${VARIABLE}; {layout.cure}"
+        f"name its place as root {_FLAGS}, or in ${VARIABLE}; {layout.cure}"
     )
 
 
@@ -199,6 +202,6 @@ def _place(root: Path | str | None) -> str:
         if place.is_dir():
             return str(place)
     raise UserError(
-        f"imagefolder: there is no folder {_looked_in(places)}; name as root (--data.root), or in ${VARIABLE}, "
+        f"imagefolder: there is no folder {_looked_in(places)}; name as root {_FLAGS}, or in ${VARIABLE}, "
         "a folder with images in train/<class>/ and val/<class>/, or with .tar shards in train/ and val/"
     )
