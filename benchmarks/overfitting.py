@@ -57,12 +57,10 @@ from advsphere.runs.folder import read_collapses
 from advsphere.runs.train import train
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Stopped, read_metrics
-from advsphere.training.guard import FGSM, IMAGES, PGD, collapsed
+from advsphere.training.guard import FALLEN, FGSM, IMAGES, PGD, collapsed
 
 BEGIN, END = "<!-- overfitting -->", "<!-- /overfitting -->"
 GUARDS = {"off": "without the guard", "remedy": "with the guard"}
-ADJUSTED = range(5)
-"""Seeds whose runs were looked at while the guard was built. The report counts the others separately."""
 LOOK = ("as they are", "with patterns")
 """Of the images, without patterns and with them."""
 HEADS = {"plain": None, "HE": HypersphereConfig(scale=15.0, margin=0.2)}
@@ -76,6 +74,11 @@ class Case(NamedTuple):
     guard: str
     seed: int
     pattern: int = 0
+
+
+def seen_before(case: Case) -> bool:
+    """Whether the guard was adjusted on this run or its partner. The report counts the others separately."""
+    return case.seed < 5 or case._replace(guard="off") == Case(8, "HE", "off", 5, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +295,7 @@ def setup(rows: Mapping[Case, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[
 
 def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     """The counts of all runs and of the new seeds, and how the numbers were made, in a few sentences."""
-    new = {case: row for case, row in rows.items() if case.seed not in ADJUSTED}
+    new = {case: row for case, row in rows.items() if not seen_before(case)}
     collapses = [collapse for row in rows.values() for collapse in row["collapses"]]
     undone = sum(collapse["epoch"] - collapse["back_to"] for collapse in collapses)
     guarded = [row for case, row in rows.items() if case.guard == "remedy"]
@@ -303,35 +306,43 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     lengths = [f"{n} epochs{f' with patterns of {strength}/255' if strength else ''}" for strength, n in epochs.items()]
     commits = sorted({str(row["environment"]["commit"]) for row in rows.values()})
     return (
-        f"{ends(rows)}. The guard was adjusted on runs of seeds {ADJUSTED[0]} to {ADJUSTED[-1]}. Of the runs of other "
-        f"seeds, {ends(new)}. "
+        f"{ends(rows)}. The guard was adjusted on runs of seeds 0 to 4, and on seed 5 with HE and patterns. Of the "
+        f"other runs, {ends(new)}. "
         f"In {len(partners)} pairs the guard saw no collapse. {len(twice)} of them were run twice, and {sum(twice)} of "
         f"these end with equal outcomes; the others were run once, because a guard that does not act changes no bit. "
-        f"{undone} epochs were undone and trained again, of {sum(len(row['history']) for row in guarded)}. "
+        f"The guarded runs have {sum(len(row['history']) for row in guarded)} epochs, and {undone} more were undone. "
         f"{s['network']} on {s['images']:,} images of {s['data']} (JPEG), averaged to {s['size']} x {s['size']} "
         f"pixels, {', '.join(lengths)}, in batches of {s['batch_size']} at a learning rate of up to {s['lr']:g}. A run "
-        f"trains on FGSM from the clean image with steps of eps. The networks after the last epoch are judged on the "
-        f"first {s['held_out']} test images, under FGSM of every image, and under PGD-50 and FGSM. "
+        f"trains on FGSM from the clean image with steps of eps. The networks after the last good epoch are judged on "
+        f"the first {s['held_out']} test images, under FGSM of every image, and under PGD-50 and FGSM. "
         f"{e['processor']}, {e['threads']} thread(s), torch {e['torch']}, at {', '.join(commits)}."
     )
 
 
 def picture(rows: Mapping[Case, Mapping[str, Any]], path: Path) -> None:
-    """Accuracy under PGD-10 on held-out images over the epochs, one line for each run."""
+    """The end of every run, under FGSM and under PGD-50 too, with a line between the runs of a pair."""
     shown = panels(rows)
-    figure, axes = canvas(4.2 * len(shown), 3.2, 1, len(shown), sharey=True)
+    figure, axes = canvas(3.6 * len(shown), 3.6, 1, len(shown))
     colours = {"off": "#c0392b", "remedy": "#1f5fa8"}
     for (eps, pattern), plot in zip(shown, axes, strict=True):
-        for case, row in rows.items():
-            if (case.eps, case.pattern) == (eps, pattern):
-                points = [(m["epoch"], 100 * m["robust"]) for m in row["history"]]
-                plot.plot(*zip(*points, strict=True), color=colours[case.guard], lw=1, alpha=0.55)
+        ends = {
+            case: tuple(100 * accuracy(row[name]) for name in ("fgsm", "pgd"))
+            for case, row in rows.items()
+            if (case.eps, case.pattern) == (eps, pattern)
+        }
+        most = 1.1 * max(fgsm for fgsm, _ in ends.values())
+        for share, style, words in ((1, ":", "none of these fall to PGD-50"), (FALLEN, "--", "half of these fall")):
+            plot.plot([0, most], [0, share * most], color="#999999", lw=0.8, ls=style, label=words)
+        for case, end in ends.items():
+            partner = ends[case._replace(guard="off")]
+            plot.plot(*zip(partner, end, strict=True), color="#bbbbbb", lw=0.7, zorder=1)
+            plot.scatter(*end, s=22, color=colours[case.guard], alpha=0.75, lw=0, zorder=2)
         for guard, words in GUARDS.items():
-            plot.plot([], [], color=colours[guard], label=words)
+            plot.scatter([], [], s=22, color=colours[guard], label=words)
         first = plot is axes[0]
         title = f"eps = {radius(eps / 255)}, images {LOOK[pattern > 0]}"
-        quiet(plot, "epoch", "accuracy under PGD-10, %" if first else "", title=title)
-    axes[0].legend(frameon=False, fontsize=8)
+        quiet(plot, "accuracy under FGSM, %", "under PGD-50 too, %" if first else "", title=title)
+    axes[-1].legend(frameon=False, fontsize=8, loc="upper left")
     save(figure, path)
 
 
@@ -342,7 +353,7 @@ def main(options: Arguments) -> None:
         rows = paired(read(options.rows))
         text = table(rows)
         picture(rows, options.report.with_suffix(".svg"))
-        shown = f"![Accuracy under PGD-10 over the epochs of every run.]({options.report.with_suffix('.svg').name})"
+        shown = f"![The end of every run under FGSM and PGD-50.]({options.report.with_suffix('.svg').name})"
         page = replace_between(options.report.read_text(), f"{text}\n\n{shown}", begin=BEGIN, end=END)
         options.report.write_text(page)
         print(text)
