@@ -325,16 +325,16 @@ def picture(rows: Mapping[Case, Mapping[str, Any]], path: Path) -> None:
     figure, axes = canvas(3.6 * len(shown), 3.6, 1, len(shown))
     colours = {"off": "#c0392b", "remedy": "#1f5fa8"}
     for (eps, pattern), plot in zip(shown, axes, strict=True):
-        ends = {
+        found = {
             case: tuple(100 * accuracy(row[name]) for name in ("fgsm", "pgd"))
             for case, row in rows.items()
             if (case.eps, case.pattern) == (eps, pattern)
         }
-        most = 1.1 * max(fgsm for fgsm, _ in ends.values())
+        most = 1.1 * max(fgsm for fgsm, _ in found.values())
         for share, style, words in ((1, ":", "none of these fall to PGD-50"), (FALLEN, "--", "half of these fall")):
             plot.plot([0, most], [0, share * most], color="#999999", lw=0.8, ls=style, label=words)
-        for case, end in ends.items():
-            partner = ends[case._replace(guard="off")]
+        for case, end in found.items():
+            partner = found[case._replace(guard="off")]
             plot.plot(*zip(partner, end, strict=True), color="#bbbbbb", lw=0.7, zorder=1)
             plot.scatter(*end, s=22, color=colours[case.guard], alpha=0.75, lw=0, zorder=2)
         for guard, words in GUARDS.items():
