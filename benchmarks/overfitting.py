@@ -209,9 +209,9 @@ def run(options: Arguments, case: Case, dataset: Dataset, until: float) -> dict[
     }
 
 
-def calm(row: Mapping[str, Any] | None) -> bool:
+def calm(row: Mapping[str, Any]) -> bool:
     """Whether this is a run in which the guard saw no collapse."""
-    return row is not None and row["guard"] == "remedy" and not row["collapses"]
+    return row["guard"] == "remedy" and not row["collapses"]
 
 
 def without_guard(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def picture(rows: Mapping[Case, Mapping[str, Any]], path: Path) -> None:
         for case, end in found.items():
             partner = found[case._replace(guard="off")]
             plot.plot(*zip(partner, end, strict=True), color="#bbbbbb", lw=0.7, zorder=1)
-            plot.scatter(*end, s=22, color=colours[case.guard], alpha=0.75, lw=0, zorder=2)
+            plot.scatter(end[0], end[1], s=22, color=colours[case.guard], alpha=0.75, lw=0, zorder=2)
         for guard, words in GUARDS.items():
             plot.scatter([], [], s=22, color=colours[guard], label=words)
         first = plot is axes[0]
@@ -365,7 +365,7 @@ def main(options: Arguments) -> None:
         if case in done:
             continue
         guarded = done.get(case._replace(guard="remedy"))
-        row = without_guard(guarded) if calm(guarded) else run(options, case, dataset, until)
+        row = without_guard(guarded) if guarded and calm(guarded) else run(options, case, dataset, until)
         with disk_errors(options.rows), options.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
         seen = (
