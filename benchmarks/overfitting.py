@@ -78,7 +78,7 @@ class Case(NamedTuple):
 
 def seen_before(case: Case) -> bool:
     """Whether the guard was adjusted on this run or its partner. The report counts the others separately."""
-    return case.seed < 5 or case._replace(guard="off") == Case(8, "HE", "off", 5, 8)
+    return case.seed < (5 if case.eps == 16 else 1) or case._replace(guard="off") == Case(8, "HE", "off", 5, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,9 +277,20 @@ def accuracy(outcomes: str) -> float:
 
 
 def ends(rows: Mapping[Case, Mapping[str, Any]]) -> str:
-    """How many runs end collapsed, without the guard and with it."""
-    found = {guard: [row["collapsed"] for case, row in rows.items() if case.guard == guard] for guard in GUARDS}
-    return " and ".join(f"{sum(found[g])} of {len(found[g])} runs end collapsed {words}" for g, words in GUARDS.items())
+    """How many runs end collapsed, without the guard and with it, for each look of the images."""
+    told = []
+    for patterns in sorted({case.pattern > 0 for case in rows}):
+        found: dict[str, list[bool]] = {guard: [] for guard in GUARDS}
+        for case, row in rows.items():
+            if (case.pattern > 0) == patterns:
+                found[case.guard].append(row["collapsed"])
+        counts = " and ".join(f"{sum(found[g])} of {len(found[g])} {words}" for g, words in GUARDS.items())
+        told.append(f"of the runs on images {LOOK[patterns]}, {counts} end collapsed")
+    return "; ".join(told)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def setup(rows: Mapping[Case, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[int, int]]:
@@ -306,8 +317,8 @@ def told_of(rows: Mapping[Case, Mapping[str, Any]]) -> str:
     lengths = [f"{n} epochs{f' with patterns of {strength}/255' if strength else ''}" for strength, n in epochs.items()]
     commits = sorted({str(row["environment"]["commit"]) for row in rows.values()})
     return (
-        f"{ends(rows)}. The guard was adjusted on runs of seeds 0 to 4, and on seed 5 with HE and patterns. Of the "
-        f"other runs, {ends(new)}. "
+        f"{_sentence(ends(rows))}. The guard was adjusted on runs of seeds 0 to 4 at 16/255 and of seed 0 at 8/255, "
+        f"and on seed 5 with HE and patterns. Without these: {ends(new)}. "
         f"In {len(partners)} pairs the guard saw no collapse. {len(twice)} of them were run twice, and {sum(twice)} of "
         f"these end with equal outcomes; the others were run once, because a guard that does not act changes no bit. "
         f"The guarded runs have {sum(len(row['history']) for row in guarded)} epochs, and {undone} more were undone. "

@@ -361,7 +361,7 @@ def test_runs_with_the_guard_and_without_go_on_where_they_stopped(benchmarks: Si
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- overfitting -->\nold\n<!-- /overfitting -->\n")
     script.main(replace(options, report=page))
-    assert "0 of 2 runs end collapsed with the guard" in page.read_text() and (tmp_path / "page.svg").is_file()
+    assert "0 of 2 with the guard end collapsed" in page.read_text() and (tmp_path / "page.svg").is_file()
 
 
 def test_every_class_gets_a_pattern_of_its_own_and_of_the_strength_asked_for(benchmarks: SimpleNamespace) -> None:
