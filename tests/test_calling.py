@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -288,6 +290,16 @@ def test_attempts_leave_no_trace_in_a_network_that_keeps_state() -> None:
         model(x)
         model.extra = 3  # type: ignore[assignment]
     assert not hasattr(model, "extra")
+
+
+def test_attempts_keep_no_network_alive() -> None:
+    """An operation that saves its own output, such as a norm, refers to itself through what is saved."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), HypersphereHead(8 * 6 * 6, 4, scale=15.0)).eval()
+    head = weakref.ref(net[-1].weight)
+    answer(net, images(2).contiguous(memory_format=torch.channels_last))
+    del net
+    gc.collect()
+    assert head() is None
 
 
 def test_folding_leaves_out_layers_with_hooks() -> None:

@@ -155,7 +155,8 @@ def _tried_ways(model: nn.Module, x: Tensor, last: bool) -> _Way:
 
 def _tried(model: nn.Module, x: Tensor, way: _Way) -> tuple[Tensor, bool] | None:
     """The logits, and whether a gradient reaches the images; None if the network does not take them this way."""
-    own_graph = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)  # also inside a checkpoint
+    # Also inside a checkpoint. Tensors that an operation saves of its own output would keep its graph alive for ever.
+    own_graph = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda t: t)
     with kept(model), eagerly(), torch.enable_grad(), own_graph:
         try:
             leaf = way.copied(x, model).detach().clone().requires_grad_(True)
