@@ -78,7 +78,7 @@ def test_a_part_of_the_corruptions_is_named(
         (["--root", "nowhere"], "there is no folder nowhere"),
         (["--root", "photos", "--save", "C"], "leave out"),
         (["--frost", "photos"], "no frost1.png in photos"),
-        (["--verify"], "can't be read"),
+        (["--verify"], "there is no file"),
         (["--image-size", "16"], "at least 24 pixels"),
     ],
 )

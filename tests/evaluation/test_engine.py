@@ -300,7 +300,7 @@ class Noting(nn.Module):
 def test_a_search_in_low_precision_is_recorded_and_reaches_the_same_verdict(
     dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: dtype)
+    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device, model: dtype)
     conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -355,14 +355,14 @@ class Large(nn.Module):
 
 
 def test_a_lack_of_memory_is_not_read_as_a_lack_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device, model: torch.bfloat16)
     known = linear()
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(Large(known.model), known.images, known.labels, threat=THREAT, suite=FEW)
 
 
 def test_a_model_that_knows_no_bfloat16_is_searched_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr("advsphere.evaluation.engine.low_precision", lambda device, model: torch.bfloat16)
     known = linear()
     model = ThroughNumpy(known.model)
     result = evaluate(model, known.images, known.labels, threat=THREAT, suite=FEW)
