@@ -267,7 +267,7 @@ def table(rows: Mapping[Case, Mapping[str, Any]]) -> str:
             means = [f"{100 * fmean(accuracy(row[name]) for row in mine):.1f}" for name in ("clean", "fgsm", "pgd")]
             undone = sum(len(row["collapses"]) for row in mine)
             ended = f"{sum(row['collapsed'] for row in mine)} of {len(mine)}"
-            shown = [radius(eps / 255), LOOK[pattern > 0], sort, words, f"{len(mine)}", ended, f"{undone}"]
+            shown = [radius(eps / 255), LOOK[pattern > 0], sort, words.split()[0], f"{len(mine)}", ended, f"{undone}"]
             out.append(line([*shown, *means]))
     return "\n".join([*out, "", told_of(rows)])
 
