@@ -33,7 +33,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from half_size import smaller
 from torch import nn
 
 from advsphere.analysis.canvas import canvas, quiet
@@ -145,12 +145,6 @@ def config_of(options: Arguments, case: Case) -> Config:
         sphere=HEADS[case.head],
         threat=threat,
     )
-
-
-def smaller(images: ImageSet, size: int) -> ImageSet:
-    """The images, averaged over squares of pixels."""
-    pixels = F.avg_pool2d(images.pixels.float(), images.shape[-1] // size).round().to(torch.uint8)
-    return replace(images, pixels=pixels)
 
 
 def with_patterns(images: ImageSet, strength: int) -> ImageSet:

@@ -20,7 +20,7 @@ from advsphere.data import Dataset, ImageSet, from_dataset, image_folder
 from advsphere.data.encoded import View
 from advsphere.data.folders import scan_folder
 from advsphere.evaluation import Ledger, Progress, Sign
-from advsphere.evaluation.bars import progress_bar
+from advsphere.evaluation.progress import progress_bar
 from advsphere.evaluation.verification import Verification
 from tests.report.made import evaluation
 

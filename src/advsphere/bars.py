@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, TaskID
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 WHOLE = Column(no_wrap=True)
@@ -81,6 +83,29 @@ def beneath_notebook() -> bool:
         True if the kernel's settings are inherited.
     """
     return "matplotlib_inline" in os.environ.get("MPLBACKEND", "") and not in_notebook()
+
+
+@contextmanager
+def stage_bars(console: Console) -> Iterator[Callable[[str, str, int, int], None]]:
+    """Show a bar for each network and each stage of a measurement, which stay when it is done.
+
+    Args:
+        console: The terminal.
+
+    Yields:
+        A function to be called with (network, stage, done, total) after each step.
+    """
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
+    with Bars(*columns, console=console, transient=False) as bars:
+        tasks: dict[tuple[str, str], TaskID] = {}
+
+        def show(name: str, stage: str, done: int, total: int) -> None:
+            key = (name, stage)
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{name:<24} {stage:<13}", total=total)
+            bars.update(tasks[key], completed=done)
+
+        yield show
 
 
 class _Cell:

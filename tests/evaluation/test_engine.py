@@ -17,9 +17,9 @@ from advsphere.classifier import PixelClassifier
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import CLEAN, AttackSpec, Effort, Evaluation, Ledger, Progress, evaluate, verify
-from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.cascades import cascade
 from advsphere.evaluation.probes import PROBES
+from advsphere.evaluation.progress import progress_bar
 from advsphere.hypersphere import attach_head
 from advsphere.threat import ThreatModel
 from tests.evaluation.cases import (

@@ -18,7 +18,7 @@ import torch
 
 from advsphere.errors import UserError
 from advsphere.evaluation import Cell, Ledger, evaluate, verify
-from advsphere.evaluation.work import Progress
+from advsphere.evaluation.progress import Progress
 from advsphere.files import file_lock, fingerprint, packed, unpacked
 from tests.evaluation.cases import THREAT, linear, pgd_spec
 

@@ -18,7 +18,7 @@ from advsphere.corruption.published import read_published, save_arrays, save_fol
 from advsphere.corruption.result import ALEXNET, RECORD, CorruptionRecord, corruption_figure
 from advsphere.corruption.severity import SEVERITIES
 from advsphere.errors import UserError
-from advsphere.evaluation.bars import progress_bar
+from advsphere.evaluation.progress import progress_bar
 from advsphere.reproduce import collecting, results
 from advsphere.reproduce.listing import listing
 from advsphere.runs.target import EvaluationTarget

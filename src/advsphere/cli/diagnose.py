@@ -13,9 +13,9 @@ from torch import nn
 
 from advsphere.analysis.diagnosis import Diagnosis, Network, diagnose
 from advsphere.analysis.feature_normalization import PAPER
+from advsphere.bars import stage_bars
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import terminal
-from advsphere.cli.stages import stage_bars
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import usual_batch_size

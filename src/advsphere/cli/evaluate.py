@@ -16,9 +16,9 @@ from advsphere.cli.printing import program, terminal
 from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation
-from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.checks import device_of, usual_batch_size
 from advsphere.evaluation.engine import Precision, prepare
+from advsphere.evaluation.progress import progress_bar
 from advsphere.files import canonical
 from advsphere.identity import AnotherModelError
 from advsphere.machine import advice

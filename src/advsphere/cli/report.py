@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from advsphere.bars import stage_bars
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import terminal
-from advsphere.cli.stages import stage_bars
 from advsphere.comparison.find import Finished, common
 from advsphere.data import load
 from advsphere.data.cifar import LAYOUTS

@@ -23,7 +23,7 @@ from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of, preflight
 from advsphere.evaluation.judge import exact_float32, predict
-from advsphere.evaluation.work import Progress
+from advsphere.evaluation.progress import Progress
 from advsphere.files import differences
 from advsphere.identity import answer_alike, data_checksum, model_answers, model_checksum, model_record, unknowns
 from advsphere.provenance import environment

@@ -4,12 +4,12 @@ from advsphere.evaluation.checks import preflight
 from advsphere.evaluation.engine import evaluate
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
 from advsphere.evaluation.outcomes import AdversarialImages
+from advsphere.evaluation.progress import Progress
 from advsphere.evaluation.results import WORST, Evaluation, compare
 from advsphere.evaluation.rows import Finding, Row, Sign
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.evaluation.suites import SUITES, Effort, SuiteContext, suite
 from advsphere.evaluation.verification import Verification, verify
-from advsphere.evaluation.work import Progress
 
 __all__ = [
     "CLEAN",

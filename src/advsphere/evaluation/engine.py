@@ -20,18 +20,18 @@ from advsphere.classifier import frozen, split
 from advsphere.data import Images, Source
 from advsphere.distributed import World
 from advsphere.errors import UserError, out_of_memory
-from advsphere.evaluation.bars import progress_bar
 from advsphere.evaluation.cascades import arranged
 from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, incomplete, preflight
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.majority import as_judged
+from advsphere.evaluation.progress import OnProgress, progress_bar
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.sampling import certain, usual_certainty
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.evaluation.suites import Effort, SuiteContext, attacks_of, find_suite
-from advsphere.evaluation.work import OnProgress, Plan
+from advsphere.evaluation.work import Plan
 from advsphere.identity import data_checksum, describe, model_answers, model_record
 from advsphere.machine import advice, low_precision
 from advsphere.named import trust

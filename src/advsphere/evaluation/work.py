@@ -30,6 +30,7 @@ from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, p
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
 from advsphere.evaluation.pace import Pace, leading
 from advsphere.evaluation.probes import missing, probes_of
+from advsphere.evaluation.progress import OnProgress, Progress
 from advsphere.evaluation.results import Evaluation
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.sampling import SEARCH, Sampling
@@ -38,44 +39,8 @@ from advsphere.files import canonical, file_lock
 from advsphere.identity import AnotherModelError
 from advsphere.memory import leading_part
 from advsphere.rng import Rng
-from advsphere.stats import wilson
 from advsphere.threat import ThreatModel
 
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """The progress of an evaluation, reported after each batch.
-
-    Attributes:
-        attack: The running attack.
-        done: Number of images that it has finished.
-        total: Number of all images.
-        robust: Number of finished images that resisted.
-        seconds: Time that this process has spent on the attack.
-        images: Number of images that this process attacked in that time.
-    """
-
-    attack: str
-    done: int
-    total: int
-    robust: int
-    seconds: float
-    images: int
-
-    @property
-    def images_per_second(self) -> float:
-        """Images that this process attacks per second."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    def __str__(self) -> str:
-        """Accuracy so far with its interval."""
-        if not self.done:
-            return ""
-        low, high = wilson(self.robust, self.done)
-        return f"{100 * self.robust / self.done:5.1f} % ({100 * low:.1f} - {100 * high:.1f})"
-
-
-OnProgress = Callable[[Progress], None]
 Find = Callable[[Tensor], tuple[list[Cell], int]]
 """Numbers of examples -> (cells of the first of them, forwards)."""
 
