@@ -65,7 +65,7 @@ def _train(arguments: list[str], world: World) -> int:
     options = parse(Options, words, prog=f"advsphere train {name}", default=Options(config=config, out=folder))
     config, folder = _one_threat(options.config, words), options.out or folder
     console = terminal()
-    with TrainingProgress(config, console) as progress, stopping() as asked:
+    with TrainingProgress(config, console) as progress, stopping() as stop:
         try:
             train(
                 config,
@@ -75,7 +75,7 @@ def _train(arguments: list[str], world: World) -> int:
                 on_tick=progress.tick,
                 on_epoch=progress.epoch,
                 on_collapse=progress.collapse,
-                stop=lambda: bool(asked),
+                stop=stop,
                 world=world,
                 log_to=options.log_to,
                 record=_recorder(config) if options.diagnose else None,

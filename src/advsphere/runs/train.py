@@ -165,8 +165,7 @@ def train(
             held.enter_context(shown)
             on_start, on_tick, on_epoch, on_collapse = shown.start, shown.tick, shown.epoch, shown.collapse
             if stop is None and threading.current_thread() is threading.main_thread():  # others get no signals
-                asked = held.enter_context(stopping())
-                stop = lambda: bool(asked)  # noqa: E731
+                stop = held.enter_context(stopping())
 
         def finished_epoch(metrics: Metrics) -> None:
             if log is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,8 +92,8 @@ class TrainingProgress:
 
 
 @contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Yields a list that receives the number of a SIGINT or SIGTERM; a second signal interrupts at once."""
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM has come; a second signal interrupts at once."""
     asked: list[int] = []
 
     def ask(number: int, _: object) -> None:
@@ -104,7 +104,7 @@ def stopping() -> Iterator[list[int]]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield lambda: bool(asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
