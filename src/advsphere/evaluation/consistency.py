@@ -9,7 +9,7 @@ from operator import getitem
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from advsphere.evaluation.ledger import CLEAN
-from advsphere.evaluation.masking import signs
+from advsphere.evaluation.masking import signs, signs_of_rows
 from advsphere.evaluation.rows import Finding, Row, Sign
 
 if TYPE_CHECKING:
@@ -25,12 +25,6 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "seed": int,
 }
 """What every identity holds."""
-
-_ADDED = ("false gradients", "planted examples missed", "random search finds more")
-"""Signs that version 0.2 did not look for."""
-
-_ALONE = 5
-"""The last signs follow from the rows alone."""
 
 _NAMES = (CLEAN, "worst case")
 
@@ -124,15 +118,16 @@ def _of_sentences(found: Evaluation) -> Iterator[str]:
 
 
 def _of_signs(found: Evaluation) -> Iterator[str]:
-    """Those that need no probe are judged again."""
+    """Those that need no probe are judged again. Earlier versions had fewer probes."""
     if found.signs is None:
         return
-    again = signs(found.attacks, {}, found.identity["model"]["scale"])
-    names, known = [sign.check for sign in found.signs], [sign.check for sign in again]
-    if names == known:
-        if [sign.status for sign in found.signs[-_ALONE:]] != [sign.status for sign in again[-_ALONE:]]:
-            yield "a sign of gradient masking contradicts the outcomes"
-    elif names != [name for name in known if name not in _ADDED]:
+    scale = found.identity["model"]["scale"]
+    again = {sign.check: sign.status for sign in signs_of_rows(found.attacks, scale)}
+    known = [sign.check for sign in signs(found.attacks, {}, scale)]
+    said = {sign.check: sign.status for sign in found.signs}
+    if [sign.check for sign in found.signs] != [name for name in known if name in said] or again.keys() - said:
         yield "the signs of gradient masking are others than were looked for"
+    elif again != {name: said[name] for name in again}:
+        yield "a sign of gradient masking contradicts the outcomes"
     if any((sign.status == "raised") != bool(sign.advice) for sign in found.signs):
         yield "a raised sign has no advice, or one that is not raised has one"

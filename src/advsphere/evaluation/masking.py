@@ -67,12 +67,13 @@ def signs(rows: Sequence[Row], probes: Mapping[str, Any], scale: float) -> tuple
         _false_gradients(probes.get("slopes")),
         _planted(probes.get("planted")),
         _random_search(probes.get("random search"), rows),
-        _black_box(rows),
-        _one_step(rows),
-        _plateau(rows),
-        _bare_cosines(rows, scale),
-        _one_loss(rows),
+        *signs_of_rows(rows, scale),
     )
+
+
+def signs_of_rows(rows: Sequence[Row], scale: float) -> tuple[Sign, ...]:
+    """The signs that need no probe."""
+    return _black_box(rows), _one_step(rows), _plateau(rows), _bare_cosines(rows, scale), _one_loss(rows)
 
 
 def _vanishing(probe: Mapping[str, Any] | None) -> Sign:
