@@ -92,9 +92,10 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         metadata = importlib.import_module("importlib.metadata")
         try:
-            return metadata.version("advsphere")
+            version = metadata.version("advsphere")
         except metadata.PackageNotFoundError:  # imported from a checkout that is not installed
-            return "unknown"
+            version = "unknown"
+        return globals().setdefault(name, version)
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)

@@ -80,7 +80,12 @@ def input_gradient(
 
     Returns:
         Logits (B, K), losses (B,) and gradients (B, ...), all detached.
+
+    Raises:
+        UserError: If the loss is no function.
     """
+    if not callable(loss):
+        raise UserError(f"loss is {loss!r}; give a function (logits, target) -> (B,), such as advsphere.losses.margin")
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = model(x)

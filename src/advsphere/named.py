@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from advsphere.errors import UserError
@@ -90,7 +91,8 @@ def name_of(thing: Any) -> str | None:
 
 
 def source_checksum(thing: Any) -> str | None:
-    """SHA-256 of the source file, or of the notebook's cells, that define a function, a class, or an instance's class.
+    """SHA-256 of the source file that defines a function, a class, or an instance's class; in a notebook of the cells
+    that define it and the functions and classes that it uses.
 
     Args:
         thing: The object, or its name `package.module:object`.
@@ -117,13 +119,26 @@ def source_checksum(thing: Any) -> str | None:
 
 
 def _cells(thing: Any) -> list[str]:
-    """The source of the notebook's cells that define a function, or the methods of a class."""
-    made = vars(thing).values() if inspect.isclass(thing) else [thing]
-    codes = [getattr(inspect.unwrap(one), "__code__", None) for one in made if callable(one)]
-    files = dict.fromkeys(
-        code.co_filename for code in codes if code is not None and not code.co_filename.startswith("<")
-    )
-    return [line for file in files for line in linecache.getlines(file)]
+    """The source of the notebook's cells that define a function or the methods of a class, and whatever these call."""
+    files, things = list[str](), [thing]
+    for one in things:  # grows
+        for part in (*vars(one).values(), *one.__bases__) if inspect.isclass(one) else [one]:
+            function = inspect.unwrap(getattr(part, "fget", None) or part)  # of a property
+            code = getattr(function, "__code__", None)
+            if code is None or code.co_filename.startswith("<"):
+                used = [part] if inspect.isclass(part) else []
+            else:
+                files.append(code.co_filename)
+                used = [function.__globals__[name] for name in _names(code) if name in function.__globals__]
+            named = [each if inspect.isfunction(each) or inspect.isclass(each) else type(each) for each in used]
+            things += [each for each in named if each.__module__ == thing.__module__ and each not in things]
+    return [line for file in dict.fromkeys(files) for line in linecache.getlines(file)]
+
+
+def _names(code: CodeType) -> list[str]:
+    """The names that code, and the functions in it, look up outside."""
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part)]
+    return [*code.co_names, *inner]
 
 
 def call(

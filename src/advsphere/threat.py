@@ -179,6 +179,20 @@ class ThreatModel:
         return (flat >= low).all(1) & (flat <= high).all(1)
 
 
+def require_threat(threat: object) -> None:
+    """Check that something is a threat model.
+
+    Args:
+        threat: What was given for one.
+
+    Raises:
+        UserError: If it is none.
+    """
+    if not isinstance(threat, ThreatModel):
+        given = f"{threat!r}" if isinstance(threat, int | float | str | dict) else f"a {type(threat).__name__}"
+        raise UserError(f"threat is {given}; give one, such as ThreatModel(norm='linf', eps=8 / 255)")
+
+
 def over_pixels(values: Tensor, like: Tensor) -> Tensor:
     """Reshape one value per example so that it broadcasts over the pixels of each image.
 

@@ -182,6 +182,23 @@ def test_invalid_inputs_are_told_in_one_line(attack: Attack) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_settings_of_another_kind_are_told_in_one_line() -> None:
+    model, x = conv_net(), images(2)
+    y = model(x).argmax(1)
+    for name, attack in SHORT.items():
+        if "threat" in getattr(attack, "keywords", {}) and "apgd" not in name:
+            with pytest.raises(UserError, match=r"threat is 0.1; give one, such as ThreatModel\(norm="):
+                attack(model, x, y, threat=0.1)
+        if name in ("fgsm", "pgd", "mim", "apgd"):
+            with pytest.raises(UserError, match="loss is 'ce'; give a function"):
+                attack(model, x, y, loss="ce")
+    for wrong, said in (({"start": "random"}, "give 'uniform', 'clean' or images"), ({"keep": "first"}, "last, best")):
+        with pytest.raises(UserError, match=said):
+            SHORT["pgd"](model, x, y, **wrong)
+    with pytest.raises(UserError, match="threat is a Sequential; give one"):
+        attacks.auto_attack(model)
+
+
 @pytest.mark.parametrize("attack", [attacks.fgsm, attacks.pgd, attacks.mim, attacks.apgd])
 @pytest.mark.parametrize("loss", [cross_entropy, kl])
 def test_gradient_attacks_take_soft_labels_with_a_loss_for_them(attack: Any, loss: Loss) -> None:

@@ -16,6 +16,7 @@ from advsphere.data import load as load_data
 from advsphere.deployment import TrainedClassifier
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
+from advsphere.runs.config import to_dict
 from advsphere.runs.folder import load_run
 from tests.deployment.conftest import SIZE
 
@@ -77,6 +78,16 @@ def test_the_hub_s_format_and_back(digits_run: Path, tmp_path: Path) -> None:
     low, high = evaluation.worst.interval
     assert f"({100 * low:.1f} to {100 * high:.1f})" in card and evaluation.ledger[:16] in card
     assert "linf, radius 0.2" in card and "digits-fastat-he" in card
+
+
+def test_what_the_hub_refuses_is_told_in_one_line(tmp_path: Path) -> None:
+    model = TrainedClassifier(to_dict(adv.recipe("digits-pgd-at")), list("0123456789"), [1, 8, 8])
+    with pytest.raises(UserError, match=r"me/my nets can't be published: HFValidationError.*; check name and conn"):
+        model.push_to_hub("me/my nets")
+    with pytest.raises(UserError, match=r"me/mine/nets can't be read: .*check the name and the connection"):
+        TrainedClassifier.from_pretrained("me/mine/nets")
+    with pytest.raises(UserError, match=r"holds no network: there is no config.json"):
+        TrainedClassifier.from_pretrained(tmp_path)
 
 
 def test_a_user_s_network_is_not_built_from_somebody_s_folder(digits_run: Path, tmp_path: Path) -> None:

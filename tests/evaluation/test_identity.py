@@ -269,6 +269,37 @@ def test_what_a_cell_of_a_notebook_defines_is_told_by_the_cell(monkeypatch: pyte
     assert first[0] != other[0] and first[1] != other[1]
 
 
+def test_so_is_what_it_uses_from_other_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "notebook", ModuleType("notebook"))
+    monkeypatch.setattr(linecache, "cache", {})
+    space: dict[str, Any] = {"nn": nn, "__name__": "notebook"}
+
+    def run(cell: str) -> None:
+        name = f"cell {len(linecache.cache)}"  # a new one each time, as in a kernel
+        linecache.cache[name] = (len(cell), None, cell.splitlines(keepends=True), name)
+        exec(compile(cell, name, "exec"), space)
+
+    def identity() -> tuple[Any, Any]:
+        return model_record(space["Net"]()), describe(space["attack"])
+
+    far = "def far(x):\n    return {} * x\n"
+    step = "class Step:\n    def __call__(self, x):\n        return [far(v) for v in x]\nstep = Step()\n"
+    run(far.format(1))
+    run(step)
+    run("def other():\n    return 0\n")
+    run("class Net(nn.Identity):\n    @property\n    def shift(self):\n        return step([1])\n")
+    run("def attack(model, x, y, *, rng):\n    return step(x)\n")
+    first = identity()
+    run(far.format(1))
+    run("def other():\n    return 1\n")
+    assert identity() == first
+    run(far.format(2))
+    assert all(now != then for now, then in zip(identity(), first, strict=True))
+    run(far.format(1))
+    run(step + "\n")
+    assert all(now != then for now, then in zip(identity(), first, strict=True))
+
+
 def test_verify_tells_another_model_from_an_edited_file(tmp_path: Path) -> None:
     known = Known(Shifted(linear().model), *linear()[1:])
     path, written = tmp_path / "ledger.sqlite", tmp_path / "evaluation.json"

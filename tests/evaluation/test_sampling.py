@@ -213,8 +213,9 @@ def test_the_standard_attacks_pass_their_checks_with_a_certainty() -> None:
 def test_what_has_no_certainty_is_refused() -> None:
     with pytest.raises(UserError, match="no attack of this suite"):
         evaluate(*KNOWN, threat=THREAT, suite="quick", certainty=1)
-    with pytest.raises(UserError, match="certainty is -1"):
-        run(-1)
+    for wrong in (-1, 100, float("nan"), True, "high", [1]):
+        with pytest.raises(UserError, match=r"certainty is .*; give points of accuracy, such as 0.5, or 'usual'"):
+            run(wrong)
 
 
 def test_the_usual_certainty_is_a_fifth_of_half_the_interval() -> None:

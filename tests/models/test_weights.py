@@ -110,6 +110,8 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             load_weights(network(), tmp_path / file)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"OrderedDict, not a file: .* use model.load_state_dict\(weights\)"):
+        load_weights(network(), network().state_dict())  # type: ignore[arg-type]
 
 
 def test_an_archive_that_does_not_fit_its_checksums_is_refused(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_objectives_that_are_none_are_told_what_they_lack(tmp_path: Path) -> Non
             quick(tmp_path, objective=objective)
     with pytest.raises(UserError, match=r"a function; derive it from objectives.Objective"):
         quick(tmp_path, objective=lambda model, x, y: None)
-    with pytest.raises(UserError, match=r"give an object of a class such as objectives.PGDAT"):
+    with pytest.raises(UserError, match=r"a class; pass an object, such as PGDAT\(\)"):
         Trainer(net(), PGDAT, cross_entropy, pixels(), settings=TrainSettings(), folder=tmp_path)
     with pytest.raises(UserError, match=r"lr_schedule is 'cosine'; give one of advsphere.schedule"):
         quick(tmp_path, lr_schedule="cosine")

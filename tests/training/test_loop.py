@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advsphere.data import Augment
@@ -19,7 +19,7 @@ from advsphere.objectives import PGDAT, Crafting, Criterion, FastAT, FreeAT, Los
 from advsphere.rng import derived_seed, permutation
 from advsphere.schedule import Linear
 from advsphere.threat import ThreatModel
-from advsphere.training import Hooks, Metrics, Stopped, Tick, TrainSettings, load_checkpoint
+from advsphere.training import Hooks, Metrics, Stopped, Tick, Trainer, TrainSettings, load_checkpoint
 from advsphere.training.averaging import MovingAverage
 from tests.laws import OBJECTIVES, conv_net
 from tests.training.tiny import State, few_images, kept, order_of, same, state, stopping_after, tiny_trainer
@@ -180,6 +180,20 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
     assert epochs == [permutation(22, seed=0, epoch=e).tolist() for e in range(2)]
     torch.manual_seed(99)
     assert order_of(tmp_path / "b", seed=0) == first != order_of(tmp_path / "c", seed=1)
+
+
+def test_a_part_of_another_kind_is_told_in_one_line(tmp_path: Path) -> None:
+    parts = {"settings": TrainSettings(), "folder": tmp_path}
+    for changed, said in (
+        ({"settings": {"epochs": 1}}, r"settings is a dict; give TrainSettings\(epochs=10\)"),
+        ({"objective": FreeAT}, r"the objective is a class; pass an object, such as FreeAT\(\)"),
+        ({"objective": "pgd"}, "the objective is a str; derive it from objectives.Objective"),
+        ({"optimizer": optim.SGD(conv_net().parameters())}, "has parameters already; pass its class"),
+        ({"optimizer": "adam"}, "the optimizer is 'adam'; pass its class"),
+    ):
+        given = {"objective": FreeAT()} | parts | changed
+        with pytest.raises(UserError, match=said):
+            Trainer(conv_net(), criterion=cross_entropy, images=few_images(), **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -16,6 +16,7 @@ from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng
+from advsphere.threat import ThreatModel, require_threat
 
 
 class Attack(Protocol):
@@ -90,13 +91,14 @@ class Prepared:
 def prepared(
     model: Classifier,
     x: Tensor,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    within: ThreatModel | tuple[float, float] = (-math.inf, math.inf),
     target: Tensor | None = None,
     *,
     soft: bool = False,
 ) -> Prepared:
-    """Raise UserError for images outside the bounds and for invalid labels, and wrap a network of any kind so that it
-    returns logits. With `soft` the target may also have a row for each image, which only the loss understands.
+    """Raise UserError for images outside the bounds, of a threat model or given, and for invalid labels, and wrap a
+    network of any kind so that it returns logits. With `soft` the target may also have a row for each image, which only
+    the loss understands.
     """
     _check_types(x, target, soft)
     if not isinstance(model, Prepared):
@@ -105,7 +107,10 @@ def prepared(
             raise UserError(f"the lowest label is {lowest:g}; number the classes from 0")
         answers = _logits_of(model) if isinstance(model, nn.Module) else model
         model = Prepared(answers, (darkest, brightest), int(highest) + 1)
-    (low, high), (darkest, brightest) = bounds, model.pixels
+    if not isinstance(within, tuple):
+        require_threat(within)
+        within = within.bounds
+    (low, high), (darkest, brightest) = within, model.pixels
     if math.isnan(darkest):
         raise UserError("some pixels of the images are NaN; remove these images")
     if not (low <= darkest and brightest <= high):

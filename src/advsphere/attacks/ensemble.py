@@ -18,7 +18,7 @@ from advsphere.classifier import Classifier, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, dlr, log_odds, margin
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel
+from advsphere.threat import ThreatModel, require_threat
 
 Version = Literal["standard", "plus", "rand"]
 
@@ -48,10 +48,10 @@ def auto_attack(
         passes: Forwards per gradient in version "rand".
 
     Returns:
-        The attack.
+        The attack, to be called as attack(model, x, y).
 
     Raises:
-        UserError: If the version is unknown.
+        UserError: If the version is unknown, or `threat` is no threat model.
     """
     return worst_case(list(stages(threat, version, steps=steps, queries=queries, passes=passes).values()))
 
@@ -62,6 +62,7 @@ def stages(
     """The attacks of `auto_attack` by name, in their order."""
     if version not in get_args(Version):
         raise UserError(f"AutoAttack has no version {version!r}; choose one of {', '.join(get_args(Version))}")
+    require_threat(threat)
     l1 = threat.norm == "l1"
     ce = partial(apgd, threat=threat, steps=steps, loss=log_odds, multi_eps=l1, until_fooled=True)
     ratio = partial(ce, loss=dlr_or_margin)

@@ -114,7 +114,7 @@ def feature_attack(
     Raises:
         UserError: If tries < 1, the model does not run `head`, or there is no guide of another class.
     """
-    model = prepared(model, x, threat.bounds, y)
+    model = prepared(model, x, threat, y)
     if tries < 1:
         raise UserError(f"tries is {tries}, but each image needs at least 1 guide (100 is usual)")
     x, rng = x.detach(), rng or Rng.of(x)

@@ -73,7 +73,7 @@ def square(
     Raises:
         UserError: If `x` is not (B, C, H, W), queries < 1 or p is outside (0, 1].
     """
-    model = prepared(model, x, threat.bounds, target)
+    model = prepared(model, x, threat, target)
     if x.dim() != 4:
         raise UserError(f"square windows need images (B, C, H, W), the input has shape {tuple(x.shape)}")
     if queries < 1 or not 0 < p <= 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -151,6 +152,42 @@ class TrainedClassifier(
                 found.append(Prediction(tuple(self.classes[i] for i in places), tuple(values)))
         return found
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Path | str, **options: Any) -> Self:
+        """Read a network from a folder or from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or a name on the Hub.
+            **options: As in huggingface_hub, such as `revision`.
+
+        Returns:
+            The network in eval mode.
+
+        Raises:
+            UserError: If it can't be read, or is not part of a known library.
+        """
+        place = Path(pretrained_model_name_or_path)
+        if place.is_dir() and not (place / "config.json").is_file():
+            raise UserError(f"{place} holds no network: there is no config.json, as save_pretrained writes")
+        with _hub(f"{place} can't be read", "check the name and the connection"):
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish the network on the Hugging Face Hub, with its model card.
+
+        Args:
+            repo_id: Its name there, as USER/NAME.
+            **options: As in huggingface_hub, such as `private`.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            UserError: If the Hub can't be reached or refuses it.
+        """
+        with _hub(f"{repo_id} can't be published", "check name and connection, and log in with `hf auth login`"):
+            return str(super().push_to_hub(repo_id, **options))
+
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card: recipe, data, threat model, and robust accuracy with its interval and evidence.
 
@@ -217,6 +254,17 @@ def load(
     summaries = [_summary(Evaluation.load(place / "evaluation.json")) for place in evaluations(folder)]
     made = TrainedClassifier(to_dict(config), list(known), list(shape), summaries, network)
     return made.to(chosen_device(device))
+
+
+@contextmanager
+def _hub(problem: str, cure: str) -> Iterator[None]:
+    """Tell an error of huggingface_hub or its client, which raise many kinds, in one line with its cure."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{problem}: {type(error).__name__}: {' '.join(str(error).split())}; {cure}") from error
 
 
 def _shape(config: Config) -> tuple[int, int, int] | None:

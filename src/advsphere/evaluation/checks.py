@@ -79,8 +79,8 @@ def preflight(
     images, device = images_of(images, labels), device_of(model)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)
-    if batch_size < 1:
-        raise UserError(f"the batch size is {batch_size}; it must be at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"the batch size is {batch_size!r}; it must be at least 1")
     order = permutation(len(images), seed=0, epoch=0, purpose="preflight")
     ids = order[:batch_size].sort().values
     x, y = (t.to(device) for t in images.batch(ids))

@@ -37,7 +37,7 @@ from advsphere.machine import advice, low_precision
 from advsphere.named import trust
 from advsphere.provenance import environment
 from advsphere.rng import permutation
-from advsphere.threat import ThreatModel
+from advsphere.threat import ThreatModel, require_threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Certainty = float | Literal["usual"]
@@ -147,6 +147,8 @@ def prepare(
     """Check the arguments of `evaluate` without writing anything."""
     if isinstance(suite, str):
         trust([suite])
+    if not isinstance(effort, Effort):
+        raise UserError(f"effort is {effort!r}; give Effort(restarts=5), of advsphere.evaluation")
     images, device = images_of(images, labels), device_of(model)
     if precision not in ("auto", *_PRECISIONS):
         raise UserError(f"precision is {precision!r}; choose one of auto, {', '.join(_PRECISIONS)}")
@@ -159,8 +161,7 @@ def prepare(
     if isinstance(suite, str):
         named = {**find_suite(suite)[0], "head": head, **asdict(effort)}
     model = as_judged(model, named.get("draws", 0))
-    if not isinstance(threat, ThreatModel):
-        raise UserError(f"threat is {threat!r}; give one, such as ThreatModel(norm='linf', eps=8 / 255)")
+    require_threat(threat)
     threat.require_unit_pixels()
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")

@@ -24,8 +24,9 @@ SEARCH = 0
 
 def certain(points: float) -> None:
     """Raise UserError unless it is a possible certainty."""
-    if not 0 <= points < 100:
-        raise UserError(f"certainty is {points:g}, but it is a number of points of accuracy, such as 0.5")
+    given: object = points
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 100:
+        raise UserError(f"certainty is {given!r}; give points of accuracy, such as 0.5, or 'usual'")
 
 
 def usual_certainty(n: int) -> float:

@@ -37,7 +37,7 @@ class _Inert:
             vars(self).update(state)
 
 
-def read_states(path: Path) -> dict[str, dict[str, Any]]:
+def read_states(path: Path | str) -> dict[str, dict[str, Any]]:
     """The networks' weights in a file, by their name in it ("" for a plain state dict), the most likely first.
 
     Pickles are read with `weights_only`, where objects of unknown classes are left empty. So no code of a file runs,
@@ -46,7 +46,11 @@ def read_states(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: If the file can't be read, does not match its own checksum, or holds no weights.
     """
-    wanted = None
+    if not isinstance(path, str | Path):
+        raise UserError(
+            f"the weights are a {type(path).__name__}, not a file: name the file, or use model.load_state_dict(weights)"
+        )
+    path, wanted = Path(path), None
     if "#" in path.name and not path.exists():
         name, _, wanted = path.name.partition("#")
         path = path.with_name(name)

@@ -50,7 +50,7 @@ def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None)
         UserError: If the file can't be read, does not match its own checksum, or does not fit the model. The message
             lists the first names that differ, and the nearest ones of the model.
     """
-    states = read_states(Path(path))
+    states = read_states(path)
     fits = {name: _fit(state, model, head) for name, state in states.items()}
     good = [name for name, fit in fits.items() if not fit.problem]
     if not good:
@@ -91,7 +91,7 @@ def recognised(path: Path | str) -> Recognised:
     Raises:
         UserError: If none fits, or several that differ in what they compute.
     """
-    states = read_states(Path(path))
+    states = read_states(path)
     found = list(dict.fromkeys(one for state in states.values() for one in _fitting(state)))
     if len(found) == 1:
         return found[0]

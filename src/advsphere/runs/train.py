@@ -32,6 +32,7 @@ from advsphere.runs.watching import TrainingProgress, stopping
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Collapse, Hooks, Metrics, Tick, Trainer, TrainSettings
 from advsphere.training.log import MetricsLog
+from advsphere.training.settings import require_parts
 from advsphere.training.trackers import Tracker, check_tracker
 
 
@@ -269,12 +270,6 @@ def _described(
         run = replace(run, model=replace(run.model, name=_name(model) or described))
     if optimizer is not None:
         run = replace(run, training=replace(run.training, optimizer=_name(optimizer) or f"{GIVEN}a function"))
-    if isinstance(objective, type):
-        raise UserError(f"the objective is a class; pass an object, such as {objective.__name__}()")
-    if not isinstance(objective, Objective | str | None):
-        raise UserError(f"the objective is a {type(objective).__name__}; derive it from objectives.Objective or PGDAT")
-    if isinstance(optimizer, optim.Optimizer):
-        raise UserError("the optimizer has parameters already; pass its class, or a function of the parameters")
     if isinstance(objective, str):
         objective = objective_like(objective, run)
     own = objective
@@ -284,6 +279,7 @@ def _described(
             own = replace(own, threat=threat)  # type: ignore[call-arg]
     elif threat is None:
         threat = getattr(own, "threat", None)
+    require_parts(run.training, own, None if isinstance(optimizer, str) else optimizer)
     run = replace(run, objective=recorded(own), threat=threat or run.threat)
     network = model if run.model.name.startswith(GIVEN) else None
     return run, _Given(images, network, own, optimizer if run.training.optimizer.startswith(GIVEN) else None)

@@ -49,7 +49,7 @@ from advsphere.training.guard import FGSM, PGD, Collapse, Suspicion, affordable,
 from advsphere.training.hooks import Cursor, Hooks, Metrics, Stopped, Tick
 from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.scaling import LossScale
-from advsphere.training.settings import TrainSettings, make_optimizer
+from advsphere.training.settings import TrainSettings, make_optimizer, require_parts
 from advsphere.training.step import BatchGradient, Division
 
 
@@ -74,8 +74,8 @@ class Trainer:
         world: The processes that train together.
 
     Raises:
-        UserError: If the settings do not fit the model or the number of processes, or the bounds of the objective's
-            threat do not fit images in [0, 1].
+        UserError: If a part is not of its kind, the settings do not fit the model or the number of processes, or the
+            bounds of the objective's threat do not fit images in [0, 1].
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Trainer:
         optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None,
         world: World = World(),
     ) -> None:
+        require_parts(settings, objective, optimizer)
         require_shapes(model)
         self.model, self.objective, self.images = model, objective, from_dataset(images)
         if self.images is not images:
@@ -281,7 +282,7 @@ class Trainer:
         are within the bounds, and whether batch norms can be folded.
         """
         if isinstance(threat := getattr(self.objective, "threat", None), ThreatModel):
-            prepared(self.model, x, threat.bounds)
+            prepared(self.model, x, threat)
         self.fold = self.settings.fold and folds(self.model, x, self.dtype)
 
     def _agreed(self, stopping: bool, saving: bool) -> tuple[bool, bool]:

@@ -118,9 +118,6 @@ class BatchGradient:
     def __init__(
         self, model: nn.Module, objective: Objective, criterion: Criterion, division: Division, scale: LossScale
     ) -> None:
-        given: object = objective
-        if not isinstance(given, Objective):
-            raise UserError(f"the objective is {given!r}; give an object of a class such as objectives.PGDAT")
         self.model, self.objective, self.division, self.scale = model, objective, division, scale
         self.step: nn.Module = TrainStep(model, objective, criterion)
         if division.world.size > 1:
