@@ -11,10 +11,9 @@
 | a mean over images, over seeds, over pairs | `mean_over_images`, `mean_over_seeds`, `mean_over_pairs` |
 | any other statistic | `bootstrap` |
 
-Intervals have 95 % confidence unless a function takes another one. With one or two seeds an interval covers the
-sampling of images only, so it applies to these checkpoints. From `ENOUGH_SEEDS` seeds on, it includes the spread of the
-seeds, so it applies to the method: Student's interval for the sum of both variances, with Satterthwaite's degrees of
-freedom. docs/statistics.md has the assumptions and a simulation of how often each interval contains the truth.
+Intervals have 95 % confidence unless a function takes another one. With one or two seeds they cover the sampling of
+images only, so they apply to these checkpoints. From `ENOUGH_SEEDS` seeds on, they include the spread of the seeds:
+Student's, for the sum of both variances with Satterthwaite's degrees of freedom. docs/statistics.md has a simulation.
 """
 
 from __future__ import annotations
@@ -271,7 +270,7 @@ def share_of_difference(part: tuple[Columns, Columns], whole: tuple[Columns, Col
     return Estimate(value=value, low=low, high=high)
 
 
-def images_for(first: Columns, second: Columns, half: float) -> int | None:
+def images_for(first: Columns, second: Columns, half: float, beyond: float = 0.0) -> int | None:
     """The number of examples for which `difference_of_arms` has an interval of +- `half`, with the same seeds.
 
     With more examples their variance shrinks, also the part of it in the means of the seeds; the seeds' own does not.
@@ -280,6 +279,7 @@ def images_for(first: Columns, second: Columns, half: float) -> int | None:
         first: (seeds, examples) outcomes.
         second: The same for the other arm.
         half: Half of the interval's length.
+        beyond: What samples add to this half now. It shrinks with the root of the number, as the usual certainty does.
 
     Returns:
         The number, to 1 %; None if the spread of the seeds alone is too large for any number.
@@ -289,7 +289,7 @@ def images_for(first: Columns, second: Columns, half: float) -> int | None:
 
     def enough(times: float) -> bool:
         parts = [(max(v - r, 0) + min(v, r) / times, f) for (v, f), r in zip(seeds, noise, strict=True)]
-        return _student(0.0, [(variance / times, freedom * times), *parts]).high <= half
+        return _student(0.0, [(variance / times, freedom * times), *parts]).high + beyond / math.sqrt(times) <= half
 
     return next((math.ceil(n * 1.01**step) for step in range(-1000, 1500) if enough(1.01**step)), None)
 

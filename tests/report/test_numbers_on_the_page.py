@@ -8,6 +8,7 @@ import math
 import pytest
 
 from advsphere.evaluation import WORST, Evaluation, Sign, compare
+from advsphere.evaluation.sampling import Bound
 from advsphere.report import ModelReport, page
 from advsphere.report import rendering as numbers
 from advsphere.threat import radius
@@ -179,3 +180,20 @@ def test_the_evaluation_says_upper_bound_wherever_it_shows_robust_accuracy(tree:
 def test_rows_keep_the_order_in_which_the_attacks_ran() -> None:
     given: Evaluation = made.evaluation({"clean": 9, "z": 5, "a": 4, WORST: 4})
     assert list(body(parse(page([made.model("m", given)])).one("accuracy"))) == ["clean", "z", "a", WORST]
+
+
+def test_attacks_on_a_sample_count_in_the_worst_case_whose_interval_holds_for_all_images() -> None:
+    counts = {"clean": 190, "PGD-20": 121, "Square": 119, WORST: 119}
+    drawn = {"certainty": 5, "survivors": 121, "sampled": 30, "fell": 2, "n": made.N, "confidence": 0.95}
+    whole, known = made.evaluation(counts), Bound(**drawn, most=40, looks=((30, 2),))
+    proof = made.row("Square", made.outcomes(119, shift=7), {"proof": True})
+    plain = made.evaluation(counts, shift=7, model="o" * 64)
+    other = dataclasses.replace(plain, attacks=(plain.attacks[0], proof), bound=known)
+    tree = parse(page([made.model("a", whole), made.model("b", other)]))
+    shown, discordant = body(tree.one("accuracy").all("table")[0]), body(tree.one("counts").all("table")[1])
+    assert shown["Square"][1:] == ["on a sample"] * 2 and shown["Square"][0].startswith("59.5")
+    assert discordant["Square"] == [""] * 3 and "holds whatever it would take" in tree.one("accuracy").text
+    found, as_it_is = compare(other, whole), compare(plain, whole)
+    assert found.low < as_it_is.low and found.high == as_it_is.high
+    assert f"{100 * found.low:+.1f} to {100 * found.high:+.1f}".replace("-", MINUS) in shown[WORST][2]
+    assert "a sample of the images left open" in tree.all("header")[0].text

@@ -23,9 +23,9 @@ class Finished(NamedTuple):
 
     @property
     def question(self) -> str:
-        """Suite, threat and images, which are equal for comparable evaluations."""
+        """Suite, threat and images, which are equal for comparable evaluations. Bounds of samples may differ."""
         identity = self.evaluation.identity
-        suite = {key: value for key, value in identity["suite"].items() if key != "head"}
+        suite = {key: value for key, value in identity["suite"].items() if key not in ("head", "certainty")}
         attacks = sorted(identity["attacks"]) if suite["name"] == "own" else None
         return canonical([suite, attacks, identity["threat"], identity["data"]["checksum"]])
 

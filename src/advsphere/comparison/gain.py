@@ -19,16 +19,9 @@ from advsphere.evaluation.display import html_table
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
+from advsphere.evaluation.unsampled import NOTHING, Bounds, covering_difference, covering_share, left
 from advsphere.files import differences
-from advsphere.stats import (
-    CONFIDENCE,
-    ENOUGH_SEEDS,
-    Columns,
-    difference_of_arms,
-    holm,
-    images_for,
-    share_of_difference,
-)
+from advsphere.stats import CONFIDENCE, ENOUGH_SEEDS, Columns, holm, images_for
 
 Verdict = Literal[
     "more than half survives",
@@ -59,7 +52,9 @@ class Gain:
     """The method's accuracy minus the baseline's under one attack, in [-1, 1], with its 95 % interval (low, high).
 
     `baseline` and `method` are the arms' mean accuracies, `p_value` is that of no difference, and `adjusted` is the
-    p-value after Holm's correction (1979) for the attacks that were not chosen beforehand.
+    p-value after Holm's correction (1979) for the attacks that were not chosen beforehand. `beyond` is how much lower
+    the two accuracies of the worst case would be at most (95 %) if no attack had run on a sample; interval and p-value
+    hold for each of these cases.
     """
 
     name: str
@@ -69,10 +64,24 @@ class Gain:
     high: float
     p_value: float
     adjusted: float
+    beyond: tuple[float, float] = (0.0, 0.0)
 
     @property
     def difference(self) -> float:
         return self.method - self.baseline
+
+    @property
+    def length(self) -> float:
+        return self.high - self.low
+
+    @property
+    def accuracies(self) -> tuple[str, str]:
+        """Both accuracies in percent, "40.7 to 41.2" where attacks on a sample leave it open."""
+        of_baseline, of_method = (
+            f"{100 * (accuracy - beyond):.1f} to {100 * accuracy:.1f}" if beyond else f"{100 * accuracy:.1f}"
+            for accuracy, beyond in zip((self.baseline, self.method), self.beyond, strict=True)
+        )
+        return of_baseline, of_method
 
     @property
     def clear(self) -> bool:
@@ -94,6 +103,7 @@ class Gains:
         verdict: The verdict, which depends on the intervals alone.
         n_for_a_point: The number of images for which the worst case's gain would have an interval of +- 1 point, with
             the same seeds; None if the spread of the seeds is too large for any number.
+        sampled: Attacks that ran on a sample of the images in some evaluation. They count in the worst case only.
     """
 
     n: int
@@ -103,6 +113,7 @@ class Gains:
     share: tuple[float, float, float] | None
     verdict: Verdict
     n_for_a_point: int | None
+    sampled: tuple[str, ...] = ()
 
     @property
     def of_the_method(self) -> bool:
@@ -121,6 +132,18 @@ class Gains:
     def gain(self, name: str) -> Gain:
         return next(gain for gain in self.gains if gain.name == name)
 
+    @property
+    def left_open(self) -> str:
+        """What the attacks that ran on a sample would still take, in one sentence; "" if there are none."""
+        if not self.sampled:
+            return ""
+        of_baseline, of_method = (100 * share for share in self.gain(WORST).beyond)
+        return (
+            f"{', '.join(self.sampled)}: only on images that the other attacks left, so they count in the worst case "
+            f"only. On all of these they would take at most {of_baseline:.2f} points more from the baseline and "
+            f"{of_method:.2f} from the method (95 %); interval and verdict hold whatever they would take."
+        )
+
     def __repr__(self) -> str:
         return f"<Gains: {self.verdict}; {self.n} images, {self.seeds[0]} and {self.seeds[1]} seeds>"
 
@@ -131,15 +154,15 @@ class Gains:
         rows = [
             [
                 gain.name,
-                f"{100 * gain.baseline:.1f}",
-                f"{100 * gain.method:.1f}",
+                *gain.accuracies,
                 f"{100 * gain.difference:+.1f}",
                 f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
                 "" if gain.clear else "cannot tell",
             ]
             for gain in self.gains
         ]
-        return html_table(title, headings, rows, [f"{self.verdict}: {self.sentence}", self.scope])
+        below = [f"{self.verdict}: {self.sentence}", *[self.left_open] * bool(self.sampled), self.scope]
+        return html_table(title, headings, rows, below)
 
     @property
     def sentence(self) -> str:
@@ -169,7 +192,9 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
             official code, else the first PGD. A plain head's s is 1, so its rows also count as the rows "(s = 1)".
 
     Returns:
-        The gains under all attacks that the evaluations share, and the verdict.
+        The gains under all attacks that the evaluations share and that ran on all images, and the verdict. If attacks
+        ran on a sample in some evaluations (a certainty), the worst case and the verdict hold whatever they would do on
+        the other images.
 
     Raises:
         UserError: If images, threat or rows differ, or an arm contains a checkpoint twice.
@@ -182,13 +207,19 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
         for key in ("data", "threat"):
             if changed := differences(everything[0].identity[key], other.identity[key], key):
                 raise UserError(f"these evaluations can't be compared: {changed[0]}; evaluate all in the same way")
-    names = _shared(everything)
+    sampled = tuple(dict.fromkeys(row.name for one in everything for row in one.attacks if row.sampled))
+    names = [name for name in _shared(everything) if name not in sampled]
     arms = {name: (_columns(baseline, name), _columns(method, name)) for name in names}
     chosen = pgd or _default(names)
+    if chosen in sampled:
+        raise UserError(f"{chosen} ran on a sample of the images; test the gain under another attack, or without one")
     if chosen not in names:
         raise UserError(f"these evaluations do not all have a row {chosen!r}; choose one of {', '.join(names)}")
-    gains = _holm([_gain(name, *arms[name]) for name in names], chosen)
-    share, verdict = what_survives(arms[chosen], arms[WORST])
+    bounds = [one.bound for one in baseline], [one.bound for one in method]
+    worst = _gain(WORST, *arms[WORST], bounds)
+    gains = _holm([*(_gain(name, *arms[name]) for name in names if name != WORST), worst], chosen)
+    share, verdict = what_survives(arms[chosen], arms[WORST], bounds)
+    widened = (worst.length - _gain(WORST, *arms[WORST]).length) / 2
     return Gains(
         n=arms[WORST][0].shape[1],
         seeds=(len(baseline), len(method)),
@@ -196,26 +227,28 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
         pgd=chosen,
         share=share,
         verdict=verdict,
-        n_for_a_point=images_for(*arms[WORST], half=0.01),
+        n_for_a_point=images_for(*arms[WORST], half=0.01, beyond=widened),
+        sampled=sampled,
     )
 
 
 def what_survives(
-    before: tuple[Columns, Columns], after: tuple[Columns, Columns]
+    before: tuple[Columns, Columns], after: tuple[Columns, Columns], bounds: tuple[Bounds, Bounds] = NOTHING
 ) -> tuple[tuple[float, float, float] | None, Verdict]:
     """The share of a gain that remains in the worst case, and the verdict.
 
     Args:
         before: (seeds, images) outcomes of the baseline and of the method, under the attack whose gain is tested.
         after: The same in the worst case.
+        bounds: What attacks that ran on a sample would still take there, for each seed of both arms.
 
     Returns:
         The attributes `share` and `verdict` of `Gains`.
     """
-    tested, worst = _gain("", *before), _gain(WORST, *after)
+    tested, worst = _gain("", *before), _gain(WORST, *after, bounds)
     if not tested.clear or tested.difference < 0:
         return None, "no gain" if tested.clear else "cannot tell"
-    found = share_of_difference(after[::-1], before[::-1])
+    found = covering_share(after[::-1], before[::-1], bounds[::-1])
     share = found.value, found.low, found.high
     return share, _verdict(worst, *share[1:])
 
@@ -258,11 +291,22 @@ def _default(names: Sequence[str]) -> str:
     return (bare or pgd)[0]
 
 
-def _gain(name: str, baseline: Columns, method: Columns) -> Gain:
+def _gain(name: str, baseline: Columns, method: Columns, bounds: tuple[Bounds, Bounds] = NOTHING) -> Gain:
     """The difference of two arms, its interval and its test."""
-    found, p = difference_of_arms(method, baseline)
-    accuracies = {"baseline": float(baseline.mean()), "method": float(method.mean())}
-    return Gain(name=name, **accuracies, low=found.low, high=found.high, p_value=p, adjusted=p)
+    found, p = covering_difference(method, baseline, bounds[::-1])
+    of_baseline, of_method = (
+        sum(left(one, 1 - CONFIDENCE)) / arm.size for one, arm in zip(bounds, (baseline, method), strict=True)
+    )
+    return Gain(
+        name=name,
+        baseline=float(baseline.mean()),
+        method=float(method.mean()),
+        low=found.low,
+        high=found.high,
+        p_value=p,
+        adjusted=p,
+        beyond=(of_baseline, of_method),
+    )
 
 
 def _holm(gains: Sequence[Gain], chosen: str) -> list[Gain]:

@@ -105,7 +105,8 @@ def _of_bound(found: Evaluation, written: Mapping[str, Any]) -> Iterator[str]:
     survivors = sum("0" not in column for column in zip(*(row.outcomes for row in search), strict=True))
     fits = (bound.n, bound.survivors, bound.fell) == (found.clean.n, survivors, survivors - found.worst.k)
     fits = fits and written["bound"] == bound.to_dict()
-    if not (fits and bound.fell <= bound.sampled <= survivors and 0 <= bound.most <= survivors - bound.sampled):
+    fits = fits and 0 <= bound.fell <= bound.sampled <= survivors and 0 < bound.confidence < 1
+    if not (fits and bound.most == bound.limit(1 - bound.confidence)):
         yield "the bound is not that of its outcomes"
 
 

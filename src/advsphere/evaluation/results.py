@@ -16,7 +16,6 @@ from advsphere.evaluation.masking import overfitted, refuted, signs
 from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from, found_alone, row_of, unreached
 from advsphere.evaluation.sampling import Bound, Sampling
 from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
-from advsphere.stats import PairedDifference, paired
 from advsphere.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -376,24 +375,3 @@ class Evaluation:
             raise UserError(f"{attack!r} is no attack; there are {', '.join(row.name for row in self.attacks)}")
         with outcomes.opened(self.ledger_file, self.ledger) as book:
             return outcomes.adversarial(book, attack)
-
-
-def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedDifference:
-    """Compare two models on the same images.
-
-    Args:
-        first: An evaluation.
-        second: Another one, of the same images under the same threat.
-        name: The row to compare.
-
-    Returns:
-        The paired difference, first model minus second.
-
-    Raises:
-        UserError: If images or threat differ, or one of them lacks the row.
-    """
-    for key in ("data", "threat"):
-        if changed := differences(first.identity[key], second.identity[key], key):
-            raise UserError(f"these evaluations can't be compared: {changed[0]}; evaluate both in the same way")
-    a, b = ([c == "1" for c in one.row(name).outcomes] for one in (first, second))
-    return paired(a, b)

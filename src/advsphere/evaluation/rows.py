@@ -75,6 +75,11 @@ class Row:
         """Earlier attacks. Examples that they fooled are skipped, so accuracy is cumulative."""
         return tuple(self.settings.get("after", ()))
 
+    @property
+    def sampled(self) -> bool:
+        """Whether the attack ran only on a sample of the images that the others left, or on all that they left."""
+        return bool(self.settings.get("proof"))
+
     def check(self) -> None:
         """Raise ValueError unless the values have their types, as in a row that somebody else wrote."""
         numbers = (self.invalid, self.unreached, self.median, self.seconds, self.forwards)

@@ -8,7 +8,7 @@ contains a smaller one. `looks.looks` says how large it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -63,6 +63,20 @@ class Bound:
         """The most that they would still take, in points of accuracy."""
         return 100 * self.most / self.n
 
+    def limit(self, error: float) -> int:
+        """How many of the other survivors would fall, at most, if that may be false with another probability.
+
+        Args:
+            error: Probability that the limit is too low, at most; for `most` it is 1 - `confidence`.
+
+        Returns:
+            The number of images. It grows as the error shrinks, up to all others.
+        """
+        plan = _planned(self.survivors, self.certainty, self.n)
+        of_look = next((look.error for look in plan if look.size == self.sampled), 0.0)
+        share = of_look * error / (1 - self.confidence)
+        return most_with(self.fell, self.sampled, self.survivors, share) - self.fell
+
     def to_dict(self) -> dict[str, Any]:
         """The bound as JSON data, with the points."""
         return asdict(self) | {"looks": [list(look) for look in self.looks], "points": self.points}
@@ -116,7 +130,7 @@ class Sampling:
         They depend on the plan alone, so neither interruptions nor the number of processes change a batch.
         """
         order, chunks, start = self.order(), dict[int, list[int]](), 0
-        for look in self._planned(len(order)):
+        for look in self._plan(order):
             if start < look.size <= size:
                 chunks |= {i: order[i : min(i + batch_size, look.size)] for i in range(start, look.size, batch_size)}
                 start = look.size
@@ -165,7 +179,7 @@ class Sampling:
         tried = set.intersection(*(self._examples(name) for name in self.proofs))
         fooled = self._fooled(self.proofs)
         taken: list[tuple[Look, int]] = []
-        for look in self._planned(len(order)):
+        for look in self._plan(order):
             if taken and look.hits < taken[-1][1]:
                 continue
             members = order[: look.size]
@@ -176,11 +190,15 @@ class Sampling:
                 break
         return taken, None
 
-    def _planned(self, survivors: int) -> list[Look]:
-        return [*looks(survivors, math.floor((self.certainty or 0.0) * self.n / 100 + 1e-9))]
+    def _plan(self, order: Sequence[int]) -> Iterator[Look]:
+        return _planned(len(order), self.certainty or 0.0, self.n)
 
     def _examples(self, name: str) -> set[int]:
         return {cell.example for cell in self.book.cells(name) if cell.status != "not_sampled"}
 
     def _fooled(self, names: Sequence[str]) -> set[int]:
         return {cell.example for name in names for cell in self.book.cells(name) if cell.status == "fooled"}
+
+
+def _planned(survivors: int, certainty: float, n: int) -> Iterator[Look]:
+    return looks(survivors, math.floor(certainty * n / 100 + 1e-9))

@@ -10,14 +10,18 @@ from markupsafe import Markup
 from advsphere.analysis.curves import curve_figure
 from advsphere.comparison.gain import Gain, row_for
 from advsphere.evaluation.display import NO_VERDICT
-from advsphere.evaluation.results import WORST, Evaluation, compare
+from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
+from advsphere.evaluation.unsampled import compare
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table
 from advsphere.report.sections import section
 from advsphere.report.verdict import survived
 from advsphere.stats import ENOUGH_SEEDS, PairedDifference, mean_over_seeds, paired
 from advsphere.threat import radius
+
+ON_SAMPLE = "on a sample"
+"""Stands for the accuracy under an attack that ran only on images that others left; it counts in the worst case."""
 
 Cells = list[str | TableCell | None]
 """A row of a table: its name, and a cell for each further column."""
@@ -36,13 +40,14 @@ def rows_of(models: Sequence[ModelReport]) -> list[tuple[str, list[Row | None]]]
 
 
 def differences(models: Sequence[ModelReport]) -> list[tuple[str, list[PairedDifference | None]]]:
-    """For every attack, the paired difference of each model to the first; None if either was not attacked so.
+    """For every attack, the paired difference of each model to the first; None if either was not attacked so, or only
+    on a sample, which counts in the worst case alone.
 
     Raises UserError if the images or the threat models differ.
     """
-    for model in models[1:]:
-        compare(model.evaluation, models[0].evaluation)
-    return [(name, [_paired(row, first) for row in rest]) for name, (first, *rest) in rows_of(models)]
+    worst: list[PairedDifference | None] = [compare(model.evaluation, models[0].evaluation) for model in models[1:]]
+    *attacks, _ = rows_of(models)
+    return [*((name, [_paired(row, first) for row in rest]) for name, (first, *rest) in attacks), (WORST, worst)]
 
 
 @section("Over seeds", order=10)
@@ -57,9 +62,9 @@ def seeds(models: Sequence[ModelReport]) -> Markup | None:
         [
             name,
             *(_mean(model, name) for model in models),
-            *(_difference(one[name], ends, tells=one[name].clear) if name in one else None for one in gains),
+            *(_difference(one[name], ends, tells=one[name].clear) if name in one else _untold(row_s) for one in gains),
         ]
-        for name, _ in rows_of(models)
+        for name, row_s in rows_of(models)
     ]
     numbers = [", ".join(str(seed) for seed, _ in model.seeds) for model in models]
     below = [f"seed{'s' * (',' in text)} {text}" if text else "" for text in numbers]
@@ -76,7 +81,7 @@ def accuracy(models: Sequence[ModelReport]) -> Markup:
         [
             name,
             *(None if row is None else _accuracy(m.evaluation, row) for m, row in zip(models, row_s, strict=True)),
-            *(None if d is None else _difference(d, ends, tells=not d.cannot_tell) for d in pairs),
+            *(_untold(row_s) if d is None else _difference(d, ends, tells=not d.cannot_tell) for d in pairs),
         ]
         for (name, row_s), (_, pairs) in zip(rows_of(models), compared, strict=True)
     ]
@@ -109,7 +114,14 @@ def curves(models: Sequence[ModelReport]) -> Markup | None:
     )
 
 
+def _untold(rows: Sequence[Row | None]) -> str | None:
+    """What stands for the difference of two rows that can't be compared."""
+    return ON_SAMPLE if any(row is not None and row.sampled for row in rows) else None
+
+
 def _accuracy(evaluation: Evaluation, row: Row) -> TableCell | str:
+    if row.sampled:
+        return ON_SAMPLE
     return NO_VERDICT if evaluation.refuted(row) else accuracy_cell(row.accuracy, row.interval)
 
 
@@ -132,7 +144,7 @@ def _tables(
 
 
 def _paired(row: Row | None, first: Row | None) -> PairedDifference | None:
-    if row is None or first is None:
+    if row is None or first is None or row.sampled or first.sampled:
         return None
     return paired([mark == "1" for mark in row.outcomes], [mark == "1" for mark in first.outcomes])
 
@@ -150,11 +162,13 @@ def _difference(d: PairedDifference | Gain, ends: tuple[float, float], *, tells:
     return TableCell(points(d.difference), span(d), bar, open=not tells)
 
 
-def _mean(model: ModelReport, name: str) -> TableCell | None:
+def _mean(model: ModelReport, name: str) -> TableCell | str | None:
     """The mean accuracy over the seeds of a model, and each seed's; None if the attack was not run on every seed."""
     rows = [row_for(evaluation, name) for evaluation in model.checkpoints.values()]
     shares = [row.accuracy for row in rows if row is not None]
     if len(shares) < len(rows):
         return None
+    if sampled := _untold(rows):
+        return sampled
     outcomes = np.array([[outcome == "1" for outcome in row.outcomes] for row in rows if row is not None], dtype=float)
     return TableCell(percent(mean_over_seeds(outcomes).value), " \u00b7 ".join(map(percent, shares)))

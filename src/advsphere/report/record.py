@@ -62,9 +62,11 @@ def counts(models: Sequence[ModelReport]) -> Markup:
         )
         for part in parts
     ]
+    sampled = any(model.evaluation.bound for model in models)
+    widest = ", in the worst case the largest that the images outside a sample allow" if sampled else ""
     pairs = [
         table(
-            f"Images that only {name} or only {names[0]} classifies correctly, and McNemar's exact p-value.",
+            f"Images that only {name} or only {names[0]} classifies correctly, and McNemar's exact p-value{widest}.",
             ["attack", f"only {name}", f"only {names[0]}", "p"],
             [[attack, *discordant(row[i])] for attack, row in differences(models)],
         )

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from advsphere.comparison.gain import SHOWN, Gain, Gains, covers_the_method, in_percent, measure_gains
 from advsphere.errors import UserError
-from advsphere.evaluation.results import WORST, compare
+from advsphere.evaluation.results import WORST
+from advsphere.evaluation.unsampled import compare, drawn
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import limits, percent, points, probability, span
 from advsphere.stats import ENOUGH_SEEDS, PairedDifference
@@ -115,6 +116,8 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
         difference = (pair := compare(second.evaluation, first.evaluation, WORST))
         new, old, tells = second.evaluation.worst.accuracy, first.evaluation.worst.accuracy, not pair.cannot_tell
         sample, how, test = f"{pair.n} images", "images (paired)", "McNemar's p"
+    if drawn(([e.bound for e in first.checkpoints.values()], [e.bound for e in second.checkpoints.values()])):
+        how += ", and for all that attacks on a sample of the images left open"
     p = probability(difference.p_value)
     detail = (
         f"In the worst case over {_attacks(second)}, accuracy is at most {percent(new)} % for {second.name} and at "
