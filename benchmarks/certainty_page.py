@@ -25,7 +25,7 @@ HONEST = ["network", "images", "certainty", "left by the search", "sampled", "fe
 HONEST += ["passes an image: official", "ours", "ratio", "robust on the official code's images: official", "ours"]
 HONEST += ["seconds an image: official", "ours"]
 MASKED = ["network", "images", "certainty", "left by the search", "sampled, fell at each look", "at most", "robust"]
-MASKED += ["the whole AutoAttack's robust images", "passes an image: whole", "ours"]
+MASKED += ["the whole AutoAttack's robust images", "the official code's", "passes an image: whole", "ours"]
 FATES = {"wrong, or fooled by the search": "#d9dde3", "left, not sampled": "#7fb0e6", "sampled": "#1f5fa8"}
 Row = Mapping[str, Any]
 
@@ -45,12 +45,13 @@ class Run(NamedTuple):
     """One run of ours, and what it is compared with. None: there is no such row.
 
     official: the official code, on the same images or a part of them. elsewhere: the same, or on other test images.
-    whole: our run of certainty 0 on the same images.
+    reseeded: the official code whole, on the same images with other seeds. whole: our run of certainty 0 on them.
     """
 
     own: Row
     official: Row | None
     elsewhere: Row | None
+    reseeded: Sequence[Row]
     whole: Row | None
 
     @property
@@ -85,24 +86,33 @@ def read(path: Path) -> list[Run]:
     """Our runs by network, number of images and certainty, with what they are compared with."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
 
-    def found(row: Row, *alike: str, **wanted: Any) -> Row | None:
-        wanted |= {key: row[key] for key in ("network", "eps", "seed", *alike)}
-        return next((one for one in rows if all(one.get(key) == value for key, value in wanted.items())), None)
+    def matching(row: Row, *alike: str, **wanted: Any) -> list[Row]:
+        wanted |= {key: row[key] for key in ("network", "eps", *alike)}
+        return [one for one in rows if all(one.get(key) == value for key, value in wanted.items())]
 
     def run(row: Row) -> Run:
-        official = found(row, "n", who="official")
-        return Run(row, official, official or found(row, who="official"), found(row, "n", who="ours", certainty=0))
+        official, elsewhere = matching(row, "seed", "n", who="official"), matching(row, "seed", who="official")
+        every = [one for one in matching(row, "n", who="official") if len(one["images"]) == one["n"]]
+        reseeded = [one for one in every if one["seed"] != row["seed"]]
+        whole = matching(row, "seed", "n", who="ours", certainty=0)
+        return Run(row, first(official), first(official or elsewhere), reseeded, first(whole))
+
+    def first(found: Sequence[Row]) -> Row | None:
+        return found[0] if found else None
 
     ours = [row for row in rows if row["who"] == "ours"]
     return [run(row) for row in sorted(ours, key=lambda row: (row["network"], row["n"], -row["certainty"]))]
 
 
 def on_official(run: Run) -> list[str]:
-    """How many of the images that the official code attacked it leaves, and how many of these same images we leave."""
+    """How many of the images that the official code attacked it leaves, with each seed, and how many of these same
+    images we leave.
+    """
     if run.official is None:
         return ["", ""]
-    part = [run.own["robust"][i] for i in run.official["images"]]
-    return [f"{sum(map(int, one)):,} of {len(part):,}" for one in (run.official["robust"], part)]
+    part = "".join(run.own["robust"][i] for i in run.official["images"])
+    theirs = [row["robust"] for row in (run.official, *run.reseeded)]
+    return [" or ".join(f"{one.count('1'):,}" for one in side) + f" of {len(part):,}" for side in (theirs, [part])]
 
 
 def honest(runs: Sequence[Run]) -> str:
@@ -127,7 +137,7 @@ def masked(runs: Sequence[Run]) -> str:
         network = own["network"] + ("" if own["eps"] is None else f", eps = {radius(own['eps'])}")
         looks = "; ".join(f"{size:,}, {fell:,}" for size, fell in dict(bound["looks"]).items())
         line = [network, f"{own['n']:,}", f"{own['certainty']:g}", f"{bound['survivors']:,}", looks]
-        line += [f"{bound['points']:.2f}", f"{own['robust'].count('1'):,}", compared(own, whole)]
+        line += [f"{bound['points']:.2f}", f"{own['robust'].count('1'):,}", compared(own, whole), on_official(run)[0]]
         lines.append([*line, f"{passes(whole):,.0f}", f"{run.passes:,.0f}"])
     return table(MASKED, lines)
 

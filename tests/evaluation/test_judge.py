@@ -100,6 +100,28 @@ def test_a_search_in_low_precision_that_stops_too_early_goes_on_in_float32() -> 
     assert low.forwards > full.forwards
 
 
+class Higher(nn.Module):
+    """The same margins on larger logits, whose errors are no larger."""
+
+    def __init__(self, model: nn.Module, by: float) -> None:
+        super().__init__()
+        self.model, self.by = model, by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).float() + self.by  # type: ignore[no-any-return]
+
+
+def test_the_size_of_the_logits_alone_brings_no_second_search() -> None:
+    known = linear()
+    right = known.model(known.images).argmax(1) == known.labels
+    x, y = known.images[right], known.labels[right]
+    found = [
+        judge_attack(Higher(known.model, by), pgd_spec(), THREAT, x, y, Rng.of(x), dtype=torch.bfloat16)
+        for by in (0.0, 64.0)
+    ]
+    assert found[0].forwards == found[1].forwards and torch.equal(found[0].fooled, found[1].fooled)
+
+
 def test_an_attack_returns_an_image_for_each() -> None:
     model, x, y = linear()
 
