@@ -347,7 +347,10 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
         raise UserError(f"there is no file {path}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as {kind!r}: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != kind:
+    found = data.get("format") if isinstance(data, dict) else None
+    if isinstance(found, str) and found != kind and found.rpartition(" ")[0] == kind.rpartition(" ")[0]:
+        raise UserError(f"{path} was written by another version ({found!r}, not {kind!r}); make it again")
+    if found != kind:
         raise UserError(f"{path} is not {kind!r}; give a file that `advsphere evaluate` of this version wrote")
     return data
 

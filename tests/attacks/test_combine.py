@@ -186,7 +186,7 @@ def test_settings_of_another_kind_are_told_in_one_line() -> None:
     model, x = conv_net(), images(2)
     y = model(x).argmax(1)
     for name, attack in SHORT.items():
-        if "threat" in getattr(attack, "keywords", {}) and "apgd" not in name:
+        if "threat" in getattr(attack, "keywords", {}):
             with pytest.raises(UserError, match=r"threat is 0.1; give one, such as ThreatModel\(norm="):
                 attack(model, x, y, threat=0.1)
         if name in ("fgsm", "pgd", "mim", "apgd"):

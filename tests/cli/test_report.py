@@ -23,6 +23,7 @@ from advsphere.evaluation import Evaluation
 from advsphere.report.collect import ModelReport, model_name, unique_names
 from advsphere.report.sections import SECTIONS, section
 from advsphere.runs.target import EvaluationTarget
+from tests.evaluation.cases import change
 from tests.report import made
 from tests.report.parsed import parse, texts
 
@@ -239,6 +240,20 @@ def test_an_older_format_is_passed_over_with_a_note(runs: list[Path], tmp_path: 
     (old / "evaluation.json").write_text('{"format": "advsphere evaluation 1"}')
     with pytest.raises(UserError, match="left out"):
         common([tmp_path], None)
+
+
+def test_an_outdated_evaluation_is_a_line_of_the_page(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs[1], tmp_path / "run")
+    (strongest,), _ = common([run], None)
+    change(strongest.folder / "ledger.sqlite", "UPDATE meta SET value = ? WHERE key = 'format'", '"advsphere ledger 1"')
+    assert main(["report", str(run)]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    for text in (shown, "".join(parse((run / "report.html").read_text()).all("header")[0].text.split())):
+        assert f"Leftout:{strongest.folder / 'ledger.sqlite'}isnoledgerofthisversion" in text
+    assert main(["report", str(run), "--suite", strongest.evaluation.identity["suite"]["name"]]) == 1
+    assert "holds no finished evaluation of suite" in capsys.readouterr().err
 
 
 def test_the_labels_have_to_be_those_of_the_ledger(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def test_the_hub_s_format_and_back(digits_run: Path, tmp_path: Path) -> None:
     low, high = evaluation.worst.interval
     assert f"({100 * low:.1f} to {100 * high:.1f})" in card and evaluation.ledger[:16] in card
     assert "linf, radius 0.2" in card and "digits-fastat-he" in card
+
+
+def test_the_card_has_the_evaluations_of_this_network_alone(digits_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    (evaluated,) = run.glob("evaluations/*/evaluation.json")
+    assert len(adv.load(run).evaluations) == 1
+    assert main(["train", "digits-fastat-he", "--epochs", "2", "--resume", "--out", str(run)]) == 0
+    assert adv.load(run, "last").evaluations == []
+    evaluated.write_text('{"format": "advsphere evaluation 1"}')
+    assert adv.load(run).evaluations == []
 
 
 def test_what_the_hub_refuses_is_told_in_one_line(tmp_path: Path) -> None:

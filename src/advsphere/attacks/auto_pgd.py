@@ -73,7 +73,7 @@ def apgd(
     Raises:
         UserError: If `until_fooled` is set and `target` does not hold labels.
     """
-    model = prepared(model, x, threat.bounds, target, soft=True)
+    model = prepared(model, x, threat, target, soft=True)
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
 
@@ -131,7 +131,7 @@ def apgd_targeted(
     Raises:
         UserError: If targets < 1, or if the model has a single class.
     """
-    model = prepared(model, x, threat.bounds, y)
+    model = prepared(model, x, threat, y)
     if targets < 1:
         raise UserError(f"targets is {targets}, but the attack needs at least 1")
     x, rng = x.detach(), rng or Rng.of(x)

@@ -107,7 +107,7 @@ def prepared(
             raise UserError(f"the lowest label is {lowest:g}; number the classes from 0")
         answers = _logits_of(model) if isinstance(model, nn.Module) else model
         model = Prepared(answers, (darkest, brightest), int(highest) + 1)
-    if not isinstance(within, tuple):
+    if not isinstance(within, tuple | list):
         require_threat(within)
         within = within.bounds
     (low, high), (darkest, brightest) = within, model.pixels

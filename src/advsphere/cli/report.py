@@ -21,7 +21,7 @@ from advsphere.errors import UserError
 from advsphere.evaluation import Effort
 from advsphere.evaluation.checks import usual_batch_size
 from advsphere.recipes import recipe
-from advsphere.report.collect import SAMPLE, ModelReport, collect, warnings_on
+from advsphere.report.collect import SAMPLE, ModelReport, OutdatedError, collect, warnings_on
 from advsphere.report.document import report
 from advsphere.report.sections import load_section
 from advsphere.report.verdict import cautions, conclusions
@@ -83,21 +83,26 @@ def write(options: Options, console: Console) -> tuple[list[ModelReport], list[s
     for name in options.section:
         load_section(name)
     arms = [[Path(place) for place in arm.split(",")] for arm in options.runs]
-    every, notes = common([place for arm in arms for place in arm], options.suite)
-    for note in notes:
-        console.print(note, soft_wrap=True)
-    rest = iter(every)
-    found = [[next(rest) for _ in arm] for arm in arms]
-    with stage_bars(console) as show:
-        models = collect(
-            found,
-            data=options.data,
-            data_name=options.data_name,
-            most=None if options.whole else SAMPLE,
-            on_progress=show,
-        )
+    outdated: dict[Path, str] = {}
+    while True:
+        every, notes = common([place for arm in arms for place in arm], options.suite, outdated)
+        rest = iter(every)
+        found = [[next(rest) for _ in arm] for arm in arms]
+        try:
+            with stage_bars(console) as show:
+                models = collect(
+                    found,
+                    data=options.data,
+                    data_name=options.data_name,
+                    most=None if options.whole else SAMPLE,
+                    on_progress=show,
+                )
+            break
+        except OutdatedError as error:
+            outdated[error.folder] = str(error)
     path = options.out or arms[-1][0] / "report.html"
-    warnings = [*_of_the_data(every[0].subject.at(options.data)), *warnings_on(models)]
+    unread = [f"{note[0].upper()}{note[1:]}." for note in notes]
+    warnings = [*unread, *_of_the_data(every[0].subject.at(options.data)), *warnings_on(models)]
     report(models, path, commands=commands(options, found), warnings=warnings)
     return models, warnings, path
 

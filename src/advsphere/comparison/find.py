@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from advsphere.errors import UserError
@@ -37,16 +38,20 @@ class Finished(NamedTuple):
         return self.subject.checkpoint == "best", rank_of(identity["suite"]), self.evaluation.clean.n, effort
 
 
-def common(places: Sequence[Path], suite: str | None) -> tuple[list[Finished], list[str]]:
+def common(
+    places: Sequence[Path], suite: str | None, outdated: Mapping[Path, str] = MappingProxyType({})
+) -> tuple[list[Finished], list[str]]:
     """Find one evaluation for each place (the folder of a run or of an evaluation), all comparable: the strongest that
-    all places have, of the given suite if any. Also returns a note for each evaluation that can't be read.
+    all places have, of the given suite if any. Also returns a note for each evaluation that can't be read, or is in one
+    of the outdated folders, which map to their reasons.
 
     Raises UserError with the command to run if the places have none in common.
     """
     notes: list[str] = []
     found: list[Mapping[str, Finished]] = []
     for place in places:
-        known = [one for one in _finished(place, notes) if suite in (None, one.evaluation.identity["suite"]["name"])]
+        finished = _finished(place, notes, outdated)
+        known = [one for one in finished if suite in (None, one.evaluation.identity["suite"]["name"])]
         if not known:
             raise UserError(_missing(place, suite, notes))
         # Of two evaluations that answer one question, such as those of both checkpoints, the stronger one is taken.
@@ -54,17 +59,19 @@ def common(places: Sequence[Path], suite: str | None) -> tuple[list[Finished], l
     shared = set.intersection(*({*questions} for questions in found))
     if not shared:
         raise UserError(
-            f"{', '.join(map(str, places))} have no evaluation in common (the same suite, threat and images); "
-            f"make one for each, e.g. with `{_command(places[0], suite)}`"
+            f"{', '.join(map(str, places))} have no evaluation in common (the same suite, threat and images)"
+            f"{_last(notes)}; make one for each, e.g. with `{_command(places[0], suite)}`"
         )
     best = max(shared, key=lambda question: found[0][question].strength)
     return [questions[best] for questions in found], notes
 
 
-def _finished(place: Path, notes: list[str]) -> list[Finished]:
+def _finished(place: Path, notes: list[str], outdated: Mapping[Path, str]) -> list[Finished]:
     found = []
     for folder in evaluations(place):
         try:
+            if folder in outdated:
+                raise UserError(outdated[folder])
             found.append(Finished(folder, Evaluation.load(folder / "evaluation.json"), EvaluationTarget.read(folder)))
         except UserError as error:
             notes.append(f"left out: {error}")
@@ -75,8 +82,11 @@ def _missing(place: Path, suite: str | None, notes: Sequence[str]) -> str:
     if not place.is_dir():
         return f"there is no folder {place}; name the folder of a run, or of an evaluation"
     of = f" of suite {suite}" if suite else ""
-    unread = f" ({notes[-1]})" if notes else ""
-    return f"{place} holds no finished evaluation{of}{unread}; `{_command(place, suite)}` makes one"
+    return f"{place} holds no finished evaluation{of}{_last(notes)}; `{_command(place, suite)}` makes one"
+
+
+def _last(notes: Sequence[str]) -> str:
+    return f" ({notes[-1]})" if notes else ""
 
 
 def _command(place: Path, suite: str | None) -> str:

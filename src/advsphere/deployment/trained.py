@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -22,6 +22,7 @@ from advsphere.data.images import as_float
 from advsphere.data.sources import SIZES
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
+from advsphere.identity import model_checksum
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data
 from advsphere.runs.config import GIVEN, Config, to_dict
 from advsphere.runs.config_yaml import from_yaml
@@ -251,8 +252,7 @@ def load(
         images = load_test_data(config)
         known, shape = known or list(images.classes), shape or images.shape
     network = load_network(folder, which, _blank(tuple(known), tuple(shape)), model=model)
-    summaries = [_summary(Evaluation.load(place / "evaluation.json")) for place in evaluations(folder)]
-    made = TrainedClassifier(to_dict(config), list(known), list(shape), summaries, network)
+    made = TrainedClassifier(to_dict(config), list(known), list(shape), _summaries(folder, network), network)
     return made.to(chosen_device(device))
 
 
@@ -287,6 +287,17 @@ def _built(config: Config, classes: tuple[str, ...], shape: tuple[int, int, int]
             "and pass it: TrainedClassifier(..., network=...), or load(RUN, model=...)"
         )
     return build_model(from_scratch(config), _blank(classes, shape))
+
+
+def _summaries(folder: Path, network: nn.Module) -> list[dict[str, Any]]:
+    """Those of the evaluations of this very network, which this version can read."""
+    checksum, found = model_checksum(network), list[dict[str, Any]]()
+    for place in evaluations(folder):
+        with suppress(UserError):
+            evaluation = Evaluation.load(place / "evaluation.json")
+            if evaluation.identity["model"]["checksum"] == checksum:
+                found.append(_summary(evaluation))
+    return found
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:

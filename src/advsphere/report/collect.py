@@ -45,6 +45,19 @@ PICTURE_BYTES = 3_000_000
 Part = TypeVar("Part", Curve, Spread)
 
 
+class OutdatedError(UserError):
+    """Raised for an evaluation whose ledger can't be read, or whose network or images have changed since.
+
+    Args:
+        folder: The evaluation's folder.
+        reason: The message.
+    """
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.folder = folder
+
+
 class Pictures(NamedTuple):
     """Examples on which an attack fooled a model. All models of a report show the same examples."""
 
@@ -154,19 +167,34 @@ def collect(
         The data on each model.
 
     Raises:
-        UserError: If a file is missing or damaged, the model or its images have changed since the evaluation, or one of
-            several seeds is not a training run.
+        OutdatedError: If a ledger can't be read, or the model or its images have changed since the evaluation.
+        UserError: If another file is missing or damaged, or one of several seeds is not a training run.
     """
     for one in (one for arm in arms if len(arm) > 1 for one in arm):
         if one.subject.run is None:
             raise UserError(f"{one.folder} belongs to no training run, so it has no seed; separate it by a space")
     names = unique_names([model_name(arm[0]) for arm in arms], [arm[0].subject.run or arm[0].folder for arm in arms])
     sources = [Source(arm, *arm[0].subject.at(data).load()) for arm in arms]
+    for source in sources:
+        _require_current(source)
     shown = _shared_pictures(sources)
     return [
         _collect_model(name, source, shared, data_name, most, partial(on_progress, name))
         for name, source, shared in zip(names, sources, shown, strict=True)
     ]
+
+
+def _require_current(source: Source) -> None:
+    folder, images = source.found[0].folder, source.images
+    try:
+        with Ledger.read(folder / LEDGER) as ledger:
+            reason = trained_on(ledger, source.network, folder)
+            if not reason and images.labels.tolist() != ledger.labels:
+                reason = f"the images of {images.name} have changed since the evaluation in {folder}; restore them"
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        raise OutdatedError(folder, reason)
 
 
 def model_name(found: Finished) -> str:
@@ -215,12 +243,6 @@ def _collect_model(
     on_progress: Callable[[str, int, int], None],
 ) -> ModelReport:
     (folder, evaluation, subject), images, configs = source.found[0], source.images, source.configs
-    with Ledger.read(folder / LEDGER) as ledger:
-        labels = ledger.labels
-        if changed := trained_on(ledger, source.network, folder):
-            raise UserError(changed)
-    if images.labels.tolist() != labels:
-        raise UserError(f"the images of {images.name} have changed since the evaluation in {folder}; restore them")
     head = evaluation.identity["suite"].get("head") or (head_name(configs[0]) if configs else None)
     threat, run = dict(evaluation.identity["threat"]), subject.run
     settings: dict[str, Any] = {
@@ -238,7 +260,7 @@ def _collect_model(
         data_name=data_name,
         curve=_cached(folder / f"curve-{count}.json", Curve, evaluation, curve),
         spread=_cached(folder / f"angles-{count}.json", Spread, evaluation, angles),
-        classes=by_class(evaluation, labels, images.classes),
+        classes=by_class(evaluation, images.labels.tolist(), images.classes),
         gradients=None if run is None else _gradients(run, evaluation),
         corruption=None if run is None else _corruption(run, evaluation),
         metrics=[] if run is None else read_metrics(run),
