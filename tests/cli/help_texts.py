@@ -12,7 +12,9 @@ import importlib
 import io
 import os
 import re
+import textwrap
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import advsphere.cli
@@ -31,13 +33,36 @@ def of_the_flags(command: str) -> str:
     with patch.dict(os.environ, wide), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module(f"advsphere.cli.{command}").main(["--help"])
     text = re.sub(r"\s*\(default:\s+None\)", "", said.getvalue()).replace("{None,", "{")
-    return "".join(f"{_without_none(line).rstrip()}\n" for line in text.rstrip().split("\n"))
+    return _filled("".join(f"{_without_none(line).rstrip()}\n" for line in text.rstrip().split("\n")))
 
 
 def _without_none(line: str) -> str:
     """The columns stay where they are."""
     *before, last = line.split("{None}|")
     return "".join(before) + re.sub("(?=  )", " " * len("{None}|") * len(before), last, count=1)
+
+
+def _filled(text: str) -> str:
+    """Sentences are broken anew, since tyro breaks some where the source does. Commands and lists keep their lines."""
+    blocks: list[tuple[int, str]] = []  # where the sentences begin, and the line with them
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        begin = max(match.end() for match in re.finditer("^ *|(?<=  )(?=[^ ])", line))
+        start, before = blocks[-1] if blocks else (0, "")
+        if before.strip() and line[indent:] and indent == start and not line.startswith(("- ", "---"), indent):
+            blocks[-1] = start, f"{before} {line.strip()}"
+        else:
+            blocks.append((begin, line))
+    return "".join(f"{_wrapped(line, begin)}\n" for begin, line in blocks)
+
+
+def _wrapped(line: str, begin: int) -> str:
+    if ":  " in line or begin == len(line):
+        return line
+    return line[:begin] + f"\n{' ' * begin}".join(textwrap.wrap(line[begin:], WIDTH - begin, **WORDS))
+
+
+WORDS: Any = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def outdated() -> dict[str, str]:
