@@ -39,6 +39,7 @@ SCRIPTS = (
     "auto_attack",
     "certainty",
     "certainty_page",
+    "comparison_coverage",
     "corruptions",
     "cost",
     "data_path",

@@ -37,6 +37,7 @@ def test_two_checkpoints_are_compared_and_everything_is_kept(
     assert "! suite paper has no black-box attack" in shown
     record = json.loads((sphere / "compared" / "comparison.json").read_text())
     assert record["verdict"].upper() in shown and record["n"] == 150 and record["pgd"] == "PGD-50 (s = 1)"
+    assert record["sampled"] == [], "no attack of this suite runs on a sample"
     for arm, run in (("baseline", plain), ("method", sphere)):
         (evidence,) = record["evidence"][arm]
         evaluation = json.loads((Path(evidence["folder"]) / "evaluation.json").read_text())

@@ -15,13 +15,19 @@ from rich.table import Table
 from advsphere.cli import evaluate
 from advsphere.cli.arguments import parse
 from advsphere.cli.printing import program, terminal
-from advsphere.comparison.confounders import confounders, divided_otherwise, remedied, trained_elsewhere
+from advsphere.comparison.confounders import (
+    confounders,
+    divided_otherwise,
+    remedied,
+    sampled_otherwise,
+    trained_elsewhere,
+)
 from advsphere.comparison.gain import Gains, measure_gains
 from advsphere.evaluation import Effort, Evaluation
-from advsphere.evaluation.engine import Precision
+from advsphere.evaluation.engine import Certainty, Precision
 from advsphere.evaluation.specs import kind_of
 from advsphere.files import require_writable, write_atomically
-from advsphere.report.rendering import percent, points, span
+from advsphere.report.rendering import points, span
 from advsphere.runs.folder import ranks, read_collapses, read_config
 from advsphere.runs.target import EvaluationTarget
 from advsphere.threat import radius
@@ -36,10 +42,10 @@ class Options:
     Three seeds each:  advsphere compare runs/a0,runs/a1,runs/a2 runs/b0,runs/b1,runs/b2
 
     The attacks are PGD on cross-entropy at s = 1 (as in the paper's official code) and at the head's own s, PGD on the
-    margin, attacks on DLR, target classes and features, a black-box search, and AutoAttack. For each attack the command
-    prints the paired difference with its interval. The verdict (such as "some survives") says what the interval of the
-    share shows that remains in the worst case of the gain under PGD. With one or two seeds per arm, conclusions hold
-    for these checkpoints only; three seeds in each arm allow conclusions about the method.
+    margin, attacks on DLR, target classes and features, a black-box search, and AutoAttack. For each attack on all
+    images the command prints the paired difference with its interval. The verdict (such as "some survives") says what
+    the interval of the share shows that remains in the worst case of the gain under PGD. With one or two seeds per arm,
+    conclusions hold for these checkpoints only; three seeds in each arm allow conclusions about the method.
 
     Every evaluation is kept in its run's folder. The same command continues after an interruption, and `advsphere
     verify` checks the evaluations.
@@ -60,6 +66,12 @@ class Options:
     checkpoint: Literal["best", "last"] = "best"
     """The checkpoint of each run to evaluate."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
+    certainty: Annotated[Certainty | Literal["none"], tyro.conf.arg(metavar="POINTS|usual|none")] = "usual"
+    """Run attacks that hardly find more (features, Square, the rest of AutoAttack) on a random sample of the images
+    that the others left, until they would take at most so many points more (95 %); e.g. 0.5. Intervals and verdict
+    hold whatever they would take. 0 runs them on all that the others left, none runs every attack on all images.
+    usual is a fifth of half the 95 % interval at this number of images. Where a run already has an evaluation by
+    every attack on all images, that one is taken."""
     batch_size: int | None = None
     """Images per batch of each attack; by default as in `advsphere evaluate`."""
     precision: Precision = "auto"
@@ -90,10 +102,12 @@ def compared(options: Options, console: Console) -> Path:
     for name, runs in arms.items():
         for run in runs:
             console.print(f"{name}: {run}", soft_wrap=True)
-            found[name].append(evaluate.evaluated(_evaluation_options(options, run, eps)))
+            found[name].append(evaluate.evaluated(_evaluation_options(options, run, eps), prefer_all=True))
     result = measure_gains(*([e for e, _ in found[name]] for name in ("baseline", "method")), pgd=options.pgd)
     warnings = confounders(configs["baseline"], configs["method"])
     warnings += divided_otherwise(*([ranks(run) for run in runs] for runs in arms.values()))
+    certainties = {name: [_certainty(e) for e, _ in each] for name, each in found.items()}
+    warnings += sampled_otherwise(*certainties.values())
     for name in arms:
         warnings += trained_elsewhere(name, configs[name][0], eps)
         warnings += [line for run in arms[name] for line in remedied(name, read_collapses(run))]
@@ -103,10 +117,19 @@ def compared(options: Options, console: Console) -> Path:
         console.print(f"! suite {options.suite} has no black-box attack; --suite survival tests the gain harder")
     for line in _conclusion(result, warnings):
         console.print(line, soft_wrap=True)
-    evidence = {name: [{"folder": str(f), "ledger": e.ledger} for e, f in each] for name, each in found.items()}
+    evidence = {
+        name: [{"folder": str(f), "ledger": e.ledger, "certainty": _certainty(e)} for e, f in each]
+        for name, each in found.items()
+    }
     record = {"format": "advsphere comparison 1", **asdict(result), "sentence": result.sentence}
     write_atomically(path, json.dumps(record | {"confounders": warnings, "evidence": evidence}, indent=1).encode())
     return path
+
+
+def _certainty(evaluation: Evaluation) -> float | None:
+    """The points that its sample leaves open at most; None if every attack ran on all images."""
+    certainty: float | None = evaluation.identity["suite"].get("certainty")
+    return certainty
 
 
 def _evaluation_options(options: Options, run: Path, eps: float) -> evaluate.Options:
@@ -116,6 +139,7 @@ def _evaluation_options(options: Options, run: Path, eps: float) -> evaluate.Opt
         suite=options.suite,
         effort=options.effort,
         eps=eps,
+        certainty=None if options.certainty == "none" else options.certainty,
         batch_size=options.batch_size,
         precision=options.precision,
     )
@@ -128,11 +152,10 @@ def _table(result: Gains, eps: str, norm: str) -> Table:
     for i, heading in enumerate(("", "baseline", "method", "difference", "")):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=i > 0)
     for gain in result.gains:
-        accuracies = percent(gain.baseline), percent(gain.method)
         difference = f"{points(gain.difference)} ({span(gain)})"
         table.add_row(
             gain.name,
-            *accuracies,
+            *gain.accuracies,
             difference,
             "" if gain.clear else "cannot tell",
             style="bold" if gain is result.gains[-1] else None,
@@ -150,6 +173,7 @@ def _conclusion(result: Gains, warnings: list[str]) -> list[str]:
         else f"An interval of +- 1 point in the worst case needs about {needed:,} images; there are {result.n:,}."
     )
     return [
+        *[result.left_open] * bool(result.sampled),
         f"{result.verdict.upper()}. {result.sentence}",
         result.scope,
         *(f"! differs between the arms: {warning}" for warning in warnings),

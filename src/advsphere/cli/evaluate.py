@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from advsphere.distributed import World, joined, leave
 from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.checks import device_of, usual_batch_size
-from advsphere.evaluation.engine import Precision, prepare
+from advsphere.evaluation.engine import Certainty, Precision, prepare
 from advsphere.evaluation.progress import progress_bar
 from advsphere.files import canonical
 from advsphere.identity import AnotherModelError
@@ -62,10 +63,11 @@ class Options:
     budget: Annotated[float | None, DURATION] = None
     """Time limit for the attacks, e.g. 10m, 90s or 2h; the result is the tightest upper bound found in that time.
     The same command run again continues for as long."""
-    certainty: float | None = None
+    certainty: Certainty | None = None
     """Run AutoAttack, and other attacks that hardly find more, on a random sample of the images that resisted a short
-    search, until they would take at most so many points more (95 %); e.g. 0.5. 0 runs them on all of these. With a
-    budget, by default a fifth of half the 95 % interval at this number of images; else every attack tries all."""
+    search, until they would take at most so many points more (95 %); e.g. 0.5. 0 runs them on all of these. "usual",
+    the default with a budget, is a fifth of half the 95 % interval at this number of images. Else every attack tries
+    all."""
     norm: Norm | None = None
     """Norm of the attacks; by default the run's own, or linf for your own model."""
     eps: float | None = None
@@ -102,9 +104,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Path]:
+def evaluated(options: Options, world: World = World(), *, prefer_all: bool = False) -> tuple[Evaluation, Path]:
     """Evaluate, continuing from the folder's ledger; returns the evaluation and its folder. All checks come before the
-    first write.
+    first write. With `prefer_all`, a finished evaluation of all attacks on all images takes the place of one with a
+    certainty.
     """
     subject = options.subject
     config = None if subject.run is None else read_config(subject.run)
@@ -113,7 +116,8 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
         raise UserError(f"the head of {subject.run} is {head}, not {options.head}; leave out --head")
     threat = _threat(options, ThreatModel(norm="linf", eps=8 / 255) if config is None else config.threat)
     model, images = subject.load(_note if world.first else lambda line: None)
-    plan = prepare(
+    planned = partial(
+        prepare,
         model,
         images,
         threat=threat,
@@ -122,12 +126,17 @@ def evaluated(options: Options, world: World = World()) -> tuple[Evaluation, Pat
         batch_size=options.batch_size,
         effort=options.effort,
         budget=options.budget,
-        certainty="usual" if options.certainty is None and options.budget is not None else options.certainty,
         head=options.head or head,
         precision=options.precision,
         world=world,
     )
+    plan = planned(certainty="usual" if options.certainty is None and options.budget is not None else options.certainty)
     folder = options.out or folder_of(options, config, plan.identity)
+    if prefer_all and "certainty" in plan.identity["suite"]:
+        whole = folder_of(options, config, _without_certainty(plan.identity))
+        if _finished(whole, plan.identity):
+            _note(f"every attack has run on all images in {whole}, so no sample is drawn")
+            plan, folder = planned(), whole
     if world.first and (slow := advice(plan.dtype, device_of(model))):
         _note(slow)
     if world.first:
@@ -179,6 +188,20 @@ def folder_of(options: Options, config: Config | None, identity: Mapping[str, An
     }
     given = {key: value for key, value in unusual.items() if value is not None}
     return subject.run / "evaluations" / (f"{name}-{_hash(given)}" if given else name)
+
+
+def _without_certainty(identity: Mapping[str, Any]) -> dict[str, Any]:
+    suite = {key: value for key, value in identity["suite"].items() if key != "certainty"}
+    return {**identity, "suite": suite}
+
+
+def _finished(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the folder holds an evaluation of this network that has tried every image."""
+    try:
+        found = Evaluation.load(folder / "evaluation.json")
+    except UserError:
+        return False
+    return found.identity["model"] == identity["model"] and not found.worst.unreached
 
 
 def _note(line: str) -> None:

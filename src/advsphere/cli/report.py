@@ -155,6 +155,7 @@ def _evaluate(one: Finished) -> str:
     given = target | {"suite": suite["name"]}
     given |= {name: value for name, value in efforts.items() if value != getattr(usual, name)}
     given |= {
+        "certainty": suite.get("certainty"),
         "norm": threat["norm"],
         "eps": radius(threat["eps"]),
         "seed": identity["seed"] or None,

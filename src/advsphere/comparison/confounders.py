@@ -67,6 +67,19 @@ def divided_otherwise(baseline: Sequence[int], method: Sequence[int]) -> list[st
     ]
 
 
+def sampled_otherwise(baseline: Sequence[float | None], method: Sequence[float | None]) -> list[str]:
+    """A sentence if the samples of two arms leave different points open. Takes those of each evaluation, None for one
+    in which every attack ran on all images.
+    """
+    if set(baseline) == set(method):
+        return []
+    first, second = (
+        " or ".join(sorted("every attack on all images" if c is None else f"{c:g} points" for c in set(certainties)))
+        for certainties in (baseline, method)
+    )
+    return [f"certainty: {first} -> {second}; the interval of the worst case holds for both"]
+
+
 def remedied(arm: str, collapses: Sequence[Collapse]) -> list[str]:
     """A sentence for each collapse in a run of an arm: from there on, the run was trained in another way."""
     return [

@@ -19,7 +19,7 @@ from advsphere.evaluation.display import html_table
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
-from advsphere.evaluation.unsampled import NOTHING, Bounds, covering_difference, covering_share, left
+from advsphere.evaluation.unsampled import NOTHING, Bounds, covering_difference, covering_p_value, covering_share, left
 from advsphere.files import differences
 from advsphere.stats import CONFIDENCE, ENOUGH_SEEDS, Columns, holm, images_for
 
@@ -293,7 +293,8 @@ def _default(names: Sequence[str]) -> str:
 
 def _gain(name: str, baseline: Columns, method: Columns, bounds: tuple[Bounds, Bounds] = NOTHING) -> Gain:
     """The difference of two arms, its interval and its test."""
-    found, p = covering_difference(method, baseline, bounds[::-1])
+    arms = method, baseline, bounds[::-1]
+    found, p = covering_difference(*arms), covering_p_value(*arms)
     of_baseline, of_method = (
         sum(left(one, 1 - CONFIDENCE)) / arm.size for one, arm in zip(bounds, (baseline, method), strict=True)
     )

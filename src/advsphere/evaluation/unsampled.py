@@ -60,8 +60,9 @@ def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedD
     found, bounds = paired(a, b), ([first.bound], [second.bound])
     if name != WORST or not drawn(bounds):
         return found
-    widened, p = covering_difference(np.array([a], dtype=float), np.array([b], dtype=float), bounds)
-    return replace(found, low=widened.low, high=widened.high, p_value=p)
+    columns = np.array([a], dtype=float), np.array([b], dtype=float)
+    widened = covering_difference(*columns, bounds)
+    return replace(found, low=widened.low, high=widened.high, p_value=covering_p_value(*columns, bounds))
 
 
 def left(bounds: Bounds, error: float) -> list[int]:
@@ -73,20 +74,24 @@ def left(bounds: Bounds, error: float) -> list[int]:
     ]
 
 
-def covering_difference(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> tuple[Estimate, float]:
-    """`stats.difference_of_arms`, which holds whatever the images outside the samples would do.
+def covering_difference(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> Estimate:
+    """`stats.difference_of_arms`, with an interval that holds whatever the images outside the samples would do."""
+    pairs = _completions(first, second, bounds, 1 - CONFIDENCE)
+    return _widened([difference_of_arms(*pair)[0] for pair in pairs])
 
-    The p-value is the smallest error at which the difference is clear of 0, to 1 %.
+
+def covering_p_value(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> float:
+    """The p-value of no difference: the smallest error at which the difference is clear of 0, whatever the images
+    outside the samples would do, to 1 %.
     """
-    found, p = difference_of_arms(first, second)
+    p = difference_of_arms(first, second)[1]
     if not drawn(bounds):
-        return found, p
+        return p
     clear, unclear = 1.0, max(p, SMALLEST)
     while clear > 1.01 * unclear:
         error = math.sqrt(clear * unclear)
         clear, unclear = (error, unclear) if _p_value(first, second, bounds, error) <= error else (clear, error)
-    ends = [difference_of_arms(*pair)[0] for pair in _completions(first, second, bounds, 1 - CONFIDENCE)]
-    return _widened(ends), clear
+    return clear
 
 
 def covering_share(
