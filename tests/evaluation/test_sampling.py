@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from advsphere.attacks import Guides, apgd_targeted, pgd, square
+from advsphere.attacks import Guides, apgd, apgd_targeted, pgd, square
 from advsphere.classifier import fooled, split
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Effort, Evaluation, Ledger, SuiteContext, evaluate, verify
 from advsphere.evaluation.cascades import arranged, pursued
 from advsphere.evaluation.engine import prepare
 from advsphere.evaluation.sampling import usual_certainty
-from advsphere.evaluation.specs import kind_of
+from advsphere.evaluation.specs import kind_of, loss_of
 from advsphere.evaluation.suites import attacks_of
 from advsphere.files import content_checksum
 from advsphere.losses import margin
@@ -173,10 +173,10 @@ def test_verify_computes_the_bound_again(claim: Path, tmp_path: Path) -> None:
 def test_a_suite_says_what_runs_on_the_sample() -> None:
     context = SuiteContext(threat=THREAT)
     names = [(spec.name, spec.proof) for spec in arranged(attacks_of("autoattack", context), THREAT, certainty=0.5)]
-    assert names[:2] == [("first look: margin PGD-10", False), ("first look: APGD-T, 5 steps", False)]
-    assert [proof for _, proof in names[2:]] == [True] * 4
+    assert names[0] == ("first look: margin PGD-10, APGD-T where close", False)
+    assert [proof for _, proof in names[1:]] == [True] * 4
     whole, sampled = attacks_of("autoattack", context), arranged(attacks_of("autoattack", context), THREAT, certainty=1)
-    for one, other in zip(whole, sampled[2:], strict=True):
+    for one, other in zip(whole, sampled[1:], strict=True):
         assert {**one.settings, "after": []} == {**other.settings, "after": []}, "as published"
     context = replace(context, head=split(KNOWN.model).head, guides=Guides(KNOWN.images, KNOWN.labels))
     survival = arranged(attacks_of("survival", context), THREAT, certainty=1)
@@ -190,10 +190,11 @@ def test_a_suite_says_what_runs_on_the_sample() -> None:
 @pytest.mark.parametrize("close", [0.0, 0.6, 1.0])
 def test_a_search_goes_on_only_where_it_came_close(close: float) -> None:
     known = linear(120, classes=4)
-    short = partial(pgd, steps=1, step_size=THREAT.eps / 3, start="clean", loss=margin)
+    short = partial(pgd, threat=THREAT, steps=1, step_size=THREAT.eps / 3, loss=margin)
+    further = partial(apgd, threat=THREAT, steps=20, loss=margin, until_fooled=True)
     rng = Rng(0, torch.arange(120))
-    before = short(known.model, *known[1:], threat=THREAT, rng=rng)
-    after = pursued(*known, attack=short, threat=THREAT, steps=20, close=close, rng=rng)
+    before = short(known.model, *known[1:], start="clean", rng=rng)
+    after = pursued(*known, attack=short, then=further, close=close, start="clean", rng=rng)
     with torch.no_grad():
         left, whole = (margin(known.model(x), known.labels) for x in (before, known.images))
         fell = fooled(known.model(after), known.labels)
@@ -206,8 +207,11 @@ def test_a_search_goes_on_only_where_it_came_close(close: float) -> None:
 def test_the_standard_attacks_pass_their_checks_with_a_certainty() -> None:
     """Preflight runs each of them."""
     plan = prepare(*linear(20, classes=4), threat=THREAT, suite="autoattack", certainty=1, precision="float32")
-    search = plan.specs[1].settings
-    assert search["name"] == "pursued" and search["attack"]["name"] == "apgd_targeted" and kind_of(search)
+    search = plan.specs[0].settings
+    further = search["then"]
+    assert kind_of(search) == "iterative" and loss_of(search) == "margin" and "unknown" not in str(search)
+    names = [one["name"] for one in (search["attack"], further["attack"], further["then"])]
+    assert names == ["pgd", "apgd_targeted", "apgd"]
 
 
 def test_what_has_no_certainty_is_refused() -> None:

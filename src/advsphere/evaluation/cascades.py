@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advsphere.attacks import apgd, apgd_targeted, pgd
+from advsphere.attacks.gradient import Start
 from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.evaluation.specs import AttackSpec
@@ -19,12 +20,13 @@ from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 FIRST_LOOK = "first look: margin PGD-10"
+SHORT_SEARCH = FIRST_LOOK + ", APGD-T where close"
 FIRST_TARGET = ", first target"
-SHORT_STEPS = 5
-FURTHER_STEPS = 50
-CLOSE = 0.1
-"""The share of the clean image's margin of which less must be left for `pursued` to go on. Nearly every image that
-AutoAttack takes and a short APGD-T misses is as close; benchmarks/README.md has the figures."""
+CLOSE, CLOSEST = 0.5, 0.1
+"""The search goes on with APGD-T where less than this share of the clean image's margin is left, and with AutoPGD on
+the margin where less than the second is. benchmarks/README.md has the figures."""
+SHORT_STEPS, FURTHER_STEPS = 5, 50
+"""Steps of APGD-T for each target, and of AutoPGD."""
 
 
 def arranged(
@@ -56,24 +58,26 @@ def first_look(threat: ThreatModel) -> AttackSpec:
 def _sampled(specs: Sequence[AttackSpec], threat: ThreatModel, anytime: bool) -> tuple[AttackSpec, ...]:
     """The attacks that search, on all images, and then those that prove an absence, on images that resisted them all.
 
-    APGD-T as a proof is preceded by a search with the same settings but few steps, which goes on where it came close
-    and fools nearly all images that AutoAttack fools. Every image of the sample meets all proofs whole, up to the one
-    that fools it.
+    APGD-T as a proof is preceded by a short search that fools nearly all images that AutoAttack fools. Every image of
+    the sample meets all proofs whole, up to the one that fools it.
     """
     search, proofs = ([spec for spec in specs if spec.proof is proof] for proof in (False, True))
     if not proofs:
         raise UserError("no attack of this suite can run on a sample of images, so it has no certainty; leave it out")
-    short = [_short(spec, threat) for spec in proofs if targeted(spec)]
-    begin = [first_look(threat)] if short or anytime else []
+    proven = next((spec for spec in proofs if targeted(spec)), None)
+    begin = [_search(proven, threat)] if proven else [first_look(threat)] if anytime else []
     if anytime:
-        return cascade([*begin, *short, *search, *proofs])
-    return *search, *cascade([*begin, *short, *proofs], [spec.name for spec in search])
+        return cascade([*begin, *search, *proofs])
+    return *search, *cascade([*begin, *proofs], [spec.name for spec in search])
 
 
-def _short(spec: AttackSpec, threat: ThreatModel) -> AttackSpec:
-    begin = _with(spec, steps=SHORT_STEPS).attack
-    search = partial(pursued, attack=begin, threat=threat, steps=FURTHER_STEPS, close=CLOSE)
-    return replace(spec, name=f"first look: APGD-T, {SHORT_STEPS} steps", attack=search, proof=False, note="")
+def _search(spec: AttackSpec, threat: ThreatModel) -> AttackSpec:
+    """The first look, then this APGD-T with few steps and AutoPGD, each where the one before came close."""
+    ascent = partial(apgd, threat=threat, steps=FURTHER_STEPS, loss=margin, until_fooled=True)
+    short = partial(_with(spec, steps=SHORT_STEPS).attack, threat=threat)
+    further = partial(pursued, attack=short, then=ascent, close=CLOSEST)
+    attack = partial(pursued, attack=first_look(threat).attack, then=further, close=CLOSE)
+    return AttackSpec(SHORT_SEARCH, attack)
 
 
 def pursued(
@@ -83,21 +87,24 @@ def pursued(
     /,
     *,
     attack: Callable[..., Tensor],
-    threat: ThreatModel,
-    steps: int,
+    then: Callable[..., Tensor],
     close: float,
+    start: Start = "uniform",
     rng: Rng | None = None,
 ) -> Tensor:
-    """Run an attack with this threat. Where less than a share `close` of the clean margin is left, go on from its
-    result with AutoPGD on the margin.
+    """Run an attack. Where less than a share `close` of the clean margin is left, go on from its result with another.
+
+    Most images resist by a wide margin. The result of a short attack shows which ones need more steps.
     """
-    found = attack(model, x, y, threat=threat, rng=rng)
+    rng = rng or Rng.of(x)
+    found = attack(model, x, y, start=start, rng=rng)
     with torch.no_grad():
-        logits, whole = model(found), margin(model(x), y)
-    index = (~fooled(logits, y) & (margin(logits, y) > close * whole)).nonzero().squeeze(1)
+        logits = model(found)
+        index = (~fooled(logits, y)).nonzero().squeeze(1)
+        if len(index):
+            index = index[margin(logits[index], y[index]) > close * margin(model(x[index]), y[index])]
     if len(index):
-        further = partial(apgd, threat=threat, steps=steps, loss=margin, until_fooled=True)
-        found[index] = further(model, x[index], y[index], start=found[index])
+        found[index] = then(model, x[index], y[index], start=found[index], rng=rng.take(index))
     return found
 
 
