@@ -11,12 +11,18 @@ import pytest
 
 from advsphere.corruption import CORRUPTIONS
 from advsphere.errors import UserError
+from advsphere.evaluation.sampling import Bound
 from advsphere.reproduce import results
+from advsphere.reproduce.cells import pairs
+from advsphere.reproduce.groups import groups
 from advsphere.reproduce.listing import listing
 from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.sections import TITLES
+from advsphere.reproduce.tables import TABLES
 from advsphere.stats import paired, wilson
 from tests.corruption.test_evaluate import of_errors
+from tests.reproduce.made import PLAIN as PLAIN_ARM
+from tests.reproduce.made import SPHERE as SPHERE_ARM
 from tests.reproduce.made import run_block, stored
 
 COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*.jsonl"))
@@ -57,6 +63,26 @@ def test_seeds_and_overrides_are_told_apart_and_paired_with_their_own() -> None:
     assert sum(line.startswith("| *difference*") for line in lines) == 1
     assert any(line.startswith("| `toy-fastat-he`, training.seed = 1 |") for line in lines)
     assert listing([PLAIN, HE, *other]).count("*difference*") == 2
+
+
+def test_the_worst_case_of_a_sample_is_no_more_than_that() -> None:
+    """Of the three images that resist, one was tried by the attack on a sample. So any may fall, and it has no row."""
+    found = PLAIN.evaluation
+    proof = replace(found.attacks[0], name="Square", settings={"proof": True})
+    drawn = Bound(certainty=20, survivors=3, sampled=1, fell=0, most=2, n=10, confidence=0.95, looks=((1, 0),))
+    plain = replace(PLAIN)
+    vars(plain)["evaluation"] = replace(found, attacks=(*found.attacks, proof), bound=drawn)
+    before, after = (
+        [dict(zip(cells(lines[2]), cells(line), strict=True)) for line in lines[-3:]]
+        for lines in (listing([one, HE]).splitlines() for one in (PLAIN, plain))
+    )
+    assert [row.pop("Square") for row in after] == ["on a sample", "", ""]
+    worst = [[row.pop("worst case") for row in rows] for rows in (before, after)]
+    assert before == after and worst[0][:2] == worst[1][:2] and worst[0][2] != worst[1][2], "only its interval is wider"
+    arms = stored("small-fastat", PLAIN_ARM), stored("small-fastat-he", SPHERE_ARM)
+    vars(arms[0])["evaluation"] = replace(arms[0].evaluation, bound=drawn)
+    found_pairs, (refused,) = pairs(groups(arms, TABLES["table3"], suite="paper")[0], TABLES["table3"])
+    assert found_pairs == [] and "ran on a sample" in refused
 
 
 def test_other_images_and_other_checkpoints_are_other_tables() -> None:

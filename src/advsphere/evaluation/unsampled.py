@@ -17,6 +17,7 @@ import numpy as np
 
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, Evaluation
+from advsphere.evaluation.rows import Row
 from advsphere.evaluation.sampling import Bound
 from advsphere.files import differences
 from advsphere.stats import (
@@ -56,9 +57,14 @@ def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedD
     rows = first.row(name), second.row(name)
     if any(row.sampled for row in rows):
         raise UserError(f"{name} ran only on images that other attacks left; compare the worst case")
-    a, b = ([c == "1" for c in row.outcomes] for row in rows)
-    found, bounds = paired(a, b), ([first.bound], [second.bound])
-    if name != WORST or not drawn(bounds):
+    return paired_rows(*rows, ([first.bound], [second.bound]) if name == WORST else NOTHING)
+
+
+def paired_rows(first: Row, second: Row, bounds: tuple[Bounds, Bounds] = NOTHING) -> PairedDifference:
+    """`stats.paired` of two rows of the same images, whose interval and test hold for all that bounds leave open."""
+    a, b = ([c == "1" for c in row.outcomes] for row in (first, second))
+    found = paired(a, b)
+    if not drawn(bounds):
         return found
     columns = np.array([a], dtype=float), np.array([b], dtype=float)
     widened = covering_difference(*columns, bounds)

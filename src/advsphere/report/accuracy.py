@@ -12,12 +12,12 @@ from advsphere.comparison.gain import Gain, row_for
 from advsphere.evaluation.display import NO_VERDICT
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
-from advsphere.evaluation.unsampled import compare
+from advsphere.evaluation.unsampled import compare, paired_rows
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table
 from advsphere.report.sections import section
 from advsphere.report.verdict import survived
-from advsphere.stats import ENOUGH_SEEDS, PairedDifference, mean_over_seeds, paired
+from advsphere.stats import ENOUGH_SEEDS, PairedDifference, mean_over_seeds
 from advsphere.threat import radius
 
 ON_SAMPLE = "on a sample"
@@ -146,7 +146,7 @@ def _tables(
 def _paired(row: Row | None, first: Row | None) -> PairedDifference | None:
     if row is None or first is None or row.sampled or first.sampled:
         return None
-    return paired([mark == "1" for mark in row.outcomes], [mark == "1" for mark in first.outcomes])
+    return paired_rows(row, first)
 
 
 def _ends(found: Sequence[PairedDifference | Gain]) -> tuple[float, float]:

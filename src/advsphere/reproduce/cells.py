@@ -112,8 +112,11 @@ def _pair(group: Group, table: Table, baseline: str, method: str) -> Pair:
         second.pop(WEIGHT_DECAY, None)
     if differ := {*first.values()} ^ {*second.values()}:
         raise UserError("; ".join(sorted(differ)))
+    arms = [group.evaluations(name, shared) for name in (baseline, method)]
+    if any(one.bound for arm in arms for one in arm):
+        raise UserError("attacks ran on a sample of the images; evaluate both without a certainty")
     headline = next((attack for attack in table.headlines if attack in group.attacks()), None)
-    gains = measure_gains(*(group.evaluations(name, shared) for name in (baseline, method)), pgd=headline)
+    gains = measure_gains(*arms, pgd=headline)
     return Pair(table=table, group=group, baseline=baseline, method=method, seeds=shared, gains=gains)
 
 

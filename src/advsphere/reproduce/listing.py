@@ -6,11 +6,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from advsphere.comparison.gain import row_for
+from advsphere.evaluation.results import WORST
+from advsphere.evaluation.rows import Row
+from advsphere.evaluation.unsampled import NOTHING, paired_rows
 from advsphere.reproduce.groups import SEED, confounders
 from advsphere.reproduce.markdown import head, line, percent, points
 from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.sections import ALL_TITLES, corruption_table
-from advsphere.stats import paired
 
 _CHECKPOINTS = {"best": "the checkpoint that was best on held-out training images", "last": "the last checkpoint"}
 
@@ -49,7 +51,7 @@ def _attacks(group: Sequence[StoredResult]) -> list[str]:
     ]
     for one in group:
         rows = {name: row_for(one.evaluation, name) for name in attacks}
-        cells = ["" if row is None else percent(row.accuracy, *row.interval) for row in rows.values()]
+        cells = ["" if row is None else _accuracy(row) for row in rows.values()]
         lines.append(line([_label(one.run), str(one.run["epochs"]), *cells]))
         base = _partner(one, group)
         if base is not None:
@@ -57,11 +59,16 @@ def _attacks(group: Sequence[StoredResult]) -> list[str]:
     return lines
 
 
+def _accuracy(row: Row) -> str:
+    return "on a sample" if row.sampled else percent(row.accuracy, *row.interval)
+
+
 def _difference(one: StoredResult, base: StoredResult, attack: str) -> str:
-    rows = [row_for(each.evaluation, attack) for each in (one, base)]
-    if rows[0] is None or rows[1] is None:
+    own, plain = (row_for(each.evaluation, attack) for each in (one, base))
+    if own is None or plain is None or own.sampled or plain.sampled:
         return ""
-    found = paired([c == "1" for c in rows[0].outcomes], [c == "1" for c in rows[1].outcomes])
+    bounds = [one.evaluation.bound], [base.evaluation.bound]
+    found = paired_rows(own, plain, bounds if attack == WORST else NOTHING)
     return f"*{points(found.difference, found.low, found.high)}{', cannot tell' * found.cannot_tell}*"
 
 
