@@ -26,6 +26,7 @@ from advsphere.folding import replace_modules
 from advsphere.losses import cross_entropy, is_soft, widen
 from advsphere.schedule import Constant, Linear, Schedule
 from advsphere.state import kept, require_shapes
+from advsphere.typed import require_types
 
 
 class HypersphereHead(nn.Module):
@@ -308,6 +309,7 @@ class HypersphereConfig:
     margin_in_attack: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         if not all(0 < self.scale * self.scale_schedule(i / 100) < float("inf") for i in range(101)):
             raise UserError(
                 f"s = {self.scale} times its schedule must stay positive and finite; at 0 nothing is learnt"

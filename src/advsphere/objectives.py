@@ -22,6 +22,7 @@ from advsphere.errors import UserError
 from advsphere.losses import Loss, cross_entropy, is_soft, kl, log_odds, widen
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
+from advsphere.typed import require_types
 
 __all__ = [
     "ALP",
@@ -110,6 +111,9 @@ class Objective(ABC):
 
     A subclass may declare its name in tables and reports as a class variable `title`.
     """
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
     @property
     def replays(self) -> int:
@@ -207,6 +211,7 @@ class PGDAT(Objective):
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.step_size <= 0:
             raise UserError(f"crafting takes {self.steps} steps of {self.step_size}; both must be positive")
 
@@ -273,6 +278,7 @@ class NFGSM(Objective):
     mode: Mode = "train"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.noise <= 0 or (self.step_size is not None and self.step_size <= 0):
             raise UserError(
                 f"N-FGSM takes noise of {self.noise} eps and steps of {self.step_size}; both must be positive"
@@ -356,6 +362,7 @@ class FreeAT(Objective):
     repeats: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.repeats < 1 or self.step_size <= 0:
             raise UserError(
                 f"free training takes {self.repeats} repeats with steps of {self.step_size}; both must be positive"

@@ -38,9 +38,10 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise UserError(f"unknown norm {self.norm!r}; choose one of {', '.join(get_args(Norm))}")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
+        given: object = self.eps
+        if isinstance(given, str) or not (math.isfinite(self.eps) and self.eps >= 0):
             raise UserError(
-                f"eps is {self.eps}, but a radius is finite and not negative (8/255 = 0.0314 is usual for linf)"
+                f"eps is {given!r}, but a radius is a finite number, not negative (8/255 = 0.0314 is usual for linf)"
             )
         if not self.bounds[0] < self.bounds[1]:
             raise UserError(f"bounds are {self.bounds}, but the lowest pixel must be below the highest")

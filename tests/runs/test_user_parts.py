@@ -233,7 +233,7 @@ def test_objectives_that_are_none_are_told_what_they_lack(tmp_path: Path) -> Non
         quick(tmp_path, objective=lambda model, x, y: None)
     with pytest.raises(UserError, match=r"a class; pass an object, such as PGDAT\(\)"):
         Trainer(net(), PGDAT, cross_entropy, pixels(), settings=TrainSettings(), folder=tmp_path)
-    with pytest.raises(UserError, match=r"lr_schedule is 'cosine'; give one of advsphere.schedule"):
+    with pytest.raises(UserError, match=r"lr_schedule is 'cosine'; give a Constant"):
         quick(tmp_path, lr_schedule="cosine")
     with pytest.raises(UserError, match=r"config is 'digits-pgd-at'; give that of a recipe"):
         train("digits-pgd-at", tmp_path)

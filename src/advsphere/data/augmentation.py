@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from advsphere.data.images import as_float
 from advsphere.errors import UserError
 from advsphere.rng import Rng
+from advsphere.typed import require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Augment:
     cutout: int = 0
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.min_area is not None and not 0 < self.min_area <= 1:
             raise UserError(f"a crop of at least {self.min_area:g} of an image: give a share in (0, 1], 0.08 is usual")
         if self.padding < 0:

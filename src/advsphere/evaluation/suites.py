@@ -39,6 +39,7 @@ from advsphere.identity import home
 from advsphere.losses import Loss, at_scale, cross_entropy, log_odds, margin
 from advsphere.named import is_name, load
 from advsphere.threat import ThreatModel
+from advsphere.typed import require_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Effort:
             finds the same worst case sooner, but each attack's row is cumulative.
 
     Raises:
-        UserError: If a number is below 1.
+        UserError: If a number is below 1, or a value of another type.
     """
 
     restarts: int = 1
@@ -62,6 +63,7 @@ class Effort:
     cascade: bool = False
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("restarts", "steps", "guides"):
             value = getattr(self, name)
             if value is not None and value < 1:

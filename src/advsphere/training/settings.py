@@ -19,6 +19,7 @@ from advsphere.named import call
 from advsphere.objectives import Objective
 from advsphere.schedule import Constant, Schedule
 from advsphere.training.guard import Guarding
+from advsphere.typed import require_types
 
 
 def _arguments(words: list[str]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class TrainSettings:
             on it.
 
     Raises:
-        UserError: If a value is out of range.
+        UserError: If a value is out of range or of another type.
     """
 
     epochs: int = 10
@@ -112,10 +113,9 @@ class TrainSettings:
     workers: int | None = field(default=None, metadata={"affects_result": False})
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.epochs < 1 or self.batch_size < 1:
             raise UserError(f"{self.epochs} epochs with batches of {self.batch_size}: both must be at least 1")
-        if not callable(self.lr_schedule):
-            raise UserError(f"lr_schedule is {self.lr_schedule!r}; give one of advsphere.schedule, such as Cosine()")
         if self.validate_every < 1:
             raise UserError(f"validation after every {self.validate_every} epochs: give 1 or more")
         if not self.checkpoint_minutes >= 0:
