@@ -22,10 +22,10 @@ from advsphere.threat import ThreatModel
 FIRST_LOOK = "first look: margin PGD-10"
 SHORT_SEARCH = FIRST_LOOK + ", APGD-T where close"
 FIRST_TARGET = ", first target"
-CLOSE, CLOSEST = 0.5, 0.1
+CLOSE, CLOSEST = 0.7, 0.15
 """The search goes on with APGD-T where less than this share of the clean image's margin is left, and with AutoPGD on
 the margin where less than the second is. benchmarks/README.md has the figures."""
-SHORT_STEPS, FURTHER_STEPS = 5, 50
+SHORT_STEPS, FURTHER_STEPS = 3, 50
 """Steps of APGD-T for each target, and of AutoPGD."""
 
 
