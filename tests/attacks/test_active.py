@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.attacks import active
-from advsphere.attacks.active import Active, put
+from advsphere.attacks import active, apgd_targeted, fab_targeted, worst_case
+from advsphere.attacks.active import Active, put, targets_at_once
+from advsphere.attacks.combine import prepared
 from advsphere.classifier import fooled
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
@@ -38,6 +42,9 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat the CPU as a device on which every read is a wait."""
     monkeypatch.setattr(active, "FREE_READS", frozenset())
 
+
+NOTHING = ThreatModel(norm="linf", eps=1e-9)
+"""Nothing is fooled inside it."""
 
 COMBINED = {"surrogate", "auto_attack", "expected", "restarts", "worst_case"}
 """They run the other attacks. The view of a surrogate multiplies matrices."""
@@ -90,3 +97,62 @@ def test_on_a_cpu_nothing_is_forwarded_after_its_success() -> None:
         y = model(x).argmax(1)
     ATTACKS["pgd (best, until fooled)"].make(ThreatModel(norm="linf", eps=0.05))(model, x, y)
     assert sizes[1] == 12 > sizes[-1] and sizes[1:] == sorted(sizes[1:], reverse=True)
+
+
+def test_the_first_target_comes_alone_and_the_others_as_many_as_there_is_room_for() -> None:
+    done = torch.zeros(20, dtype=torch.bool)
+    tried = targets_at_once(9, 48, done)
+    assert next(tried)[0] == range(1)
+    done[:8] = True  # 12 are left, and 4 targets of each make 48
+    ranks, index = next(tried)
+    assert ranks == range(1, 5) and index.tolist() == [*range(8, 20)]
+    done[:15] = True
+    assert next(tried)[0] == range(5, 9) and not [*tried]
+    assert [ranks for ranks, _ in targets_at_once(3, 0, done)] == [range(1), range(1, 2), range(2, 3)]
+    assert not [*targets_at_once(3, 48, done | True)]
+
+
+SMALL = {norm: ThreatModel(norm=norm, eps=RADII[norm]) for norm in ("linf", "l1")}
+TARGETED = {
+    "apgd": partial(apgd_targeted, threat=SMALL["linf"], steps=4, targets=5),
+    "apgd in three radii": partial(apgd_targeted, threat=SMALL["l1"], steps=4, targets=5, multi_eps=True),
+    "fab": partial(fab_targeted, norm="linf", eps=RADII["linf"], steps=4, targets=5),
+    "fab from two points": partial(fab_targeted, norm="l2", eps=RADII["l2"], steps=2, targets=5, starts=2),
+}
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_targets_side_by_side_give_the_images_that_one_after_the_other_gives(name: str) -> None:
+    model, x = two_layers(10), images(16).double()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[::5] = (y[::5] + 1) % 10
+    for restart in (0, 1):
+        rng = Rng.of(x).at(restart=restart)
+        alone, beside = (
+            TARGETED[name](replace(prepared(model, x, target=y), room=room), x, y, rng=rng) for room in (0, 64)
+        )
+        assert torch.equal(alone, beside) and 5 < fooled(model(alone), y).sum() < 14
+
+
+@pytest.mark.parametrize("name", ["apgd", "fab"])
+def test_few_images_of_a_batch_take_few_calls(name: str) -> None:
+    """As many passes as alone: for each target of an image one at each of 5 steps and one at the end."""
+    model, x = two_layers(10), images(64).double()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[8:] = (y[8:] + 1) % 10
+    sizes = count_examples(model)
+    nothing = {"apgd": {"threat": NOTHING}, "fab": {"eps": 0.0}}[name]
+    TARGETED[name](model, x, y, **nothing, steps=5, targets=9)  # type: ignore[arg-type]
+    assert sizes[:13] == [64] + 6 * [8] + 6 * [64] and {*sizes[13:]} <= {8}
+
+
+def test_a_later_attack_has_the_room_of_the_first() -> None:
+    model, x = two_layers(10), images(64).double()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[8:] = (y[8:] + 1) % 10
+    sizes = count_examples(model)
+    worst_case([partial(apgd_targeted, threat=NOTHING, steps=1)])(model, x, y)
+    assert sizes == [64, 8] + 2 * [8] + 2 * [64] + [8]

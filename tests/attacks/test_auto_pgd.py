@@ -249,6 +249,20 @@ def test_targets_are_tried_from_the_likeliest_on(classes: int) -> None:
             assert sum(sizes) - 2 == 2 * (1 + 6 * tried + 2 * (targets >= door))
 
 
+@pytest.mark.parametrize("beside", [0, 4])
+def test_of_several_open_doors_it_is_the_likeliest(beside: int) -> None:
+    """Whether targets run alone or, as many images of the batch are done, side by side."""
+    weight, bias = torch.zeros(6, 4), -100.0 * (torch.arange(6) > 0) - torch.arange(6)
+    weight[3, 0] = weight[4, 1] = 2000.0  # within 0.1 they gain 200, and classes 1, 2 and 5 nothing
+    bias[3:5] -= 1000.0
+    model, x = linear_net(weight, bias), torch.full((2 + beside, 1, 2, 2), 0.5)
+    y = torch.tensor([0, 0] + [5] * beside)
+    sizes = count_examples(model)
+    x_adv = apgd_targeted(model, x, y, threat=ThreatModel(norm="linf", eps=0.1), steps=5, start="clean")
+    assert len(sizes) == 1 + (6 * 2 if beside else 6 * 2 + 2)  # class 2 fails, beside 3 and 4 or before 3
+    assert (model(x_adv)[:2].argmax(1) == 3).all() and (x_adv[:2, 0, 0, 0] > 0.55).all()
+
+
 def test_misclassified_images_come_back_unchanged_and_cost_one_forward() -> None:
     model, x, y = model_and_batch(4)
     y[1:] = (y[1:] + 1) % 4

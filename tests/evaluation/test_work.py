@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from advsphere.attacks import apgd_targeted
 from advsphere.distributed import World
 from advsphere.errors import UserError
-from advsphere.evaluation import Evaluation, Ledger, checks, evaluate, verify
+from advsphere.evaluation import AttackSpec, Evaluation, Ledger, checks, evaluate, verify
 from advsphere.evaluation.checks import fitting_batch_size, usual_batch_size
 from advsphere.evaluation.work import Begin, assign_batches, own_part
+from advsphere.threat import ThreatModel
 from tests.data.layouts import write_image
 from tests.evaluation.cases import THREAT, linear, pgd_spec
 from tests.evaluation.sharing import SPECS, digits, shared
@@ -148,6 +150,35 @@ def test_a_gpu_takes_a_batch_whose_gradient_fits(gib: float, expected: int, monk
 
 class FakeGPU:
     type = "cuda"
+
+
+class Small(nn.Module):
+    """Memory for so many images; `sizes` are those of the batches that had a gradient."""
+
+    def __init__(self, inner: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most, self.sizes = inner, most, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            if len(x) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            self.sizes.append(len(x))
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("memory", "sizes"), [(18, [6, 6, 18, 18]), (17, [6, 6] + [3] * 8 + [3, 3, 9, 9]), (8, [6, 6] + [3] * 10 + [2] * 8)]
+)
+def test_an_attack_may_fill_the_batch_but_not_where_memory_ran_out(memory: int, sizes: list[int]) -> None:
+    """Of four targets the first comes alone, and the other three make batches three times as large."""
+    known, threat = linear(6, classes=5), ThreatModel(norm="linf", eps=1e-6)
+    attack = AttackSpec("APGD-T", partial(apgd_targeted, threat=threat, steps=1, targets=4))
+    model = Small(known.model, memory)
+    labels = known.model(known.images).argmax(1)
+    result = evaluate(model, known.images, labels, threat=threat, suite=[attack], batch_size=20, precision="float32")
+    assert result.worst.k == 6 and str(sizes)[1:-1] in str(model.sizes)
 
 
 def test_a_ledger_keeps_its_batch_size(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ masked, and leave together every `EVERY` steps. Attacks keep all state per examp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,19 @@ class Active:
             return None
         self.index, self.open = self.index[rows], self.open[rows]
         return rows
+
+
+def targets_at_once(targets: int, room: int, done: Tensor) -> Iterator[tuple[range, Tensor]]:
+    """The ranks of the targets to try side by side, each with the images (b,) that are not `done`, (B,) bool, by then.
+
+    The first target comes alone, because nearly every success is there. Of the others as many go together as make a
+    batch of at most `room` images, because a small batch takes about as long as a network with one image.
+    """
+    rank = 0
+    while rank < targets and len(index := (~done).nonzero().squeeze(1)) > 0:
+        many = min(targets - rank, max(1, room // len(index))) if rank else 1
+        yield range(rank, rank + many), index
+        rank += many
 
 
 def put(store: Tensor, index: Tensor, mask: Tensor, values: Tensor) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advsphere.attacks.active import Active, put
+from advsphere.attacks.active import Active, put, targets_at_once
 from advsphere.attacks.combine import attack_kind, prepared
 from advsphere.attacks.gradient import Keep, Start, starting_point
 from advsphere.attacks.step_size import Halving, Path, Thinning
@@ -86,7 +86,7 @@ def apgd(
     search = _Search(
         model, threat, steps, downhill if targeted else loss, rho, multi_eps, keep, success if until_fooled else None
     )
-    return search.run(x.detach(), target, start, rng).x_adv
+    return search.run(x.detach(), target, search.begin(x.detach(), start, rng)).x_adv
 
 
 @attack_kind("iterative")
@@ -104,10 +104,12 @@ def apgd_targeted(
     multi_eps: bool = False,
     rng: Rng | None = None,
 ) -> Tensor:
-    """AutoPGD on the targeted DLR loss, towards the most likely wrong classes one after the other.
+    """AutoPGD on the targeted DLR loss, towards the most likely wrong classes.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690, section 4.2). Each target has its own random start. An example is done
-    at its first success, for any wrong class. Costs at most 1 + targets * (steps + 1) forwards of each image.
+    at the first target with a success, for any wrong class. Costs at most 1 + targets * (steps + 1) forwards of each
+    image. The targets after the first one run side by side, as many as fit into a batch of the size that the outermost
+    attack was given.
 
     Differs from the official code: with fewer than 4 classes, where the loss is undefined and the official code fails,
     the difference z_t - z_y takes its place.
@@ -144,17 +146,17 @@ def apgd_targeted(
     search = _Search(model, threat, steps, loss, rho, multi_eps, "best", _left_label)
     ranking = logits.float().scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     result, best = x.clone(), torch.full_like(margin(logits, y), -torch.inf)
-    index = (~fooled(logits, y)).nonzero().squeeze(1)
-    for rank in range(min(targets, classes - 1)):
-        if len(index) == 0:
-            break
-        pair = torch.stack([y[index], ranking[index, rank]], 1)
-        begin = start[index] if isinstance(start, Tensor) else start
-        found = search.run(x[index], pair, begin, rng.take(index).at(restart=rng.restart * targets + rank))
-        better = found.done | (found.value > best[index])
-        put(result, index, better, found.x_adv)
-        put(best, index, better, found.value)
-        index = index[~found.done]
+    done = fooled(logits, y)
+    for ranks, index in targets_at_once(min(targets, classes - 1), model.room, done):
+        rows, goals = index.repeat(len(ranks)), ranking[index, ranks.start : ranks.stop].T.flatten()
+        here, own = start[index] if isinstance(start, Tensor) else start, rng.take(index)
+        drawn = [search.begin(x[index], here, own.at(restart=rng.restart * targets + rank)) for rank in ranks]
+        found = search.run(x[rows], torch.stack([y[rows], goals], 1), torch.cat(drawn))
+        for x_adv, value, hit in zip(*(part.chunk(len(ranks)) for part in found), strict=True):
+            better = ~done[index] & (hit | (value > best[index]))
+            put(result, index, better, x_adv)
+            put(best, index, better, value)
+            done[index] |= hit
     return result
 
 
@@ -189,17 +191,20 @@ class _Search:
     keep: Keep
     done: Callable[[Tensor, Tensor], Tensor] | None
 
-    def run(self, x: Tensor, target: Tensor, start: Start, rng: Rng | None) -> _Found:
+    def begin(self, x: Tensor, start: Start, rng: Rng | None) -> Tensor:
+        """The images (B, ...) at which the search begins, inside the first ball."""
+        return starting_point(x, self.ball(3 if self.multi_eps else 1), start, rng)
+
+    def run(self, x: Tensor, target: Tensor, begin: Tensor) -> _Found:
         """Ascend in one ball, or in three that shrink. Only in the last one can an example be done."""
-        part = 3 * self.steps // 10
-        stages = [(3, part), (2, part), (1, self.steps - 2 * part)] if self.multi_eps else [(1, self.steps)]
-        for factor, steps in stages:
-            ball, last = replace(self.threat, eps=factor * self.threat.eps), factor == 1
-            keep, done = (self.keep, self.done) if last else ("best", None)
-            begin = starting_point(x, ball, start, rng)
-            found = replace(self, threat=ball, steps=steps, keep=keep, done=done).ascend(x, target, begin)
-            start = found.x_adv
-        return found
+        part = 3 * self.steps // 10 if self.multi_eps else 0
+        for factor in (3, 2) if self.multi_eps else ():
+            wide = replace(self, threat=self.ball(factor), steps=part, keep="best", done=None)
+            begin = self.ball(factor - 1).project(wide.ascend(x, target, begin).x_adv, x)
+        return replace(self, steps=self.steps - 2 * part).ascend(x, target, begin)
+
+    def ball(self, factor: int) -> ThreatModel:
+        return replace(self.threat, eps=factor * self.threat.eps)
 
     def ascend(self, x: Tensor, target: Tensor, start: Tensor) -> _Found:
         threat, steps = self.threat, self.steps

@@ -68,15 +68,17 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A classifier that returns logits, the lowest and highest pixel of the images to attack, and the number of classes
-    that their labels need.
+    """A classifier that returns logits, the lowest and highest pixel of the images to attack, the number of classes
+    that their labels need, and the number of images that may be in a batch.
 
-    Attacks pass it on to the attacks that they run, so that only the outermost one reads the values of the batch.
+    Attacks pass it on to the attacks that they run, so that only the outermost one reads the values of the batch. Its
+    size is the room that the others have.
     """
 
     classify: Classifier
     pixels: tuple[float, float]
     classes: int
+    room: int
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.classify(x)
@@ -106,7 +108,7 @@ def prepared(
         if lowest < 0:
             raise UserError(f"the lowest label is {lowest:g}; number the classes from 0")
         answers = _logits_of(model) if isinstance(model, nn.Module) else model
-        model = Prepared(answers, (darkest, brightest), int(highest) + 1)
+        model = Prepared(answers, (darkest, brightest), int(highest) + 1, len(x))
     if not isinstance(within, tuple | list):
         require_threat(within)
         within = within.bounds

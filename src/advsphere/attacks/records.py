@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -36,6 +37,12 @@ class Smallest:
         self.x_adv = self.x.clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         self.done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def take(self, rows: Tensor) -> Smallest:
+        """The same for the images of these numbers, which may repeat."""
+        part = copy(self)
+        part.x, part.x_adv, part.distance, part.done = (t[rows] for t in (self.x, self.x_adv, self.distance, self.done))
+        return part
 
     def offer_clean(self, adversarial: Tensor) -> None:
         """Note which of the clean images are adversarial, (B,) bool."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advsphere.attacks.combine import prepared
 from advsphere.classifier import Classifier, fooled, frozen
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import Cell
@@ -67,18 +68,19 @@ def judge_attack(
     *,
     dtype: torch.dtype | None = None,
     deadline: float = math.inf,
+    room: int = 0,
 ) -> Verdict:
     """Run one attack on a batch and judge it.
 
     The search runs in `dtype`, with batch norms folded, but minimal-norm attacks always run in float32. Examples are
     attacked again in float32 if the search stopped at a success that float32 denies, or if it ended so close to the
     boundary that the errors of `dtype` may hide a success. A forward after `deadline`, in `time.monotonic()` seconds,
-    raises OutOfTime.
+    raises OutOfTime. An attack may make batches of up to `room` images, and of as many as it gets.
     """
     low = dtype is not None and not spec.minimal  # at the boundary itself, rounding decides too much
     with frozen(model, dtype=dtype if low else None, fold=low) as view:
         counted = _Counted(view, deadline)
-        x_adv = _returned(spec, counted, x, y, rng)
+        x_adv = _returned(spec, counted, x, y, rng, room)
         with torch.no_grad():
             seen = view(x_adv)
     with frozen(model) as exact:
@@ -88,7 +90,7 @@ def judge_attack(
             again = ((verdict.prediction == y) & doubtful).nonzero().squeeze(1)
             if len(again) > 0:
                 counted = _Counted(exact, deadline, counted.images)
-                x_adv[again] = _returned(spec, counted, x[again], y[again], rng.take(again))
+                x_adv[again] = _returned(spec, counted, x[again], y[again], rng.take(again), room)
                 verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
     return replace(verdict, forwards=counted.images)
 
@@ -177,8 +179,9 @@ class _Counted:
         return self.classify(x)
 
 
-def _returned(spec: AttackSpec, classify: Classifier, x: Tensor, y: Tensor, rng: Rng) -> Tensor:
-    x_adv = spec.run(classify, x, y, rng=rng)
+def _returned(spec: AttackSpec, classify: Classifier, x: Tensor, y: Tensor, rng: Rng, room: int) -> Tensor:
+    ready = prepared(classify, x, target=y)
+    x_adv = spec.run(replace(ready, room=max(room, len(x))), x, y, rng=rng)
     if x_adv.shape != x.shape:
         raise UserError(
             f"{spec.name} returned {tuple(x_adv.shape)} for images {tuple(x.shape)}; "

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,8 +42,8 @@ from advsphere.memory import leading_part
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
-Find = Callable[[Tensor], tuple[list[Cell], int]]
-"""Numbers of examples -> (cells of the first of them, forwards)."""
+Find = Callable[[int, Tensor], tuple[list[Cell], int]]
+"""(Number of examples to come, numbers of those that memory allows) -> (cells of the first of them, forwards)."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class _Work:
     def _clean(self, own: Mapping[int, Tensor]) -> None:
         with frozen(self.plan.model) as exact:
 
-            def cells(index: Tensor) -> tuple[list[Cell], int]:
+            def cells(waiting: int, index: Tensor) -> tuple[list[Cell], int]:
                 x, y = self._load(index)
                 wrong, classes = predict(exact, x, y)
                 rows = zip(index.tolist(), wrong.tolist(), classes.tolist(), strict=True)
@@ -188,21 +189,25 @@ class _Work:
     def _attack(self, spec: AttackSpec, own: Mapping[int, Tensor], pace: Pace) -> None:
         standing = torch.tensor([robust == "1" for robust in self.ledger.outcomes(spec.name)])
 
-        def cells(index: Tensor) -> tuple[list[Cell], int]:
+        def cells(waiting: int, index: Tensor) -> tuple[list[Cell], int]:
+            # Where memory ran out, an attack makes no larger batch than it gets.
+            room = self._batch_size if len(index) == waiting else 0
             try:
                 most = pace.part(self.ledger, spec, standing[index])
-                found = self._judged(spec, index[:most], standing, pace.deadline)
+                found = self._judged(spec, index[:most], standing, pace.deadline, room)
             except OutOfTime:
                 if pace.moved:
                     raise
                 # Every call has to make progress, so it attacks one image for as long as that takes.
-                found = self._judged(spec, index[: leading(standing[index], 1)], standing, math.inf)
+                found = self._judged(spec, index[: leading(standing[index], 1)], standing, math.inf, room)
             pace.moved |= bool(found[1])
             return found
 
         self._each(spec.name, own, cells)
 
-    def _judged(self, spec: AttackSpec, index: Tensor, standing: Tensor, deadline: float) -> tuple[list[Cell], int]:
+    def _judged(
+        self, spec: AttackSpec, index: Tensor, standing: Tensor, deadline: float, room: int
+    ) -> tuple[list[Cell], int]:
         plan = self.plan
         skipped = [Cell(i, "not_run") for i in index[~standing[index]].tolist()]
         ids = index[standing[index]]
@@ -211,7 +216,8 @@ class _Work:
         x, y = self._load(ids)
         ids = ids.to(x.device)
         rng = Rng(plan.identity["seed"], ids)
-        verdict = judge_attack(plan.model, spec, plan.threat, x, y, rng, dtype=plan.dtype, deadline=deadline)
+        how: dict[str, Any] = {"dtype": plan.dtype, "deadline": deadline, "room": room}
+        verdict = judge_attack(plan.model, spec, plan.threat, x, y, rng, **how)
         return skipped + verdict.cells(ids, y), verdict.forwards
 
     def _each(self, name: str, own: Mapping[int, Tensor], cells: Find) -> None:
@@ -223,7 +229,7 @@ class _Work:
             rest = index[~torch.isin(index, known)]
             while len(rest):
                 began = time.monotonic()
-                found, forwards = leading_part(cells, rest)
+                found, forwards = leading_part(partial(cells, len(rest)), rest)
                 took, rest = max(0.0, time.monotonic() - began), rest[len(found) :]
                 self.ledger.record(name, batch, found, Cost(took, forwards), more=len(rest) > 0)
                 seconds, images = seconds + took, images + len(found)
