@@ -162,8 +162,8 @@ def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CO
     n = len(first)
     if n != len(second) or n == 0:
         raise UserError(f"paired columns have one entry for each example, but these have {n} and {len(second)}")
-    pairs = list(zip(map(bool, first), map(bool, second), strict=True))
-    both, only_first, only_second = (pairs.count(p) for p in [(True, True), (True, False), (False, True)])
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    both, only_first, only_second = (int(np.count_nonzero(where)) for where in (a & b, a & ~b, ~a & b))
     low, high = _newcombe(both, only_first, only_second, n - both - only_first - only_second, confidence)
     p = mcnemar(only_first, only_second)
     return PairedDifference(

@@ -15,7 +15,7 @@ from advsphere.comparison.gain import measure_gains
 from advsphere.errors import UserError
 from advsphere.evaluation import WORST, Evaluation, compare
 from advsphere.evaluation.sampling import Bound
-from advsphere.evaluation.unsampled import covering_difference, covering_p_value, covering_share, left
+from advsphere.evaluation.unsampled import bound_of, covering_difference, covering_p_value, covering_share, left
 from advsphere.looks import looks
 from advsphere.stats import Columns, difference_of_arms, mcnemar, paired, share_of_difference
 from tests.comparison.test_gain import BASE, N, arm
@@ -95,6 +95,15 @@ def test_attacks_on_a_sample_are_not_compared_one_by_one() -> None:
     assert compare(method, base, "PGD-50") == compare(arm(0.8, 0.6, 0.55), base, "PGD-50")
 
 
+def test_a_sample_that_the_time_cut_bounds_nothing() -> None:
+    """All images that were not reached may fall."""
+    base, method = arm(*BASE), sampled(arm(0.8, 0.6, 0.55), 1.0)
+    cut = replace(method, bound=None, worst=replace(method.worst, unreached=70))
+    found = measure_gains([base], [cut]).gain(WORST)
+    assert found.beyond == (0.0, 0.07) and found.low == paired(fallen(method, base, 70), outcomes(base)).low
+    assert compare(cut, base).low == found.low and bound_of(base) == 0
+
+
 def test_the_number_of_images_counts_the_bound_too() -> None:
     base, method = sampled(arm(*BASE), 1.0), sampled(arm(0.8, 0.6, 0.55), 1.0)
     found = measure_gains([base], [method])
@@ -107,7 +116,7 @@ def test_a_seed_s_bound_holds_for_all_seeds_together() -> None:
     method = [sampled(arm(0.8, 0.6, 0.55, seed=10 + seed), 1.0) for seed in range(3)]
     found, whole = (measure_gains(base, [replace(e, bound=b) for e, b in zip(method, bounds, strict=True)])
                     for bounds in ([e.bound for e in method], [None] * 3))  # fmt: skip
-    counts = left([e.bound for e in method], 0.05)
+    counts = left([*map(bound_of, method)], 0.05)
     assert counts == [e.bound.limit(0.05 / 3) for e in method if e.bound]
     assert found.gain(WORST).beyond == (0.0, pytest.approx(sum(counts) / 3 / N))
     assert found.gain(WORST).high == whole.gain(WORST).high

@@ -80,7 +80,7 @@ def test_the_worst_case_of_a_sample_is_no_more_than_that() -> None:
     worst = [[row.pop("worst case") for row in rows] for rows in (before, after)]
     assert before == after and worst[0][:2] == worst[1][:2] and worst[0][2] != worst[1][2], "only its interval is wider"
     arms = stored("small-fastat", PLAIN_ARM), stored("small-fastat-he", SPHERE_ARM)
-    vars(arms[0])["evaluation"] = replace(arms[0].evaluation, bound=drawn)
+    vars(arms[0])["evaluation"] = replace(arms[0].evaluation, attacks=(*arms[0].evaluation.attacks, proof))
     found_pairs, (refused,) = pairs(groups(arms, TABLES["table3"], suite="paper")[0], TABLES["table3"])
     assert found_pairs == [] and "ran on a sample" in refused
 

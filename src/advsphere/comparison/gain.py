@@ -19,7 +19,15 @@ from advsphere.evaluation.display import html_table
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
 from advsphere.evaluation.rows import Row
-from advsphere.evaluation.unsampled import NOTHING, Bounds, covering_difference, covering_p_value, covering_share, left
+from advsphere.evaluation.unsampled import (
+    NOTHING,
+    Bounds,
+    bound_of,
+    covering_difference,
+    covering_p_value,
+    covering_share,
+    left,
+)
 from advsphere.files import differences
 from advsphere.stats import CONFIDENCE, ENOUGH_SEEDS, Columns, holm, images_for
 
@@ -139,8 +147,8 @@ class Gains:
             return ""
         of_baseline, of_method = (100 * share for share in self.gain(WORST).beyond)
         return (
-            f"{', '.join(self.sampled)}: only on images that the other attacks left, so they count in the worst case "
-            f"only. On all of these they would take at most {of_baseline:.2f} points more from the baseline and "
+            f"{', '.join(self.sampled)} ran only on images that the other attacks left, and count only in the worst "
+            f"case. On all of these they would take at most {of_baseline:.2f} points more from the baseline and "
             f"{of_method:.2f} from the method (95 %); interval and verdict hold whatever they would take."
         )
 
@@ -215,7 +223,7 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
         raise UserError(f"{chosen} ran on a sample of the images; test the gain under another attack, or without one")
     if chosen not in names:
         raise UserError(f"these evaluations do not all have a row {chosen!r}; choose one of {', '.join(names)}")
-    bounds = [one.bound for one in baseline], [one.bound for one in method]
+    bounds = [*map(bound_of, baseline)], [*map(bound_of, method)]
     worst = _gain(WORST, *arms[WORST], bounds)
     gains = _holm([*(_gain(name, *arms[name]) for name in names if name != WORST), worst], chosen)
     share, verdict = what_survives(arms[chosen], arms[WORST], bounds)

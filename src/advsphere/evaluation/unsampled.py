@@ -30,8 +30,8 @@ from advsphere.stats import (
     share_of_difference,
 )
 
-Bounds = Sequence[Bound | None]
-"""One for each seed of an arm; None if every attack ran on all images."""
+Bounds = Sequence[Bound | int]
+"""For each seed of an arm what a sample bounds, or a number of images that may fall: 0 if every attack ran on all."""
 NOTHING: tuple[Bounds, Bounds] = ((), ())
 SMALLEST = 1e-300
 
@@ -57,7 +57,13 @@ def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedD
     rows = first.row(name), second.row(name)
     if any(row.sampled for row in rows):
         raise UserError(f"{name} ran only on images that other attacks left; compare the worst case")
-    return paired_rows(*rows, ([first.bound], [second.bound]) if name == WORST else NOTHING)
+    return paired_rows(*rows, ([bound_of(first)], [bound_of(second)]) if name == WORST else NOTHING)
+
+
+def bound_of(evaluation: Evaluation) -> Bound | int:
+    """What sampled attacks would still take: its bound, or all that they have not reached if the time was over."""
+    sampled = any(row.sampled for row in evaluation.attacks)
+    return evaluation.bound or (evaluation.worst.unreached or 0) * sampled
 
 
 def paired_rows(first: Row, second: Row, bounds: tuple[Bounds, Bounds] = NOTHING) -> PairedDifference:
@@ -73,11 +79,8 @@ def paired_rows(first: Row, second: Row, bounds: tuple[Bounds, Bounds] = NOTHING
 
 def left(bounds: Bounds, error: float) -> list[int]:
     """How many more images of each seed would fall, at most. That is false for any of them with this probability."""
-    drawn = [bound is not None and bound.sampled < bound.survivors for bound in bounds]
-    return [
-        bound.limit(error / sum(drawn)) if one and bound is not None else 0
-        for one, bound in zip(drawn, bounds, strict=True)
-    ]
+    samples = sum(not isinstance(one, int) and one.sampled < one.survivors for one in bounds)
+    return [one if isinstance(one, int) else one.limit(error / max(1, samples)) for one in bounds]
 
 
 def covering_difference(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> Estimate:
@@ -143,4 +146,4 @@ def _fallen(arm: Columns, counts: Sequence[int], other: Columns) -> Columns:
 
 def drawn(bounds: tuple[Bounds, Bounds]) -> bool:
     """Whether an image of either arm was left out of a sample."""
-    return any(bound is not None and bound.sampled < bound.survivors for arm in bounds for bound in arm)
+    return any(left([one], 0.0) != [0] for arm in bounds for one in arm)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from advsphere.comparison.gain import SHOWN, Gain, Gains, covers_the_method, in_percent, measure_gains
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST
-from advsphere.evaluation.unsampled import compare, drawn
+from advsphere.evaluation.unsampled import bound_of, compare, drawn
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import limits, percent, points, probability, span
 from advsphere.stats import ENOUGH_SEEDS, PairedDifference
@@ -116,7 +116,8 @@ def _compared(first: ModelReport, second: ModelReport) -> Conclusion:
         difference = (pair := compare(second.evaluation, first.evaluation, WORST))
         new, old, tells = second.evaluation.worst.accuracy, first.evaluation.worst.accuracy, not pair.cannot_tell
         sample, how, test = f"{pair.n} images", "images (paired)", "McNemar's p"
-    if drawn(([e.bound for e in first.checkpoints.values()], [e.bound for e in second.checkpoints.values()])):
+    of_first, of_second = ([*map(bound_of, model.checkpoints.values())] for model in (first, second))
+    if drawn((of_first, of_second)):
         how += ", and for all that attacks on a sample of the images left open"
     p = probability(difference.p_value)
     detail = (

@@ -113,7 +113,7 @@ def _pair(group: Group, table: Table, baseline: str, method: str) -> Pair:
     if differ := {*first.values()} ^ {*second.values()}:
         raise UserError("; ".join(sorted(differ)))
     arms = [group.evaluations(name, shared) for name in (baseline, method)]
-    if any(one.bound for arm in arms for one in arm):
+    if any(row.sampled for arm in arms for one in arm for row in one.attacks):
         raise UserError("attacks ran on a sample of the images; evaluate both without a certainty")
     headline = next((attack for attack in table.headlines if attack in group.attacks()), None)
     gains = measure_gains(*arms, pgd=headline)

@@ -8,7 +8,7 @@ from typing import Any
 from advsphere.comparison.gain import row_for
 from advsphere.evaluation.results import WORST
 from advsphere.evaluation.rows import Row
-from advsphere.evaluation.unsampled import NOTHING, paired_rows
+from advsphere.evaluation.unsampled import NOTHING, bound_of, paired_rows
 from advsphere.reproduce.groups import SEED, confounders
 from advsphere.reproduce.markdown import head, line, percent, points
 from advsphere.reproduce.results import StoredResult
@@ -67,7 +67,7 @@ def _difference(one: StoredResult, base: StoredResult, attack: str) -> str:
     own, plain = (row_for(each.evaluation, attack) for each in (one, base))
     if own is None or plain is None or own.sampled or plain.sampled:
         return ""
-    bounds = [one.evaluation.bound], [base.evaluation.bound]
+    bounds = [bound_of(one.evaluation)], [bound_of(base.evaluation)]
     found = paired_rows(own, plain, bounds if attack == WORST else NOTHING)
     return f"*{points(found.difference, found.low, found.high)}{', cannot tell' * found.cannot_tell}*"
 
