@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere
+from advsphere.comparison.confounders import confounders, divided_otherwise, trained_elsewhere, within
 from advsphere.recipes import recipe
 
 
@@ -40,6 +40,7 @@ def test_the_runs_of_an_arm_differ_in_their_seed_alone() -> None:
     assert confounders(seeds, seeds) == []
     odd = [*seeds[:2], replace(seeds[2], training=replace(seeds[2].training, lr=0.5))]
     assert confounders(seeds, odd) == ["within the method, training.lr: 0.1 -> 0.5"]
+    assert within("TRADES", [seeds[0], recipe("digits-pgd-at-he")])[0] == "within TRADES, sphere.scale: None -> 15.0"
 
 
 def test_another_radius_in_training_is_said() -> None:

@@ -60,6 +60,9 @@ def test_a_few_are_the_first_ones_or_of_all_classes() -> None:
     by_class = ImageSet(pixels, torch.arange(12) // 4, ("a", "b", "c"))
     assert by_class.few(5).pixels.flatten().tolist() == [0, 2, 4, 7, 9]
     assert by_class.few(3).labels.tolist() == [0, 1, 2] and len(by_class.few(100)) == 12
+    for n in (0, -3):
+        with pytest.raises(UserError, match=rf"{n} images of .* were asked for; give 1 or more"):
+            mixed.few(n)
 
 
 def test_to_keeps_everything_but_the_device() -> None:

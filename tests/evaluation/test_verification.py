@@ -198,6 +198,8 @@ def test_the_sample_is_large_enough(claim: Claim) -> None:
     assert tried() == "0 of 20 resisted cells" and tried(share=0.5) == f"0 of {(resisted + 1) // 2} resisted cells"
     assert tried(share=0.0, at_least=30) == "0 of 30 resisted cells"
     assert tried(at_least=999) == f"0 of {resisted} resisted cells"
+    with pytest.raises(UserError, match="share is 5; give a share"):
+        claim.verify(share=5)
 
 
 def resampled(claim: Claim, **options: object) -> str:

@@ -41,11 +41,21 @@ def confounders(baseline: Sequence[Config], method: Sequence[Config]) -> list[st
     found = [_explained(c) for c in differences(first, second) if not _of(c, [*ours, "training.seed"])]
     if sorted(c.training.seed for c in baseline) != sorted(c.training.seed for c in method):
         found.append("training.seed: the arms were trained with different seeds")
-    for name, arm in (("baseline", baseline), ("method", method)):
-        for other in arm[1:]:
-            changes = [c for c in differences(arm[0], other) if not _of(c, ["training.seed"])]
-            found += [f"within the {name}, {_explained(change)}" for change in changes]
-    return found
+    return [*found, *within("the baseline", baseline), *within("the method", method)]
+
+
+def within(name: str, arm: Sequence[Config]) -> list[str]:
+    """List the settings besides the seed that differ between the runs of an arm.
+
+    Args:
+        name: What the arm is called.
+        arm: Its runs.
+
+    Returns:
+        A sentence for each difference from the first run.
+    """
+    changes = [change for other in arm[1:] for change in differences(arm[0], other)]
+    return [f"within {name}, {_explained(change)}" for change in changes if not _of(change, ["training.seed"])]
 
 
 def trained_elsewhere(arm: str, config: Config, eps: float) -> list[str]:

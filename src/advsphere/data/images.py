@@ -167,7 +167,12 @@ class Images(ABC):
         Returns:
             The first n images or, if they are sorted by class as in folders, n images at equal distances, so that no
             class is left out. All images if there are fewer than n.
+
+        Raises:
+            UserError: If n < 1.
         """
+        if n < 1:
+            raise UserError(f"{n} images of {self.name} were asked for; give 1 or more")
         n, sorted_by_class = min(n, len(self)), bool((self.hard().labels.diff() >= 0).all())
         return self.take(torch.arange(n) * len(self) // n) if sorted_by_class else self.first(n)
 

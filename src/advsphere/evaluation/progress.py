@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from advsphere.bars import WHOLE, Bars
 from advsphere.stats import wilson
@@ -53,7 +54,7 @@ OnProgress = Callable[[Progress], None]
 def progress_bar(**options: Any) -> Iterator[OnProgress]:
     """A bar for each attack, with options of `Bars`. Yields a function for `on_progress` of `evaluate`."""
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column()),  # a long name takes a second line
         BarColumn(),
         MofNCompleteColumn(table_column=WHOLE),
         TextColumn("{task.fields[so_far]}", markup=False),

@@ -87,7 +87,9 @@ def specs_of(
         suite = arranged(suite, threat_of(book), anytime=may_be_cut(book), certainty=certainty)
     if may_be_cut(book) and certainty is None:  # evaluations of earlier versions have no parts of attacks
         suite = cascade([s for s in suite if s.name in book.attacks or not s.name.endswith(FIRST_TARGET)])
-    if changed := differences(book.attacks, {spec.name: spec.settings for spec in suite}):
+    found = {spec.name: spec.settings for spec in suite}
+    gone = [f"{name} is none of them now" for name in book.attacks if name not in found]
+    if changed := gone or differences(book.attacks, found):
         raise OtherAttacksError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")
     return tuple(suite)
 

@@ -96,8 +96,11 @@ def verify(
         The findings.
 
     Raises:
-        UserError: If a file is missing, damaged or of another kind, or if the evaluation is continued meanwhile.
+        UserError: If a file is missing, damaged or of another kind, if the evaluation is continued meanwhile, or if
+            `share` is none.
     """
+    if not 0 <= share <= 1:
+        raise UserError(f"share is {share:g}; give a share of the resisted examples, such as 0.05")
     evaluation, ledger = Path(evaluation), Path(ledger)
     written = read_json(evaluation, FORMAT)
     with Ledger.read(ledger) as book, exact_float32():

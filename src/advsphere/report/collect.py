@@ -18,7 +18,7 @@ from advsphere.analysis.diagnosis import diagnosed_gradients
 from advsphere.analysis.gradients import LayerGradients
 from advsphere.analysis.perturbations import Picture, fooled_by, pictures, strongest
 from advsphere.classifier import find_head
-from advsphere.comparison.confounders import confounders, trained_elsewhere
+from advsphere.comparison.confounders import confounders, trained_elsewhere, within
 from advsphere.comparison.find import Finished
 from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.data import Images
@@ -221,12 +221,11 @@ def warnings_on(models: Sequence[ModelReport]) -> list[str]:
     collapses and overfitting in training.
     """
     known = [(one, configs) for one in models if one.source and (configs := one.source.configs)]
-    found = []
+    found = [line for one, configs in known for line in within(one.name, configs)]
     for one, configs in known[1:]:
         first, baseline = known[0]
-        for line in confounders(baseline, configs):
-            within = line.startswith("within")
-            found.append(line if within else f"besides the method, {first.name} and {one.name} differ in {line}")
+        lines = [line for line in confounders(baseline, configs) if not line.startswith("within")]
+        found += [f"besides the method, {first.name} and {one.name} differ in {line}" for line in lines]
     for one, configs in known:
         found += trained_elsewhere(f"{one.name} checkpoint", configs[0], one.evaluation.identity["threat"]["eps"])
         runs = [source.subject.run for source in one.source.found] if one.source else []
