@@ -1,182 +1,187 @@
-"""The minimal-norm attacks in AttackBench's protocol: how near to the smallest norm that any attack finds.
+"""The minimal-norm attacks in AttackBench: how near to the smallest norm that any attack finds.
 
-    python benchmarks/optimality.py --runs runs/digits-pgd-at runs/digits-standard --rows benchmarks/optimality.jsonl
+    pip install "attackbenchlib[attacks]" && pip install --no-deps adv-lib
+    python benchmarks/optimality.py --runs runs/digits-pgd-at --rows benchmarks/optimality.jsonl
 
-Every attack has the same budget of forwards and backwards for each image, and the smallest perturbation that the model
-sees in it counts. Local optimality compares the area under the curve of robust accuracy over the radius with that of
-the pool, the smallest norm of all attacks on each image (Cina et al. 2025, arXiv 2404.19460, eq. 4 and 5). AttackBench
-answers what exceeds the budget with constants; here it is not counted, and a search ends when all images have used it.
+AttackBench (Cina et al. 2025, arXiv 2404.19460) gives every attack the same budget of forwards and backwards for each
+image and keeps the smallest perturbation that the model saw. Local optimality compares the area under the curve of
+robust accuracy over the radius with that of the pool, the smallest norm of all attacks on each image. Its own runner
+counts and its own metric compares. adv-lib wants visdom, which only draws; an empty visdom.py in its place serves.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import mean
+from typing import Any
 
 import torch
-from comparison import peer, show
+from comparison import peer, table
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from advsphere.attacks import cw, deepfool, fab, fab_targeted, fmn, sigma_zero
+from advsphere.attacks import deepfool, fab, fab_targeted, fmn, sigma_zero
 from advsphere.classifier import fooled
 from advsphere.cli.arguments import parse
+from advsphere.named import trust
+from advsphere.reproduce.results import replace_between
 from advsphere.runs.folder import load_run
 
 ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
-CURE = "pip install adv-lib, or give the folder that it is in as --peer"
+CURE = 'pip install "attackbenchlib[attacks]" && pip install --no-deps adv-lib'
+MARKERS = {"begin": "<!-- optimality -->", "end": "<!-- /optimality -->"}
 Run = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    runs: tuple[Path, ...]
-    """Folders that `advsphere train` wrote."""
+    runs: tuple[Path, ...] = ()
+    """Folders that `advsphere train` wrote. Without any, only the table is written."""
     rows: Path
     """The file of results, a line for each network, norm and attack. What it holds is not run again."""
-    peer: Path | None = None
-    """Where adv-lib lies, if it is not installed."""
-    n: int = 50
+    readme: Path | None = None
+    """A page that gets the table, between its markers."""
+    n: int = 30
     """How many test images, from the first on, of those that are classified correctly."""
     propagations: int = 2000
-    norms: tuple[str, ...] = ("linf", "l2", "l1", "l0")
-
-
-class Spent(Exception):
-    """All images have used their budget."""
-
-
-class Counted(nn.Module):
-    """A model that counts each image's forwards and backwards, and notes the smallest perturbation that fools it."""
-
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, order: float, budget: int) -> None:
-        super().__init__()
-        self.model, self.x, self.y, self.order, self.budget = model, x, y, order, budget
-        self.spent = torch.zeros(len(x))
-        self.smallest = torch.full((len(x),), torch.inf)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.clamp(0.0, 1.0)
-        size, place = torch.cdist(x.detach().flatten(1), self.x.flatten(1), p=self.order).min(1)
-        self.spend(place)
-        logits: Tensor = self.model(x)
-        counts = fooled(logits.detach(), self.y[place]) & (self.spent[place] <= self.budget)
-        self.smallest.scatter_reduce_(0, place[counts], size[counts], "amin")
-        if logits.requires_grad:
-            logits.register_hook(lambda gradient: self.spend(place))
-        return logits
-
-    def spend(self, place: Tensor) -> None:
-        self.spent.index_add_(0, place, torch.ones(len(place)))
-        if (self.spent > self.budget).all():
-            raise Spent
-
-
-class Result(NamedTuple):
-    network: str
-    norm: str
-    attack: str
-    norms: list[float]
-    propagations: float
+    norms: tuple[str, ...] = tuple(ORDER)
+    attacks: tuple[str, ...] = ()
+    """Only these, by the names in the table; all by default."""
 
 
 def ours(norm: Any, budget: int) -> dict[str, Run]:
     """Our attacks, each with the steps that the budget buys."""
     if norm == "l0":
-        return {"sigma_zero": lambda m, x, y: sigma_zero(m, x, y, steps=budget // 2)}
+        return {
+            "sigma_zero": lambda m, x, y: sigma_zero(m, x, y, steps=budget // 2),
+            "sigma_zero, 4 starts": lambda m, x, y: sigma_zero(m, x, y, steps=budget // 8, starts=4),
+            "sigma_zero, 8 starts": lambda m, x, y: sigma_zero(m, x, y, steps=budget // 16, starts=8),
+        }
     attacks: dict[str, Run] = {
         "fmn": lambda m, x, y: fmn(m, x, y, norm=norm, steps=budget // 2),
-        "fab": lambda m, x, y: fab(m, x, y, norm=norm, steps=budget),
+        "fab": lambda m, x, y: fab(m, x, y, norm=norm, steps=budget // 11 - 1),
         "fab_targeted": lambda m, x, y: fab_targeted(m, x, y, norm=norm, steps=budget // 19),
-        "half fab_targeted, half fmn": lambda m, x, y: (
+        "half fab_targeted, half fmn": lambda m, x, y: [
             fab_targeted(m, x, y, norm=norm, steps=budget // 38),
-            fmn(m, x, y, norm=norm, steps=budget // 4),
-        ),
+            fmn(m, x, y, norm=norm, steps=budget // 4),  # what the model saw in the first half counts too
+        ][-1],
     }
     if norm != "l1":
         attacks["deepfool"] = lambda m, x, y: deepfool(m, x, y, norm=norm)
-        attacks["cw"] = lambda m, x, y: cw(m, x, y, norm=norm, steps=budget // 18)
     return attacks
 
 
-def pool(norm: str, budget: int, adv_lib: Any) -> dict[str, Run]:
-    """adv-lib's attacks with AttackBench's settings."""
-    steps, settings = budget // 2, {"norm": ORDER[norm]}
-    attacks: dict[str, Callable[..., Any]] = {
-        "fmn": partial(adv_lib.fmn, **settings, steps=steps, α_init=10.0 if norm == "linf" else 1.0)
+def pool(norm: str, budget: int, registry: Any) -> dict[str, Run]:
+    """The original codes and adv-lib's, as AttackBench sets and calls them, with the steps that the budget buys."""
+    steps, build = budget // 2, partial(built, registry, norm)
+    attacks = {
+        "original fmn": build("original", "fmn", num_steps=steps),
+        "adv-lib fmn": build("adv_lib", "fmn", num_steps=steps),
+        "adv-lib pdpgd": build("adv_lib", "pdpgd", num_steps=steps),
     }
     if norm == "l0":
-        attacks["sigma_zero"] = partial(adv_lib.sigma_zero, num_steps=steps)
-    else:
-        attacks["fab"] = partial(adv_lib.fab, **settings, n_iter=budget)
-        attacks["pdpgd"] = partial(adv_lib.pdpgd, **settings, num_steps=steps)
+        attacks["original sigma_zero"] = build("original", "sigma_zero", num_steps=steps)
+        attacks["adv-lib vfga"] = build("adv_lib", "vfga")
+        return attacks
+    attacks["original fab"] = build("original", "fab", num_steps=budget // 12)
+    attacks["original fab_t"] = original_fab_t(norm, budget // 28)
+    attacks["adv-lib fab"] = build("adv_lib", "fab", num_steps=budget // 12)
+    if norm != "linf":
+        attacks["adv-lib alma"] = build("adv_lib", "alma", num_steps=steps)
+    if norm != "l1":
+        attacks["original tr"] = build("original", "tr", adaptive=True)
     if norm == "l2":
-        attacks["ddn"] = partial(adv_lib.ddn, steps=steps, levels=None)
-    if norm in ("l2", "l1"):
-        attacks["alma"] = partial(adv_lib.alma, distance=norm, num_steps=steps, init_lr_distance=0.1)
-
-    def run(attack: Callable[..., Any]) -> Run:
-        return lambda model, x, y: attack(model=model, inputs=x, labels=y)
-
-    return {f"adv-lib {name}": run(attack) for name, attack in attacks.items()}
+        attacks["adv-lib ddn"] = build("adv_lib", "ddn_NQ", num_steps=steps)
+        attacks["adv-lib pdgd"] = build("adv_lib", "pdgd", num_steps=steps)
+    return attacks
 
 
-def area(norms: Tensor, farthest: float) -> float:
-    """The area under robust accuracy up to the radius `farthest`: the mean of the norms, at most that radius."""
-    return float(norms.clamp(max=farthest).double().mean())
+def built(registry: Any, norm: str, library: str, name: str, **settings: Any) -> Run:
+    """AttackBench's `get_attack`, which refuses norms that an attack knows but its settings do not name."""
+    known, getter = registry.attack_configs[library], registry.library_getters[library][name]
+    own = known[f"{name}_{norm}" if f"{name}_{norm}" in known else name]()
+    settings = own | {"threat_model": norm} | settings
+    attack = getter(**{key: settings[key] for key in signature(getter).parameters if key in settings})
+    wrapper = registry.library_modules[library]._wrapper
+    return lambda model, x, y: wrapper(attack=attack, model=model, inputs=x, labels=y)
 
 
-def optimality(norms: Tensor, best: Tensor) -> float:
-    """Local optimality: 1 for the pool, 0 for an attack that fools nothing up to the pool's largest norm."""
-    farthest = float(best[best.isfinite()].max())
-    return (farthest - area(norms, farthest)) / (farthest - area(best, farthest))
+def original_fab_t(norm: str, steps: int) -> Run:
+    """AttackBench's copy of FAB, a walk to each target; without a radius, its own loop ends after the first."""
+    code = peer("attackbench.attacks.original.fast_adaptive_boundary", None, CURE)
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        search = code.FABAttack_PT(model, norm=norm.capitalize(), n_iter=steps, eps=float("inf"), n_target_classes=9)
+        for search.target_class in range(2, 11):  # counted from the most likely class
+            search.attack_single_run(x, y, is_targeted=True)
+        return x  # what the model saw counts
+
+    return attack
 
 
-def measured(options: Arguments, done: dict[tuple[str, str, str], Result]) -> None:
-    adv_lib = peer("adv_lib.attacks", options.peer, CURE)
+def measured(options: Arguments, rows: list[dict[str, Any]]) -> None:
+    bench, wrapper = peer("attackbench", None, CURE), peer("attackbench.models.benchmodel_wrapper", None, CURE)
+    registry = peer("attackbench.attacks.registry", None, CURE)
+    warnings.filterwarnings("ignore", module="attackbench")  # one for each forward beyond the budget
+    trust(["half_size:cifar10"])  # lies beside this script
     for folder in options.runs:
         run = load_run(folder)
         model = run.model.eval().requires_grad_(False)
-        x, y = run.test.batch(torch.arange(min(len(run.test), 2 * options.n)))
+        x, y = run.test.batch(torch.arange(min(len(run.test), 4 * options.n)))
         right = (~fooled(model(x), y)).nonzero().squeeze(1)[: options.n]
-        x, y = x[right].contiguous(), y[right]
+        images, view = TensorDataset(x[right].contiguous(), y[right]), wrapper.BenchModel(model)
         for norm in options.norms:
-            everyone = ours(norm, options.propagations) | pool(norm, options.propagations, adv_lib)
-            for name, attack in everyone.items():
-                if (folder.name, norm, name) in done:
+            for name, attack in (ours(norm, options.propagations) | pool(norm, options.propagations, registry)).items():
+                key = {"network": folder.name, "norm": norm, "attack": name}
+                if any(key.items() <= row.items() for row in rows) or name not in (options.attacks or (name,)):
                     continue
-                view = Counted(model, x, y, ORDER[norm], options.propagations)
-                torch.manual_seed(0)
-                with suppress(Spent):
-                    attack(view, x.clone(), y.clone())
-                spent = float(view.spent.clamp(max=options.propagations).mean())
-                one = Result(folder.name, norm, name, [round(v, 6) for v in view.smallest.tolist()], spent)
+                found = bench.run_attack(
+                    view,
+                    DataLoader(images, batch_size=len(images)),
+                    lambda model, inputs, labels, attack=attack: attack(model, inputs, labels),
+                    norm,
+                    device=torch.device("cpu"),
+                    query_budget=options.propagations,
+                )
+                if any(found["batch_failures"]):
+                    raise SystemExit(f"{name} failed in {norm}; AttackBench printed why")
+                spent = {key: sum(found[f"num_{key}"]) / len(images) for key in ("forwards", "backwards")}
+                rows.append(key | {"norms": [round(value, 6) for value in found["distances"][norm]]} | spent)
                 with options.rows.open("a") as file:
-                    file.write(json.dumps(one._asdict()) + "\n")
-                done[one[:3]] = one
-                print(folder.name, norm, name, float(view.smallest.median()), flush=True, file=sys.stderr)
+                    file.write(json.dumps(rows[-1]) + "\n")
+
+
+def optimalities(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
+    """AttackBench's local optimality, a line for each norm and attack, the best on average first; empty if not run."""
+    compare = peer("attackbench.metrics.optimality", None, CURE).compare_attacks_optimality
+    networks, lines = sorted({row["network"] for row in rows}), list[list[object]]()
+    for norm in ORDER:
+        scores = dict[str, dict[str, float]]()
+        for network in networks:
+            of = {row["attack"]: row["norms"] for row in rows if (row["network"], row["norm"]) == (network, norm)}
+            results = [{"distances": {norm: norms}, "correct": [True] * len(norms)} for norms in of.values()]
+            for name, score in compare(results, norm, list(of))["optimality_scores"].items():
+                scores.setdefault(name, {})[network] = score
+        for name, of in sorted(scores.items(), key=lambda pair: -mean(pair[1].values())):
+            lines.append([norm, name, *(f"{of[network]:.3f}" if network in of else "" for network in networks)])
+    return [["norm", "attack", *networks], *lines]
 
 
 def main(options: Arguments) -> None:
-    lines = options.rows.read_text().splitlines() if options.rows.exists() else []
-    done = {one[:3]: one for one in (Result(**json.loads(line)) for line in lines)}
-    measured(options, done)
-    networks, table = sorted({one.network for one in done.values()}), list[list[object]]()
-    for norm in options.norms:
-        shares = dict[str, list[float]]()
-        for network in networks:
-            of = {one.attack: torch.tensor(one.norms) for one in done.values() if one[:2] == (network, norm)}
-            best = torch.stack(list(of.values())).amin(0)
-            for name, norms in of.items():
-                shares.setdefault(name, []).append(optimality(norms, best))
-        for name, values in sorted(shares.items(), key=lambda pair: -sum(pair[1])):
-            table.append([norm, name, *(f"{value:.3f}" for value in values)])
-    show(["norm", "attack", *networks], table)
+    rows = [json.loads(line) for line in options.rows.read_text().splitlines()] if options.rows.exists() else []
+    measured(options, rows)
+    head, *lines = optimalities(rows)
+    shown = table([str(cell) for cell in head], lines)
+    print(shown)
+    if options.readme is not None:
+        options.readme.write_text(replace_between(options.readme.read_text(), shown, **MARKERS))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,21 @@ def test_batch_mates_and_the_seed_do_not_matter() -> None:
         assert torch.allclose(part, whole[index], atol=1e-9)
 
 
+def test_further_starts_are_random_and_only_help() -> None:
+    model, x, y = model_and_batch(16)
+    y[2] = (y[2] + 1) % 4
+    one, rng, sizes = changed(sigma_zero(model, x, y, steps=30), x), Rng.of(x, seed=1), count_examples(model)
+    x_adv = sigma_zero(model, x, y, steps=30, starts=3, rng=rng)
+    assert sizes[0] == 16 and sizes[-1] < 16 and len(sizes) == 90
+    assert fooled(model(x_adv), y).all() and x_adv.min() >= 0 and x_adv.max() <= 1 and torch.equal(x_adv[2], x[2])
+    several = changed(x_adv, x)
+    assert (several <= one).all() and (several < one).any()
+    index = torch.tensor([9, 2, 0, 5])
+    part = sigma_zero(model, x[index], y[index], steps=30, starts=3, rng=rng.take(index))
+    assert torch.allclose(part, x_adv[index], atol=1e-9)
+    assert not torch.equal(sigma_zero(model, x, y, steps=30, starts=3), x_adv)
+
+
 def test_eps_is_a_number_of_values() -> None:
     model, x, y = model_and_batch(16)
     fewest = changed(sigma_zero(model, x, y, steps=60), x)
@@ -114,6 +129,6 @@ def test_a_step_costs_one_forward_and_what_one_value_fools_is_done() -> None:
 
 def test_settings_that_make_no_sense() -> None:
     model, x, y = model_and_batch(2)
-    for wrong in ({"steps": 0}, {"step_size": 0.0}, {"sigma": 0.0}, {"threshold": 1.5}, {"eps": -1}):
+    for wrong in ({"steps": 0}, {"starts": 0}, {"step_size": 0.0}, {"sigma": 0.0}, {"threshold": 1.5}, {"eps": -1}):
         with pytest.raises(UserError, match="at least"):
             sigma_zero(model, x, y, **wrong)  # type: ignore[arg-type]

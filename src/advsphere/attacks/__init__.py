@@ -1,4 +1,9 @@
-"""Attacks: functions (model, x, target) -> x_adv, one module per family, and combinators of attacks."""
+"""Attacks: functions (model, x, target) -> x_adv, one module per family, and combinators of attacks.
+
+Which attack finds the smallest perturbation depends on the norm. Take `fab_targeted` for linf and l2; for l1 run both
+`fab_targeted` and `fmn`, and keep the smaller; for l0 take `sigma_zero` with `starts=8` and `steps=125`. These come
+nearest to the smallest norm that any attack of a pool finds (benchmarks/README.md, "Optimality of the minimal norms").
+"""
 
 from advsphere.attacks.auto_pgd import apgd, apgd_targeted
 from advsphere.attacks.carlini_wagner import cw
