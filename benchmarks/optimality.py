@@ -136,7 +136,7 @@ def measured(options: Arguments, rows: list[dict[str, Any]]) -> None:
         model = run.model.eval().requires_grad_(False)
         x, y = run.test.batch(torch.arange(min(len(run.test), 4 * options.n)))
         right = (~fooled(model(x), y)).nonzero().squeeze(1)[: options.n]
-        images, view = TensorDataset(x[right].contiguous(), y[right]), wrapper.BenchModel(model)
+        images, view = TensorDataset(x[right].contiguous(), y[right]), wrapper.BenchModel(model).eval()
         for norm in options.norms:
             for name, attack in (ours(norm, options.propagations) | pool(norm, options.propagations, registry)).items():
                 key = {"network": folder.name, "norm": norm, "attack": name}
@@ -150,8 +150,8 @@ def measured(options: Arguments, rows: list[dict[str, Any]]) -> None:
                     device=torch.device("cpu"),
                     query_budget=options.propagations,
                 )
-                if any(found["batch_failures"]):
-                    raise SystemExit(f"{name} failed in {norm}; AttackBench printed why")
+                if any(found["batch_failures"]) or view.training or not all(found["correct"]):
+                    raise SystemExit(f"{name} failed in {norm}, or left another network behind; see above")
                 spent = {key: sum(found[f"num_{key}"]) / len(images) for key in ("forwards", "backwards")}
                 rows.append(key | {"norms": [round(value, 6) for value in found["distances"][norm]]} | spent)
                 with options.rows.open("a") as file:
@@ -166,11 +166,13 @@ def optimalities(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
         scores = dict[str, dict[str, float]]()
         for network in networks:
             of = {row["attack"]: row["norms"] for row in rows if (row["network"], row["norm"]) == (network, norm)}
+            if len(of) < 2:
+                continue
             results = [{"distances": {norm: norms}, "correct": [True] * len(norms)} for norms in of.values()]
             for name, score in compare(results, norm, list(of))["optimality_scores"].items():
                 scores.setdefault(name, {})[network] = score
-        for name, of in sorted(scores.items(), key=lambda pair: -mean(pair[1].values())):
-            lines.append([norm, name, *(f"{of[network]:.3f}" if network in of else "" for network in networks)])
+        for name, values in sorted(scores.items(), key=lambda pair: -mean(pair[1].values())):
+            lines.append([norm, name, *(f"{values[network]:.3f}" if network in values else "" for network in networks)])
     return [["norm", "attack", *networks], *lines]
 
 
