@@ -68,7 +68,7 @@ def fooled(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def input_gradient(
-    model: Classifier, x: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    model: Classifier, x: Tensor, target: Tensor, loss: Callable[[Tensor, Tensor], Tensor], *, needed: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Differentiate a loss with respect to the images: one forward, and one backward to the input only.
 
@@ -77,6 +77,7 @@ def input_gradient(
         x: Images (B, ...).
         target: Second argument of the loss.
         loss: (logits, target) -> losses (B,).
+        needed: Whether there is a backward. Without it the gradients are 0, for the last point of an attack.
 
     Returns:
         Logits (B, K), losses (B,) and gradients (B, ...), all detached.
@@ -90,7 +91,7 @@ def input_gradient(
         x = x.detach().requires_grad_(True)
         logits = model(x)
         values = loss(logits, target)
-        grad = gradient(values, x)
+        grad = gradient(values, x) if needed else torch.zeros_like(x)
     return logits.detach(), values.detach(), grad
 
 

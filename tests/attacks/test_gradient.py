@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advsphere.attacks import Attack, fgsm, mim, pgd
+from advsphere.attacks import Attack, apgd, fgsm, mim, pgd
 from advsphere.classifier import PixelClassifier, fooled, frozen
 from advsphere.errors import UserError
 from advsphere.hypersphere import HypersphereHead
@@ -256,6 +256,9 @@ def test_a_model_with_hooks_on_its_gradients() -> None:
     usual = pgd(conv_net().double().eval(), x, y, threat=LINF, steps=3, step_size=0.01)
     assert torch.allclose(pgd(model, x, y, threat=LINF, steps=3, step_size=0.01), usual)
     assert calls == ["module"] * 3 and all(p.grad is None for p in model.parameters())
+    apgd(model, x, y, threat=LINF, steps=4)
+    pgd(model, x, y, threat=LINF, steps=4, step_size=0.01, keep="best")
+    assert calls == ["module"] * (3 + 4 + 4), "no backward at the last point"
 
 
 def test_low_precision_logits_and_a_model_that_gives_no_number() -> None:

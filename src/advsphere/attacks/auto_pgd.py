@@ -45,7 +45,7 @@ def apgd(
     """AutoPGD: projected gradient ascent with step sizes that adapt to each example.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690, Algorithm 1); for l1 Croce & Hein 2021 (arXiv 2103.01208, Algorithm 1).
-    Costs steps + 1 forwards of each image, two more with `multi_eps`.
+    Costs steps + 1 forwards and steps backwards of each image, two more forwards with `multi_eps`.
 
     Differs from the official code: the uniform start lies anywhere in the ball (there it is scaled to the surface),
     the default loss is `log_odds` in place of cross-entropy, and the step size is kept where exactly a share rho of
@@ -214,7 +214,7 @@ class _Search:
         active = Active(torch.arange(len(x), device=x.device))
         checkpoints = rule.checkpoints(steps)
         for i in range(steps + 1):
-            logits, value, grad = input_gradient(self.model, path.x_adv, path.target, self.loss)
+            logits, value, grad = input_gradient(self.model, path.x_adv, path.target, self.loss, needed=i < steps)
             path = path.observe(value, grad)
             if self.done is not None:
                 hit = self.done(logits, path.target)

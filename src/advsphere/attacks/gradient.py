@@ -124,7 +124,7 @@ def pgd(
     momentum = torch.zeros_like(x) if decay is not None else x.new_empty(len(x))
     # One more pass without a step, where the loss or the success of the last iterate counts.
     for i in range(steps + judged):
-        logits, values, grad = input_gradient(model, x_adv, target, loss)
+        logits, values, grad = input_gradient(model, x_adv, target, loss, needed=i < steps)
         if targeted:
             values, grad = -values, -grad
         if judged:
