@@ -270,7 +270,9 @@ def test_says_how_far_it_is() -> None:
 def test_the_bar_is_whole_in_80_columns() -> None:
     console = Console(file=(out := io.StringIO()), width=80, force_terminal=True, color_system=None)
     with progress_bar(console=console) as show:
-        show(Progress(attack="AutoAttack: APGD-T, 10 steps", done=9000, total=10000, robust=5, seconds=1, images=9000))
+        for done in (4000, 9000):  # as for a sample that grows
+            known = {"done": done, "total": done + 1000, "robust": 5, "seconds": 1, "images": done}
+            show(Progress(attack="AutoAttack: APGD-T, 10 steps", **known))
     shown = out.getvalue()
     assert all(part in shown for part in ("APGD-T, 10 steps", "9000/10000", "0.1 % (0.0 - 0.1)")) and "…" not in shown
 

@@ -67,6 +67,7 @@ def progress_bar(**options: Any) -> Iterator[OnProgress]:
             name = progress.attack
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=progress.total, so_far="")
-            bars.update(tasks[name], completed=progress.done, so_far=str(progress))
+            # A sample that grows has more images than its first look.
+            bars.update(tasks[name], total=progress.total, completed=progress.done, so_far=str(progress))
 
         yield show
