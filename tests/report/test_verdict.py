@@ -79,6 +79,7 @@ def gained(pgd: int, worst: int) -> list[ModelReport]:
         (140, 101, "case less than half of the gain of the method checkpoint over the base checkpoint survives."),
         (101, 101, "cannot tell the method checkpoint from the base checkpoint."),
         (101, 130, "method checkpoint is 15.0 points higher than that of the base checkpoint."),
+        (60, 60, "base checkpoint is 20.0 points higher than that of the method checkpoint."),
         (100, 60, "base checkpoint is 20.0 points higher than that of the method checkpoint."),
     ],
 )
@@ -90,6 +91,7 @@ def test_the_headline_is_about_the_gain_that_survives_where_there_is_one(pgd: in
     assert gain.label == "gain under PGD-20" and left.label == "gain in the worst case"
     found = measure_gains([models[0].evaluation], [models[1].evaluation])
     assert (share.value == "") == (found.share is None)
+    assert (share.interval == "there is no gain") == (found.verdict == "no gain") == (pgd < 100)
     if found.share:
         assert share.value == f"{100 * found.share[0]:.0f}"
         assert share.interval == "{:.0f} to {:.0f}".format(*(100 * part for part in found.share[1:]))

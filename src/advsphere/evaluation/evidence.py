@@ -120,9 +120,13 @@ class Evidence:
         if bad:
             return Finding(name, "failed", f"{len(bad)} cells contradict their evidence: {some(bad)}")
         fooled = sum(cell.status == "fooled" for cell in cells.values())
-        detail = f"{fooled} images are fooled, and each is stored, misclassified and in the ball"
+        detail = (
+            f"{fooled} images are fooled, and each is stored, misclassified and in the ball"
+            if fooled
+            else "fooled none"
+        )
         if outside := len(stored) - fooled:
-            detail += f"; {outside} more are outside it"
+            detail += f"; {outside} more are outside the ball"
         if near:
             return Finding(name, "noted", f"{detail}, {near} only up to rounding")
         return Finding(name, "ok", detail)

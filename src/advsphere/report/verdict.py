@@ -150,7 +150,8 @@ def _numbers(found: Gains) -> tuple[KeyNumber, ...]:
     """The gain under PGD, the gain in the worst case, and the share of the first that survives."""
     before, after = found.gain(found.pgd), found.gain(WORST)
     if found.share is None:
-        share = KeyNumber("share that survives", "", "withheld: the gain itself may be 0", "")
+        why = "there is no gain" if found.verdict == "no gain" else "withheld: the gain itself may be 0"
+        share = KeyNumber("share that survives", "", why, "")
     else:
         value, low, high = map(in_percent, found.share)
         share = KeyNumber("share that survives", value, f"{low} to {high}", "%")
