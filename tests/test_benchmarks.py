@@ -44,6 +44,7 @@ SCRIPTS = (
     "corruptions",
     "cost",
     "data_path",
+    "learnt",
     "low_precision",
     "memory",
     "network",
