@@ -52,3 +52,10 @@ def test_a_few_lines_are_simulated_again(simulation: ModuleType) -> None:
             naive += as_if_whole.low <= one.gain <= as_if_whole.high
         assert ours >= 0.93 * trials
     assert naive < 0.6 * trials, "the bound is needed"
+
+
+def test_the_page_says_that_the_interval_holds(simulation: ModuleType) -> None:
+    page = (ROOT / "docs" / "statistics.md").read_text().partition("<!-- comparison -->")[2].partition("<!-- /comp")[0]
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert lines[0] == [*simulation.HEADS] and len(lines) == 1 + len(simulation.SETTINGS)
+    assert all(float(line[4]) >= 94 and float(line[6]) >= 93 for line in lines[1:])
