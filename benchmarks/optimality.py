@@ -68,9 +68,10 @@ def ours(norm: Any, budget: int) -> dict[str, Run]:
         "fmn": lambda m, x, y: fmn(m, x, y, norm=norm, steps=budget // 2),
         "fab": lambda m, x, y: fab(m, x, y, norm=norm, steps=budget // 11 - 1),
         "fab_targeted": lambda m, x, y: fab_targeted(m, x, y, norm=norm, steps=budget // 19),
-        "half fab_targeted, half fmn": lambda m, x, y: [
+        "fmn, 8 starts": lambda m, x, y: fmn(m, x, y, norm=norm, steps=budget // 16, starts=8),
+        "half fab_targeted, half fmn, 4 starts": lambda m, x, y: [
             fab_targeted(m, x, y, norm=norm, steps=budget // 38),
-            fmn(m, x, y, norm=norm, steps=budget // 4),  # what the model saw in the first half counts too
+            fmn(m, x, y, norm=norm, steps=budget // 16, starts=4),  # what the model saw before it counts too
         ][-1],
     }
     if norm != "l1":

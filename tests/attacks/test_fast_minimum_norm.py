@@ -10,6 +10,7 @@ from advsphere.attacks import deepfool, fmn
 from advsphere.attacks.hyperplane import DUAL
 from advsphere.classifier import fooled
 from advsphere.errors import UserError
+from advsphere.rng import Rng
 from advsphere.threat import Norm, ThreatModel
 from tests.laws import NORMS, conv_net, count_examples, images, labels, linear_net
 
@@ -80,6 +81,28 @@ def test_a_step_costs_one_forward_and_what_is_wrong_already_costs_one() -> None:
     assert sizes == [8, 4, 4, 4, 4]
 
 
+class Hidden(nn.Module):
+    """The gradient at 0.5 points to a boundary that takes 0.4, and does not show another that takes 0.1 in l1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = x.flatten(1) - 0.5
+        near = 10 * (change[:, :8].sum(1) - 0.05).clamp(min=0.0) - 0.5
+        return torch.stack([torch.zeros_like(near), torch.maximum(change[:, 100] - 0.4, near)], 1)
+
+
+@norms
+def test_further_starts_are_random_and_find_a_boundary_that_the_gradient_does_not_show(norm: Norm) -> None:
+    model, x, y = Hidden(), torch.full((8, 3, 8, 8), 0.5).double(), torch.zeros(8, dtype=torch.long)
+    one, rng, sizes = size(fmn(model, x, y, norm=norm, steps=200), x, norm), Rng.of(x, seed=1), count_examples(model)
+    x_adv = fmn(model, x, y, norm=norm, steps=200, starts=3, rng=rng)
+    assert sizes == [8] * 600
+    several = size(x_adv, x, norm)
+    assert (several <= one).all() and (several < 0.3 * one).any() and fooled(model(x_adv), y).all()
+    index = torch.tensor([7, 2, 0, 5])
+    part = fmn(model, x[index], y[index], norm=norm, steps=200, starts=3, rng=rng.take(index))
+    assert torch.allclose(part, x_adv[index], atol=1e-9)
+
+
 def test_eps_stops_at_the_first_example_within() -> None:
     model, x, y = model_and_batch(16)
     distance = size(fmn(model, x, y, norm="l2"), x, "l2")
@@ -106,7 +129,7 @@ def test_a_gradient_of_zero_or_nan_ends_at_the_clean_image() -> None:
 
 def test_settings_that_make_no_sense() -> None:
     model, x, y = conv_net(), images(2), labels(2)
-    for wrong in ({"steps": 0}, {"step_size": 0.0}, {"gamma": 1.0}, {"gamma": 0.0}):
+    for wrong in ({"steps": 0}, {"starts": 0}, {"step_size": 0.0}, {"gamma": 1.0}, {"gamma": 0.0}):
         with pytest.raises(UserError, match="at least 1"):
             fmn(model, x, y, norm="l2", **wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown norm 'l0'"):
