@@ -131,7 +131,7 @@ def test_more_restarts_lose_no_success() -> None:
 
 BALL = {"threat": ThreatModel(norm="linf", eps=0.1)}
 SPACE = {"norm": "linf"}
-SHORT = {
+SHORT: dict[str, Any] = {
     "fgsm": partial(attacks.fgsm, **BALL),
     "pgd": partial(attacks.pgd, **BALL, steps=1, step_size=0.1),
     "mim": partial(attacks.mim, **BALL, steps=1, step_size=0.1),
