@@ -53,6 +53,7 @@ SCRIPTS = (
     "overfitting",
     "pgd",
     "sample_coverage",
+    "search_length",
     "speedrun",
     "square",
     "training",
