@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -112,10 +113,10 @@ def test_the_first_target_comes_alone_and_the_others_as_many_as_there_is_room_fo
     assert not [*targets_at_once(3, 48, done | True)]
 
 
-SMALL = {norm: ThreatModel(norm=norm, eps=RADII[norm]) for norm in ("linf", "l1")}
+SMALL, SPARSE = ThreatModel(norm="linf", eps=RADII["linf"]), ThreatModel(norm="l1", eps=RADII["l1"])
 TARGETED = {
-    "apgd": partial(apgd_targeted, threat=SMALL["linf"], steps=4, targets=5),
-    "apgd in three radii": partial(apgd_targeted, threat=SMALL["l1"], steps=4, targets=5, multi_eps=True),
+    "apgd": partial(apgd_targeted, threat=SMALL, steps=4, targets=5),
+    "apgd in three radii": partial(apgd_targeted, threat=SPARSE, steps=4, targets=5, multi_eps=True),
     "fab": partial(fab_targeted, norm="linf", eps=RADII["linf"], steps=4, targets=5),
     "fab from two points": partial(fab_targeted, norm="l2", eps=RADII["l2"], steps=2, targets=5, starts=2),
 }
@@ -143,8 +144,8 @@ def test_few_images_of_a_batch_take_few_calls(name: str) -> None:
         y = model(x).argmax(1)
     y[8:] = (y[8:] + 1) % 10
     sizes = count_examples(model)
-    nothing = {"apgd": {"threat": NOTHING}, "fab": {"eps": 0.0}}[name]
-    TARGETED[name](model, x, y, **nothing, steps=5, targets=9)  # type: ignore[arg-type]
+    nothing: dict[str, Any] = {"apgd": {"threat": NOTHING}, "fab": {"eps": 0.0}}[name]
+    TARGETED[name](model, x, y, **nothing, steps=5, targets=9)
     assert sizes[:13] == [64] + 6 * [8] + 6 * [64] and {*sizes[13:]} <= {8}
 
 
