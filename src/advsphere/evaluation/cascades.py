@@ -74,7 +74,7 @@ def _sampled(specs: Sequence[AttackSpec], threat: ThreatModel, anytime: bool) ->
 def _search(spec: AttackSpec, threat: ThreatModel) -> AttackSpec:
     """The first look, then this APGD-T with few steps and AutoPGD, each where the one before came close."""
     ascent = partial(apgd, threat=threat, steps=FURTHER_STEPS, loss=margin, until_fooled=True)
-    short = partial(_with(spec, steps=SHORT_STEPS).attack, threat=threat)
+    short = _with(spec, steps=SHORT_STEPS).attack
     further = partial(pursued, attack=short, then=ascent, close=CLOSEST)
     attack = partial(pursued, attack=first_look(threat).attack, then=further, close=CLOSE)
     return AttackSpec(SHORT_SEARCH, attack)
