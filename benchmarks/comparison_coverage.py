@@ -33,10 +33,11 @@ HIDDEN = ("no arm", "the method", "the baseline", "both")
 HEADS = ("seeds", "images", "certainty", "misses images in", "contains the gain", "width", "contains the share",
          "the sample taken for all: contains the gain", "width", "sampled")  # fmt: skip
 SETTINGS = (
-    *product((1,), (250, 1000), (1.0,), HIDDEN),
-    *product((1,), (1000,), (0.25, 10.0), ("the method",)),
-    *product((3,), (1000,), (1.0,), HIDDEN),
-    *product((1,), (10_000,), (1.0,), ("the method",)),
+    *product((1,), (250,), (0.5, 1.0), ("no arm", "the method")),
+    *product((1,), (1000,), (0.5,), HIDDEN),
+    *product((1,), (1000,), (1.0, 10.0), ("no arm", "the method")),
+    *product((3,), (1000,), (0.5,), HIDDEN),
+    *product((1,), (10_000,), (0.5, 1.0), ("no arm", "the method")),
 )
 """Seeds, images, the certainty as a multiple of the usual one, and where the search misses images."""
 MARKERS = {"begin": "<!-- comparison -->", "end": "<!-- /comparison -->"}

@@ -42,10 +42,10 @@ def shown_by_a_report(runs: list[str]) -> list[Finished]:
     return common([Path(run) for run in runs], "adaptive")[0]
 
 
-def test_a_comparison_samples_by_default_and_takes_what_is_whole(
+def test_a_comparison_has_a_certainty_by_default_and_takes_what_is_whole(
     runs: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usual = compared(runs)
+    usual = compared(runs, "--certainty", "usual")
     shown = " ".join(capsys.readouterr().out.split())
     arms = [evaluation(usual, arm) for arm in ("baseline", "method")]
     for one in arms:
@@ -56,13 +56,16 @@ def test_a_comparison_samples_by_default_and_takes_what_is_whole(
     assert {type(one.evaluation.bound) for one in shown_by_a_report(runs)} == {Bound}
     assert "--certainty 2.0" in _evaluate(shown_by_a_report(runs)[0])
 
-    zero = compared(runs, "--certainty", "0")
+    paired = compared(runs)
+    for arm in ("baseline", "method"):
+        bound = evaluation(paired, arm).bound
+        assert bound is not None and bound.certainty == 0.98 and bound.sampled == bound.survivors, "less than an image"
     capsys.readouterr()
     every = compared(runs, "--certainty", "none")
     assert every["sampled"] == [] and "features" in {gain["name"] for gain in every["gains"]}  # type: ignore[attr-defined]
     same = ("share", "verdict", "sentence", "n_for_a_point", "pgd")
-    assert {name: zero[name] for name in same} == {name: every[name] for name in same}
-    assert zero["gains"][-1] == every["gains"][-1]  # type: ignore[index]
+    assert {name: paired[name] for name in same} == {name: every[name] for name in same}
+    assert paired["gains"][-1] == every["gains"][-1]  # type: ignore[index]
     capsys.readouterr()
     assert compared(runs)["evidence"] == every["evidence"]
     assert " ".join(capsys.readouterr().out.split()).count("so no sample is drawn") == 2
@@ -73,5 +76,5 @@ def test_a_comparison_samples_by_default_and_takes_what_is_whole(
     mixed = compared(runs)
     assert [evaluation(mixed, arm).bound is None for arm in ("baseline", "method")] == [False, True]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "certainty: 2 points -> every attack on all images" in shown
+    assert "certainty: 0.98 points -> every attack on all images" in shown
     assert {one.evaluation.bound is None for one in shown_by_a_report(runs)} == {False, True}

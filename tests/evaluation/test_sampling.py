@@ -218,12 +218,13 @@ def test_what_has_no_certainty_is_refused() -> None:
     with pytest.raises(UserError, match="no attack of this suite"):
         evaluate(*KNOWN, threat=THREAT, suite="quick", certainty=1)
     for wrong in (-1, 100, float("nan"), True, "high", [1]):
-        with pytest.raises(UserError, match=r"certainty is .*; give points of accuracy, such as 0.5, or 'usual'"):
+        with pytest.raises(UserError, match=r"certainty is .*; give points of accuracy, such as 0.5, 'usual' or"):
             run(wrong)
 
 
 def test_the_usual_certainty_is_a_fifth_of_half_the_interval() -> None:
     assert [usual_certainty(n) for n in (10_000, 1000, 250)] == [0.2, 0.62, 1.2]
+    assert [usual_certainty(n, paired=True) for n in (10_000, 1000, 250)] == [0.098, 0.31, 0.62]
     for suite, expected in ((specs(), usual_certainty(120)), ([pgd_spec()], None), ("quick", None)):
         plan = prepare(*KNOWN, threat=THREAT, suite=suite, certainty="usual", effort=Effort())  # type: ignore[arg-type]
         assert plan.identity["suite"].get("certainty") == expected

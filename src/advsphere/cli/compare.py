@@ -66,12 +66,12 @@ class Options:
     checkpoint: Literal["best", "last"] = "best"
     """The checkpoint of each run to evaluate."""
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
-    certainty: Annotated[Certainty | Literal["none"], tyro.conf.arg(metavar="POINTS|usual|none")] = "usual"
+    certainty: Annotated[Certainty | Literal["none"], tyro.conf.arg(metavar="POINTS|paired|usual|none")] = "paired"
     """Run attacks that hardly find more (features, Square, the rest of AutoAttack) on a random sample of the images
     that the others left, until they would take at most so many points more (95 %); e.g. 0.5. Intervals and verdict
     hold whatever they would take. 0 runs them on all that the others left, none runs every attack on all images.
-    usual is a fifth of half the 95 % interval at this number of images. Where a run already has an evaluation by
-    every attack on all images, that one is taken."""
+    paired is a tenth of half the 95 % interval at this number of images, usual a fifth. Where a run already has an
+    evaluation by every attack on all images, that one is taken."""
     batch_size: int | None = None
     """Images per batch of each attack; by default as in `advsphere evaluate`."""
     precision: Precision = "auto"

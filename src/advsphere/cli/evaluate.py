@@ -66,8 +66,8 @@ class Options:
     certainty: Certainty | None = None
     """Run AutoAttack, and other attacks that hardly find more, on a random sample of the images that resisted a short
     search, until they would take at most so many points more (95 %); e.g. 0.5. 0 runs them on all of these. "usual",
-    the default with a budget, is a fifth of half the 95 % interval at this number of images. Else every attack tries
-    all."""
+    the default with a budget, is a fifth of half the 95 % interval at this number of images, and "paired" a tenth, as
+    in `advsphere compare`. Else every attack tries all."""
     norm: Norm | None = None
     """Norm of the attacks; by default the run's own, or linf for your own model."""
     eps: float | None = None

@@ -40,7 +40,7 @@ from advsphere.rng import permutation
 from advsphere.threat import ThreatModel, require_threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
-Certainty = float | Literal["usual"]
+Certainty = float | Literal["usual", "paired"]
 
 _PRECISIONS: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 MOST_GUIDES, MOST_GUIDE_VALUES = 1000, 2**26
@@ -89,8 +89,9 @@ def evaluate(
         certainty: Run the attacks that only have to show that nothing is left, such as AutoAttack after a short search,
             on a random sample of the images that resisted the search. The sample grows until at most so many points of
             accuracy could still be lost to them, with 95 % confidence; at 0 it is all of these images. "usual" is a
-            fifth of half the 95 % interval of an accuracy of 50 %, for suites with such attacks. None runs every attack
-            on all images. docs/statistics.md explains the bound.
+            fifth of half the 95 % interval of an accuracy of 50 %, for suites with such attacks, and "paired" a tenth,
+            for evaluations that are to be compared. None runs every attack on all images. docs/statistics.md explains
+            the bound.
         head: The name of the last linear layer, if it can't be found automatically.
         precision: Precision of the search; "auto" is bfloat16 if the machine supports it natively. An image always has
             to fool the model in float32 to count.
@@ -169,8 +170,9 @@ def prepare(
         raise UserError(f"eps is {threat.eps:g}, more than the whole range of pixels; did you mean eps / 255?")
     context, notes = context_of(model, images, threat, effort, head)
     specs = _listed(suite, context)
-    if certainty == "usual":
-        certainty = usual_certainty(len(images)) if any(spec.proof for spec in specs) else None
+    if certainty == "usual" or certainty == "paired":
+        given = usual_certainty(len(images), paired=certainty == "paired")
+        certainty = given if any(spec.proof for spec in specs) else None
     if certainty is not None:
         certain(certainty)
         named |= {"certainty": certainty, "cascade": effort.cascade}
