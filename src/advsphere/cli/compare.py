@@ -51,9 +51,9 @@ class Options:
     verify` checks the evaluations.
     """
 
-    baseline: Annotated[str, tyro.conf.Positional]
+    baseline: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BASELINE")]
     """The folder of a run, or several seeds joined by commas."""
-    method: Annotated[str, tyro.conf.Positional]
+    method: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="METHOD")]
     """The folder of a run, or several seeds joined by commas."""
     suite: str = "survival"
     """Any suite of `advsphere evaluate` that has a PGD attack."""

@@ -63,7 +63,7 @@ class Options:
     budget: Annotated[float | None, DURATION] = None
     """Time limit for the attacks, e.g. 10m, 90s or 2h; the result is the tightest upper bound found in that time.
     The same command run again continues for as long."""
-    certainty: Certainty | None = None
+    certainty: Annotated[Certainty | None, tyro.conf.arg(metavar="POINTS|usual|paired")] = None
     """Run AutoAttack, and other attacks that hardly find more, on a random sample of the images that resisted a short
     search, until they would take at most so many points more (95 %); e.g. 0.5. 0 runs them on all of these. "usual",
     the default with a budget, is a fifth of half the 95 % interval at this number of images, and "paired" a tenth, as

@@ -25,7 +25,7 @@ class Options:
     The network takes pixels (N, C, H, W) in [0, 1] and returns logits; its input normalisation is inside.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a training run."""
     to: Literal["onnx", "torch-export", "torchscript", "safetensors", "hugging-face"] = "onnx"
     """The format.

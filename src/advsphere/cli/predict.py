@@ -26,9 +26,9 @@ class Options:
     advsphere predict runs/mine photos/*.jpg more-photos/ --top 3
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a training run."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, and folders with image files at any depth."""
     top: int = 1
     """Number of classes to name for each image, the most likely first."""

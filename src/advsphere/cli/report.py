@@ -46,7 +46,7 @@ class Options:
     no network. report.json, written beside it, has a row for each model in the format of RobustBench.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
     """Folders of runs or of evaluations; the first is the baseline. Join several seeds of one method by commas; the
     page shows details of the first seed."""
     suite: str | None = None

@@ -45,7 +45,7 @@ class Options:
     are trained once.
     """
 
-    tables: Annotated[tuple[str, ...], tyro.conf.Positional]
+    tables: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[TABLE ...]")]
     """The tables: survival, table2 to table7, gradients, perturbations, ablation, all, or package.module:object."""
     budget: Literal["smoke", "cpu", "gpu", "full"] = "smoke"
     """The cost: networks, epochs, seeds and images, the same for both arms of each pair.

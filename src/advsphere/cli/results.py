@@ -31,9 +31,9 @@ class Options:
     Recompute:  advsphere results results runs --check
     """
 
-    file: Annotated[Path, tyro.conf.Positional]
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
     """A file of JSON lines, one for each measurement of a run, or a folder of such files."""
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUN ...]")] = ()
     """Runs whose finished evaluations and diagnoses are added, or single evaluations. A result that is already in the
     file is replaced. With --check: folders to search for the ledgers.
     """

@@ -51,7 +51,7 @@ class Options:
     advsphere show runs/photos cat/001.jpg
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The folder of an evaluation, or of a run with all its evaluations."""
     example: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[EXAMPLE]")] = None
     """The number of a test image, from 0, or the name of its file."""

@@ -22,7 +22,7 @@ class Options:
     (at least 20) of the resisting examples again. docs/guarantees.md says what this proves.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """The folder of an evaluation, or of a run with all its evaluations."""
     share: float = 0.05
     """Share of the resisting examples to attack again."""

@@ -61,7 +61,7 @@ class EvaluationTarget:
             With torchrun, which takes --n for its own option, write -n.
     """
 
-    run: Annotated[Path | None, tyro.conf.Positional] = None
+    run: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     checkpoint: Literal["best", "last"] = "best"
     model: str | None = None
     weights: Path | None = None
