@@ -57,10 +57,10 @@ def test_a_comparison_has_a_certainty_by_default_and_takes_what_is_whole(
     assert "--certainty 2.0" in _evaluate(shown_by_a_report(runs)[0])
 
     paired = compared(runs)
+    assert "features ran on all images that the other attacks left" in " ".join(capsys.readouterr().out.split())
     for arm in ("baseline", "method"):
         bound = evaluation(paired, arm).bound
         assert bound is not None and bound.certainty == 0.98 and bound.sampled == bound.survivors, "less than an image"
-    capsys.readouterr()
     every = compared(runs, "--certainty", "none")
     assert every["sampled"] == [] and "features" in {gain["name"] for gain in every["gains"]}  # type: ignore[attr-defined]
     same = ("share", "verdict", "sentence", "n_for_a_point", "pgd")

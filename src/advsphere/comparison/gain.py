@@ -145,10 +145,12 @@ class Gains:
         """What the attacks that ran on a sample would still take, in one sentence; "" if there are none."""
         if not self.sampled:
             return ""
-        of_baseline, of_method = (100 * share for share in self.gain(WORST).beyond)
+        names, (of_baseline, of_method) = ", ".join(self.sampled), (100 * share for share in self.gain(WORST).beyond)
+        if of_baseline == of_method == 0:
+            return f"{names} ran on all images that the other attacks left, and count only in the worst case."
         return (
-            f"{', '.join(self.sampled)} ran only on images that the other attacks left, and count only in the worst "
-            f"case. On all of these they would take at most {of_baseline:.2f} points more from the baseline and "
+            f"{names} ran only on images that the other attacks left, and count only in the worst case. On all of "
+            f"these they would take at most {of_baseline:.2f} points more from the baseline and "
             f"{of_method:.2f} from the method (95 %); interval and verdict hold whatever they would take."
         )
 
