@@ -57,7 +57,7 @@ def targets_at_once(targets: int, room: int, done: Tensor) -> Iterator[tuple[ran
     """The ranks of the targets to try side by side, each with the images (b,) that are not `done`, (B,) bool, by then.
 
     The first target comes alone, because nearly every success is there. Of the others as many go together as make a
-    batch of at most `room` images, because a small batch takes about as long as a network with one image.
+    batch of at most `room` images, because a small batch takes about as long as a single image.
     """
     rank = 0
     while rank < targets and len(index := (~done).nonzero().squeeze(1)) > 0:

@@ -222,7 +222,7 @@ def measure_gains(baseline: Sequence[Evaluation], method: Sequence[Evaluation], 
     arms = {name: (_columns(baseline, name), _columns(method, name)) for name in names}
     chosen = pgd or _default(names)
     if chosen in sampled:
-        raise UserError(f"{chosen} ran on a sample of the images; test the gain under another attack, or without one")
+        raise UserError(f"{chosen} ran on a sample of the images; name another attack, or evaluate without a certainty")
     if chosen not in names:
         raise UserError(f"these evaluations do not all have a row {chosen!r}; choose one of {', '.join(names)}")
     bounds = [*map(bound_of, baseline)], [*map(bound_of, method)]

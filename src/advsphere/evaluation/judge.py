@@ -82,10 +82,10 @@ def judge_attack(
         counted = _Counted(view, deadline)
         x_adv = _returned(spec, counted, x, y, rng, room)
         with torch.no_grad():
-            seen = view(x_adv)
+            seen = view(x_adv) if low else None
     with frozen(model) as exact:
         verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
-        if low:
+        if seen is not None:
             doubtful = fooled(seen, y) | _close(exact, x_adv, y, seen)
             again = ((verdict.prediction == y) & doubtful).nonzero().squeeze(1)
             if len(again) > 0:
