@@ -33,7 +33,7 @@ def require_types(settings: object) -> None:
         if cls.__module__.partition(".")[0] == "advsphere":
             hint, value = _hints(cls)[name], getattr(settings, name)
             if not _fits(value, hint):
-                raise UserError(f"{name} is {value!r}; give {_said(hint)}")
+                raise UserError(f"{name} is {value!r}; give {said(hint)}")
 
 
 _hints = cache(get_type_hints)
@@ -50,11 +50,21 @@ def _fits(value: object, hint: Any) -> bool:
     return not inspect.isclass(hint) or isinstance(value, hint)
 
 
-def _said(hint: Any) -> str:
+def said(hint: Any) -> str:
+    """Say what a value may be.
+
+    Args:
+        hint: A type, as it is annotated.
+
+    Returns:
+        The words that follow "give", such as "a number or None".
+    """
     if hint in _PLAIN:
         return _PLAIN[hint][1]
     if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(repr, get_args(hint)))}"
+        return "one of " * (len(get_args(hint)) > 1) + ", ".join(map(repr, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_said, get_args(hint)))
+        return " or ".join(map(said, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"{said(get_args(hint)[0])}, or several"
     return f"a {hint.__qualname__} ({hint.__module__})"

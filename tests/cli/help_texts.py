@@ -27,19 +27,13 @@ WIDTH = 100
 
 
 def of_the_flags(command: str) -> str:
-    """What tyro says about a command's flags, without the word None, which nobody types."""
+    """What tyro says about a command's flags, without defaults of None or nothing."""
     said = io.StringIO()
     wide = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
     with patch.dict(os.environ, wide), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module(f"advsphere.cli.{command}").main(["--help"])
-    text = re.sub(r"\s*\(default:\s+None\)", "", said.getvalue()).replace("{None,", "{")
-    return _filled("".join(f"{_without_none(line).rstrip()}\n" for line in text.rstrip().split("\n")))
-
-
-def _without_none(line: str) -> str:
-    """The columns stay where they are."""
-    *before, last = line.split("{None}|")
-    return "".join(before) + re.sub("(?=  )", " " * len("{None}|") * len(before), last, count=1)
+    text = re.sub(r"\s*\(default:\s+(None)?\)", "", said.getvalue()).replace("{None}|", "")
+    return _filled("".join(f"{line.rstrip()}\n" for line in text.rstrip().split("\n")))
 
 
 def _filled(text: str) -> str:

@@ -107,6 +107,13 @@ def test_of_two_evaluations_by_one_suite_one_has_to_be_named(
         (["train", "digits-pgd-at", "--objective.stepsize", "3"], 2, "--objective.step-size"),
         (["train", "digits-pgd-at", "--objective.threat.eps", "8/x"], 2, "--objective.threat.eps"),
         (["train", "digits-pgd-at", "--objective.steps", "0"], 2, "both must be"),
+        (["train", "digits-pgd-at", "--epochs", "1.5"], 2, "--epochs: '1.5' is no whole number; `advsphere train"),
+        (["train", "digits-pgd-at", "--workers", "two"], 2, "--workers: 'two' does not fit; give a whole number; "),
+        (["train", "digits-pgd-at", "--epochs"], 2, "Missing value for argument '--epochs'"),
+        (["evaluate", "r", "--certainty", "high"], 2, "'high' does not fit; give a number or one of 'usual', 'paired'"),
+        (["evaluate", "r", "--mean", "a", "b"], 2, "--mean: 'a b' does not fit; give a number, or several"),
+        (["evaluate", "r", "--norm", "l3"], 2, "--norm: 'l3' does not fit; give one of 'linf', 'l2', 'l1'"),
+        (["compare", "a"], 2, "METHOD The folder of a run"),
         (["train", "cifar10-fastat", "--data.root", "nowhere"], 1, "cifar-10-batches-py"),
         (["train", "digits-pgd-at", "--model.name", "resnet17"], 1, "resnet18"),
         (["evaluate", "nowhere"], 1, "config.yaml"),
@@ -139,6 +146,7 @@ def test_a_mistake_gets_one_clear_line(
     shown = "".join(capfd.readouterr())
     assert found == status
     assert says in shown and "Traceback" not in shown
+    assert len(shown.splitlines()) == 1 or len(arguments) == 1, "a command alone prints its help"
 
 
 def test_evaluate_refuses_what_does_not_fit(run: Path, capfd: pytest.CaptureFixture[str]) -> None:

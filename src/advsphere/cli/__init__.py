@@ -10,10 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.text import Text
-
 import advsphere
-from advsphere.cli.printing import terminal
+from advsphere.cli.printing import print_error
 from advsphere.errors import in_one_line, needs
 
 COMMANDS = {
@@ -77,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         said = in_one_line(error, sized=command not in COMMANDS or "--batch-size" in help_of(command))
         if said is None:
             raise
-        terminal(stderr=True, soft_wrap=True).print(Text("error:", "bold red"), said)
+        print_error(said)
         return 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.text import Text
 
 from advsphere.bars import beneath_notebook
 
@@ -23,6 +24,11 @@ def terminal(**options: Any) -> Console:
     """A console that prints text as it is; `options` are rich's."""
     plain = False if beneath_notebook() else None
     return _Terminal(highlight=False, markup=False, emoji=False, force_terminal=plain, **options)
+
+
+def print_error(said: str) -> None:
+    """Tell a user's mistake in one line."""
+    terminal(stderr=True, soft_wrap=True).print(Text("error:", "bold red"), said)
 
 
 def program(*words: object) -> str:
