@@ -163,13 +163,15 @@ def picture(runs: Sequence[Run], path: Path) -> None:
         if run.theirs is not None and run.ratio is not None:
             ends = [place - 0.31, place + 0.31]
             cost.plot([run.theirs] * 2, ends, color=INK, lw=1.6, label="" if place else "official code")
-            cost.text(run.theirs, place, f"  {run.ratio:.1f}x", va="center", fontsize=8.5, color=INK)
+            beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            cost.annotate(f"{run.ratio:.1f}x", (run.theirs, place), fontsize=8.5, color=INK, **beside)
     names = [f"{r.own['network']}\n{r.own['n']:,} images, certainty {r.own['certainty']:g}" for r in runs]
     quiet(fates, "images, %", "", title="What the images met", grid="x")
     quiet(cost, "passes an image", "", title="What it cost", grid="x")
     fates.set_yticks(range(len(runs)), names, fontsize=7.5)
     fates.invert_yaxis()
     fates.set_xlim(0, 100)
+    fates.set_xticks(range(0, 100, 20))
     cost.margins(x=0.16)
     labels = [axes.get_legend_handles_labels() for axes in (fates, cost)]
     handles, names = ([one for part in parts for one in part] for parts in zip(*labels, strict=True))
