@@ -57,6 +57,8 @@ class Options:
     - table2, table4, table6: the columns of the paper's tables.
     - survival: the attacks of `advsphere compare`.
     - adaptive: for bounded cosine heads: several scales, angles, features.
+    - black-box: Square, RayS: for models without usable gradients.
+    - rand: for models with random numbers inside.
     - package.module:name: your own suite, see docs/extending.md.
     """
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort()
