@@ -121,7 +121,7 @@ def measured(seeds: int, n: int, times: float, where: str, trials: int, seed: in
     ours, share, naive, tried = Tally(), Tally(), Tally(), 0.0
     for number in range(trials):
         one = comparison(rng, seeds, n, times, where)
-        ours.add(covering_difference(*one.after[::-1], one.bounds[::-1]), one.gain)
+        ours.add(covering_difference(*one.after[::-1], one.bounds[::-1])[0], one.gain)
         naive.add(difference_of_arms(*one.after[::-1])[0], one.gain)
         if number < trials // 8:  # it takes most of the time
             share.add(covering_share(one.after[::-1], one.before[::-1], one.bounds[::-1]), one.gain / GAIN)

@@ -36,6 +36,7 @@ ENOUGH_SEEDS = 3
 CONFIDENCE = 0.95
 Columns = NDArray[np.float64]
 """(seeds, examples): 1 if an example is classified as labelled, else 0; or another number for each."""
+Answers = Sequence[bool] | NDArray[np.bool_]  # (examples,): whether each is classified as labelled
 Part = tuple[float, float]  # a variance and the degrees of freedom of its estimate
 
 
@@ -142,7 +143,7 @@ def more_than(k: int, n: int, share: float, confidence: float = CONFIDENCE) -> b
     return k > 0 and float(bdtrc(k - 1, n, share)) <= (1 - confidence) / 2
 
 
-def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> PairedDifference:
+def paired(first: Answers, second: Answers, confidence: float = CONFIDENCE) -> PairedDifference:
     """Compare two classifiers on the same examples.
 
     The interval is Newcombe's paired score interval (1998, Statistics in Medicine 17:2635, method 10), the test is
@@ -163,8 +164,8 @@ def paired(first: Sequence[bool], second: Sequence[bool], confidence: float = CO
     if n != len(second) or n == 0:
         raise UserError(f"paired columns have one entry for each example, but these have {n} and {len(second)}")
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    both, only_first, only_second = (int(np.count_nonzero(where)) for where in (a & b, a & ~b, ~a & b))
-    low, high = _newcombe(both, only_first, only_second, n - both - only_first - only_second, confidence)
+    both, only_first, only_second, neither = (int(where.sum()) for where in (a & b, a & ~b, ~a & b, ~a & ~b))
+    low, high = _newcombe(both, only_first, only_second, neither, confidence)
     p = mcnemar(only_first, only_second)
     return PairedDifference(
         n=n, only_first=only_first, only_second=only_second, low=low, high=high, p_value=p, confidence=confidence
@@ -192,8 +193,7 @@ def _newcombe(a: int, b: int, c: int, d: int, confidence: float) -> tuple[float,
     n = a + b + c + d
     p1, p2 = (a + b) / n, (a + c) / n
     (low1, high1), (low2, high2) = wilson(a + b, n, confidence), wilson(a + c, n, confidence)
-    margins = (a + b) * (c + d) * (a + c) * (b + d)
-    product = a * d - b * c
+    margins, product = (a + b) * (c + d) * (a + c) * (b + d), a * d - b * c
     shrunk = max(product - n / 2, 0) if product > 0 else product  # method 10, for a positive correlation
     phi = shrunk / math.sqrt(margins) if margins else 0.0
 
@@ -237,7 +237,7 @@ def difference_of_arms(first: Columns, second: Columns) -> tuple[Estimate, float
 
     value, parts = _difference(first, second)
     if len(first) == len(second) == 1 and np.isin([first, second], (0, 1)).all():
-        one = paired(first[0].astype(bool).tolist(), second[0].astype(bool).tolist())
+        one = paired(first[0] == 1, second[0] == 1)
         return Estimate(value=value, low=one.low, high=one.high), one.p_value
     variance, freedom = _sum(parts)
     p = 2 * float(stdtr(freedom, -abs(value) / math.sqrt(variance))) if variance else float(value == 0)

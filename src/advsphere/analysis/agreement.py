@@ -27,7 +27,7 @@ class Agreement:
     @classmethod
     def of(cls, evaluation: Evaluation) -> Self:
         """From the rows of an evaluation."""
-        right = [i for i, mark in enumerate(evaluation.clean.outcomes) if mark == "1"]
+        right = evaluation.clean.right.nonzero()[0].tolist()
         whole = [row for row in evaluation.attacks if not row.settings.get("after")]
         return cls(
             names=tuple(row.name for row in whole),

@@ -12,19 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from advsphere.errors import UserError
 from advsphere.evaluation.display import html_table
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.results import WORST, Evaluation
-from advsphere.evaluation.rows import Row
+from advsphere.evaluation.rows import Row, columns_of
 from advsphere.evaluation.unsampled import (
     NOTHING,
     Bounds,
     bound_of,
     covering_difference,
-    covering_p_value,
     covering_share,
     left,
 )
@@ -290,8 +287,7 @@ def row_for(evaluation: Evaluation, name: str) -> Row | None:
 
 
 def _columns(evaluations: Sequence[Evaluation], name: str) -> Columns:
-    rows = [row for e in evaluations if (row := row_for(e, name)) is not None]
-    return np.array([[c == "1" for c in row.outcomes] for row in rows], dtype=float)
+    return columns_of([row for e in evaluations if (row := row_for(e, name)) is not None])
 
 
 def _default(names: Sequence[str]) -> str:
@@ -303,8 +299,7 @@ def _default(names: Sequence[str]) -> str:
 
 def _gain(name: str, baseline: Columns, method: Columns, bounds: tuple[Bounds, Bounds] = NOTHING) -> Gain:
     """The difference of two arms, its interval and its test."""
-    arms = method, baseline, bounds[::-1]
-    found, p = covering_difference(*arms), covering_p_value(*arms)
+    found, p = covering_difference(method, baseline, bounds[::-1])
     of_baseline, of_method = (
         sum(left(one, 1 - CONFIDENCE)) / arm.size for one, arm in zip(bounds, (baseline, method), strict=True)
     )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 from advsphere.analysis.canvas import INK, canvas, quiet
 from advsphere.corruption.severity import CORRUPTIONS, SEVERITIES
 from advsphere.errors import UserError
+from advsphere.evaluation.rows import Outcomes
 from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
-from advsphere.stats import Estimate, mean_over_images, wilson
+from advsphere.stats import Estimate, mean_over_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,11 +30,11 @@ ALEXNET = dict(zip(CORRUPTIONS, _NOISE + _BLUR + _WEATHER + _DIGITAL, strict=Tru
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptionCell:
+class CorruptionCell(Outcomes):
     """A model's predictions on one corrupted set, or on the "clean" one with severity 0.
 
-    `outcomes` has one character for each image, "1" if it was classified as labelled, else "0". `pixels` is the SHA-256
-    of the images as float32, in order. `seconds` is the time to make or read the images and to classify them.
+    An image is correct if it was classified as labelled. `pixels` is the SHA-256 of the images as float32, in order.
+    `seconds` is the time to make or read the images and to classify them.
     """
 
     corruption: str
@@ -41,23 +42,6 @@ class CorruptionCell:
     outcomes: str = ""
     pixels: str | None = ""
     seconds: float | None = 0.0
-
-    @property
-    def n(self) -> int:
-        return len(self.outcomes)
-
-    @property
-    def k(self) -> int:
-        return self.outcomes.count("1")
-
-    @property
-    def accuracy(self) -> float:
-        return self.k / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the accuracy, which covers only the sampling of images."""
-        return wilson(self.k, self.n)
 
 
 @dataclass(frozen=True, kw_only=True)

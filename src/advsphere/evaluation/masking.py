@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advsphere.attacks import AttackKind
-from advsphere.evaluation.rows import Row, Sign, apart_from, found_alone
+from advsphere.evaluation.rows import Refuted, Row, Sign, apart_from, found_alone
 from advsphere.evaluation.specs import alike, bare, core, kind_of, loss_of
 from advsphere.stats import PairedDifference, more_than, paired, wilson
 
@@ -92,10 +92,8 @@ def _vanishing(probe: Mapping[str, Any] | None) -> Sign:
             "gradient (BPDA, Athalye et al. 2018)"
         )
         return Sign(name, "raised", detail, advice, refutes="gradient attacks")
-    if more_than(theirs, n, LONE_IMAGES):
-        advice = "the attacks here are not affected, but accuracies by other libraries with cross-entropy are too high"
-        return Sign(name, "raised", detail, advice)
-    return Sign(name, "absent", detail)
+    advice = "the attacks here are not affected, but accuracies by other libraries with cross-entropy are too high"
+    return _sign(name, more_than(theirs, n, LONE_IMAGES), detail, advice)
 
 
 def _large_radius(probe: Mapping[str, Any] | None) -> Sign:
@@ -109,10 +107,8 @@ def _large_radius(probe: Mapping[str, Any] | None) -> Sign:
     if left is None:
         return Sign(name, "unjudged", "no gradient reaches the images")
     detail = f"PGD-{probe['steps']} at eps = {probe['eps']:.4g} leaves {_share(left, n)} images that plain grey fools"
-    if more_than(left, n, LONE_IMAGES):
-        advice = f"the search fails although the model is not robust: {_NO_GRADIENT}"
-        return Sign(name, "raised", detail, advice)
-    return Sign(name, "absent", detail)
+    advice = f"the search fails although the model is not robust: {_NO_GRADIENT}"
+    return _sign(name, more_than(left, n, LONE_IMAGES), detail, advice)
 
 
 def _false_gradients(probe: Mapping[str, Any] | None) -> Sign:
@@ -122,10 +118,8 @@ def _false_gradients(probe: Mapping[str, Any] | None) -> Sign:
         return Sign(name, "unjudged", _NO_IMAGES)
     n, false = probe["n"], probe["false"]
     detail = f"at {_share(false, n)} points in the ball the loss does not rise along the gradient as it promises"
-    if not more_than(false, n, FALSE_SLOPES):
-        return Sign(name, "absent", detail)
     advice = f"attacks that follow this gradient are led astray: {_NO_GRADIENT}"
-    return Sign(name, "raised", detail, advice, refutes="gradient attacks")
+    return _sign(name, more_than(false, n, FALSE_SLOPES), detail, advice, refutes="gradient attacks")
 
 
 def _planted(probe: Mapping[str, Any] | None) -> Sign:
@@ -143,10 +137,8 @@ def _planted(probe: Mapping[str, Any] | None) -> Sign:
     detail = f"{best} misses {_share(missed[best], n)} examples that were planted in the ball" + (
         f" ({', '.join(others)})" if others else ""
     )
-    if not more_than(missed[best], n, MISSED):
-        return Sign(name, "absent", detail)
     advice = f"these attacks do not find what is there: {_NO_GRADIENT}"
-    return Sign(name, "raised", detail, advice, refutes="gradient attacks")
+    return _sign(name, more_than(missed[best], n, MISSED), detail, advice, refutes="gradient attacks")
 
 
 def _random_search(probe: Mapping[str, Any] | None, rows: Sequence[Row]) -> Sign:
@@ -160,11 +152,10 @@ def _random_search(probe: Mapping[str, Any] | None, rows: Sequence[Row]) -> Sign
     if not n:
         return Sign(name, "absent", "no image resisted every attack")
     detail = f"{probe['queries']} random queries fool {_share(found, n)} images that resisted every attack"
-    least, whole = wilson(found, n)[0], len(rows[0].outcomes) if rows else n
-    if not (more_than(found, n, SEARCHED) and least * probe["resisted"] > STILL_FALLING * whole):
-        return Sign(name, "absent", detail)
+    least, whole = wilson(found, n)[0], rows[0].n if rows else n
+    many = more_than(found, n, SEARCHED) and least * probe["resisted"] > STILL_FALLING * whole
     advice = "these attacks leave images that are easily fooled: --suite black-box searches longer without gradients"
-    return Sign(name, "raised", detail, advice, refutes="every attack")
+    return _sign(name, many, detail, advice, refutes="every attack")
 
 
 def refuted(row: Row | None, rows: Sequence[Row], signs: Sequence[Sign]) -> Sign | None:
@@ -297,8 +288,8 @@ _NO_IMAGES = "not measured, because there are no suitable images"
 _NO_TIME = "the time budget ended before every image was attacked"
 
 
-def _sign(name: str, raised: bool, detail: str, advice: str) -> Sign:
-    return Sign(name, "raised", detail, advice) if raised else Sign(name, "absent", detail)
+def _sign(name: str, raised: bool, detail: str, advice: str, refutes: Refuted = "") -> Sign:
+    return Sign(name, "raised", detail, advice, refutes) if raised else Sign(name, "absent", detail)
 
 
 def _of(rows: Sequence[Row], *kinds: AttackKind) -> list[Row]:
@@ -306,7 +297,7 @@ def _of(rows: Sequence[Row], *kinds: AttackKind) -> list[Row]:
 
 
 def _difference(weak: Row, strong: Row) -> PairedDifference:
-    return paired([c == "1" for c in weak.outcomes], [c == "1" for c in strong.outcomes])
+    return paired(weak.right, strong.right)
 
 
 def _share(k: int, n: int) -> str:

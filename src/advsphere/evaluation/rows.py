@@ -8,12 +8,46 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from advsphere.evaluation.ledger import Ledger
-from advsphere.stats import wilson
+from advsphere.stats import Columns, wilson
+
+
+class Outcomes:
+    """What is counted from `outcomes`, which has one character for each example: "1" if it is correct, else "0"."""
+
+    outcomes: str
+
+    @property
+    def k(self) -> int:
+        """Number of correct examples."""
+        return self.outcomes.count("1")
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.outcomes)
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(n,): whether each example is correct."""
+        return np.frombuffer(self.outcomes.encode(), np.uint8) == ord("1")
+
+    @property
+    def accuracy(self) -> float:
+        """k / n."""
+        return self.k / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy, which covers only the sampling of examples."""
+        return wilson(self.k, self.n)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Outcomes):
     """Accuracy under one attack: an upper bound of robust accuracy.
 
     `invalid`, `unreached` and `forwards` are None in results of earlier versions, which did not store them.
@@ -44,26 +78,6 @@ class Row:
         low, high = self.interval
         interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
         return f"<Row {self.name}: accuracy {100 * self.accuracy:.1f} %, {interval}, k / n = {self.k} / {self.n}>"
-
-    @property
-    def k(self) -> int:
-        """Examples still correct after this attack and those before it in the cascade."""
-        return self.outcomes.count("1")
-
-    @property
-    def n(self) -> int:
-        """Number of examples."""
-        return len(self.outcomes)
-
-    @property
-    def accuracy(self) -> float:
-        """k / n."""
-        return self.k / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of the accuracy, which covers only the sampling of examples."""
-        return wilson(self.k, self.n)
 
     @property
     def ran(self) -> bool:
@@ -135,6 +149,11 @@ def row_of(ledger: Ledger, name: str, settings: Mapping[str, Any]) -> Row:
     )
 
 
+def columns_of(rows: Sequence[Row]) -> Columns:
+    """The outcomes of several rows of the same examples."""
+    return np.array([row.right for row in rows], dtype=float)
+
+
 def unreached(ledger: Ledger, outcomes: str, attacks: Sequence[str]) -> int:
     """The number of examples that count as robust ("1") although one of the attacks did not reach them."""
     reached = [{cell.example for cell in ledger.cells(name)} for name in attacks]
@@ -186,6 +205,9 @@ class Finding:
         return f"{self.status:>6}  {self.check}: {self.detail}"
 
 
+Refuted = Literal["", "gradient attacks", "every attack"]
+
+
 @dataclass(frozen=True)
 class Sign:
     """A sign of gradient masking that was looked for.
@@ -202,7 +224,7 @@ class Sign:
     status: Literal["raised", "absent", "unjudged"]
     detail: str
     advice: str = ""
-    refutes: Literal["", "gradient attacks", "every attack"] = ""
+    refutes: Refuted = ""
 
     def __str__(self) -> str:
         return f"{self.check}: {self.detail}" + (f"; {self.advice}" if self.advice else "")

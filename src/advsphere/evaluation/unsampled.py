@@ -17,7 +17,7 @@ import numpy as np
 
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, Evaluation
-from advsphere.evaluation.rows import Row
+from advsphere.evaluation.rows import Row, columns_of
 from advsphere.evaluation.sampling import Bound
 from advsphere.files import differences
 from advsphere.stats import (
@@ -68,13 +68,11 @@ def bound_of(evaluation: Evaluation) -> Bound | int:
 
 def paired_rows(first: Row, second: Row, bounds: tuple[Bounds, Bounds] = NOTHING) -> PairedDifference:
     """`stats.paired` of two rows of the same images, whose interval and test hold for all that bounds leave open."""
-    a, b = ([c == "1" for c in row.outcomes] for row in (first, second))
-    found = paired(a, b)
+    found = paired(first.right, second.right)
     if not drawn(bounds):
         return found
-    columns = np.array([a], dtype=float), np.array([b], dtype=float)
-    widened = covering_difference(*columns, bounds)
-    return replace(found, low=widened.low, high=widened.high, p_value=covering_p_value(*columns, bounds))
+    widened, p = covering_difference(columns_of([first]), columns_of([second]), bounds)
+    return replace(found, low=widened.low, high=widened.high, p_value=p)
 
 
 def left(bounds: Bounds, error: float) -> list[int]:
@@ -83,24 +81,20 @@ def left(bounds: Bounds, error: float) -> list[int]:
     return [one if isinstance(one, int) else one.limit(error / max(1, samples)) for one in bounds]
 
 
-def covering_difference(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> Estimate:
-    """`stats.difference_of_arms`, with an interval that holds whatever the images outside the samples would do."""
-    pairs = _completions(first, second, bounds, 1 - CONFIDENCE)
-    return _widened([difference_of_arms(*pair)[0] for pair in pairs])
+def covering_difference(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> tuple[Estimate, float]:
+    """`stats.difference_of_arms`, whose interval and p-value hold whatever the images outside the samples would do.
 
-
-def covering_p_value(first: Columns, second: Columns, bounds: tuple[Bounds, Bounds]) -> float:
-    """The p-value of no difference: the smallest error at which the difference is clear of 0, whatever the images
-    outside the samples would do, to 1 %.
+    The p-value is the smallest error at which the difference is clear of 0, to 1 %.
     """
-    p = difference_of_arms(first, second)[1]
+    found = [difference_of_arms(*pair) for pair in _completions(first, second, bounds, 1 - CONFIDENCE)]
+    estimate, p = _widened([one for one, _ in found]), found[0][1]
     if not drawn(bounds):
-        return p
+        return estimate, p
     clear, unclear = 1.0, max(p, SMALLEST)
     while clear > 1.01 * unclear:
         error = math.sqrt(clear * unclear)
         clear, unclear = (error, unclear) if _p_value(first, second, bounds, error) <= error else (clear, error)
-    return clear
+    return estimate, clear
 
 
 def covering_share(

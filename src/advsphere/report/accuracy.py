@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from markupsafe import Markup
 
 from advsphere.analysis.curves import curve_figure
 from advsphere.comparison.gain import Gain, row_for
 from advsphere.evaluation.display import NO_VERDICT
 from advsphere.evaluation.results import WORST, Evaluation
-from advsphere.evaluation.rows import Row
+from advsphere.evaluation.rows import Row, columns_of
 from advsphere.evaluation.unsampled import compare, paired_rows
 from advsphere.report.collect import ModelReport
 from advsphere.report.rendering import TableCell, accuracy_cell, figure, key, percent, points, render, span, table
@@ -170,5 +169,5 @@ def _mean(model: ModelReport, name: str) -> TableCell | str | None:
         return None
     if sampled := _untold(rows):
         return sampled
-    outcomes = np.array([[outcome == "1" for outcome in row.outcomes] for row in rows if row is not None], dtype=float)
-    return TableCell(percent(mean_over_seeds(outcomes).value), " \u00b7 ".join(map(percent, shares)))
+    mean = mean_over_seeds(columns_of([row for row in rows if row is not None]))
+    return TableCell(percent(mean.value), " \u00b7 ".join(map(percent, shares)))

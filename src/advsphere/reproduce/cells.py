@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from advsphere.comparison.gain import BARE, Gains, measure_gains, row_for
 from advsphere.errors import UserError
 from advsphere.evaluation.results import WORST, Evaluation
+from advsphere.evaluation.rows import columns_of
 from advsphere.reproduce.groups import WEIGHT_DECAY, Group, confounders, groups_of
 from advsphere.reproduce.results import StoredResult
 from advsphere.reproduce.tables import TABLES, Table
-from advsphere.stats import Estimate, mean_over_pairs, mean_over_seeds, wilson
+from advsphere.stats import Columns, Estimate, mean_over_pairs, mean_over_seeds, wilson
 
 FEWEST_PAIRS = 3
 """A mean over pairs is shown for this many pairs or more."""
@@ -120,10 +121,10 @@ def _pair(group: Group, table: Table, baseline: str, method: str) -> Pair:
     return Pair(table=table, group=group, baseline=baseline, method=method, seeds=shared, gains=gains)
 
 
-def _columns(evaluations: Sequence[Evaluation], attack: str) -> NDArray[np.float64] | None:
+def _columns(evaluations: Sequence[Evaluation], attack: str) -> Columns | None:
     """(seeds, images) of 0 and 1; None if no evaluation has that row."""
     rows = [row for evaluation in evaluations if (row := row_for(evaluation, attack)) is not None]
-    return np.array([[c == "1" for c in row.outcomes] for row in rows], dtype=float) if rows else None
+    return columns_of(rows) if rows else None
 
 
 def paper_gain(table: Table, baseline: str, method: str, attack: str, network: str = "") -> float | None:
