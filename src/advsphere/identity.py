@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advsphere.calling import NetworkError
 from advsphere.classifier import Classifier, input_gradient
 from advsphere.data import Images
-from advsphere.errors import UserError, out_of_memory
+from advsphere.errors import UserError
 from advsphere.files import canonical, differences, tensor_checksum
 from advsphere.losses import log_odds
 from advsphere.memory import with_frozen
@@ -143,9 +144,7 @@ def model_answers(model: nn.Module, shape: Sequence[int]) -> dict[str, Any]:
             logits = classify(x)
         try:
             return logits, input_gradient(classify, x, logits.argmax(1), log_odds)[2].flatten(1).norm(dim=1)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
+        except NetworkError:
             return logits, None
 
     logits, slopes = with_frozen(model, answers)

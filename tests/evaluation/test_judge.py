@@ -122,6 +122,28 @@ def test_the_size_of_the_logits_alone_brings_no_second_search() -> None:
     assert found[0].forwards == found[1].forwards and torch.equal(found[0].fooled, found[1].fooled)
 
 
+class Counting(nn.Module):
+    """Counts the images of its forwards in float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.count = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 0 if torch.is_autocast_enabled("cpu") else len(x)
+        return self.model(x).float()  # type: ignore[no-any-return]
+
+
+def test_results_of_a_search_in_low_precision_are_predicted_once_in_float32() -> None:
+    known = linear()
+    right = known.model(known.images).argmax(1) == known.labels
+    x, y, model = known.images[right], known.labels[right], Counting(known.model)
+    for _ in range(2):  # the first call also finds out how the network takes images
+        model.count = 0
+        judge_attack(model, AttackSpec("nothing", do_nothing), THREAT, x, y, Rng.of(x), dtype=torch.bfloat16)
+    assert model.count == len(x)
+
+
 def test_an_attack_returns_an_image_for_each() -> None:
     model, x, y = linear()
 

@@ -23,7 +23,7 @@ from advsphere.classifier import frozen
 from advsphere.data import Images, Source
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec, Evaluation
-from advsphere.evaluation.checks import Pixels, device_of, images_of
+from advsphere.evaluation.checks import Pixels, images_of, loaded
 from advsphere.evaluation.judge import exact_float32, judge_attack, predict
 from advsphere.files import read_cache, write_cache
 from advsphere.identity import data_checksum, model_checksum
@@ -213,21 +213,21 @@ def _broken(
 
     An attack is PGD with a threat and a number of steps. It gets only the examples that resisted all earlier attacks.
     """
-    device, examples = device_of(model), sample_positions(len(images), most, seed=seed)
+    examples = sample_positions(len(images), most, seed=seed)
     broken = torch.full((len(images),), len(attacks) + 1)
     batches = examples.split(batch_size)
     with exact_float32():
         for number, index in enumerate(batches):
-            x, y = (t.to(device) for t in images.batch(index))
+            x, y = loaded(model, images, index)
             with frozen(model) as exact:
-                broken[index[predict(exact, x, y)[0].cpu()]] = 0
+                broken[index[(predict(exact, x) != y).cpu()]] = 0
             for i, (threat, steps) in enumerate(attacks, 1):
-                at = (broken[index] > len(attacks)).to(device)
+                at = (broken[index] > len(attacks)).to(x.device)
                 if at.any():
                     attack = partial(
                         pgd, threat=threat, steps=steps, step_size=threat.eps / 4, until_fooled=True, keep="best"
                     )
-                    spec, rng = AttackSpec(f"PGD-{steps}", attack), Rng(seed, index.to(device)[at])
+                    spec, rng = AttackSpec(f"PGD-{steps}", attack), Rng(seed, index.to(x.device)[at])
                     verdict = judge_attack(model, spec, threat, x[at], y[at], rng)
                     broken[index[at.cpu()][verdict.fooled.cpu()]] = i
                 on_progress(number * len(attacks) + i, len(batches) * len(attacks))

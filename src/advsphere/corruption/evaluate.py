@@ -144,8 +144,8 @@ def _measure(
         for index in torch.arange(len(images)).split(batch_size):
             x, y = images.batch(index)
             digest.update(x.cpu().contiguous().numpy().tobytes())
-            wrong, _ = predict(exact, x.to(device), y.to(device))
-            outcomes += "".join("01"[not w] for w in wrong.tolist())
+            right = predict(exact, x.to(device)) == y.to(device)
+            outcomes += "".join("01"[r] for r in right.tolist())
             done, robust, seconds = len(outcomes), outcomes.count("1"), time.perf_counter() - began
             on_progress(
                 Progress(attack=title, done=done, total=len(images), robust=robust, seconds=seconds, images=done)

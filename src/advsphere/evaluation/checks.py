@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.attacks import Attack
+from advsphere.calling import NetworkError
 from advsphere.classifier import Classifier, fooled, frozen, input_gradient
 from advsphere.data import Images, ImageSet, Source, from_dataset
 from advsphere.data.images import tensor_of
@@ -76,14 +77,14 @@ def preflight(
             shape, or its logits change between calls or with the rest of the batch; if labels don't map to its outputs;
             if an attack can't run on the model, or changes images or predictions at eps = 0.
     """
-    images, device = images_of(images, labels), device_of(model)
+    images = images_of(images, labels)
     if batch_size is None:
         batch_size = usual_batch_size(images.shape)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"the batch size is {batch_size!r}; it must be at least 1")
     order = permutation(len(images), seed=0, epoch=0, purpose="preflight")
     ids = order[:batch_size].sort().values
-    x, y = (t.to(device) for t in images.batch(ids))
+    x, y = loaded(model, images, ids)
 
     def checked(classify: Classifier) -> list[Finding]:
         logits = _logits(classify, x)
@@ -91,7 +92,7 @@ def preflight(
         seen, rest = [(logits, y)], order[batch_size:LARGEST]
         if len(rest) and bool(fooled(logits, y).all()):  # with many classes, a small batch may have none right
             for more in rest.split(batch_size):
-                x_more, y_more = (t.to(device) for t in images.batch(more))
+                x_more, y_more = loaded(model, images, more)
                 seen.append((_logits(classify, x_more), y_more))
         found += [_clean_accuracy(*map(torch.cat, zip(*seen, strict=True))), _gradient(classify, x, y)]
         right = (~fooled(logits, y)).nonzero().squeeze(1)[:4]
@@ -161,6 +162,12 @@ def device_of(model: nn.Module) -> torch.device:
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module")
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def loaded(model: nn.Module, images: Images, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The images and labels at these positions (B,), on the model's device."""
+    x, y = images.batch(index)
+    return x.to(device_of(model)), y.to(device_of(model))
 
 
 def _images(x: Tensor) -> Finding:
@@ -257,9 +264,7 @@ def _clean_accuracy(logits: Tensor, y: Tensor) -> Finding:
 def _gradient(classify: Classifier, x: Tensor, y: Tensor) -> Finding:
     try:
         _, _, grad = input_gradient(classify, x, y, log_odds)
-    except RuntimeError as error:
-        if out_of_memory(error):
-            raise
+    except NetworkError as error:
         return Finding("gradient", "noted", str(error))
     dead = int((~(grad.flatten(1).abs().amax(1) > 0)).sum())
     if dead:

@@ -21,7 +21,7 @@ from advsphere.data import Images, Source
 from advsphere.distributed import World
 from advsphere.errors import UserError, out_of_memory
 from advsphere.evaluation.cascades import arranged
-from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, incomplete, preflight
+from advsphere.evaluation.checks import Pixels, device_of, fitting_batch_size, images_of, incomplete, loaded, preflight
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN
 from advsphere.evaluation.majority import as_judged
@@ -42,7 +42,7 @@ from advsphere.threat import ThreatModel, require_threat
 Precision = Literal["auto", "float32", "bfloat16"]
 Certainty = float | Literal["usual", "paired"]
 
-_PRECISIONS: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 MOST_GUIDES, MOST_GUIDE_VALUES = 1000, 2**26
 """Limits of the guides for the feature attack: number of images, and of pixel values (445 images of 224 pixels)."""
 
@@ -151,8 +151,8 @@ def prepare(
     if not isinstance(effort, Effort):
         raise UserError(f"effort is {effort!r}; give Effort(restarts=5), of advsphere.evaluation")
     images, device = images_of(images, labels), device_of(model)
-    if precision not in ("auto", *_PRECISIONS):
-        raise UserError(f"precision is {precision!r}; choose one of auto, {', '.join(_PRECISIONS)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise UserError(f"precision is {precision!r}; choose one of auto, {', '.join(PRECISIONS)}")
     if budget is not None:
         seconds: object = budget
         if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
@@ -215,7 +215,7 @@ def context_of(
         return SuiteContext(threat=threat, effort=effort), [Finding("head", "ok", f"attacked at scale 1: {error}")]
     most = min(MOST_GUIDES, MOST_GUIDE_VALUES // math.prod(images.shape))
     chosen = permutation(len(images), seed=0, epoch=0, purpose="guides")[:most].sort().values
-    guides = Guides(*(part.to(device_of(model)) for part in images.batch(chosen)))
+    guides = Guides(*loaded(model, images, chosen))
     context = SuiteContext(threat=threat, scale=parts.scale, head=parts.head, guides=guides, effort=effort)
     if len(guides.labels.unique()) > 1:
         return context, []
@@ -227,11 +227,10 @@ def _search(model: nn.Module, images: Images, precision: Precision) -> tuple[tor
     """Choose the precision of the search. "auto" falls back to float32 if the model can't run in bfloat16, for example
     because it passes activations to NumPy. Raises UserError if the user asked for bfloat16.
     """
-    device = device_of(model)
-    dtype = low_precision(device, model) if precision == "auto" else _PRECISIONS[precision]
+    dtype = low_precision(device_of(model), model) if precision == "auto" else PRECISIONS[precision]
     if dtype is None:
         return None, ()
-    x = images.batch(torch.arange(1))[0].to(device)
+    x, _ = loaded(model, images, torch.arange(1))
     try:
         with frozen(model, dtype=dtype, fold=True) as view, torch.no_grad():
             usable = bool(view(x).isfinite().all())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.checks import device_of, loaded
 from advsphere.evaluation.ledger import CLEAN, Ledger, Status
 from advsphere.evaluation.recorded import another_model, judge_again, threat_of
 from advsphere.evaluation.rows import Finding
@@ -77,7 +77,7 @@ class Evidence:
         unlike: list[int] = []
         pixels = set[int]()
         for index in self._batches(range(len(cells))):
-            x, y = self._load(index)
+            x, y = loaded(self.model, self.images, index)
             view = _Look.at(self.model, x, y)
             pixels |= {hash(one.contiguous().numpy().tobytes()) for one in x.cpu()}
             fooled = torch.tensor([cells[i].status == "fooled" for i in index.tolist()])
@@ -136,7 +136,7 @@ class Evidence:
     ) -> tuple[dict[str, Tensor], int]:
         """What is wrong with stored images, (B,) bool each, and how many are misclassified only up to rounding."""
         threat = threat_of(self.book)
-        x, y = self._load(index)
+        x, y = loaded(self.model, self.images, index)
         x_adv = x_adv.to(x.device)
         view, distance = _Look.at(self.model, x_adv, y), threat.distance(x_adv, x).cpu()
         inside, counts = threat.contains(x_adv, x).cpu(), torch.tensor([s == "fooled" for s in status])
@@ -225,10 +225,6 @@ class Evidence:
         """The recorded precision of the search, or float32 where the device would take ten times as long for it."""
         recorded: str = self.book.identity["search"]
         return recorded if low_precision(device_of(self.model)) else "float32"
-
-    def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = self.images.batch(index)
-        return x.to(device_of(self.model)), y.to(device_of(self.model))
 
     def _batches(self, examples: Sequence[int]) -> list[Tensor]:
         """The examples in the evaluation's batches, so that the same machine computes the same bits."""

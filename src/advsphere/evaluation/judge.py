@@ -84,14 +84,14 @@ def judge_attack(
         with torch.no_grad():
             seen = view(x_adv) if low else None
     with frozen(model) as exact:
-        verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
+        verdict, logits = _judged(exact, threat, x, x_adv, y, minimal=spec.minimal)
         if seen is not None:
-            doubtful = fooled(seen, y) | _close(exact, x_adv, y, seen)
+            doubtful = fooled(seen, y) | _close(logits, y, seen)
             again = ((verdict.prediction == y) & doubtful).nonzero().squeeze(1)
             if len(again) > 0:
                 counted = _Counted(exact, deadline, counted.images)
                 x_adv[again] = _returned(spec, counted, x[again], y[again], rng.take(again), room)
-                verdict = judge(exact, threat, x, x_adv, y, minimal=spec.minimal)
+                verdict = judge(exact, threat, x, x_adv, y)
     return replace(verdict, forwards=counted.images)
 
 
@@ -105,36 +105,45 @@ def judge(
     again as a batch until all of that batch are misclassified. The ledger stores that batch, so the result can be
     reproduced.
     """
-    x_adv = x_adv.detach().float()
-    inside = threat.contains(x_adv, x)
-    valid = threat.within_bounds(x_adv) if minimal else inside
-    wrong, prediction = torch.zeros_like(valid), y.clone()
-    index = valid.nonzero().squeeze(1)
-    while len(index) > 0:
-        still, classes = predict(exact, x_adv[index], y[index])
-        rest = index[still]
-        if len(rest) == len(index):
-            wrong[index], prediction[index] = still, classes
-            break
-        index = rest
-    return Verdict(x_adv, valid, inside & wrong, prediction, threat.distance(x_adv, x))
+    return _judged(exact, threat, x, x_adv, y, minimal=minimal)[0]
 
 
 @torch.no_grad()
-def _close(exact: Classifier, x: Tensor, y: Tensor, seen: Tensor) -> Tensor:
+def _judged(
+    exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool
+) -> tuple[Verdict, Tensor]:
+    """The verdict of `judge`, and the logits of all images as one batch."""
+    x_adv = x_adv.detach().float()
+    inside = threat.contains(x_adv, x)
+    valid = threat.within_bounds(x_adv) if minimal else inside
+    logits = exact(x_adv)
+    classes, prediction = classes_of(logits), y.clone()
+    wrong = (valid & (classes != y)).nonzero().squeeze(1)
+    while 0 < len(wrong) < len(classes):
+        classes = predict(exact, x_adv[wrong])
+        wrong = wrong[classes != y[wrong]]
+    if len(wrong) > 0:
+        prediction[wrong] = classes
+    return Verdict(x_adv, valid, inside & (prediction != y), prediction, threat.distance(x_adv, x)), logits
+
+
+def _close(logits: Tensor, y: Tensor, seen: Tensor) -> Tensor:
     """(B,) bool: whether the margin is zero up to a few errors of the logits that low precision has `seen`.
 
     The size of the logits says little about their errors: those of a hyperspherical head are large and accurate.
     """
-    logits = exact(x)
     return margin(logits, y).abs() <= ERRORS * (seen.float() - logits).abs().amax(1)
 
 
 @torch.no_grad()
-def predict(classify: Classifier, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(misclassified (B,) bool, class (B,) int64 with -1 for NaN logits)."""
-    logits = classify(x)
-    return fooled(logits, y), logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
+def predict(classify: Classifier, x: Tensor) -> Tensor:
+    """The class of each image, (B,) int64; -1 for NaN logits."""
+    return classes_of(classify(x))
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """The class of each row of logits, (B,) int64; -1 for NaN, so it is no label."""
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), -1)
 
 
 @contextmanager

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advsphere.attacks import pgd, square
+from advsphere.calling import NetworkError
 from advsphere.classifier import Classifier, fooled, input_gradient, split
 from advsphere.data import Images
-from advsphere.errors import UserError, out_of_memory
-from advsphere.evaluation.checks import device_of
+from advsphere.errors import UserError
+from advsphere.evaluation.checks import loaded
 from advsphere.evaluation.ledger import CLEAN, Ledger
 from advsphere.evaluation.majority import Majority
 from advsphere.evaluation.specs import AttackSpec, kind_of
@@ -69,14 +70,14 @@ def probes_of(
 
     A probe of the images that resisted also says how many these were, because a continued evaluation leaves fewer.
     """
-    identity, device = book.identity, device_of(model)
+    identity = book.identity
     threat = ThreatModel(**identity["threat"] | {"bounds": tuple(identity["threat"]["bounds"])})
     for name in names:
         measure, most, resisted = PROBES[name]
         outcomes = book.outcomes() if resisted else book.outcomes(CLEAN)
         index = sample(outcomes, seed=identity["seed"], most=min(most, identity["batch_size"]))
-        x, y = (part.to(device) for part in images.batch(index))
-        rng = Rng(identity["seed"], index.to(device))
+        x, y = loaded(model, images, index)
+        rng = Rng(identity["seed"], index.to(x.device))
         subject = Subject(model, Parts(model), threat, x, y, rng, attacks, identity["suite"].get("head"))
         found = with_frozen(model, partial(_measured, measure, subject))
         yield name, found | ({"resisted": outcomes.count("1")} if resisted else {})
@@ -128,9 +129,7 @@ def large_radius(s: Subject) -> dict[str, Any]:
     stop = not isinstance(s.model, Majority)  # a success of some calls may be chance
     try:
         x_adv = pgd(s.classify, x, y, threat=ball, steps=STEPS, step_size=eps / 4, start="clean", until_fooled=stop)
-    except RuntimeError as error:  # no gradient reaches the images
-        if out_of_memory(error):
-            raise
+    except NetworkError:  # no gradient reaches the images
         return found | {"left": None}
     with torch.no_grad():
         return found | {"left": int((~fooled(s.classify(x_adv), y)).sum())}
@@ -148,9 +147,7 @@ def slopes(s: Subject) -> dict[str, Any]:
         """Always where a gradient is taken, because a randomised model draws other numbers elsewhere."""
         try:
             return input_gradient(s.classify, x, s.y, lambda z, y: log_odds(z.double(), y))[1:]
-        except RuntimeError as error:  # no gradient reaches the images
-            if out_of_memory(error):
-                raise
+        except NetworkError:  # no gradient reaches the images
             with torch.no_grad():
                 logits = s.classify(x)
             return log_odds(logits.double(), s.y), torch.zeros_like(x)
@@ -210,9 +207,7 @@ def planted(s: Subject) -> dict[str, Any]:
         for spec in tried:
             try:
                 x_adv = spec.attack(binary, s.x[one], label, rng=s.rng.take(one))
-            except RuntimeError as error:  # no gradient reaches the images
-                if out_of_memory(error):
-                    raise
+            except NetworkError:  # no gradient reaches the images
                 found["missed"][spec.name] += 1
                 continue
             with torch.no_grad():
@@ -243,9 +238,7 @@ PROBES: dict[str, Probe] = {
 def _without_gradient(s: Subject, loss: Loss) -> int:
     try:
         _, _, grad = input_gradient(s.classify, s.x, s.y, loss)
-    except RuntimeError as error:  # no gradient reaches the images
-        if out_of_memory(error):
-            raise
+    except NetworkError:  # no gradient reaches the images
         return len(s.x)
     largest = grad.flatten(1).abs().amax(1)
     return int((~((largest >= torch.finfo(grad.dtype).tiny) & largest.isfinite())).sum())

@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 
-import torch
 from torch import Tensor, nn
 
+from advsphere.calling import NetworkError
 from advsphere.data import Images
-from advsphere.errors import UserError, out_of_memory
+from advsphere.errors import UserError
 from advsphere.evaluation.cascades import FIRST_LOOK, FIRST_TARGET, arranged, cascade
-from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.checks import loaded
 from advsphere.evaluation.consistency import require_identity
-from advsphere.evaluation.engine import context_of
+from advsphere.evaluation.engine import PRECISIONS, context_of
 from advsphere.evaluation.judge import Verdict, exact_float32, judge_attack
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.majority import as_judged
@@ -25,8 +25,6 @@ from advsphere.identity import answer_alike, model_answers, model_record
 from advsphere.named import require_trust
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
-
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 class OtherAttacksError(UserError):
@@ -41,7 +39,7 @@ def require_whole(book: Ledger) -> None:
         shape, size, draws = identity["data"]["shape"], identity["batch_size"], identity["suite"].get("draws", 0)
         if not all(type(value) is int for value in (*shape, size, draws)) or min(*shape, size, draws + 1) < 1:
             raise TypeError(f"its images are {shape}, its batches {size}, its draws {draws}")
-        if math.prod(shape) > MOST_IN_AN_IMAGE or identity["search"] not in _PRECISIONS:
+        if math.prod(shape) > MOST_IN_AN_IMAGE or identity["search"] not in PRECISIONS:
             raise ValueError(f"its images are {shape}, searched in {identity['search']}")
         if not all(isinstance(one, dict) for one in (*book.environments, *book.attacks.values())):
             raise TypeError("an environment or the settings of an attack are no table")
@@ -106,9 +104,7 @@ def another_model(book: Ledger, model: nn.Module) -> list[str]:
     try:
         with exact_float32():
             answers = model_answers(model, shape)
-    except RuntimeError as error:
-        if out_of_memory(error):
-            raise
+    except NetworkError:
         return [*changed, f"it takes no images of shape {shape}"]
     with content_errors(book.path or "the ledger"):
         if book.answers is not None and not answer_alike(book.answers, answers):
@@ -133,7 +129,7 @@ def judge_again(
     """Run an attack on these examples, (B,) int64, with the recorded random numbers, and in the recorded precision
     unless another one is given.
     """
-    identity, device = book.identity, device_of(model)
-    x, y = (part.to(device) for part in images.batch(examples))
-    rng = Rng(identity["seed"], examples.to(device))
-    return judge_attack(model, spec, threat_of(book), x, y, rng, dtype=_PRECISIONS[precision or identity["search"]])
+    x, y = loaded(model, images, examples)
+    rng = Rng(book.identity["seed"], examples.to(x.device))
+    dtype = PRECISIONS[precision or book.identity["search"]]
+    return judge_attack(model, spec, threat_of(book), x, y, rng, dtype=dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.checks import loaded
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Cell, Ledger
 from advsphere.evaluation.majority import as_judged
@@ -317,6 +317,6 @@ def _margins(book: Ledger, model: nn.Module, images: Images, examples: Sequence[
     found: dict[int, float] = {}
     with exact_float32(), frozen(model) as exact, torch.no_grad():
         for index in torch.tensor(examples).split(book.identity["batch_size"]) if examples else ():
-            x, y = (part.to(device_of(model)) for part in images.batch(index))
+            x, y = loaded(model, images, index)
             found |= dict(zip(index.tolist(), (-margin(exact(x), y)).tolist(), strict=True))
     return found

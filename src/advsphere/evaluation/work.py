@@ -26,7 +26,7 @@ from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.distributed import World
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import device_of
+from advsphere.evaluation.checks import loaded
 from advsphere.evaluation.judge import OutOfTime, exact_float32, judge_attack, predict
 from advsphere.evaluation.ledger import CLEAN, Cell, Cost, Ledger
 from advsphere.evaluation.pace import Pace, leading
@@ -179,10 +179,9 @@ class _Work:
         with frozen(self.plan.model) as exact:
 
             def cells(waiting: int, index: Tensor) -> tuple[list[Cell], int]:
-                x, y = self._load(index)
-                wrong, classes = predict(exact, x, y)
-                rows = zip(index.tolist(), wrong.tolist(), classes.tolist(), strict=True)
-                return [Cell(i, "fooled" if w else "resisted", c, 0.0) for i, w, c in rows], len(x)
+                x, y = loaded(self.plan.model, self.plan.images, index)
+                rows = zip(index.tolist(), predict(exact, x).tolist(), y.tolist(), strict=True)
+                return [Cell(i, "resisted" if c == label else "fooled", c, 0.0) for i, c, label in rows], len(x)
 
             self._each(CLEAN, own, cells)
 
@@ -213,7 +212,7 @@ class _Work:
         ids = index[standing[index]]
         if not len(ids):
             return skipped, 0
-        x, y = self._load(ids)
+        x, y = loaded(plan.model, plan.images, ids)
         ids = ids.to(x.device)
         rng = Rng(plan.identity["seed"], ids)
         how: dict[str, Any] = {"dtype": plan.dtype, "deadline": deadline, "room": room}
@@ -242,10 +241,6 @@ class _Work:
     def _batch_size(self) -> int:
         size: int = self.plan.identity["batch_size"]
         return size
-
-    def _load(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = self.plan.images.batch(index)
-        return x.to(device_of(self.plan.model)), y.to(device_of(self.plan.model))
 
 
 Begin = Callable[..., Ledger]
