@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -24,6 +27,14 @@ LONG = (
     "reproduce/test_pages.py",
 )
 """Files with single tests or fixtures of many seconds, the longest first."""
+
+
+@pytest.fixture(scope="module")
+def simulation(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The script in benchmarks/ that the test module names as SIMULATION, imported as when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        yield importlib.import_module(request.module.SIMULATION)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +13,7 @@ from advsphere.evaluation.unsampled import covering_difference
 from advsphere.stats import difference_of_arms
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def simulation() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("comparison_coverage")
+SIMULATION = "comparison_coverage"
 
 
 @pytest.mark.parametrize("error", [0.025, 0.005, 0.1])

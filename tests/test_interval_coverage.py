@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,14 +11,8 @@ import pytest
 from advsphere.comparison.gain import COVERS_THE_METHOD
 
 ROOT = Path(__file__).parents[1]
+SIMULATION = "interval_coverage"
 PAGE = (ROOT / "docs" / "statistics.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def simulation() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("interval_coverage")
 
 
 def committed(heads: tuple[str, ...]) -> list[list[float]]:

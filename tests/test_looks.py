@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +14,7 @@ from advsphere import looks as planned
 from advsphere.looks import looks, most_with
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def simulation() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        yield importlib.import_module("sample_coverage")
+SIMULATION = "sample_coverage"
 
 
 def at_most(hits: int, size: int, population: int, having: int) -> float:

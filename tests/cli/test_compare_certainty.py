@@ -16,18 +16,9 @@ from advsphere.evaluation.sampling import Bound
 GIVEN = ["--suite", "adaptive", "--steps", "2", "--guides", "1", "--n", "100"]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("certainty")
-    runs = [folder / "plain", folder / "sphere"]
-    for run, recipe in zip(runs, ("digits-fastat", "digits-fastat-he"), strict=True):
-        assert main(["train", recipe, "--epochs", "3", "--out", str(run)]) == 0
-    return [*map(str, runs)]
-
-
-def compared(runs: list[str], *more: str) -> dict[str, object]:
-    assert main(["compare", *runs, *GIVEN, "--pgd", "CE", *more]) == 0
-    record: dict[str, object] = json.loads((Path(runs[1]) / "compared" / "comparison.json").read_text())
+def compared(runs: list[Path], *more: str) -> dict[str, object]:
+    assert main(["compare", *map(str, runs), *GIVEN, "--pgd", "CE", *more]) == 0
+    record: dict[str, object] = json.loads((runs[1] / "compared" / "comparison.json").read_text())
     return record
 
 
@@ -38,12 +29,12 @@ def evaluation(record: dict[str, object], arm: str) -> Evaluation:
     return found
 
 
-def shown_by_a_report(runs: list[str]) -> list[Finished]:
-    return common([Path(run) for run in runs], "adaptive")[0]
+def shown_by_a_report(runs: list[Path]) -> list[Finished]:
+    return common(runs, "adaptive")[0]
 
 
 def test_a_comparison_has_a_certainty_by_default_and_takes_what_is_whole(
-    runs: list[str], capsys: pytest.CaptureFixture[str]
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     usual = compared(runs, "--certainty", "usual")
     shown = " ".join(capsys.readouterr().out.split())
@@ -71,7 +62,7 @@ def test_a_comparison_has_a_certainty_by_default_and_takes_what_is_whole(
     assert " ".join(capsys.readouterr().out.split()).count("so no sample is drawn") == 2
     assert [one.evaluation.bound for one in shown_by_a_report(runs)] == [None, None], "the stronger ones"
 
-    for folder in (Path(runs[0]) / "evaluations").glob("*guides1"):
+    for folder in (runs[0] / "evaluations").glob("*guides1"):
         (folder / "evaluation.json").unlink()
     mixed = compared(runs)
     assert [evaluation(mixed, arm).bound is None for arm in ("baseline", "method")] == [False, True]
