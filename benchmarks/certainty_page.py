@@ -17,7 +17,7 @@ from comparison import table
 from advsphere.analysis.canvas import INK, canvas, quiet
 from advsphere.cli.arguments import parse
 from advsphere.reproduce.figures import save
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.threat import radius
 
 ROWS = Path(__file__).with_name("certainty.jsonl")
@@ -190,10 +190,8 @@ def main(options: Arguments) -> None:
     found = tables(runs)
     print("\n\n".join(found.values()))
     if options.readme is not None:
-        text = options.readme.read_text()
         for name, content in found.items():
-            text = replace_between(text, content, begin=f"<!-- {name} -->", end=f"<!-- /{name} -->")
-        options.readme.write_text(text)
+            write_between(options.readme, content, begin=f"<!-- {name} -->", end=f"<!-- /{name} -->")
     if options.figure is not None:
         picture([run for run in runs if not run.own["masked"]], options.figure)
 

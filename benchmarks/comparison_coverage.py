@@ -23,10 +23,9 @@ from interval_coverage import GAIN, WORST, Tally, trial
 from advsphere.cli.arguments import parse
 from advsphere.evaluation.sampling import Bound, usual_certainty
 from advsphere.evaluation.unsampled import Bounds, covering_difference, covering_share
-from advsphere.files import write_atomically
 from advsphere.looks import looks, most_with
 from advsphere.reproduce.markdown import head, line
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.stats import CONFIDENCE, Columns, difference_of_arms
 
 HIDDEN = ("no arm", "the method", "the baseline", "both")
@@ -138,8 +137,7 @@ def main(options: Arguments) -> None:
         lines.append(line([*cells, *measured(seeds, n, times, where, trials, options.seed)]))
         print(lines[-1], flush=True)
     if options.write is not None:
-        told = replace_between(options.write.read_text(), "\n".join(lines), **MARKERS)
-        write_atomically(options.write, told.encode())
+        write_between(options.write, "\n".join(lines), **MARKERS)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from advsphere.cli.arguments import parse
 from advsphere.comparison.gain import SHOWN, what_survives
-from advsphere.files import write_atomically
 from advsphere.reproduce.markdown import head, line
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.stats import ENOUGH_SEEDS, Columns, Estimate, difference_of_arms, mean_over_pairs
 
 DIFFICULTY, UNDER_METHOD = 0.9, 0.02
@@ -265,8 +264,7 @@ def main() -> None:
         parts.append("\n".join([table.caption, "", *head(table.heads), *lines]))
         print(parts[-1], flush=True)
     if options.write is not None:
-        told = replace_between(options.write.read_text(), "\n\n".join(parts))
-        write_atomically(options.write, told.encode())
+        write_between(options.write, "\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from advsphere.attacks import deepfool, fab, fab_targeted, fmn, sigma_zero
 from advsphere.classifier import fooled
 from advsphere.cli.arguments import parse
 from advsphere.named import trust
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.runs.folder import load_run
 
 ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
@@ -184,7 +184,7 @@ def main(options: Arguments) -> None:
     shown = table([str(cell) for cell in head], lines)
     print(shown)
     if options.readme is not None:
-        options.readme.write_text(replace_between(options.readme.read_text(), shown, **MARKERS))
+        write_between(options.readme, shown, **MARKERS)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from advsphere.provenance import environment
 from advsphere.recipes import recipe
 from advsphere.reproduce.figures import save
 from advsphere.reproduce.markdown import head, line
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.rng import Rng
 from advsphere.runs.config import Config
 from advsphere.runs.folder import read_collapses
@@ -359,8 +359,7 @@ def main(options: Arguments) -> None:
         text = table(rows)
         picture(rows, options.report.with_suffix(".svg"))
         shown = f"![The end of every run under FGSM and PGD-50.]({options.report.with_suffix('.svg').name})"
-        page = replace_between(options.report.read_text(), f"{text}\n\n{shown}", begin=BEGIN, end=END)
-        options.report.write_text(page)
+        write_between(options.report, f"{text}\n\n{shown}", begin=BEGIN, end=END)
         print(text)
         return
     until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")

@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 
 HERE = Path(__file__).parent
 CELLS: dict[str, Any] = tomllib.loads((HERE / "rivals.toml").read_text())
@@ -125,8 +125,7 @@ def main() -> None:
             f"| {what} beyond torch's | {' | '.join(str(sizes[n][what] or 'does not install') for n in names)} |"
         )
     if not options.only:
-        page, marks = HERE / "README.md", {"begin": "<!-- rivals -->", "end": "<!-- /rivals -->"}
-        page.write_text(replace_between(page.read_text(), "\n".join(lines), **marks))
+        write_between(HERE / "README.md", "\n".join(lines), begin="<!-- rivals -->", end="<!-- /rivals -->")
 
 
 if __name__ == "__main__":

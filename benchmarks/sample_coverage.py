@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from advsphere.cli.arguments import parse
-from advsphere.files import write_atomically
 from advsphere.looks import Look, looks, most_with
 from advsphere.reproduce.markdown import head, line
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 
 QUESTIONS = ((500, 10), (500, 5), (215, 10), (5000, 50), (5000, 25), (2150, 50), (60, 3))
 """Survivors, and how many of them may be left."""
@@ -103,8 +102,7 @@ def main(options: Arguments) -> None:
     lines = [*head(HEADS), *(line(measured(*question, options)) for question in QUESTIONS)]
     print("\n".join(lines))
     if options.write is not None:
-        told = replace_between(options.write.read_text(), "\n".join(lines), **MARKERS)
-        write_atomically(options.write, told.encode())
+        write_between(options.write, "\n".join(lines), **MARKERS)
 
 
 if __name__ == "__main__":

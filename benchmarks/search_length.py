@@ -31,7 +31,7 @@ from advsphere.evaluation.cascades import CLOSE, first_look, pursued
 from advsphere.evaluation.judge import exact_float32, judge_attack
 from advsphere.losses import margin
 from advsphere.named import trust
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.rng import Rng
 from advsphere.runs.build import load_data
 from advsphere.runs.folder import read_config
@@ -164,9 +164,7 @@ def main(options: Arguments) -> None:
     found = page(read(options.out))
     print(found)
     if options.readme is not None:
-        text = options.readme.read_text()
-        marks = {"begin": "<!-- search -->", "end": "<!-- /search -->"}
-        options.readme.write_text(replace_between(text, found, **marks))
+        write_between(options.readme, found, begin="<!-- search -->", end="<!-- /search -->")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from advsphere.objectives import Criterion
 from advsphere.provenance import environment
 from advsphere.recipes import recipe
 from advsphere.reproduce.markdown import head, line, percent, points
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.runs.config import Config
 from advsphere.runs.train import train
 from advsphere.schedule import Linear
@@ -246,7 +246,7 @@ def main(options: Arguments) -> None:
     settings = settings_of(options)
     if options.report is not None:
         text = table(read(options.rows, settings).values())
-        options.report.write_text(replace_between(options.report.read_text(), text, begin=BEGIN, end=END))
+        write_between(options.report, text, begin=BEGIN, end=END)
         print(text)
         return
     until = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")

@@ -37,7 +37,7 @@ from advsphere.hypersphere import HypersphereConfig
 from advsphere.machine import bfloat16_instructions, low_precision, processor
 from advsphere.objectives import ALP, PGDAT, TRADES, FastAT, FreeAT, Objective, Standard
 from advsphere.provenance import commit
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.runs.build import assemble
 from advsphere.runs.config import Config, ModelSettings
 from advsphere.training import Hooks, Stopped, Trainer, TrainSettings
@@ -313,9 +313,8 @@ def main(options: Arguments) -> None:
         row = measured(part, options, limits)
         keep(row, options.rows)
         print(f"{part}: plain {spread(row.plain)} s, ours {spread(row.ours)} s, ratio {spread(row.ratios)}", flush=True)
-    text = options.page.read_text()
     marks = {"begin": "<!-- training -->", "end": "<!-- /training -->"}
-    options.page.write_text(replace_between(text, page(read(options.rows)), **marks))
+    write_between(options.page, page(read(options.rows)), **marks)
 
 
 if __name__ == "__main__":

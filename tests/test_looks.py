@@ -11,16 +11,21 @@ import numpy as np
 import pytest
 
 from advsphere import looks as planned
-from advsphere.looks import looks, most_with
+from advsphere.looks import at_most, looks, most_with
 
 ROOT = Path(__file__).parents[1]
 SIMULATION = "sample_coverage"
 
 
-def at_most(hits: int, size: int, population: int, having: int) -> float:
+def exact(hits: int, size: int, population: int, having: int) -> float:
     """Exactly, in whole numbers."""
     ways = sum(math.comb(having, i) * math.comb(population - having, size - i) for i in range(hits + 1))
     return ways / math.comb(population, size)
+
+
+@pytest.mark.parametrize(("hits", "size", "population", "having"), [(1, 20, 100, 5), (1, 41, 813, 163), (2, 9, 9, 3)])
+def test_the_probability_is_hypergeometric(hits: int, size: int, population: int, having: int) -> None:
+    assert at_most(hits, size, population, having) == pytest.approx(exact(hits, size, population, having))
 
 
 @pytest.mark.parametrize(
@@ -41,13 +46,13 @@ def test_looks_grow_up_to_all_and_spend_no_more_than_is_allowed(population: int,
     for size, hits, error in plan[:-1]:
         most = most_with(hits, size, population, error)
         assert most - hits <= allowed
-        assert size == 0 or at_most(hits, size - 1, population, hits + allowed + 1) > error, "the smallest such sample"
+        assert size == 0 or exact(hits, size - 1, population, hits + allowed + 1) > error, "the smallest such sample"
 
 
 @pytest.mark.parametrize(("hits", "size", "population"), [(0, 10, 50), (2, 12, 40), (5, 20, 33), (1, 40, 40)])
 def test_the_limit_is_the_exact_one(hits: int, size: int, population: int) -> None:
     possible = range(hits, population - size + hits + 1)
-    expected = max(k for k in possible if k == hits or at_most(hits, size, population, k) > 0.05)
+    expected = max(k for k in possible if k == hits or exact(hits, size, population, k) > 0.05)
     assert most_with(hits, size, population, 0.05) == expected
 
 

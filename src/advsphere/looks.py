@@ -73,8 +73,25 @@ def most_with(hits: int, size: int, population: int, error: float) -> int:
     low, high = hits, population - size + hits  # the highest number that is possible at all
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _at_most(hits, size, population, middle) > error else (low, middle - 1)
+        low, high = (middle, high) if at_most(hits, size, population, middle) > error else (low, middle - 1)
     return low
+
+
+def at_most(hits: int, size: int, population: int, having: int) -> float:
+    """The probability of few hits in a sample (hypergeometric distribution).
+
+    Args:
+        hits: The most members of the sample with the property.
+        size: Size of the sample, drawn without replacement.
+        population: Number of members.
+        having: How many of them have the property.
+
+    Returns:
+        The probability of at most so many.
+    """
+    others, whole = population - having, _log_ways(population, size)
+    possible = range(max(0, size - others), min(hits, size, having) + 1)
+    return math.fsum(math.exp(_log_ways(having, i) + _log_ways(others, size - i) - whole) for i in possible)
 
 
 def _enough(population: int, allowed: int, hits: int, error: float) -> int:
@@ -84,16 +101,9 @@ def _enough(population: int, allowed: int, hits: int, error: float) -> int:
     low, high = 0, population
     while low < high:
         size = (low + high) // 2
-        shown = _at_most(hits, size, population, hits + allowed + 1) <= error
+        shown = at_most(hits, size, population, hits + allowed + 1) <= error
         low, high = (low, size) if shown else (size + 1, high)
     return low
-
-
-def _at_most(hits: int, size: int, population: int, having: int) -> float:
-    """The probability of at most so many hits in a sample, if so many members have the property."""
-    others, whole = population - having, _log_ways(population, size)
-    possible = range(max(0, size - others), min(hits, size, having) + 1)
-    return math.fsum(math.exp(_log_ways(having, i) + _log_ways(others, size - i) - whole) for i in possible)
 
 
 def _log_ways(n: int, k: int) -> float:

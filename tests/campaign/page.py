@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from tests.campaign.record import GOOD, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
@@ -52,4 +52,4 @@ def _count(which: Iterable[object]) -> int:
 
 def write(record: Path = RECORD) -> None:
     """Write the figures into the page."""
-    PAGE.write_text(replace_between(PAGE.read_text(), table([*read(record)]), **MARKERS))
+    write_between(PAGE, table([*read(record)]), **MARKERS)

@@ -39,7 +39,7 @@ from advsphere.losses import cross_entropy
 from advsphere.models.networks import PreActBlock, PreActResNet18
 from advsphere.objectives import Objective, Standard
 from advsphere.recipes import cifar10
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 from advsphere.training import Hooks, Stopped, Trainer, TrainSettings
@@ -249,7 +249,7 @@ def write(measured: dict[str, Row]) -> None:
         then = known[name]
         numbers = f"{then.kernels_before:.0f} | {row.kernels:.0f} | {then.waits_before:.2f} | {row.waits:.2f}"
         lines.append(f"| {name} | {numbers} |")
-    PAGE.write_text(replace_between(PAGE.read_text(), "\n".join(lines), **MARKS))
+    write_between(PAGE, "\n".join(lines), **MARKS)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from advsphere.data import ImageSet
 from advsphere.evaluation import Effort, Evaluation, Ledger, Verification, evaluate, verify
 from advsphere.files import packed
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from tests.evaluation.cases import THREAT, Known, change, forge, linear
 
 PAGE = Path(__file__).parents[2] / "docs" / "guarantees.md"
@@ -361,7 +361,7 @@ def main() -> None:
             found[forgery.says] = result = forgery.tried(base[forgery.of], Path(folder) / str(number))
             if not as_expected(forgery, result):
                 print(f"{forgery.says}: expected {forgery.caught}, found\n{result}\n")
-    PAGE.write_text(replace_between(PAGE.read_text(), table(found), **MARKERS))
+    write_between(PAGE, table(found), **MARKERS)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor, nn
 
 from advsphere.data import ImageSet
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation, Finding, Ledger, SuiteContext, Verification, evaluate, verify
-from advsphere.evaluation.evidence import chance_to_catch
 from advsphere.evaluation.probes import PROBES
 from advsphere.evaluation.suites import attacks_of
 from advsphere.files import packed
@@ -213,12 +211,6 @@ def test_the_sample_is_drawn_anew_and_can_be_repeated(claim: Claim) -> None:
     assert first != second, "nobody who wrote the ledger could know the sample"
     drawn = re.search(r"drawn with --seed (\d+)", first)
     assert drawn is not None and resampled(claim, seed=int(drawn[1])) == first
-
-
-@pytest.mark.parametrize(("cells", "drawn", "forged", "allowed"), [(100, 20, 5, 1), (813, 41, 163, 1), (9, 9, 3, 2)])
-def test_the_chance_to_catch_forged_cells_is_hypergeometric(cells: int, drawn: int, forged: int, allowed: int) -> None:
-    known = hypergeom.sf(allowed, cells, forged, drawn)
-    assert chance_to_catch(forged, cells, drawn, allowed) == pytest.approx(known, rel=1e-9)
 
 
 def test_other_words_are_noted_and_other_values_fail(claim: Claim) -> None:

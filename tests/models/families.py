@@ -33,7 +33,7 @@ from advsphere.errors import UserError
 from advsphere.hypersphere import AngularMargin
 from advsphere.models import load_weights
 from advsphere.objectives import PGDAT
-from advsphere.reproduce.results import replace_between
+from advsphere.reproduce.results import write_between
 from advsphere.state import duplicate
 from advsphere.threat import ThreatModel
 from advsphere.training import Trainer, TrainSettings
@@ -269,7 +269,7 @@ def main(arguments: list[str]) -> None:
         print(line, flush=True)
         table.append(line)
     if "--write" in arguments:
-        PAGE.write_text(replace_between(PAGE.read_text(), "\n".join(table), **MARKS))
+        write_between(PAGE, "\n".join(table), **MARKS)
 
 
 if __name__ == "__main__":

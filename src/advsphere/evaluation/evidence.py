@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import device_of, loaded
+from advsphere.evaluation.judge import classes_of
 from advsphere.evaluation.ledger import CLEAN, Ledger, Status
 from advsphere.evaluation.recorded import another_model, judge_again, threat_of
 from advsphere.evaluation.rows import Finding
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import some
 from advsphere.identity import data_checksum
+from advsphere.looks import at_most
 from advsphere.machine import low_precision
 from advsphere.memory import leading_part, with_frozen
 from advsphere.provenance import environment
@@ -178,7 +180,7 @@ class Evidence:
         detail = f"{len(flips)} of {len(chosen)} resisted cells, of {total}, were fooled on a second run{how}{named}"
         if chosen:
             sizes = sorted({min(total, max(allowed + 1, math.ceil(part * total))) for part in (0.01, 0.05, 0.2)})
-            power = [f"{k} forged: {100 * chance_to_catch(k, total, len(chosen), allowed):.0f} %" for k in sizes]
+            power = [f"{k} forged: {100 * (1 - at_most(allowed, len(chosen), total, k)):z.0f} %" for k in sizes]
             detail += f"; up to {allowed} may be rounding; the chance of more, with {', '.join(power)}"
         return Finding("resisted", "failed" if len(flips) > allowed else "noted" if flips else "ok", detail)
 
@@ -244,12 +246,6 @@ def _drawn(cells: Sequence[_Pair], most: int, seed: int, purpose: str) -> list[_
     return sorted(cells[i] for i in order.tolist())
 
 
-def chance_to_catch(forged: int, cells: int, drawn: int, allowed: int) -> float:
-    """The probability that a draw without replacement has more than `allowed` of the forged cells (hypergeometric)."""
-    unseen = sum(math.comb(forged, i) * math.comb(cells - forged, drawn - i) for i in range(min(allowed, drawn) + 1))
-    return 1 - unseen / math.comb(cells, drawn)
-
-
 @dataclass(frozen=True)
 class _Look:
     """Predictions of a batch on the CPU. `close` marks those whose label is too close to change hands by rounding."""
@@ -263,11 +259,11 @@ class _Look:
     @torch.no_grad()
     def at(cls, model: nn.Module, x: Tensor, y: Tensor) -> _Look:
         logits, y = with_frozen(model, lambda exact: exact(x).cpu()), y.cpu()
-        broken = logits.isnan().any(1)
         own = logits.gather(1, y[:, None]).squeeze(1)
         other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
         close = (other - own).abs() <= _ROUNDING * logits.abs().amax(1)
-        return cls(logits, logits.argmax(1).masked_fill(broken, -1), ~(other < own) | broken, close)
+        classes = classes_of(logits)
+        return cls(logits, classes, ~(other < own) | (classes < 0), close)
 
     def contradicts(self, said: Tensor) -> Tensor:
         """Whether a recorded class (B,) is not the predicted one, and not as likely up to rounding; (B,) bool."""

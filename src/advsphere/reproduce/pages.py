@@ -27,7 +27,7 @@ from advsphere.reproduce.cells import (
 from advsphere.reproduce.figures import gains_figure, save, together_figure
 from advsphere.reproduce.groups import Group, groups_of, mean_by_decay
 from advsphere.reproduce.markdown import head, line, percent, points, provenance
-from advsphere.reproduce.results import StoredResult, replace_between
+from advsphere.reproduce.results import StoredResult, write_between
 from advsphere.reproduce.sections import sections
 from advsphere.reproduce.tables import TABLES, Table
 
@@ -169,7 +169,7 @@ def write(
         save(together_figure(family), folder / PICTURE)
     if into is not None:
         told = summary(family, folder, into.parent) if family else "No network has three objectives measured yet."
-        write_atomically(into, replace_between(into.read_text(), told).encode())
+        write_between(into, told)
     return [*written, folder / "README.md", *([into] if into else [])]
 
 

@@ -133,3 +133,8 @@ def replace_between(text: str, content: str, *, begin: str = "<!-- results -->",
     if not (found and also):
         raise UserError(f"the page has no place for a table; add the lines {begin} and {end} to it")
     return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def write_between(page: Path, content: str, **markers: str) -> None:
+    """`replace_between` in a page's file."""
+    write_atomically(page, replace_between(page.read_text(), content, **markers).encode())
