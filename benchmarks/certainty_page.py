@@ -163,7 +163,7 @@ def picture(runs: Sequence[Run], path: Path) -> None:
         if run.theirs is not None and run.ratio is not None:
             ends = [place - 0.31, place + 0.31]
             cost.plot([run.theirs] * 2, ends, color=INK, lw=1.6, label="" if place else "official code")
-            beside = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+            beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
             cost.annotate(f"{run.ratio:.1f}x", (run.theirs, place), fontsize=8.5, color=INK, **beside)
     names = [f"{r.own['network']}\n{r.own['n']:,} images, certainty {r.own['certainty']:g}" for r in runs]
     quiet(fates, "images, %", "", title="What the images met", grid="x")

@@ -51,7 +51,7 @@ def attack(name: str, setting: Setting) -> dict[str, Any]:
     """One attack in each of its norms: within the ball, and how often it agrees with the CPU about an image."""
     row = laws.ATTACKS[name]
     found: dict[str, Any] = {}
-    threats = {norm: ThreatModel(norm=norm, eps=laws.RADII[norm]) for norm in row.norms}
+    threats: dict[str, ThreatModel] = {n: ThreatModel(norm=n, eps=laws.RADII[n]) for n in row.norms}
     threats = threats or {"l0": ThreatModel(norm="linf", eps=1.0)}  # sigma_zero has no ball, only the pixels' range
     for norm, threat in list(threats.items())[: 1 if setting.tiny else None]:
         hits = []

@@ -45,9 +45,9 @@ from advsphere.classifier import Classifier, split
 from advsphere.losses import log_odds
 from advsphere.objectives import ALP, NFGSM, PGDAT, TRADES, FastAT, FreeAT, Standard
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel
+from advsphere.threat import Norm, ThreatModel
 
-NORMS = ("linf", "l2", "l1")
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 RADII = {"linf": 0.012, "l2": 0.12, "l1": 0.6}
 """Radii at which `conv_net` keeps about half of its predictions, so that tests see both outcomes."""
 
@@ -67,7 +67,7 @@ class AttackRow(NamedTuple):
     until_fooled: bool = False
     search: bool = False
     minimal: bool = False
-    norms: tuple[str, ...] = NORMS
+    norms: tuple[Norm, ...] = NORMS
     surrogate: bool = False
 
 

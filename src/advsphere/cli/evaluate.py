@@ -20,6 +20,7 @@ from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.checks import device_of, usual_batch_size
 from advsphere.evaluation.engine import Certainty, Precision, prepare
 from advsphere.evaluation.progress import progress_bar
+from advsphere.evaluation.results import LEDGER
 from advsphere.files import canonical
 from advsphere.identity import AnotherModelError
 from advsphere.machine import advice
@@ -144,7 +145,7 @@ def evaluated(options: Options, world: World = World(), *, prefer_all: bool = Fa
     if world.first:
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        plan = plan.claim(folder / "ledger.sqlite", beside=False)
+        plan = plan.claim(folder / LEDGER, beside=False)
     except AnotherModelError as error:
         raise UserError(
             f"{folder} holds an evaluation of another network, or of this one before more training; delete that "

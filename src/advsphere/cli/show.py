@@ -21,6 +21,7 @@ from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation import Ledger
 from advsphere.evaluation.recorded import trained_on
+from advsphere.evaluation.results import LEDGER
 from advsphere.evaluation.trace import (
     Replay,
     Trace,
@@ -33,8 +34,6 @@ from advsphere.evaluation.trace import (
 )
 from advsphere.files import write_atomically
 from advsphere.runs.target import EvaluationTarget, evaluations
-
-LEDGER = "ledger.sqlite"
 
 
 @dataclass(frozen=True, kw_only=True)

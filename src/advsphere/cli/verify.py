@@ -12,6 +12,7 @@ from advsphere.cli.arguments import parse
 from advsphere.cli.printing import terminal
 from advsphere.errors import UserError
 from advsphere.evaluation import verify
+from advsphere.evaluation.results import LEDGER
 from advsphere.runs.target import EvaluationTarget, evaluations
 
 
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         with console.status("checking"):
             result = verify(
                 folder / "evaluation.json",
-                folder / "ledger.sqlite",
+                folder / LEDGER,
                 model,
                 images,
                 share=options.share,
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 def _finished(folder: Path) -> list[Path]:
     found = evaluations(folder)
-    if not found and evaluations(folder, "ledger.sqlite"):
+    if not found and evaluations(folder, LEDGER):
         raise UserError(f"no evaluation in {folder} is finished; run the same `advsphere evaluate` again to continue")
     if not found:
         raise UserError(f"{folder} holds no finished evaluation; `advsphere evaluate {folder}` makes one")

@@ -80,9 +80,7 @@ def corruption_accuracy(
     return done
 
 
-def recheck(
-    model: nn.Module, corrupted: Corrupted, record: CorruptionRecord, *, images: int = 50, batch_size: int = 250
-) -> list[str]:
+def recheck(model: nn.Module, corrupted: Corrupted, record: CorruptionRecord, *, images: int = 50) -> list[str]:
     """Predict the first `images` of every corrupted set again. Returns a line for each set that differs.
 
     If all images of a set are predicted, the checksum of their pixels is also compared. Raises UserError for another
@@ -95,7 +93,7 @@ def recheck(
         for cell in record.cells:
             title = f"{cell.corruption} {cell.severity}"
             some = corrupted.load(cell.corruption, cell.severity).first(images)
-            again = _measure(model, some, cell.corruption, cell.severity, batch_size)
+            again = _measure(model, some, cell.corruption, cell.severity)
             if again.outcomes != cell.outcomes[:images]:
                 wrong.append(f"{title}: other outcomes")
             elif len(again.outcomes) == len(cell.outcomes) and again.pixels != cell.pixels:
@@ -135,7 +133,7 @@ def _measure(
     images: Images,
     name: str,
     severity: int,
-    batch_size: int,
+    batch_size: int = 250,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> CorruptionCell:
     device, digest, began = device_of(model), hashlib.sha256(), time.perf_counter()

@@ -234,7 +234,7 @@ def _check_same(first: CorruptionRecord, second: CorruptionRecord) -> None:
             raise UserError(f"these records can't be compared: {changed[0]}; measure both on the same images")
 
 
-def corruption_figure(record: CorruptionRecord, title: str = "") -> Figure:
+def corruption_figure(record: CorruptionRecord) -> Figure:
     """A heat map of accuracy in %; the last column is the mean over severities. Raises UserError if incomplete."""
     rows = [[100 * record.cell(name, s).accuracy for s in SEVERITIES] for name in record.names]
     rows = [[*row, sum(row) / len(row)] for row in rows]
@@ -248,5 +248,5 @@ def corruption_figure(record: CorruptionRecord, title: str = "") -> Figure:
     axes.axvline(len(SEVERITIES) - 0.5, color="white", linewidth=3)
     axes.set_xticks(range(len(SEVERITIES) + 1), [*map(str, SEVERITIES), "mean"])
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in record.names])
-    quiet(axes, "severity", "", title=f"{title}: accuracy in %, clean {clean:.1f}".removeprefix(": "), grid="")
+    quiet(axes, "severity", "", title=f"accuracy in %, clean {clean:.1f}", grid="")
     return figure

@@ -1,4 +1,4 @@
-"""What the numbers of a stored evaluation must have in common, whoever wrote them and made the checksum fit."""
+"""Whether a stored evaluation contradicts itself: anybody can edit the file and make its checksum fit."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from advsphere.evaluation.rows import Row
 from advsphere.threat import radius
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from advsphere.evaluation.results import Evaluation
 
 NO_VERDICT = "not a verdict"
@@ -37,7 +39,6 @@ def line(evaluation: Evaluation) -> str:
 
 def text(evaluation: Evaluation, width: int) -> str:
     """The rows, and below them the strongest attack, flags and signs of gradient masking."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title(evaluation), title_justify="left")
@@ -45,16 +46,23 @@ def text(evaluation: Evaluation, width: int) -> str:
         table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
     for row in evaluation.rows:
         table.add_row(*_cells(evaluation, row), style="bold" if row is evaluation.worst else None)
+    console = plain_console(width)
+    with console.capture() as printed:
+        console.print(table)
+        for line in _below(evaluation):
+            wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
+            console.print("\n".join(wrapped), soft_wrap=True)
+    return printed.get()
+
+
+def plain_console(width: int) -> Console:
+    """A console to capture plain text. Without `force_jupyter`, rich would show the text in a notebook by itself."""
+    from rich.console import Console
+
     out = io.StringIO()
-    # Else a notebook would get the table by itself, and the caller nothing.
-    console = Console(
+    return Console(
         file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False, color_system=None
     )
-    console.print(table)
-    for line in _below(evaluation):
-        wrapped = textwrap.wrap(line, width, subsequent_indent="    ", break_on_hyphens=False)
-        console.print("\n".join(wrapped), soft_wrap=True)
-    return out.getvalue()
 
 
 def notebook(evaluation: Evaluation) -> str:

@@ -248,7 +248,7 @@ def _drawn(cells: Sequence[_Pair], most: int, seed: int, purpose: str) -> list[_
 
 @dataclass(frozen=True)
 class _Look:
-    """Predictions of a batch on the CPU. `close` marks those whose label is too close to change hands by rounding."""
+    """Predictions of a batch on the CPU. `close` marks the images whose label rounding may turn into another class."""
 
     logits: Tensor
     classes: Tensor

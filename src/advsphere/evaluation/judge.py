@@ -23,7 +23,7 @@ from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
 
 ERRORS = 4
-"""Errors of the logits in low precision within which the boundary is close."""
+"""A result is close to the boundary if its margin is at most this many errors of its logits in low precision."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def judge_attack(
     The search runs in `dtype`, with batch norms folded, but minimal-norm attacks always run in float32. Examples are
     attacked again in float32 if the search stopped at a success that float32 denies, or if it ended so close to the
     boundary that the errors of `dtype` may hide a success. A forward after `deadline`, in `time.monotonic()` seconds,
-    raises OutOfTime. An attack may make batches of up to `room` images, and of as many as it gets.
+    raises OutOfTime. An attack may send `room` images through the model at once, and always as many as it gets.
     """
     low = dtype is not None and not spec.minimal  # at the boundary itself, rounding decides too much
     with frozen(model, dtype=dtype if low else None, fold=low) as view:
@@ -95,24 +95,23 @@ def judge_attack(
     return replace(verdict, forwards=counted.images)
 
 
-def judge(
-    exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool = False
-) -> Verdict:
+def judge(exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor) -> Verdict:
     """Check that images are inside the ball, and predict them again with the model in float32, `exact`.
 
-    With `minimal`, images outside the ball are predicted too; they count as resisted. Rounding may change the
-    prediction of an image close to the boundary from one batch to another. So the misclassified images are predicted
-    again as a batch until all of that batch are misclassified. The ledger stores that batch, so the result can be
-    reproduced.
+    Rounding may change the prediction of an image close to the boundary from one batch to another. So the misclassified
+    images are predicted again as a batch until all of that batch are misclassified. The ledger stores that batch, so
+    the result can be reproduced.
     """
-    return _judged(exact, threat, x, x_adv, y, minimal=minimal)[0]
+    return _judged(exact, threat, x, x_adv, y)[0]
 
 
 @torch.no_grad()
 def _judged(
-    exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool
+    exact: Classifier, threat: ThreatModel, x: Tensor, x_adv: Tensor, y: Tensor, *, minimal: bool = False
 ) -> tuple[Verdict, Tensor]:
-    """The verdict of `judge`, and the logits of all images as one batch."""
+    """The verdict of `judge`, and the logits of all images as one batch. With `minimal`, the predictions of images
+    outside the ball are kept too, though they count as resisted.
+    """
     x_adv = x_adv.detach().float()
     inside = threat.contains(x_adv, x)
     valid = threat.within_bounds(x_adv) if minimal else inside

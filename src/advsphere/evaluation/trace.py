@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from advsphere.classifier import frozen
 from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.checks import loaded
+from advsphere.evaluation.display import plain_console
 from advsphere.evaluation.judge import exact_float32
 from advsphere.evaluation.ledger import CLEAN, Cell, Ledger
 from advsphere.evaluation.majority import as_judged
@@ -111,7 +111,7 @@ class Trace:
 
     def table(self, *, width: int = 100) -> str:
         """All attempts as text for a terminal of this many columns."""
-        from rich.console import Console, Group
+        from rich.console import Group
         from rich.padding import Padding
         from rich.table import Table
         from rich.text import Text
@@ -125,14 +125,13 @@ class Trace:
             shown = attempt.stored or attempt.outcome == "invalid"
             distance = f"{attempt.distance:.4g}" if shown and attempt.distance is not None else ""
             table.add_row(Group(Text(attempt.attack), settings), Text(self.words(attempt)), distance)
-        out = io.StringIO()
-        console = Console(
-            file=out, width=width, highlight=False, markup=False, emoji=False, force_jupyter=False, color_system=None
-        )
+        console = plain_console(width)
         ball = f"{self.threat.norm}, eps = {radius(self.threat.eps)} ({self.threat.eps:.4g})"
-        console.print(f"{self.title}\n{ball}; random numbers: seed {self.seed}, example {self.example}, in any batch\n")
-        console.print(table, f"\n{self.summary}")
-        return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+        how = f"random numbers: seed {self.seed}, example {self.example}, in any batch"
+        with console.capture() as printed:
+            console.print(f"{self.title}\n{ball}; {how}\n")
+            console.print(table, f"\n{self.summary}")
+        return "\n".join(line.rstrip() for line in printed.get().splitlines())
 
     def __str__(self) -> str:
         return self.table()
@@ -274,6 +273,8 @@ def _attempt(name: str, settings: Mapping[str, Any], cell: Cell | None, label: i
     )
 
 
+EACH = 3
+"""Examples of each kind that `notable` finds."""
 MOST_MARGINS = 500
 """Number of resisting examples whose margin is computed to find those closest to the boundary."""
 
@@ -286,25 +287,26 @@ class Notable:
     examples: Mapping[int, str]
 
 
-def notable(book: Ledger, model: nn.Module, images: Images, *, most: int = 3) -> tuple[Notable, ...]:
+def notable(book: Ledger, model: nn.Module, images: Images) -> tuple[Notable, ...]:
     """A few examples of each kind: fooled only by a late attack, by a single attack, or not at all and closest to the
-    boundary; if the first attack fooled all that any did, some of these. Each example is listed once.
+    boundary. If the first attack fooled every example that any attack fooled, some of these are listed. Each example is
+    listed once.
     """
     attacks = list(book.attacks)
     status = [{cell.example: cell.status for cell in book.cells(name)} for name in attacks]
     outcomes = {i: [one.get(i, "not_run") for one in status] for i in range(len(book.labels))}
     breaker = {i: found.index("fooled") for i, found in outcomes.items() if "fooled" in found}
     last = max(breaker.values(), default=0)
-    late = [i for i in breaker if breaker[i] == last > 0][:most]
+    late = [i for i in breaker if breaker[i] == last > 0][:EACH]
     tried = [i for i, found in outcomes.items() if found and not {"not_run", "not_sampled"} & {*found}]
-    single = [i for i in tried if len(attacks) > 1 and outcomes[i].count("fooled") == 1 and i not in late][:most]
+    single = [i for i in tried if len(attacks) > 1 and outcomes[i].count("fooled") == 1 and i not in late][:EACH]
     standing = [i for i, found in outcomes.items() if "resisted" in found and i not in breaker]
     margins = _margins(book, model, images, standing[:MOST_MARGINS])
-    closest = sorted(margins, key=lambda i: margins[i])[:most]
+    closest = sorted(margins, key=lambda i: margins[i])[:EACH]
     kinds = {
         "fooled by a late attack, after all earlier ones had failed": late,
         "fooled by a single attack, while every other failed": single,
-        "fooled by the first attack": [] if late or single else [*breaker][:most],
+        "fooled by the first attack": [] if late or single else [*breaker][:EACH],
     }
     groups = [Notable(kind, {i: f"fooled by {attacks[breaker[i]]}" for i in found}) for kind, found in kinds.items()]
     resisting = {i: f"margin of the clean image {margins[i]:.3g}" for i in closest}

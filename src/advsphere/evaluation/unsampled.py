@@ -76,7 +76,7 @@ def paired_rows(first: Row, second: Row, bounds: tuple[Bounds, Bounds] = NOTHING
 
 
 def left(bounds: Bounds, error: float) -> list[int]:
-    """How many more images of each seed would fall, at most. That is false for any of them with this probability."""
+    """How many more images of each seed would fall, at most. The probability that any is too low is `error`."""
     samples = sum(not isinstance(one, int) and one.sampled < one.survivors for one in bounds)
     return [one if isinstance(one, int) else one.limit(error / max(1, samples)) for one in bounds]
 

@@ -127,9 +127,7 @@ def _made(
     at_least: int,
     seed: int | None,
 ) -> Iterator[Finding]:
-    """The findings, in the order in which they are made. Of another model, other images or stray rows nothing more is
-    asked.
-    """
+    """The findings, in the order in which they are made. Another model, other images or stray rows end the checks."""
     book = evidence.book
     with content_errors(book.path):
         found = [_file(written), _numbers(written, book), _pairs(book)]
@@ -268,7 +266,7 @@ _BY_CHANCE = ("precision", "head", "ledger", "guides")
 
 
 def _findings(said: Sequence[Finding], again: Sequence[Finding]) -> Finding:
-    """A finding's value is whether readers must know it. A mode that was fixed is as good as one that was right."""
+    """No finding that readers must know ("noted") may be hidden. A mode that was fixed is as good as a right one."""
     claimed, found = {f.check: f for f in said}, {f.check: f for f in again}
     wrong = [f"{f.check} has the status {f.status!r}" for f in said if f.status not in ("ok", "fixed", "noted")]
     wrong += [f"{check} is invented" for check in claimed if check not in found and check not in _BY_CHANCE]

@@ -25,7 +25,7 @@ from advsphere.data import Images
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import Ledger
 from advsphere.evaluation.recorded import trained_on
-from advsphere.evaluation.results import Evaluation
+from advsphere.evaluation.results import LEDGER, Evaluation
 from advsphere.recipes import method
 from advsphere.runs.build import head_name
 from advsphere.runs.config import Config, to_dict
@@ -33,8 +33,6 @@ from advsphere.runs.folder import read_config, read_provenance
 from advsphere.runs.outcome import warnings_of
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import load_checkpoint, read_metrics
-
-LEDGER = "ledger.sqlite"
 
 SAMPLE = 250
 """Curves and angles use this many images by default: a minute or two, and an interval of +- 6 points."""

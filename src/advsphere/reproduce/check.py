@@ -12,13 +12,13 @@ from typing import Any, Literal
 from advsphere.corruption.result import RECORD, CorruptionRecord
 from advsphere.errors import UserError
 from advsphere.evaluation.ledger import Ledger
-from advsphere.evaluation.results import Evaluation
+from advsphere.evaluation.results import LEDGER, Evaluation
 from advsphere.files import canonical, content_checksum
 from advsphere.reproduce.collecting import run_block, shown_of_diagnosis
 from advsphere.reproduce.results import StoredResult
 from advsphere.training import read_metrics
 
-_EVIDENCE = ("ledger.sqlite", RECORD, "diagnosis.json", "metrics.jsonl")
+_EVIDENCE = (LEDGER, RECORD, "diagnosis.json", "metrics.jsonl")
 
 Status = Literal["confirmed", "WRONG", "no evidence here"]
 
@@ -168,7 +168,7 @@ def _present(roots: Iterable[Path]) -> dict[str, Path]:
 
 def _checksum(path: Path) -> str:
     """The checksum of a file's content, computed again."""
-    if path.name == "ledger.sqlite":
+    if path.name == LEDGER:
         with Ledger.read(path) as ledger:
             return ledger.checksum()
     if path.name == RECORD:

@@ -52,17 +52,19 @@ def chosen_device(name: str | torch.device | None = None) -> torch.device:
     return found
 
 
-def load_data(config: Config, root: Path | None = None) -> Dataset:
-    """The training and test images of a config. `root` is their new folder, if they have been moved."""
+def load_data(config: Config) -> Dataset:
+    """The training and test images of a config."""
     data = config.data
     if _user_defined(data.name):
-        return _user_data(config, root)
+        return _user_data(config)
     crops = config.training.augment.min_area is not None
-    return load(data.name, root or data.root, image_size=data.image_size, resize=data.resize, crops=crops)
+    return load(data.name, data.root, image_size=data.image_size, resize=data.resize, crops=crops)
 
 
 def load_test_data(config: Config, root: Path | None = None) -> Images:
-    """The test images alone. An image folder does not need its training images for this."""
+    """The test images alone; an image folder does not need its training images for this. `root` is their new folder, if
+    they have been moved.
+    """
     data = config.data
     if _user_defined(data.name):
         return _user_data(config, root).test
@@ -220,7 +222,7 @@ def _user_defined(name: str) -> bool:
     return name.startswith(GIVEN) or named.is_name(name)
 
 
-def _user_data(config: Config, root: Path | None) -> Dataset:
+def _user_data(config: Config, root: Path | None = None) -> Dataset:
     data = config.data
     if data.name.startswith(GIVEN):
         raise UserError(
