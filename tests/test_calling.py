@@ -111,6 +111,18 @@ def test_the_first_logits_count(output: Any, found: bool) -> None:
             logits_of(made)
 
 
+class OneWay(torch.autograd.Function):
+    """Its backward fails without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
     ("forward", "cause"),
     [
@@ -124,6 +136,7 @@ def test_the_first_logits_count(output: Any, found: bool) -> None:
         ),
         (lambda n, x: n.fc(n.body(x).flatten(1).detach()), "no gradient reaches the images.*attacks.square"),
         (torch.no_grad()(lambda n, x: n.fc(n.body(x).flatten(1))), "no gradient reaches the images"),
+        (lambda n, x: n.fc(n.body(OneWay.apply(x)).flatten(1)), r"no gradient reaches the images \(RuntimeError\)"),
     ],
 )
 def test_what_can_not_be_attacked_is_refused(forward: Callable[[Net, Tensor], Tensor], cause: str) -> None:

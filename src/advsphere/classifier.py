@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from advsphere import folding
 from advsphere.calling import NetworkError, agree, answer, eagerly, in_mode, logits_of
 from advsphere.casting import CastWeights
-from advsphere.errors import UserError, out_of_memory
+from advsphere.errors import UserError, first_line, out_of_memory
 from advsphere.folding import replace_modules
 from advsphere.state import kept, require_shapes
 
@@ -115,7 +115,7 @@ def gradient(values: Tensor, x: Tensor, *, retain_graph: bool = False) -> Tensor
         if out_of_memory(error):
             raise
         raise NetworkError(
-            f"no gradient reaches the images ({str(error).splitlines()[0]}): use an attack that needs none, such as "
+            f"no gradient reaches the images ({first_line(error)}): use an attack that needs none, such as "
             "attacks.square (--suite black-box), or make the model differentiable (no argmax, rounding, detach or "
             "no_grad, no quantised layer inside)"
         ) from error

@@ -78,6 +78,18 @@ def out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its kind.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        The line, to be quoted in another message.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def in_one_line(error: BaseException, *, sized: bool = True) -> str | None:
     """The line that is printed instead of a traceback, for an error whose cause is outside the code.
 

@@ -7,8 +7,7 @@ batch norm. Here both passes use the same weights and the same input normalisati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from advsphere.analysis.canvas import MARKERS, SOFT, canvas, legend, quiet, reference, style
 from advsphere.analysis.crafting import craft
-from advsphere.calling import logits_of
+from advsphere.calling import in_mode, logits_of
 from advsphere.classifier import find_head
 from advsphere.data import Images
 from advsphere.losses import Loss, cross_entropy
@@ -80,7 +79,7 @@ def layer_gradients(
     sums = torch.zeros(2, len(layers), dtype=torch.float64)
     batches = torch.arange(len(images)).split(batch_size)
     weights = [w for own, _ in layers.values() for w in own]
-    with eval_mode(model), torch.enable_grad():
+    with in_mode(model, train=False), torch.enable_grad():
         for index in batches:
             for row, x in zip(sums, (crafted.x, crafted.x_adv), strict=True):
                 loss = criterion(logits_of(model(x[index])), crafted.y[index]).mean()
@@ -90,18 +89,6 @@ def layer_gradients(
     clean, adversarial = (tuple((row / len(batches)).tolist()) for row in sums)
     kinds = tuple(kind for _, kind in layers.values())
     return LayerGradients(layers=tuple(layers), kinds=kinds, clean=clean, adversarial=adversarial)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode, and restore its mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def gradient_norm(gradients: Sequence[Tensor | None]) -> Tensor:

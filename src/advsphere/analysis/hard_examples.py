@@ -17,8 +17,9 @@ from torch import Tensor
 from advsphere.analysis.angles import measure_angles
 from advsphere.analysis.canvas import SERIES, SOFT, canvas, legend, quiet, reference
 from advsphere.analysis.crafting import Crafted, OnProgress, silent
-from advsphere.analysis.gradients import eval_mode, gradient_norm
+from advsphere.analysis.gradients import gradient_norm
 from advsphere.analysis.linear_head import HeadParts
+from advsphere.calling import in_mode
 from advsphere.errors import UserError
 from advsphere.losses import cross_entropy
 from advsphere.stats import Estimate, bootstrap
@@ -80,7 +81,7 @@ def hardness(parts: HeadParts, crafted: Crafted, *, on_progress: OnProgress = si
         raise UserError(f"the weights of this {type(model).__name__} take no gradient; call requires_grad_(True)")
     angles = measure_angles(parts, crafted.x_adv, crafted.y, tuple(map(str, range(len(parts.weight)))))
     found = torch.zeros(2, len(crafted.y), dtype=torch.float64)
-    with eval_mode(model), torch.enable_grad():
+    with in_mode(model, train=False), torch.enable_grad():
         for i in range(len(crafted.y)):
             z = parts.features(crafted.x_adv[i : i + 1])
             for row, fn in enumerate((True, False)):

@@ -14,7 +14,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from advsphere.calling import answer, eagerly, logits_of, switch_mode
-from advsphere.errors import UserError
+from advsphere.errors import UserError, first_line
 from advsphere.files import write_atomically
 from advsphere.folding import replace_modules
 from advsphere.hypersphere import HypersphereHead
@@ -99,7 +99,7 @@ def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: 
         raise UserError(f"{to} needs {error.name}: pip install 'advsphere[export]'") from error
     except Exception as error:  # exporters run the user's code and fail in many ways
         raise UserError(
-            f"{type(model).__name__} can't be exported to {to}: {_first_line(error)}; try another format"
+            f"{type(model).__name__} can't be exported to {to}: {_cause(error)}; try another format"
         ) from error
     largest = max(float(expected.abs().amax()) for expected, _ in pairs) or 1.0
     worst = max(float((found - expected).abs().amax()) for expected, found in pairs) / largest
@@ -160,7 +160,7 @@ SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt", "safe
 """The usual suffix of each format's files."""
 
 
-def _first_line(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:  # exporters wrap it in pages of advice
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return first_line(error)[:200]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advsphere.classifier import PixelClassifier, find_head
-from advsphere.errors import UserError, needs
+from advsphere.errors import UserError, first_line, needs
 from advsphere.hypersphere import attach_head
 from advsphere.models import hugging_face, robustbench
 from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet, cifar_resnet
@@ -241,9 +241,9 @@ def _timm(name: str, num_classes: int, in_channels: int, image_size: int, pretra
         network: nn.Module = timm.create_model(name, pretrained, num_classes=num_classes, in_chans=in_channels, **size)
         return network
     except (OSError, RuntimeError) as error:  # no connection; no such weights
-        raise UserError(f"timm can't build {name} (pretrained={pretrained}): {_first_line(error)}") from error
+        raise UserError(f"timm can't build {name} (pretrained={pretrained}): {first_line(error)}") from error
     except AssertionError as error:
-        raise UserError(f"{name} can't be built for {image_size}x{image_size} images: {_first_line(error)}") from error
+        raise UserError(f"{name} can't be built for {image_size}x{image_size} images: {first_line(error)}") from error
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
@@ -257,7 +257,7 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
     try:
         network = torchvision.models.get_model(name, weights="DEFAULT")
     except (OSError, RuntimeError) as error:
-        raise UserError(f"the weights of torchvision's {name} can't be downloaded: {_first_line(error)}") from error
+        raise UserError(f"the weights of torchvision's {name} can't be downloaded: {first_line(error)}") from error
     try:
         head_name = find_head(network)
     except UserError:  # several heads, or one that is no linear layer: all layers of other shapes are new
@@ -302,14 +302,10 @@ def _check_fit(name: str, model: PixelClassifier, x: Tensor, num_classes: int) -
             logits = model(x)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{name} does not take {size} images ({_first_line(error)}); use another size or network"
+            f"{name} does not take {size} images ({first_line(error)}); use another size or network"
         ) from error
     if logits.shape != (1, num_classes):
         raise UserError(
             f"{name} returns {tuple(logits.shape)} for one image instead of (1, {num_classes}); use a classifier"
         )
     model.train()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

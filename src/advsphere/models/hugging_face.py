@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from advsphere.errors import UserError, needs
+from advsphere.errors import UserError, first_line, needs
 from advsphere.models.robustbench import Statistics
 
 
@@ -45,7 +45,7 @@ def network(place: str, num_classes: int, in_channels: int, image_size: int, pre
     except UserError:
         raise
     except Exception as error:  # transformers raises many kinds: no such model, no connection, another task, own code
-        raise UserError(f"Hugging Face can't build {place} as an image classifier: {_first_line(error)}") from error
+        raise UserError(f"Hugging Face can't build {place} as an image classifier: {first_line(error)}") from error
 
 
 def labels(place: str) -> int:
@@ -62,7 +62,7 @@ def statistics(place: str) -> Statistics:
         processor: Any = AutoImageProcessor.from_pretrained(place)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise UserError(
-            f"hf:{place} does not tell how its images are normalised ({_first_line(error)}); give --mean and --std"
+            f"hf:{place} does not tell how its images are normalised ({first_line(error)}); give --mean and --std"
         ) from error
     if not getattr(processor, "do_normalize", False):
         channels = int(getattr(_config(place), "num_channels", 3))
@@ -77,8 +77,4 @@ def _config(place: str) -> Any:
     try:
         return AutoConfig.from_pretrained(place)
     except Exception as error:
-        raise UserError(f"Hugging Face has no model {place}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"Hugging Face has no model {place}: {first_line(error)}") from error

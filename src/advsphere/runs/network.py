@@ -12,7 +12,7 @@ from advsphere import named
 from advsphere.calling import in_mode, logits_of
 from advsphere.classifier import PixelClassifier
 from advsphere.data import Images
-from advsphere.errors import UserError
+from advsphere.errors import UserError, first_line
 from advsphere.models import build
 from advsphere.models.robustbench import Statistics
 
@@ -99,5 +99,5 @@ def _logits(name: str, network: nn.Module, images: Images) -> tuple[int, ...]:
         with in_mode(network, train=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             return tuple(logits_of(network(images.batch(torch.arange(1))[0].to(where))).shape)
     except (RuntimeError, ValueError, TypeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{_who(name, network)} does not take images of shape {images.shape}: {first}") from error
+        refused = f"{_who(name, network)} does not take images of shape {images.shape}"
+        raise UserError(f"{refused}: {first_line(error)}") from error

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from advsphere.errors import MissingPackageError, UserError, needs
+from advsphere.errors import MissingPackageError, UserError, first_line, needs
 from advsphere.files import disk_errors, write_atomically
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
@@ -48,7 +48,7 @@ def begin(to: Tracker, folder: Path, from_epoch: int, config: Mapping[str, Any])
     try:
         name, show, close = {"wandb": _wandb, "mlflow": _mlflow}[to](folder.resolve(), name, _flat(config))
     except Exception as error:  # packages of others raise anything
-        raise UserError(f"{to} can't begin: {_first_line(error)}; mend that, or leave out --log-to") from error
+        raise UserError(f"{to} can't begin: {first_line(error)}; mend that, or leave out --log-to") from error
     write_atomically(known, name.encode())
     return _patient(to, show), _patient(to, close)
 
@@ -107,7 +107,7 @@ def _patient(to: str, call: Callable[..., Any]) -> Callable[..., None]:
         try:
             call(*given)
         except Exception as error:
-            warnings.warn(f"{to} failed: {_first_line(error)}; metrics.jsonl has all metrics", stacklevel=2)
+            warnings.warn(f"{to} failed: {first_line(error)}; metrics.jsonl has all metrics", stacklevel=2)
 
     return patiently
 
@@ -118,7 +118,3 @@ def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for key, value in config.items():
         found |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
