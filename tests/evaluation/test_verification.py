@@ -239,6 +239,22 @@ def test_attacks_of_ones_own_have_to_be_given(claim: Claim, tmp_path: Path) -> N
     assert own.verify(suite=FEW).passed
 
 
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ({"advsphere": "0.1.7"}, "advsphere 0.1.7 made it, and this is 0.9.0; use the same version"),
+        ({"advsphere": "0.9.0"}, "this version, 0.9.0, made it: give the attacks that it ran, or use the same commit"),
+        ({}, "this is advsphere 0.9.0; use the version that made it"),
+    ],
+)
+def test_attacks_that_differ_are_told_with_the_versions(
+    claim: Claim, made: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advsphere.__version__", "0.9.0", raising=False)
+    change(claim.ledger, f"UPDATE environments SET value = '{json.dumps(made)}'")
+    assert failed(claim.verify(suite=[pgd_spec()]))["attacks"].endswith(f"; {says}")
+
+
 def test_a_named_suite_with_a_budget_is_verified(claim: Claim, tmp_path: Path) -> None:
     """A budget changes the attacks, and the record of the suite says so."""
     own = Claim(claim.known, tmp_path / "in time")

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from torch import Tensor, nn
 
+import advsphere
 from advsphere.calling import NetworkError
 from advsphere.data import Images
 from advsphere.errors import UserError
@@ -88,8 +89,19 @@ def specs_of(
     found = {spec.name: spec.settings for spec in suite}
     gone = [f"{name} is none of them now" for name in book.attacks if name not in found]
     if changed := gone or differences(book.attacks, found):
-        raise OtherAttacksError(f"the attacks are not those of the evaluation: {some(changed)}; use the same version")
+        raise OtherAttacksError(f"the attacks are not those of the evaluation: {some(changed)}; {_versions(book)}")
     return tuple(suite)
+
+
+def _versions(book: Ledger) -> str:
+    """What to do if the attacks differ, by the version that made the evaluation and the one that runs."""
+    now = advsphere.__version__
+    made = some([*dict.fromkeys(one["advsphere"] for one in book.environments if one.get("advsphere"))])
+    if not made:
+        return f"this is advsphere {now}; use the version that made it"
+    if made == now:
+        return f"this version, {now}, made it: give the attacks that it ran, or use the same commit"
+    return f"advsphere {made} made it, and this is {now}; use the same version"
 
 
 def another_model(book: Ledger, model: nn.Module) -> list[str]:
