@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -206,9 +207,16 @@ def careless(model: nn.Module, x: Tensor, y: Tensor, /, *, threat: ThreatModel, 
     return (x + 0.02).clamp(0, 1)
 
 
-def test_an_attack_that_does_harm_at_eps_zero(known: Known) -> None:
+def careless_in_place(
+    model: nn.Module, x: Tensor, y: Tensor, /, *, threat: ThreatModel, rng: Rng | None = None
+) -> Tensor:
+    return x.add_(0.02).clamp_(0, 1)
+
+
+@pytest.mark.parametrize("attack", [careless, careless_in_place])
+def test_an_attack_that_does_harm_at_eps_zero(known: Known, attack: Callable[..., Tensor]) -> None:
     with pytest.raises(UserError, match="careless at eps = 0 changes the images"):
-        preflight(*known, attacks=[AttackSpec("careless", partial(careless, threat=THREAT))])
+        preflight(*known, attacks=[AttackSpec("careless", partial(attack, threat=THREAT))])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

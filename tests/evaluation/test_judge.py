@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advsphere.classifier import frozen
+from advsphere.classifier import Classifier, fooled, frozen
 from advsphere.errors import UserError
 from advsphere.evaluation import AttackSpec
 from advsphere.evaluation.judge import exact_float32, judge, judge_attack
@@ -98,6 +98,29 @@ def test_a_search_in_low_precision_that_stops_too_early_goes_on_in_float32() -> 
     assert torch.equal(low.fooled, full.fooled) and full.fooled.any()
     assert torch.equal(~full.fooled, robust(known, THREAT)[right])
     assert low.forwards > full.forwards
+
+
+def test_an_attack_that_changes_its_images_is_judged_against_the_clean_ones() -> None:
+    def in_place(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+        return x.neg_().add_(1)
+
+    model, x, y = linear()
+    kept = x.clone()
+    verdict = judge_attack(model, AttackSpec("in place", in_place), THREAT, x, y, Rng.of(x))
+    assert torch.equal(x, kept) and not verdict.valid.any() and (verdict.distance > THREAT.eps).all()
+
+
+def test_an_attack_that_returns_the_clean_images_is_still_judged_against_them() -> None:
+    def lazy(model: Classifier, x: Tensor, y: Tensor, /, *, rng: Rng | None = None) -> Tensor:
+        return x if bool(fooled(model(x), y).all()) else leave_the_ball(model, x, y, rng=rng)
+
+    known = linear()
+    right = known.model(known.images).argmax(1) == known.labels
+    x, y = known.images[right], known.labels[right]
+    kept = x.clone()
+    spec, model = AttackSpec("lazy", lazy), Shifted(known.model)
+    verdict = judge_attack(model, spec, THREAT, x, y, Rng.of(x), dtype=torch.bfloat16)
+    assert torch.equal(x, kept) and not verdict.valid.any() and (verdict.distance > THREAT.eps).all()
 
 
 class Higher(nn.Module):

@@ -278,7 +278,7 @@ def _at_eps_zero(classify: Classifier, spec: AttackSpec, x: Tensor, y: Tensor, r
     if attack is None:
         return []
     try:
-        x_adv = attack(classify, x, y, rng=rng)
+        x_adv = attack(classify, x.clone(), y, rng=rng)  # a copy, which a careless attack may change
     except UserError as error:
         raise UserError(f"{spec.name}: {error}") from error
     except RuntimeError as error:

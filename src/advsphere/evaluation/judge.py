@@ -189,7 +189,8 @@ class _Counted:
 
 def _returned(spec: AttackSpec, classify: Classifier, x: Tensor, y: Tensor, rng: Rng, room: int) -> Tensor:
     ready = prepared(classify, x, target=y)
-    x_adv = spec.run(replace(ready, room=max(room, len(x))), x, y, rng=rng)
+    # Copies, because results are judged against the images as they were, and an attack may change or return its own.
+    x_adv = spec.run(replace(ready, room=max(room, len(x))), x.clone(), y.clone(), rng=rng)
     if x_adv.shape != x.shape:
         raise UserError(
             f"{spec.name} returned {tuple(x_adv.shape)} for images {tuple(x.shape)}; "

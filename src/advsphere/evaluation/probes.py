@@ -206,7 +206,7 @@ def planted(s: Subject) -> dict[str, Any]:
         label = torch.zeros_like(s.y[one])
         for spec in tried:
             try:
-                x_adv = spec.attack(binary, s.x[one], label, rng=s.rng.take(one))
+                x_adv = spec.attack(binary, s.x[one].clone(), label, rng=s.rng.take(one))
             except NetworkError:  # no gradient reaches the images
                 found["missed"][spec.name] += 1
                 continue
