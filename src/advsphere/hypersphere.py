@@ -26,7 +26,7 @@ from advsphere.folding import replace_modules
 from advsphere.losses import cross_entropy, is_soft, widen
 from advsphere.schedule import Constant, Linear, Schedule
 from advsphere.state import kept, require_shapes
-from advsphere.typed import require_types
+from advsphere.typed import require_types, typed
 
 
 class HypersphereHead(nn.Module):
@@ -101,6 +101,7 @@ def _aligned(rows: Tensor) -> tuple[Tensor, float]:
     return F.rms_norm(rows, [d], eps=1e-24 / d), math.sqrt(d)
 
 
+@typed
 def attach_head(
     model: nn.Module,
     *,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from advsphere.errors import UserError
 from advsphere.rng import Rng
+from advsphere.typed import require_types
 
 Norm = Literal["linf", "l2", "l1"]
 
@@ -34,14 +35,13 @@ class ThreatModel:
     norm: Norm
     eps: float
     bounds: tuple[float, float] = (0.0, 1.0)
+    _example = "ThreatModel(norm='linf', eps=8 / 255)"
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
-            raise UserError(f"unknown norm {self.norm!r}; choose one of {', '.join(get_args(Norm))}")
-        given: object = self.eps
-        if isinstance(given, str) or not (math.isfinite(self.eps) and self.eps >= 0):
+        require_types(self)
+        if not (math.isfinite(self.eps) and self.eps >= 0):
             raise UserError(
-                f"eps is {given!r}, but a radius is a finite number, not negative (8/255 = 0.0314 is usual for linf)"
+                f"eps is {self.eps}, but a radius is a finite number, not negative (8/255 = 0.0314 is usual for linf)"
             )
         if not self.bounds[0] < self.bounds[1]:
             raise UserError(f"bounds are {self.bounds}, but the lowest pixel must be below the highest")
@@ -178,20 +178,6 @@ class ThreatModel:
         low, high = self.bounds
         flat = x_adv.flatten(1)
         return (flat >= low).all(1) & (flat <= high).all(1)
-
-
-def require_threat(threat: object) -> None:
-    """Check that something is a threat model.
-
-    Args:
-        threat: What was given for one.
-
-    Raises:
-        UserError: If it is none.
-    """
-    if not isinstance(threat, ThreatModel):
-        given = f"{threat!r}" if isinstance(threat, int | float | str | dict) else f"a {type(threat).__name__}"
-        raise UserError(f"threat is {given}; give one, such as ThreatModel(norm='linf', eps=8 / 255)")
 
 
 def over_pixels(values: Tensor, like: Tensor) -> Tensor:

@@ -187,15 +187,18 @@ def test_settings_of_another_kind_are_told_in_one_line() -> None:
     y = model(x).argmax(1)
     for name, attack in SHORT.items():
         if "threat" in getattr(attack, "keywords", {}):
-            with pytest.raises(UserError, match=r"threat is 0.1; give one, such as ThreatModel\(norm="):
+            with pytest.raises(UserError, match=r"threat is 0.1; give .* \(such as ThreatModel\(norm="):
                 attack(model, x, y, threat=0.1)
         if name in ("fgsm", "pgd", "mim", "apgd"):
             with pytest.raises(UserError, match="loss is 'ce'; give a function"):
                 attack(model, x, y, loss="ce")
-    for wrong, said in (({"start": "random"}, "give 'uniform', 'clean' or images"), ({"keep": "first"}, "last, best")):
+    for wrong, said in (
+        ({"start": "random"}, "give 'uniform', 'clean' or images"),
+        ({"keep": "first"}, "'last', 'best'"),
+    ):
         with pytest.raises(UserError, match=said):
             SHORT["pgd"](model, x, y, **wrong)
-    with pytest.raises(UserError, match="threat is a Sequential; give one"):
+    with pytest.raises(UserError, match="threat is a Sequential; give an object of ThreatModel"):
         attacks.auto_attack(model)
 
 

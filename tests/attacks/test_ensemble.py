@@ -65,7 +65,7 @@ def test_the_published_ensembles() -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(UserError, match="no version 'fast'; choose one of standard, plus, rand"):
+    with pytest.raises(UserError, match="version is 'fast'; give one of 'standard', 'plus', 'rand'"):
         auto_attack(LINF, "fast")  # type: ignore[arg-type]
 
 

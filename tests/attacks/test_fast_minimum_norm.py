@@ -132,5 +132,5 @@ def test_settings_that_make_no_sense() -> None:
     for wrong in ({"steps": 0}, {"starts": 0}, {"step_size": 0.0}, {"gamma": 1.0}, {"gamma": 0.0}):
         with pytest.raises(UserError, match="at least 1"):
             fmn(model, x, y, norm="l2", **wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="unknown norm 'l0'"):
+    with pytest.raises(UserError, match="norm is 'l0'; give one of 'linf', 'l2', 'l1'"):
         fmn(model, x, y, norm="l0")  # type: ignore[arg-type]

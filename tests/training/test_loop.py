@@ -185,11 +185,16 @@ def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
 def test_a_part_of_another_kind_is_told_in_one_line(tmp_path: Path) -> None:
     parts = {"settings": TrainSettings(), "folder": tmp_path}
     for changed, said in (
-        ({"settings": {"epochs": 1}}, r"settings is a dict; give TrainSettings\(epochs=10\)"),
-        ({"objective": FreeAT}, r"the objective is a class; pass an object, such as FreeAT\(\)"),
-        ({"objective": "pgd"}, "the objective is a str; derive it from objectives.Objective"),
-        ({"optimizer": optim.SGD(conv_net().parameters())}, "has parameters already; pass its class"),
-        ({"optimizer": "adam"}, "the optimizer is 'adam'; pass its class"),
+        (
+            {"settings": {"epochs": 1}},
+            "settings is {'epochs': 1}; give an object of TrainSettings",
+        ),
+        ({"objective": FreeAT}, r"objective is the class FreeAT; give an object of Objective \(advsphere.objectives\)"),
+        ({"objective": "pgd"}, "objective is 'pgd'; give an object of Objective"),
+        ({"optimizer": optim.SGD(conv_net().parameters())}, r"optimizer is (SGD|a SGD).*; give a function or a class"),
+        ({"optimizer": "adam"}, "optimizer is 'adam'; give a function or a class"),
+        ({"hooks": {"on_tick": print}}, r"hooks is {.*}; give an object of Hooks \(advsphere.training.hooks\)"),
+        ({"world": 2}, r"world is 2; give an object of World"),
     ):
         given = {"objective": FreeAT()} | parts | changed
         with pytest.raises(UserError, match=said):

@@ -16,7 +16,8 @@ from advsphere.classifier import Classifier, fooled
 from advsphere.errors import UserError
 from advsphere.losses import margin
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel, require_threat
+from advsphere.threat import ThreatModel
+from advsphere.typed import typed
 
 
 class Attack(Protocol):
@@ -55,11 +56,12 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
         kind: The kind, see `AttackKind`.
 
     Returns:
-        A decorator that stores the kind in the function's attribute `kind` and returns the same function. Apply it
-        above every other decorator.
+        A decorator that stores the kind in the function's attribute `kind` and returns the same function; one of
+        advsphere also checks its arguments. Apply it above every other decorator.
     """
 
     def declare(attack: _AttackT) -> _AttackT:
+        attack = typed(attack)
         vars(attack)["kind"] = kind
         return attack
 
@@ -104,13 +106,16 @@ def prepared(
     """
     _check_types(x, target, soft)
     if not isinstance(model, Prepared):
+        parts = [*model.parameters()][:1] if isinstance(model, nn.Module) else []
+        for part, name in ((target, "labels"), *((part, "model") for part in parts)):
+            if part is not None and part.device != x.device:
+                raise UserError(f"the images are on {x.device} and the {name} on {part.device}; move one of them there")
         darkest, brightest, lowest, highest = _extremes(x, target)
         if lowest < 0:
             raise UserError(f"the lowest label is {lowest:g}; number the classes from 0")
         answers = _logits_of(model) if isinstance(model, nn.Module) else model
         model = Prepared(answers, (darkest, brightest), int(highest) + 1, len(x))
     if not isinstance(within, tuple | list):
-        require_threat(within)
         within = within.bounds
     (low, high), (darkest, brightest) = within, model.pixels
     if math.isnan(darkest):
@@ -199,6 +204,7 @@ def worst_case(attacks: Sequence[Attack]) -> Attack:
     return attack
 
 
+@typed
 def restarts(attack: Attack, n: int) -> Attack:
     """Run an attack several times with different random numbers and keep the worst case.
 

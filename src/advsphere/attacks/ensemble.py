@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +18,13 @@ from advsphere.classifier import Classifier, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, dlr, log_odds, margin
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel, require_threat
+from advsphere.threat import ThreatModel
+from advsphere.typed import typed
 
 Version = Literal["standard", "plus", "rand"]
 
 
+@typed
 def auto_attack(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> Attack:
@@ -49,9 +51,6 @@ def auto_attack(
 
     Returns:
         The attack, to be called as attack(model, x, y).
-
-    Raises:
-        UserError: If the version is unknown, or `threat` is no threat model.
     """
     return worst_case(list(stages(threat, version, steps=steps, queries=queries, passes=passes).values()))
 
@@ -60,9 +59,6 @@ def stages(
     threat: ThreatModel, version: Version = "standard", *, steps: int = 100, queries: int = 5000, passes: int = 20
 ) -> dict[str, Attack]:
     """The attacks of `auto_attack` by name, in their order."""
-    if version not in get_args(Version):
-        raise UserError(f"AutoAttack has no version {version!r}; choose one of {', '.join(get_args(Version))}")
-    require_threat(threat)
     l1 = threat.norm == "l1"
     ce = partial(apgd, threat=threat, steps=steps, loss=log_odds, multi_eps=l1, until_fooled=True)
     ratio = partial(ce, loss=dlr_or_margin)

@@ -6,7 +6,7 @@ pays only for those that still resist. Training never uses it, because it would 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from advsphere.classifier import Classifier, fooled, input_gradient
 from advsphere.errors import UserError
 from advsphere.losses import Loss, log_odds
 from advsphere.rng import Rng
-from advsphere.threat import ThreatModel, over_pixels, require_threat
+from advsphere.threat import ThreatModel, over_pixels
 
 Start = Literal["uniform", "clean"] | Tensor
 """Where an attack begins: at a uniform point of the ball, at the clean image, or at the given images (B, C, H, W)."""
@@ -57,7 +57,6 @@ def fgsm(
     Returns:
         The adversarial images, same shape as `x`.
     """
-    require_threat(threat)
     return pgd(
         model, x, target, threat=threat, steps=1, step_size=threat.eps, loss=loss, start="clean", targeted=targeted
     )
@@ -106,14 +105,11 @@ def pgd(
         The adversarial images, same shape as `x`.
 
     Raises:
-        UserError: If `until_fooled` is set and `target` does not hold labels, or `threat`, `start` or `keep` is not one
-            of those that are possible.
+        UserError: If `until_fooled` is set and `target` does not hold labels, or `start` is not one that is possible.
     """
     model = prepared(model, x, threat, target, soft=True)
     if until_fooled and target.dim() != 1:
         raise UserError(f"until_fooled needs labels (B,) to judge success, but target has shape {tuple(target.shape)}")
-    if keep not in get_args(Keep):
-        raise UserError(f"keep is {keep!r}; choose one of {', '.join(get_args(Keep))}")
     x = x.detach()
     x_adv = starting_point(x, threat, start, rng)
     judged = keep == "best" or until_fooled
@@ -201,6 +197,8 @@ def mim(
 def starting_point(x: Tensor, threat: ThreatModel, start: Start, rng: Rng | None) -> Tensor:
     """The images (B, ...) at which an attack begins, within ball and box."""
     if isinstance(start, Tensor):
+        if start.shape != x.shape:
+            raise UserError(f"start has shape {tuple(start.shape)}, and the images {tuple(x.shape)}; give one for each")
         return threat.project(start.detach(), x)
     if start not in ("uniform", "clean"):
         raise UserError(f"start is {start!r}; give 'uniform', 'clean' or images of the same shape as x")

@@ -20,6 +20,7 @@ from advsphere.folding import replace_modules
 from advsphere.hypersphere import HypersphereHead
 from advsphere.rng import Rng
 from advsphere.state import duplicate, network_state, require_shapes, unpacked
+from advsphere.typed import typed
 
 TOLERANCE = 1e-4
 """The allowed difference of two logits, relative to the largest one. Other runtimes sum in another order."""
@@ -55,6 +56,7 @@ class _Deployed(nn.Module):
         return logits_of(self.network(x.clone()))
 
 
+@typed
 def export(model: nn.Module, shape: tuple[int, int, int], path: Path | str, to: str) -> float:
     """Write a network for other tools. The batch size stays free.
 

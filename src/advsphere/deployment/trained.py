@@ -29,6 +29,7 @@ from advsphere.runs.config_yaml import from_yaml
 from advsphere.runs.folder import load_network, read_classes, read_config, read_provenance
 from advsphere.runs.target import evaluations
 from advsphere.threat import radius
+from advsphere.typed import typed
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 """An image file, a PIL image, an array (H, W, C) or (H, W) of uint8, or a tensor (C, H, W), uint8 or in [0, 1]."""
@@ -224,6 +225,7 @@ class TrainedClassifier(
         return ModelCard("\n".join(lines) + "\n")
 
 
+@typed
 def load(
     run: Path | str,
     which: Literal["best", "last"] = "best",

@@ -33,6 +33,7 @@ from advsphere.memory import with_frozen
 from advsphere.rng import Rng, permutation
 from advsphere.stats import more_than
 from advsphere.threat import ThreatModel
+from advsphere.typed import typed
 
 Pixels = Tensor | np.ndarray
 """A batch as a tensor or an array."""
@@ -52,6 +53,7 @@ _TOLERANCE = 1e-3
 """Tolerated difference between two predictions of one image, relative to the largest logit. Rounding is far smaller."""
 
 
+@typed
 def preflight(
     model: nn.Module,
     images: Source | Pixels,

@@ -37,7 +37,8 @@ from advsphere.machine import advice, low_precision
 from advsphere.named import trust
 from advsphere.provenance import environment
 from advsphere.rng import permutation
-from advsphere.threat import ThreatModel, require_threat
+from advsphere.threat import ThreatModel
+from advsphere.typed import typed
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Certainty = float | Literal["usual", "paired"]
@@ -47,6 +48,7 @@ MOST_GUIDES, MOST_GUIDE_VALUES = 1000, 2**26
 """Limits of the guides for the feature attack: number of images, and of pixel values (445 images of 224 pixels)."""
 
 
+@typed
 def evaluate(
     model: nn.Module,
     images: Source | Pixels,
@@ -148,11 +150,7 @@ def prepare(
     """Check the arguments of `evaluate` without writing anything."""
     if isinstance(suite, str):
         trust([suite])
-    if not isinstance(effort, Effort):
-        raise UserError(f"effort is {effort!r}; give Effort(restarts=5), of advsphere.evaluation")
     images, device = images_of(images, labels), device_of(model)
-    if precision not in ("auto", *PRECISIONS):
-        raise UserError(f"precision is {precision!r}; choose one of auto, {', '.join(PRECISIONS)}")
     if budget is not None:
         seconds: object = budget
         if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
@@ -162,7 +160,6 @@ def prepare(
     if isinstance(suite, str):
         named = {**find_suite(suite)[0], "head": head, **asdict(effort)}
     model = as_judged(model, named.get("draws", 0))
-    require_threat(threat)
     threat.require_unit_pixels()
     if threat.eps == 0:
         raise UserError("eps is 0, so there is nothing to attack; give a radius, such as 8/255")
@@ -251,10 +248,7 @@ def _listed(suite: str | Sequence[AttackSpec], context: SuiteContext) -> tuple[A
         return attacks_of(suite, context)
     if context.effort != Effort(cascade=context.effort.cascade):
         raise UserError("effort applies to named suites only; set AttackSpec(..., restarts=n) for each attack")
-    given: Any = suite
-    if not isinstance(given, Sequence) or not all(isinstance(spec, AttackSpec) for spec in given):
-        raise UserError("suite is the name of one, or a list such as [AttackSpec('mine', partial(attack, ...))]")
-    return tuple(given)
+    return tuple(suite)
 
 
 def _checked(specs: tuple[AttackSpec, ...], context: SuiteContext) -> tuple[AttackSpec, ...]:

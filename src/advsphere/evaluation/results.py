@@ -17,6 +17,7 @@ from advsphere.evaluation.rows import Finding, Row, Sign, Strongest, apart_from,
 from advsphere.evaluation.sampling import Bound, Sampling
 from advsphere.files import content_checksum, content_errors, differences, read_json, write_atomically
 from advsphere.threat import ThreatModel
+from advsphere.typed import typed
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -284,6 +285,7 @@ class Evaluation:
         self.to_dict()
         return self
 
+    @typed
     def save(self, path: Path | str) -> None:
         """Write the JSON file, whole or not at all.
 
@@ -297,6 +299,7 @@ class Evaluation:
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     @classmethod
+    @typed
     def load(cls, path: Path | str) -> Self:
         """Read a saved evaluation, with the ledger if there is a "ledger.sqlite" beside it.
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from advsphere.data import Source
 from advsphere.errors import UserError
-from advsphere.evaluation.checks import Pixels, images_of, incomplete, preflight
+from advsphere.evaluation.checks import Pixels, device_of, images_of, incomplete, preflight
 from advsphere.evaluation.engine import context_of
 from advsphere.evaluation.evidence import Evidence
 from advsphere.evaluation.judge import exact_float32
@@ -31,6 +31,7 @@ from advsphere.evaluation.rows import Finding, Sign
 from advsphere.evaluation.sampling import SEARCH, Sampling
 from advsphere.evaluation.specs import AttackSpec
 from advsphere.files import canonical, content_checksum, content_errors, differences, read_json, some
+from advsphere.typed import typed
 
 _AGAIN = "run the same evaluation again, which repeats no finished attack and writes the file anew"
 
@@ -59,6 +60,7 @@ class Verification:
         return "\n".join([*map(str, self.findings), "verified" if self.passed else "NOT verified"])
 
 
+@typed
 def verify(
     evaluation: Path | str,
     ledger: Path | str,
@@ -108,6 +110,7 @@ def verify(
         require_whole(book)
         if labels is None and isinstance(images, Pixels):
             labels = torch.tensor(book.labels)
+        device_of(model)
         model = as_judged(model, book.identity["suite"].get("draws", 0))
         evidence = Evidence(model, images_of(images, labels), book)
         found = list[Finding]()

@@ -17,6 +17,7 @@ from advsphere.hypersphere import attach_head
 from advsphere.models import hugging_face, robustbench
 from advsphere.models.networks import LinearHead, PreActResNet18, SmallCNN, WideResNet, cifar_resnet
 from advsphere.models.robustbench import Statistics
+from advsphere.typed import typed
 
 OURS = (
     "small-cnn",
@@ -35,6 +36,7 @@ STATISTICS: dict[str, Statistics] = {
 """The statistics of known image sets, for the input normalisation."""
 
 
+@typed
 def build(
     name: str,
     *,

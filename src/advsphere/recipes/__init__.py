@@ -10,6 +10,7 @@ from advsphere.errors import UserError
 from advsphere.hypersphere import m_he
 from advsphere.recipes import cifar10, imagenet, small, speedrun
 from advsphere.runs.config import Config, title_of
+from advsphere.typed import typed
 
 OURS = "ours"
 TABLES: dict[str, list[Config]] = {
@@ -28,6 +29,7 @@ class Listing(NamedTuple):
     config: Config
 
 
+@typed
 def recipe(name: str) -> Config:
     """The config of a recipe.
 

@@ -40,13 +40,13 @@ def chosen_device(name: str | torch.device | None = None) -> torch.device:
 
     Raises UserError if torch can't use the device.
     """
-    name = name or os.environ.get(DEVICE)
+    name = (os.environ.get(DEVICE) or None) if name is None else name
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(name)
         torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise UserError(f"the device {name} can't be used here; choose one of {', '.join(usable)}") from error
     return found

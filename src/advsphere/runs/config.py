@@ -123,6 +123,7 @@ class Config:
     training: Annotated[TrainSettings, tyro.conf.arg(name="")] = field(default_factory=TrainSettings)
     threat: ThreatModel = ThreatModel(norm="linf", eps=8 / 255)
     notes: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), metadata={"affects_result": False})
+    _example = "advsphere.recipe('digits-pgd-at')"
 
 
 @dataclass(frozen=True, kw_only=True)

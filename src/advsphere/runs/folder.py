@@ -34,6 +34,7 @@ from advsphere.runs.config_yaml import from_yaml, to_yaml
 from advsphere.schedule import Constant
 from advsphere.training import Collapse, load_checkpoint
 from advsphere.training.checkpoint import PREVIOUS, restore_model, section
+from advsphere.typed import typed
 
 CONFIG, PROVENANCE, CLASSES = "config.yaml", "provenance.json", "classes.json"
 
@@ -80,6 +81,7 @@ def held_out(folder: Path) -> int:
     return int(_provenance(folder).get("held_out", read_config(folder).data.validation))
 
 
+@typed
 def load_run(
     folder: Path | str,
     which: Literal["best", "last"] = "best",

@@ -32,10 +32,11 @@ from advsphere.runs.watching import TrainingProgress, stopping
 from advsphere.threat import ThreatModel, radius
 from advsphere.training import Collapse, Hooks, Metrics, Tick, Trainer, TrainSettings
 from advsphere.training.log import MetricsLog
-from advsphere.training.settings import require_parts
 from advsphere.training.trackers import Tracker, check_tracker
+from advsphere.typed import typed
 
 
+@typed
 def train(
     config: Config | None = None,
     folder: Path | str | None = None,
@@ -243,11 +244,6 @@ def _described(
     settings: dict[str, Any],
 ) -> tuple[Config, _Given]:
     """The config, in which names or descriptions of the passed parts replace its own, and the parts without a name."""
-    given: object = config
-    if not isinstance(given, Config | None):
-        raise UserError(
-            f"config is {given!r}; give that of a recipe, advsphere.recipe('digits-pgd-at'), or parts, data="
-        )
     run = config or Config(recipe="custom")
     validation = settings.pop("validation", None)
     known = [field.name for field in fields(TrainSettings)]
@@ -279,7 +275,6 @@ def _described(
             own = replace(own, threat=threat)  # type: ignore[call-arg]
     elif threat is None:
         threat = getattr(own, "threat", None)
-    require_parts(run.training, own, None if isinstance(optimizer, str) else optimizer)
     run = replace(run, objective=recorded(own), threat=threat or run.threat)
     network = model if run.model.name.startswith(GIVEN) else None
     return run, _Given(images, network, own, optimizer if run.training.optimizer.startswith(GIVEN) else None)

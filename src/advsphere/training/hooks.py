@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advsphere.errors import own_lines
 from advsphere.training.guard import Collapse
+from advsphere.typed import require_types
 
 Metrics = dict[str, float]
 """Named numbers of an epoch, such as clean and robust accuracy."""
@@ -74,3 +75,6 @@ class Hooks:
     on_epoch: Callable[[Metrics], None] = lambda metrics: None
     on_collapse: Callable[[Sequence[Collapse]], None] = lambda collapses: None
     stop: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        require_types(self)

@@ -49,8 +49,9 @@ from advsphere.training.guard import FGSM, PGD, Collapse, Suspicion, affordable,
 from advsphere.training.hooks import Cursor, Hooks, Metrics, Stopped, Tick
 from advsphere.training.recomputation import recompute_blocks
 from advsphere.training.scaling import LossScale
-from advsphere.training.settings import TrainSettings, make_optimizer, require_parts
+from advsphere.training.settings import TrainSettings, make_optimizer
 from advsphere.training.step import BatchGradient, Division
+from advsphere.typed import typed
 
 
 class Trainer:
@@ -74,10 +75,10 @@ class Trainer:
         world: The processes that train together.
 
     Raises:
-        UserError: If a part is not of its kind, the settings do not fit the model or the number of processes, or the
-            bounds of the objective's threat do not fit images in [0, 1].
+        UserError: If a part is of another kind, or the settings fit neither model nor world, or the bounds not [0, 1].
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -92,7 +93,6 @@ class Trainer:
         optimizer: Callable[[Iterable[nn.Parameter]], optim.Optimizer] | None = None,
         world: World = World(),
     ) -> None:
-        require_parts(settings, objective, optimizer)
         require_shapes(model)
         self.model, self.objective, self.images = model, objective, from_dataset(images)
         if self.images is not images:

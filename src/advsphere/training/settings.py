@@ -16,7 +16,6 @@ from tyro.constructors import PrimitiveConstructorSpec
 from advsphere.data.augmentation import Augment
 from advsphere.errors import UserError
 from advsphere.named import call
-from advsphere.objectives import Objective
 from advsphere.schedule import Constant, Schedule
 from advsphere.training.guard import Guarding
 from advsphere.typed import require_types
@@ -138,22 +137,6 @@ class TrainSettings:
             )
         # Convert them to the types that config.yaml is read back with, so that a resume finds no difference.
         object.__setattr__(self, "optimizer_arguments", _plain(self.optimizer_arguments))
-
-
-def require_parts(settings: object, objective: object, optimizer: object) -> None:
-    """Raise UserError unless they are what a training takes."""
-    if not isinstance(settings, TrainSettings):
-        raise UserError(
-            f"settings is a {type(settings).__name__}; give TrainSettings(epochs=10), of advsphere.training"
-        )
-    if isinstance(objective, type):
-        raise UserError(f"the objective is a class; pass an object, such as {objective.__name__}()")
-    if not isinstance(objective, Objective):
-        raise UserError(f"the objective is a {type(objective).__name__}; derive it from objectives.Objective or PGDAT")
-    if isinstance(optimizer, optim.Optimizer):
-        raise UserError("the optimizer has parameters already; pass its class, or a function of the parameters")
-    if optimizer is not None and not callable(optimizer):
-        raise UserError(f"the optimizer is {optimizer!r}; pass its class, or a function of the parameters")
 
 
 def make_optimizer(settings: TrainSettings, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
