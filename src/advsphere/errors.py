@@ -117,5 +117,8 @@ def in_one_line(error: BaseException, *, sized: bool = True) -> str | None:
         errno.ENOSPC: "; free some space and run the same command again",
         errno.EROFS: "; name a folder on another disk with --out",
         errno.EACCES: "; change its permissions, or name another place",
+        errno.EEXIST: "; a file has that name, so name another place",
+        errno.EISDIR: "; it is a folder, so name a file",
+        errno.ENOTDIR: "; a part of the path is a file, so name another place",
     }
     return f"{place}{error.strerror or error}{cures.get(error.errno or 0, '')}"

@@ -53,7 +53,7 @@ def test_a_run_is_trained_evaluated_and_verified(run: Path, capsys: pytest.Captu
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.yaml", "provenance.json", "last.safetensors", "best.safetensors", "metrics.jsonl"}
     assert {path.name for path in evaluation_of(run).iterdir()} >= {"evaluation.json", "ledger.sqlite", "subject.json"}
-    assert main(["verify", str(run)]) == 0
+    assert main(["verify", str(evaluation_of(run) / "evaluation.json")]) == 0
     assert capsys.readouterr().out.rstrip().endswith("verified")
 
 

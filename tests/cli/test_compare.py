@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,17 @@ def test_a_mistake_gets_one_line(
     shown = "".join(capfd.readouterr())
     assert says in shown and "Traceback" not in shown
     assert main(["compare", str(plain), "nowhere"]) == 1
+
+
+def test_runs_that_can_not_be_compared_are_found_before_the_work(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(*arguments: object, **settings: object) -> None:
+        raise AssertionError("it has begun")
+
+    monkeypatch.setattr("advsphere.cli.evaluate.evaluated", work)
+    unfinished = shutil.copytree(runs[1], tmp_path / "unfinished")
+    (unfinished / "best.safetensors").unlink()
+    for method, said in ((runs[0] / "." / "", "a run is named twice"), (unfinished, "has no best.safetensors")):
+        assert main(["compare", str(runs[0]), str(method)]) == 1
+        assert said in "".join(capfd.readouterr())

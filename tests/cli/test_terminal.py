@@ -79,6 +79,7 @@ def test_a_closed_pipe_is_no_error(command: list[str]) -> None:
         (MemoryError(), "--batch-size"),
         (OSError(errno.EMFILE, "Too many open files", "a"), "a: Too many open files; raise the limit"),
         (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only file system; name a folder on another"),
+        (OSError(errno.EEXIST, "File exists", "a"), "a: File exists; a file has that name, so name another place"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a"), "a: No such file"),
         (RuntimeError("shapes"), None),
         (BrokenPipeError(), None),
@@ -110,7 +111,7 @@ def test_a_pipe_or_a_socket_among_the_images_is_not_opened(tmp_path: Path, monke
                 Encoded(name, name).open()
 
 
-@pytest.mark.parametrize("command", [["diagnose", "RUN"], ["compare", "RUN", "RUN"]])
+@pytest.mark.parametrize("command", [["diagnose", "RUN"], ["compare", "RUN", "OTHER"]])
 @pytest.mark.parametrize("how", ["a file", "read-only"])
 def test_a_folder_that_cannot_be_written_is_found_before_the_work(
     command: list[str], how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

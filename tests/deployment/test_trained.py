@@ -68,6 +68,9 @@ def test_what_is_no_image_is_named(photos_run: Path, tmp_path: Path) -> None:
 
 def test_the_hub_s_format_and_back(digits_run: Path, tmp_path: Path) -> None:
     model = adv.load(digits_run)
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match=r"could not write .*taken: File exists"):
+        model.save_pretrained(tmp_path / "taken")
     model.save_pretrained(tmp_path / "hub")
     again = TrainedClassifier.from_pretrained(str(tmp_path / "hub"))
     x = load_data("digits").test.batch(torch.arange(4))[0]

@@ -23,6 +23,7 @@ from advsphere.comparison.confounders import (
     trained_elsewhere,
 )
 from advsphere.comparison.gain import Gains, measure_gains
+from advsphere.errors import UserError
 from advsphere.evaluation import Effort, Evaluation
 from advsphere.evaluation.engine import Certainty, Precision
 from advsphere.evaluation.specs import kind_of
@@ -98,6 +99,12 @@ def compared(options: Options, console: Console) -> Path:
     eps = configs["baseline"][0].threat.eps if options.eps is None else options.eps
     path = (options.out or arms["method"][0] / "compared") / "comparison.json"
     require_writable(path.parent)
+    runs = [run for arm in arms.values() for run in arm]
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run is named twice; name different runs, the baseline first and then the method")
+    for run in runs:
+        if not (run / f"{options.checkpoint}.safetensors").is_file():
+            raise UserError(f"{run} has no {options.checkpoint}.safetensors; train it further with --resume")
     found: dict[str, list[tuple[Evaluation, Path]]] = {"baseline": [], "method": []}
     for name, runs in arms.items():
         for run in runs:

@@ -22,6 +22,7 @@ from advsphere.data.images import as_float
 from advsphere.data.sources import SIZES
 from advsphere.errors import UserError
 from advsphere.evaluation import Evaluation
+from advsphere.files import require_writable
 from advsphere.identity import model_checksum
 from advsphere.runs.build import build_model, chosen_device, from_scratch, load_test_data
 from advsphere.runs.config import GIVEN, Config, to_dict
@@ -173,6 +174,24 @@ class TrainedClassifier(
             raise UserError(f"{place} holds no network: there is no config.json, as save_pretrained writes")
         with _hub(f"{place} can't be read", "check the name and the connection"):
             return super().from_pretrained(pretrained_model_name_or_path, **options)
+
+    @typed
+    def save_pretrained(self, save_directory: Path | str, **options: Any) -> str | None:
+        """Write the network with its settings and its model card.
+
+        Args:
+            save_directory: The folder, created if it does not exist.
+            **options: As in huggingface_hub.
+
+        Returns:
+            The URL of the commit if it is pushed to the Hub, else None.
+
+        Raises:
+            UserError: If the folder can't be written.
+        """
+        require_writable(Path(save_directory))
+        url: str | None = super().save_pretrained(save_directory, **options)
+        return url
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Publish the network on the Hugging Face Hub, with its model card.

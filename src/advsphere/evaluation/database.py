@@ -138,7 +138,9 @@ class Database:
                 "disk I/O": "the disk failed, or the folder was removed; run the same evaluation again",
                 "unable to open": "check that the folder exists and can be written",
             }
-            cure = next((c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or it is damaged")
+            cure = next(
+                (c for sign, c in cures.items() if sign in str(error)), "it is no ledger, or damaged; use another file"
+            )
             raise UserError(f"ledger {self.path}: {error}; {cure}") from error
 
 

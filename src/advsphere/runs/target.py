@@ -194,6 +194,7 @@ class EvaluationTarget:
 
 def evaluations(place: Path, holding: str = "evaluation.json") -> list[Path]:
     """The folders of evaluations at a place: itself, or the evaluations of a run. Each has a file `holding`."""
+    place = place.parent if place.name == holding else place
     if (place / holding).is_file():
         return [place]
     return sorted(path.parent for path in place.glob(f"evaluations/*/{holding}"))
