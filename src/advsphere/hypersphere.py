@@ -50,6 +50,7 @@ class HypersphereHead(nn.Module):
     if TYPE_CHECKING:  # torch.jit.script can't read this annotation
         scale: Tensor
 
+    @typed
     def __init__(
         self,
         in_features: int,

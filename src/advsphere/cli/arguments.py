@@ -27,9 +27,9 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
     registry.primitive_rule(_number)
     registry.primitive_rule(_either)
     keywords: dict[str, Any] = {} if default is None else {"default": default}
-    said = io.StringIO()
+    box = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(box):
             parsed: T = tyro.cli(
                 kind,
                 args=list(arguments),
@@ -40,7 +40,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
             )
     except SystemExit as asked:
         if asked.code:
-            print_error(f"{_in_one_line(said.getvalue())}; `{prog} --help` explains the arguments")
+            print_error(f"{_in_one_line(box.getvalue())}; `{prog} --help` explains the arguments")
         raise
     return parsed
 

@@ -29,6 +29,7 @@ from advsphere.stats import (
     paired,
     share_of_difference,
 )
+from advsphere.typed import typed
 
 Bounds = Sequence[Bound | int]
 """For each seed of an arm what a sample bounds, or a number of images that may fall: 0 if every attack ran on all."""
@@ -36,6 +37,7 @@ NOTHING: tuple[Bounds, Bounds] = ((), ())
 SMALLEST = 1e-300
 
 
+@typed
 def compare(first: Evaluation, second: Evaluation, name: str = WORST) -> PairedDifference:
     """Compare two models on the same images.
 
