@@ -111,7 +111,7 @@ def test_of_two_evaluations_by_one_suite_one_has_to_be_named(
         (["train", "digits-pgd-at", "--workers", "two"], 2, "--workers: 'two' does not fit; give a whole number; "),
         (["train", "digits-pgd-at", "--epochs"], 2, "Missing value for argument '--epochs'"),
         (["evaluate", "r", "--certainty", "high"], 2, "'high' does not fit; give a number or one of 'usual', 'paired'"),
-        (["evaluate", "r", "--mean", "a", "b"], 2, "--mean: 'a b' does not fit; give a number, or several"),
+        (["evaluate", "r", "--mean", "a", "b"], 2, "--mean: 'a b' does not fit; give several: each a number"),
         (["evaluate", "r", "--norm", "l3"], 2, "--norm: 'l3' does not fit; give one of 'linf', 'l2', 'l1'"),
         (["compare", "a"], 2, "METHOD The folder of a run"),
         (["train", "cifar10-fastat", "--data.root", "nowhere"], 1, "cifar-10-batches-py"),
@@ -222,7 +222,7 @@ def test_a_model_that_is_not_ours(
 ) -> None:
     from PIL import Image
 
-    (tmp_path / "theirs.py").write_text(
+    (tmp_path / "greys.py").write_text(
         "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))\n"
     )
     for label, grey in enumerate((60, 200)):
@@ -236,7 +236,7 @@ def test_a_model_that_is_not_ours(
     }
     torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, tmp_path / "net.pt")
     monkeypatch.chdir(tmp_path)
-    own = ["--model", "theirs:build", "--weights", "net.pt", "--data", "photos", "--image-size", "8", "--out", "found"]
+    own = ["--model", "greys:build", "--weights", "net.pt", "--data", "photos", "--image-size", "8", "--out", "found"]
     assert main(["evaluate", *own, "--eps", "40/255"]) == 0
     evaluation = json.loads(Path("found/evaluation.json").read_text())
     # The grey levels are 60..65 and 200..205, the boundary is 127.5: 40/255 reaches none.

@@ -14,7 +14,6 @@ from advsphere.cli import main
 from advsphere.errors import MissingPackageError, UserError
 from advsphere.runs.train import train
 from advsphere.training import read_metrics
-from advsphere.training.trackers import check_tracker
 from tests.training.tiny import few_digits, names_in, tiny_config
 
 
@@ -101,5 +100,6 @@ def test_a_missing_package_and_an_unknown_tracker_are_told_before_anything_is_wr
     assert main(["train", "digits-standard", "--out", str(tmp_path / "run"), "--log-to", "mlflow"]) != 0
     assert "mlflow is not installed: pip install mlflow" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="choose one of tensorboard, wandb, mlflow"):
-        check_tracker("clearml")
+    with pytest.raises(UserError, match="log_to is 'clearml'; give one of 'tensorboard', 'wandb', 'mlflow'"):
+        train(tiny_config("standard"), tmp_path / "run", log_to="clearml")
+    assert not (tmp_path / "run").exists()

@@ -19,7 +19,6 @@ from advsphere.hypersphere import HypersphereHead, attach_head
 from advsphere.models.published import NORMALISATION, candidates, kind_of, renamed
 from advsphere.models.reading import read_states
 from advsphere.state import unpacked
-from advsphere.typed import typed
 
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 """Names that files may lack or have too many of, because no forward reads them."""
@@ -28,7 +27,6 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped
 """Names that compilation and parallel training put around layers."""
 
 
-@typed
 def load_weights(model: nn.Module, path: Path | str, *, head: str | None = None) -> str:
     """Load weights from a file into a model.
 
