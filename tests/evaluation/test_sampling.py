@@ -217,11 +217,10 @@ def test_the_standard_attacks_pass_their_checks_with_a_certainty() -> None:
 def test_what_has_no_certainty_is_refused() -> None:
     with pytest.raises(UserError, match="no attack of this suite"):
         evaluate(*KNOWN, threat=THREAT, suite="quick", certainty=1)
-    for wrong in (-1, 100, float("nan")):
-        with pytest.raises(UserError, match=r"certainty is .*; give points of accuracy, such as 0.5, 'usual' or"):
-            run(wrong)
-    for wrong in (True, "high", [1]):
-        with pytest.raises(UserError, match=r"certainty is .*; give a number or one of 'usual', 'paired'"):
+    cases: list[tuple[Any, str]] = [(one, "give points of accuracy, such as 0.5") for one in (-1, 100, float("nan"))]
+    cases += [(one, "give a number or one of 'usual', 'paired'") for one in (True, "high", [1])]
+    for wrong, cure in cases:
+        with pytest.raises(UserError, match=f"certainty is .*; {cure}"):
             run(wrong)
 
 
