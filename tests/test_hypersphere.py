@@ -290,6 +290,12 @@ def test_a_schedule_may_not_take_the_scale_to_nothing() -> None:
         HypersphereConfig(scale_schedule=Linear(((0.0, 0.0), (1.0, 1.0))))
 
 
+@pytest.mark.parametrize("m", [-0.2, float("nan"), float("inf")])
+def test_a_margin_is_not_negative(m: float) -> None:
+    with pytest.raises(UserError, match=r"the margin m is .*; give 0 or more"):
+        HypersphereConfig(margin=m)
+
+
 def test_a_head_takes_the_place_of_a_layer_under_all_of_its_names() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

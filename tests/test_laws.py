@@ -13,6 +13,7 @@ import advsphere.attacks
 import advsphere.objectives
 from advsphere.attacks import AttackKind, attack_kind
 from advsphere.classifier import fooled, frozen
+from advsphere.errors import UserError
 from advsphere.objectives import Objective
 from advsphere.rng import Rng
 from advsphere.threat import ThreatModel
@@ -81,6 +82,19 @@ def test_every_objective_has_a_row():
     ours = {cls.__name__ for cls in family(Objective) - {Objective} if cls.__module__ == "advsphere.objectives"}
     assert ours == set(OBJECTIVES)
     assert all(type(row.objective).__name__ == name for name, row in OBJECTIVES.items())
+
+
+@attacks
+@norms
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_images_in_half_precision_keep_their_type_or_are_refused(row, norm, dtype):
+    model, x, y = conv_net().eval().to(dtype), images(4).to(dtype), labels(4)
+    try:
+        x_adv = row.make(ThreatModel(norm=norm, eps=RADII[norm]))(model, x, y, rng=Rng(0, torch.arange(4)))
+    except UserError as refusal:
+        assert "give the model and the images in float32" in str(refusal)
+    else:
+        assert x_adv.dtype == dtype and x_adv.min() >= 0 and x_adv.max() <= 1
 
 
 def extreme_images(n):

@@ -299,7 +299,7 @@ class HypersphereConfig:
             changes TRADES, whose KL is not a function of `log_odds` alone.
 
     Raises:
-        UserError: If the scheduled scale is not positive and finite throughout.
+        UserError: If the scheduled scale is not positive and finite throughout, or the margin is negative.
     """
 
     scale: float = 15.0
@@ -316,6 +316,8 @@ class HypersphereConfig:
             raise UserError(
                 f"s = {self.scale} times its schedule must stay positive and finite; at 0 nothing is learnt"
             )
+        if not 0 <= self.margin < math.inf:
+            raise UserError(f"the margin m is {self.margin}; give 0 or more, in units of cosine (the paper uses 0.2)")
 
     def attach(self, model: nn.Module, head: str | None = None) -> HypersphereHead:
         """Attach a head with these settings, see `attach_head`.

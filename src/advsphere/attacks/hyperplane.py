@@ -116,7 +116,8 @@ def _level(slope: Tensor, weight: Tensor, room: Tensor, goal: Tensor) -> Tensor:
     is concave and piecewise linear in the level, so Newton's method from 0 rises to the exact solution in finitely many
     steps (usually about five). Where reads are not free, it takes `ROUNDS` of them.
     """
-    tiny = torch.finfo(slope.dtype).tiny
+    limits = torch.finfo(slope.dtype)
+    tiny, highest = limits.tiny, min(1e30, limits.max)
     full, rise, nothing = slope * room, slope * weight, torch.zeros_like(goal)
     level = nothing
     for rounds in itertools.count():
@@ -126,7 +127,7 @@ def _level(slope: Tensor, weight: Tensor, room: Tensor, goal: Tensor) -> Tensor:
         free = length < room
         spent = torch.where(free, nothing, full).sum(1, keepdim=True)
         rate = torch.where(free, rise, nothing).sum(1, keepdim=True).clamp(min=tiny)
-        before, level = level, torch.maximum(level, ((goal - spent) / rate).clamp(max=1e30))
+        before, level = level, torch.maximum(level, ((goal - spent) / rate).clamp(max=highest))
         if reads_are_free(slope.device) and torch.equal(before, level):
             break
     return torch.minimum(length, room)
