@@ -18,7 +18,7 @@ _PLAIN: dict[Any, tuple[type, str]] = {
     bool: (bool, "True or False"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
-    str: (str, "a text"),
+    str: (str, "a string"),
     Path: (os.PathLike, "a path"),
     NoneType: (NoneType, "None"),
 }
@@ -30,10 +30,10 @@ def typed(function: _Function) -> _Function:
     """Check the arguments of each call of a function, as `require_types` checks settings.
 
     Args:
-        function: The function. One of the user may annotate as it likes.
+        function: The function. One of another package is returned as it is, because its annotations may mean anything.
 
     Returns:
-        The function that checks. It raises UserError for an argument of another type.
+        A function that checks its arguments and raises UserError for one of another type.
     """
     names = list(inspect.signature(function).parameters)
 
@@ -72,7 +72,8 @@ def _ours(part: Any) -> bool:
 def _require(name: str, value: object, hint: Any) -> None:
     if not _fits(value, hint):
         given = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())
-        raise UserError(f"{name} is {given if len(given) < 100 else f'a {type(value).__name__}'}; give {said(hint)}")
+        given = given if len(given) < 100 else f"of type {type(value).__name__}"
+        raise UserError(f"{name} is {given}; give {described(hint)}")
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -97,11 +98,11 @@ def _fits(value: object, hint: Any) -> bool:
     return value is not None or hint is Any
 
 
-def said(hint: Any) -> str:
-    """Say what a value may be.
+def described(hint: Any) -> str:
+    """Describe a type for an error message.
 
     Args:
-        hint: A type, as it is annotated.
+        hint: The type, as it is annotated. A class may name an example of its objects in `_example`.
 
     Returns:
         The words that follow "give", such as "a number or None".
@@ -111,12 +112,12 @@ def said(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " * (len(get_args(hint)) > 1) + ", ".join(map(repr, get_args(hint)))
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(said, get_args(hint)))
+        return " or ".join(map(described, get_args(hint)))
     if get_origin(hint) is Callable:
         return "a function or a class"
     if get_origin(hint) is tuple and get_args(hint)[-1] is not ...:
-        return f"({', '.join(map(said, get_args(hint)))})"
+        return f"({', '.join(map(described, get_args(hint)))})"
     if get_origin(hint) in (tuple, Sequence):
-        return f"several: each {said(get_args(hint)[0])}"
+        return f"several: each {described(get_args(hint)[0])}"
     where = f"such as {hint._example}" if hasattr(hint, "_example") else hint.__module__
     return f"an object of {hint.__qualname__} ({where})"

@@ -198,7 +198,7 @@ def test_settings_of_another_kind_are_told_in_one_line() -> None:
     ):
         with pytest.raises(UserError, match=said):
             SHORT["pgd"](model, x, y, **wrong)
-    with pytest.raises(UserError, match="threat is a Sequential; give an object of ThreatModel"):
+    with pytest.raises(UserError, match="threat is of type Sequential; give an object of ThreatModel"):
         attacks.auto_attack(model)
 
 

@@ -250,7 +250,7 @@ def test_what_no_evaluation_can_be_of_is_refused() -> None:
     with pytest.raises(UserError, match="precision is 'fp16'; give one of 'auto', 'float32', 'bfloat16'"):
         evaluate(model, images, labels, threat=THREAT, precision="fp16")
     for suite in (fgsm, [fgsm]):
-        with pytest.raises(UserError, match=r"suite is .*; give a text or several: each an object of AttackSpec"):
+        with pytest.raises(UserError, match=r"suite is .*; give a string or several: each an object of AttackSpec"):
             evaluate(model, images, labels, threat=THREAT, suite=suite)
     with pytest.raises(UserError, match="bounds are 0 to 255"):
         evaluate(model, images, labels, threat=ThreatModel(norm="linf", eps=8, bounds=(0, 255)))

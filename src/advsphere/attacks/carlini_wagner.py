@@ -87,7 +87,7 @@ def cw(
     """
     model = prepared(model, x, bounds, target)
     if x.dtype not in (torch.float32, torch.float64):
-        raise UserError(f"Adam needs more digits than {x.dtype} has; give the model and the images in float32")
+        raise UserError(f"this attack needs more precision than {x.dtype}; give the model and the images in float32")
     if norm not in FIRST_C:
         raise UserError(f"there is no Carlini-Wagner attack for {norm}; choose l2 or linf, or use fab")
     c, most = FIRST_C[norm] if first_c is None else first_c, ROUNDS[norm] if rounds is None else rounds

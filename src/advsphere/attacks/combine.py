@@ -56,8 +56,8 @@ def attack_kind(kind: AttackKind) -> Callable[[_AttackT], _AttackT]:
         kind: The kind, see `AttackKind`.
 
     Returns:
-        A decorator that stores the kind in the function's attribute `kind` and returns the same function; one of
-        advsphere also checks its arguments. Apply it above every other decorator.
+        A decorator that stores the kind in the function's attribute `kind` and returns the same function. For an attack
+        of advsphere it returns one that also checks the types of its arguments. Apply it above every other decorator.
     """
 
     def declare(attack: _AttackT) -> _AttackT:
@@ -106,10 +106,8 @@ def prepared(
     """
     _check_types(x, target, soft)
     if not isinstance(model, Prepared):
-        parts = [*model.parameters()][:1] if isinstance(model, nn.Module) else []
-        for part, name in ((target, "labels"), *((part, "model") for part in parts)):
-            if part is not None and part.device != x.device:
-                raise UserError(f"the images are on {x.device} and the {name} on {part.device}; move one of them there")
+        if target is not None and target.device != x.device:
+            raise UserError(f"the images are on {x.device} and the labels on {target.device}; use labels.to(x.device)")
         darkest, brightest, lowest, highest = _extremes(x, target)
         if lowest < 0:
             raise UserError(f"the lowest label is {lowest:g}; number the classes from 0")

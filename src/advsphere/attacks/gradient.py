@@ -105,7 +105,8 @@ def pgd(
         The adversarial images, same shape as `x`.
 
     Raises:
-        UserError: If `until_fooled` is set and `target` does not hold labels, or `start` is not one that is possible.
+        UserError: If `until_fooled` is set and `target` does not hold labels, or if `start` is another word, or images
+            of another shape than `x`.
     """
     model = prepared(model, x, threat, target, soft=True)
     if until_fooled and target.dim() != 1:

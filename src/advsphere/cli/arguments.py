@@ -16,7 +16,7 @@ from rich.text import Text
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from advsphere.cli.printing import print_error
-from advsphere.typed import said
+from advsphere.typed import described
 
 T = TypeVar("T")
 
@@ -40,13 +40,13 @@ def parse(kind: type[T], arguments: Sequence[str], *, prog: str, default: T | No
             )
     except SystemExit as asked:
         if asked.code:
-            print_error(f"{_in_one_line(box.getvalue())}; `{prog} --help` explains the arguments")
+            print_error(f"{_cause(box.getvalue())}; `{prog} --help` explains the arguments")
         raise
     return parsed
 
 
-def _in_one_line(box: str) -> str:
-    """The cause of an error, and the flags that may be meant, from the text that tyro prints in a box."""
+def _cause(box: str) -> str:
+    """The cause of an error, and the flags that may be meant, from the box that tyro prints. It has no other form."""
     rows = [row.strip(" │") for row in Text.from_ansi(box).plain.splitlines()[1:]]  # below the title
     cause, *more = re.split(r"\n[─-]+\n", "\n".join(rows).lstrip("-\n"))
     meant = [flag for part in more if part.startswith("Perhaps") for flag in re.findall(r"^--[^ ,]+", part, re.M)]
@@ -84,7 +84,7 @@ def _either(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         for spec in specs:
             with suppress(ValueError):
                 return spec.instance_from_str(words)
-        raise ValueError(f"{' '.join(words)!r} does not fit; give {' or '.join(map(said, kinds))}")
+        raise ValueError(f"{' '.join(words)!r} does not fit; give {' or '.join(map(described, kinds))}")
 
     return PrimitiveConstructorSpec(
         nargs=specs[0].nargs,

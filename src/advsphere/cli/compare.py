@@ -99,10 +99,10 @@ def compared(options: Options, console: Console) -> Path:
     eps = configs["baseline"][0].threat.eps if options.eps is None else options.eps
     path = (options.out or arms["method"][0] / "compared") / "comparison.json"
     require_writable(path.parent)
-    runs = [run for arm in arms.values() for run in arm]
-    if len({run.resolve() for run in runs}) < len(runs):
+    named = [run for runs in arms.values() for run in runs]
+    if len({run.resolve() for run in named}) < len(named):
         raise UserError("a run is named twice; name different runs, the baseline first and then the method")
-    for run in runs:
+    for run in named:
         if not (run / f"{options.checkpoint}.safetensors").is_file():
             raise UserError(f"{run} has no {options.checkpoint}.safetensors; train it further with --resume")
     found: dict[str, list[tuple[Evaluation, Path]]] = {"baseline": [], "method": []}

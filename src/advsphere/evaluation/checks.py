@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -163,13 +164,13 @@ def device_of(model: nn.Module) -> torch.device:
     """The device of the model's weights. Raises UserError if the model is no module."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module")
-    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def loaded(model: nn.Module, images: Images, index: Tensor) -> tuple[Tensor, Tensor]:
     """The images and labels at these positions (B,), on the model's device."""
-    x, y = images.batch(index)
-    return x.to(device_of(model)), y.to(device_of(model))
+    device, (x, y) = device_of(model), images.batch(index)
+    return x.to(device), y.to(device)
 
 
 def _images(x: Tensor) -> Finding:

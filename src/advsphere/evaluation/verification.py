@@ -110,7 +110,7 @@ def verify(
         require_whole(book)
         if labels is None and isinstance(images, Pixels):
             labels = torch.tensor(book.labels)
-        device_of(model)
+        device_of(model)  # raises UserError if it is no module
         model = as_judged(model, book.identity["suite"].get("draws", 0))
         evidence = Evidence(model, images_of(images, labels), book)
         found = list[Finding]()

@@ -75,7 +75,7 @@ class Trainer:
         world: The processes that train together.
 
     Raises:
-        UserError: If a part is of another kind, or the settings fit neither model nor world, or the bounds not [0, 1].
+        UserError: If a part is of another kind or does not fit the others, or the bounds of the threat are not [0, 1].
     """
 
     @typed
