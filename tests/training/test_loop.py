@@ -191,7 +191,7 @@ def test_a_part_of_another_kind_is_told_in_one_line(tmp_path: Path) -> None:
         ),
         ({"objective": FreeAT}, r"objective is the class FreeAT; give an object of Objective \(advsphere.objectives\)"),
         ({"objective": "pgd"}, "objective is 'pgd'; give an object of Objective"),
-        ({"optimizer": optim.SGD(conv_net().parameters())}, r"optimizer is (SGD|a SGD).*; give a function or a class"),
+        ({"optimizer": optim.SGD(conv_net().parameters())}, "optimizer is of type SGD; give a function"),
         ({"optimizer": "adam"}, "optimizer is 'adam'; give a function or a class"),
         ({"hooks": {"on_tick": print}}, r"hooks is {.*}; give an object of Hooks \(advsphere.training.hooks\)"),
         ({"world": 2}, r"world is 2; give an object of World"),
